@@ -1,0 +1,1 @@
+"""Hypervisor drivers: one small interface, a record of what each can do, and a registry."""

@@ -1,0 +1,310 @@
+"""The interface between snaporch and a hypervisor.
+
+A driver has three faces:
+
+- `Driver` launches, attaches to and connects to the processes that run domains;
+- `Machine` is an open connection to one of them, exclusive while it is open;
+- `Storage` is where its images and memory files live.
+
+The rest of snaporch asks `Capabilities`, never the driver's name. What a driver promises is what the conformance
+suite in `snaporch.testing` checks; the docstrings here give the details.
+
+Errors: a driver raises `CommandRefused` when the hypervisor said no (nothing was changed), `ConnectionGone` when
+it is gone, `OutcomeUnknown` when it did not answer. File errors are `OSError`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from snaporch.models import (
+    DeviceDisk,
+    DiskStatus,
+    DomainDefinition,
+    DomainState,
+    FileRecord,
+    Process,
+    Strategy,
+)
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all, as far as known."""
+
+
+@attrs.frozen
+class Capabilities:
+    """What one running machine can do.
+
+    Attributes:
+        hypervisor: for people, for example ``QEMU 10.0.2``.
+        background: RAM can be write-protected and streamed while the guest runs.
+        background_blocker: why not, when not.
+        keeps_paused: a paused guest's memory can be streamed and the guest then still is as it was.
+        versions: what a memory file is bound to: it loads only where all of these are the same.
+        ram: bytes of guest RAM.
+        features: further names, for `doctor`.
+    """
+
+    hypervisor: str
+    background: bool
+    background_blocker: str = ""
+    keeps_paused: bool = True
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    ram: int = 0
+    features: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Overlay:
+    """A disk's move from the image `base` to a new overlay, planned in full before anything is done.
+
+    Attributes:
+        base: the disk as it is before; its active image is what will be frozen.
+        path: the overlay's file; it does not exist yet.
+        node: the block node's name for it, unique in the machine.
+    """
+
+    base: DiskStatus
+    path: str
+    node: str
+
+    @property
+    def target(self) -> str:
+        """The disk's name in the domain."""
+        return self.base.target
+
+
+@attrs.frozen
+class StreamPlan:
+    """How memory is to be streamed.
+
+    Attributes:
+        path: the memory file.
+        strategy: background, precopy or paused.
+        bandwidth: bytes a second, 0 for no limit.
+    """
+
+    path: str
+    strategy: Strategy
+    bandwidth: int = 0
+
+
+class Stream(abc.ABC):
+    """One memory stream of a machine, from its preparation to its sealed file."""
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Make everything ready; the guest notices nothing. The memory file exists afterwards (0600)."""
+
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Begin; with BACKGROUND the point is taken after this and before `armed` returns."""
+
+    @abc.abstractmethod
+    async def armed(self) -> None:
+        """Return when the point is held whatever the guest does from now on (BACKGROUND only)."""
+
+    @abc.abstractmethod
+    async def finished(self, progress: Progress) -> None:
+        """Return when all memory has left the hypervisor; the hypervisor's settings are as before."""
+
+    @abc.abstractmethod
+    async def seal(self) -> FileRecord:
+        """Return the file's record once it is fsynced."""
+
+    @abc.abstractmethod
+    async def abort(self) -> None:
+        """End the stream, whatever it is doing, and put the hypervisor's settings back. Idempotent."""
+
+
+class Machine(abc.ABC):
+    """A connection to a hypervisor process that runs one domain."""
+
+    capabilities: Capabilities
+
+    @abc.abstractmethod
+    async def state(self) -> DomainState:
+        """Return RUNNING or PAUSED."""
+
+    @abc.abstractmethod
+    async def disks(self) -> tuple[DiskStatus, ...]:
+        """Return every disk that has an image, in the guest's order."""
+
+    @abc.abstractmethod
+    async def pause(self) -> None:
+        """Stop the CPUs; on return no disk request is in flight."""
+
+    @abc.abstractmethod
+    async def resume(self) -> None:
+        """Let the CPUs run; nothing happens when they do."""
+
+    @abc.abstractmethod
+    def pause_times(self) -> tuple[float, float] | None:
+        """Return the hypervisor's own (stopped, resumed) instants of the last pause since `forget_pauses`."""
+
+    @abc.abstractmethod
+    def forget_pauses(self) -> None:
+        """Begin a new account of pauses."""
+
+    @abc.abstractmethod
+    async def add_node(self, overlay: Overlay) -> None:
+        """Open an overlay without attaching it."""
+
+    @abc.abstractmethod
+    async def remove_node(self, overlay: Overlay) -> None:
+        """Close an overlay that no disk uses. Idempotent."""
+
+    @abc.abstractmethod
+    async def switch(self, overlays: Sequence[Overlay]) -> None:
+        """Put all disks on their overlays: all of them or, with CommandRefused, none."""
+
+    @abc.abstractmethod
+    async def switch_back(self, overlays: Sequence[Overlay]) -> None:
+        """Merge overlays into their bases and put the disks back on these, whichever had switched.
+
+        Works on a running guest and on a paused one, and loses nothing that the guest wrote.
+        """
+
+    @abc.abstractmethod
+    def stream(self, plan: StreamPlan) -> Stream:
+        """Return a stream for this machine; nothing happens before `Stream.open`."""
+
+    @abc.abstractmethod
+    async def load(self, path: str) -> None:
+        """Load a memory file into a machine launched for it; it is PAUSED afterwards, at the point."""
+
+    @abc.abstractmethod
+    async def shutdown(self) -> None:
+        """Ask the guest to power off (ACPI); returns at once."""
+
+    @abc.abstractmethod
+    async def quit(self) -> None:
+        """End the process, without asking the guest; returns when it is gone."""
+
+
+@attrs.frozen
+class Launch:
+    """What to launch.
+
+    Attributes:
+        definition: the domain's.
+        disks: the images to run on, in place of the definition's.
+        directory: an existing directory for sockets and logs of this one process.
+        incoming: memory will be loaded into it.
+        template: for an attached domain: the process whose command line is followed instead of the definition.
+    """
+
+    definition: DomainDefinition
+    disks: tuple[DeviceDisk, ...]
+    directory: Path
+    incoming: bool = False
+    template: Process | None = None
+
+
+class Storage(abc.ABC):
+    """Where images and memory files live. Paths are absolute; files are made 0600, directories 0700."""
+
+    @abc.abstractmethod
+    async def exists(self, path: str) -> bool:
+        """Return whether there is anything at `path`."""
+
+    @abc.abstractmethod
+    async def check_writable(self, directory: str) -> None:
+        """Raise Refused when files cannot be made in `directory`; makes nothing."""
+
+    @abc.abstractmethod
+    async def make_directory(self, directory: str) -> None:
+        """Make a directory and its parents, where they are missing."""
+
+    @abc.abstractmethod
+    async def free(self, directory: str) -> tuple[str, int]:
+        """Return an id of the file system that `directory` is (or will be) on, and the bytes free in it."""
+
+    @abc.abstractmethod
+    async def chain(self, path: str, format_: str) -> tuple[DeviceDisk, ...]:
+        """Return the chain of the image at `path`, itself first.
+
+        Raises:
+            Refused: a link is missing or is no image.
+        """
+
+    @abc.abstractmethod
+    async def virtual_size(self, path: str, format_: str) -> int:
+        """Return the size of the disk in an image, in bytes."""
+
+    @abc.abstractmethod
+    async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
+        """Make an empty qcow2 over `base`, durable on return.
+
+        Raises:
+            FileExistsError: there is a file; it is untouched.
+        """
+
+    @abc.abstractmethod
+    async def commit_overlay(self, path: str) -> None:
+        """Merge an overlay, which no process has open, into its backing image; the overlay is then empty."""
+
+    @abc.abstractmethod
+    async def remove(self, path: str) -> None:
+        """Unlink a file, if it is there."""
+
+    @abc.abstractmethod
+    async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
+        """Make a file durable and return its record, `known` itself where that is still true."""
+
+    @abc.abstractmethod
+    async def check(self, record: FileRecord, *, thorough: bool = False) -> None:
+        """Compare a file with its record; `thorough` reads it even when nothing seems to have touched it.
+
+        Raises:
+            DamagedSnapshot: it is missing, or its size or checksum differs.
+        """
+
+
+class Driver(abc.ABC):
+    """A hypervisor on this host."""
+
+    name: str
+    storage: Storage
+
+    @abc.abstractmethod
+    async def launch(self, launch: Launch) -> Process:
+        """Start a process, CPUs stopped; it outlives us. Raises Refused with its words when it cannot start."""
+
+    @abc.abstractmethod
+    def connect(self, process: Process, label: str) -> AbstractAsyncContextManager[Machine]:
+        """Connect to a process; `label` is the domain's name for errors.
+
+        Raises:
+            ConnectionGone: nothing is there, or nothing answers.
+        """
+
+    @abc.abstractmethod
+    def query(self, process: Process, label: str) -> AbstractAsyncContextManager[Machine]:
+        """As `connect`, for a look beside a running operation, where the process allows a second client."""
+
+    @abc.abstractmethod
+    def alive(self, process: Process) -> bool:
+        """Return whether exactly that process still runs."""
+
+    @abc.abstractmethod
+    async def kill(self, process: Process) -> None:
+        """End a process that may not answer; returns when it is gone. Does nothing when it is."""
+
+    @abc.abstractmethod
+    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Process]:
+        """Find out what runs at the other end of a control socket."""
+
+    @abc.abstractmethod
+    async def beside_blocker(self, launch: Launch) -> str:
+        """Return why the launch cannot stand beside the domain's present process, or an empty string."""
+
+    @abc.abstractmethod
+    async def doctor(self) -> dict[str, Any]:
+        """Return what this host can do and what stands in the way, one finding a key."""

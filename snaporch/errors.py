@@ -1,0 +1,217 @@
+"""Everything that snaporch raises.
+
+    SnaporchError                    exit  http
+    ├── Refused                         2   409   nothing was touched
+    │   ├── InvalidInput                2   422   the request itself makes no sense
+    │   ├── TargetExists                2   409   a name or a file is taken
+    │   ├── NotEnoughSpace              2   507   both figures are in it
+    │   ├── Unsupported                 2   409   this hypervisor or this domain cannot do it
+    │   └── DamagedSnapshot             2   409   a file is missing or is not what was saved
+    ├── NotFound                        3   404
+    ├── Busy                            4   409   another operation runs on the domain
+    ├── OperationFailed                 1   500   it failed, and everything is as it was before
+    │   └── DeadlineExceeded            1   504
+    ├── Stranded                        5   500   it failed and could not be undone; says what mends it
+    └── HypervisorError                 1   502
+        ├── CommandRefused              1   502   the hypervisor answered with an error
+        ├── ConnectionGone              1   502   closed by the other side, or never there
+        ├── ProtocolError               1   502   what came is not QMP
+        └── OutcomeUnknown              1   504   sent, never answered: it may have been carried out
+
+An error carries what it knows as attributes, so that a caller never has to read its text; the text is for
+people: what happened, why, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "Busy",
+    "CommandRefused",
+    "ConnectionGone",
+    "DamagedSnapshot",
+    "DeadlineExceeded",
+    "HypervisorError",
+    "InvalidInput",
+    "NotEnoughSpace",
+    "NotFound",
+    "OperationFailed",
+    "OutcomeUnknown",
+    "ProtocolError",
+    "Refused",
+    "SnaporchError",
+    "Stranded",
+    "TargetExists",
+    "Unsupported",
+]
+
+
+class SnaporchError(Exception):
+    """Base of every error that snaporch raises on purpose.
+
+    Attributes:
+        exit_code: the command line's exit status for it.
+        http_status: the service's answer for it.
+    """
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+
+class Refused(SnaporchError):
+    """The request was refused before anything was touched."""
+
+    exit_code = 2
+    http_status = 409
+
+
+class InvalidInput(Refused):
+    """The request makes no sense in itself: a bad name, flags that exclude each other, a bad definition."""
+
+    http_status = 422
+
+
+class TargetExists(Refused):
+    """A name, or a file at a place that is to be written, exists already."""
+
+    def __init__(self, what: str, path: str = "") -> None:
+        super().__init__(what)
+        self.path = path
+
+
+class NotEnoughSpace(Refused):
+    """What the operation may need is more than what is free.
+
+    Attributes:
+        needed: bytes that may be needed.
+        free: bytes that are free.
+        where: the directory (or "host memory") that is short.
+    """
+
+    http_status = 507
+
+    def __init__(self, needed: int, free: int, where: str) -> None:
+        super().__init__(
+            f"not enough space in {where}: {needed:,} bytes may be needed, {free:,} are free; "
+            "free some, or choose another place"
+        )
+        self.needed = needed
+        self.free = free
+        self.where = where
+
+
+class Unsupported(Refused):
+    """This hypervisor, or this domain as it is now, cannot do what is asked."""
+
+
+class DamagedSnapshot(Refused):
+    """A file of the snapshot is missing or is not what was saved."""
+
+    def __init__(self, what: str, path: str) -> None:
+        super().__init__(what)
+        self.path = path
+
+
+class NotFound(SnaporchError):
+    """There is no such domain, snapshot or operation."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class Busy(SnaporchError):
+    """Another operation runs on the domain.
+
+    Attributes:
+        domain: the domain's name.
+        operation: the id of the operation that runs.
+        running: what it is, for example ``create before-upgrade``.
+    """
+
+    exit_code = 4
+    http_status = 409
+
+    def __init__(self, domain: str, operation: str, running: str) -> None:
+        super().__init__(f"{domain} is busy: {running} runs (operation {operation}); wait for it or cancel it")
+        self.domain = domain
+        self.operation = operation
+        self.running = running
+
+
+class OperationFailed(SnaporchError):
+    """The operation failed and was rolled back: the domain, its disks and the catalog are as they were."""
+
+
+class DeadlineExceeded(OperationFailed):
+    """As OperationFailed: a deadline ran out."""
+
+    http_status = 504
+
+
+class Stranded(SnaporchError):
+    """The operation failed and the hypervisor is gone or refuses to undo it.
+
+    Attributes:
+        operation: the operation's id, for ``snaporch recover``.
+        remains: what is where, one entry a thing that could not be undone.
+    """
+
+    exit_code = 5
+
+    def __init__(self, what: str, operation: str, remains: tuple[str, ...]) -> None:
+        super().__init__(f"{what}; not undone: {'; '.join(remains)}. `snaporch recover` mends it")
+        self.operation = operation
+        self.remains = remains
+
+
+class HypervisorError(SnaporchError):
+    """Something between us and the hypervisor went wrong."""
+
+    http_status = 502
+
+
+class CommandRefused(HypervisorError):
+    """The hypervisor answered a command with an error; the command had no effect.
+
+    Attributes:
+        command: the QMP command.
+        error_class: QEMU's class of the error, mostly ``GenericError``.
+        description: QEMU's text.
+    """
+
+    def __init__(self, label: str, command: str, error_class: str, description: str) -> None:
+        super().__init__(f"{label}: QEMU refused {command}: {description}")
+        self.label = label
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+
+
+class ConnectionGone(HypervisorError):
+    """The hypervisor closed the connection, died, or was never there.
+
+    A command that was sent and not answered raises OutcomeUnknown instead.
+    """
+
+
+class ProtocolError(HypervisorError):
+    """What came over the socket is not QMP: garbage, a line without end, an answer to nothing."""
+
+
+class OutcomeUnknown(HypervisorError):
+    """A command was sent and no answer came: it may or may not have been carried out.
+
+    Attributes:
+        command: the QMP command.
+        seconds: the deadline that ran out, or None when the connection was lost.
+    """
+
+    http_status = 504
+
+    def __init__(self, label: str, command: str, seconds: float | None) -> None:
+        why = "the connection was lost" if seconds is None else f"no answer within {seconds:g} s"
+        super().__init__(f"{label}: outcome of {command} unknown: {why}")
+        self.label = label
+        self.command = command
+        self.seconds = seconds

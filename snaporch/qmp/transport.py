@@ -1,0 +1,109 @@
+"""What QMP needs of a Unix socket beyond a stream of bytes.
+
+Three things, and nothing else in this package knows about sockets: connecting to a path of any length, asking who
+listens, and sending file descriptors along with bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from array import array
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from snaporch.errors import ConnectionGone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["connect", "peer_pid", "send", "unix_socket_of"]
+
+# sizeof(sockaddr_un.sun_path), of which one byte is the final NUL.
+_SUN_PATH = 108
+
+# struct ucred: pid, uid, gid.
+_UCRED = struct.Struct("3i")
+
+
+def connect(path: str | os.PathLike[str], *, label: str) -> trio.SocketStream:
+    """Connect to a listening Unix socket; this never waits.
+
+    Raises:
+        ConnectionGone: there is no such socket, nobody listens, or too many wait there already.
+    """
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        raw.setblocking(False)
+        # Directly and not by Trio: a Unix socket connects at once or not at all, and Trio takes the EAGAIN of a full
+        # queue for the EINPROGRESS of TCP, and the socket, which polls as writable, for connected.
+        with _reachable(os.fsencode(path)) as address:
+            raw.connect(address)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+    except BlockingIOError as error:
+        raw.close()
+        raise ConnectionGone(
+            f"{label}: {os.fspath(path)} has no room for another connection: QEMU serves one client at a time, and "
+            "others are waiting already"
+        ) from error
+    except OSError as error:
+        raw.close()
+        why = error.strerror or str(error)
+        raise ConnectionGone(f"{label}: cannot connect to {os.fspath(path)}: {why}") from error
+    except BaseException:
+        raw.close()
+        raise
+
+
+@contextmanager
+def _reachable(path: bytes) -> Iterator[bytes]:
+    """Give a name of the socket that is short enough for the kernel, valid within the context."""
+    if len(path) < _SUN_PATH:
+        yield path
+        return
+    folder, name = os.path.split(path)
+    directory = os.open(folder or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield b"/proc/self/fd/%d/%s" % (directory, name)
+    finally:
+        os.close(directory)
+
+
+def unix_socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    """Return the Unix socket below a stream, or None if there is none."""
+    if isinstance(stream, trio.SocketStream) and stream.socket.family == socket.AF_UNIX:
+        return stream.socket
+    return None
+
+
+def peer_pid(stream: trio.abc.Stream) -> int | None:
+    """Return the process at the other end, or None if it is unknown or of another PID namespace."""
+    unix = unix_socket_of(stream)
+    if unix is None:
+        return None
+    pid, _uid, _gid = _UCRED.unpack(unix.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid) or None
+
+
+async def send(stream: trio.abc.Stream, data: bytes, fds: Sequence[int]) -> None:
+    """Send all of the data, with the descriptors attached to its first byte.
+
+    Raises:
+        OSError: a descriptor is not open, or there are too many; nothing was sent then.
+        trio.BrokenResourceError: the other side is gone; some of the data may have been sent, but never all.
+    """
+    if not fds:
+        await stream.send_all(data)
+        return
+    unix = unix_socket_of(stream)
+    if unix is None:
+        raise TypeError("file descriptors can be sent over a Unix socket only")
+    try:
+        sent = await unix.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise trio.BrokenResourceError from error
+    if sent < len(data):
+        await stream.send_all(data[sent:])

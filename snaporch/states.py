@@ -1,0 +1,142 @@
+"""The states of an operation, as one table.
+
+Rule 1: an operation is in exactly one state, and only `OperationState.send` changes it.
+Rule 2: whatever is not in `TRANSITIONS` is a bug of ours: it raises and changes nothing.
+Rule 3: every state that may be left behind by a crash says, by itself, what has been touched. A phase's signal
+        is therefore sent *before* its first step: in SWITCHING the disks may or may not have switched.
+Rule 4: FAIL is legal from every state in which something may have been touched, and leads to ROLLING_BACK only.
+
+The strategies differ in the order in which they walk through the same states:
+
+    background   preparing  pausing  switching  arming  resuming  streaming  committing
+    precopy      preparing  streaming  switching  resuming  sealing  committing
+    paused       preparing  pausing  switching  streaming  resuming  sealing  committing
+    disk-only    preparing  switching  sealing  committing
+    revert       preparing  loading  swapping  committing
+    revert FORCE preparing  displacing  loading  swapping  committing
+
+This module imports nothing that does I/O. The diagram in docs/states.md is generated from the table.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+
+class State(enum.StrEnum):
+    """What an operation is doing. The value is what the catalog and the command line show."""
+
+    NEW = "new"
+    PREPARING = "preparing"
+    """Files, block nodes or a second process are made beside the domain; the guest notices nothing."""
+    PAUSING = "pausing"
+    """The guest's CPUs are being stopped, or are."""
+    SWITCHING = "switching"
+    """The disks go over to their overlays, all in one transaction."""
+    ARMING = "arming"
+    """The hypervisor takes the point: device state saved, RAM write-protected."""
+    RESUMING = "resuming"
+    STREAMING = "streaming"
+    """Memory goes to its file."""
+    SEALING = "sealing"
+    """Files are fsynced and their checksums computed."""
+    DISPLACING = "displacing"
+    """FORCE: the old hypervisor process is ended before the new one is loaded."""
+    LOADING = "loading"
+    """A new hypervisor process, beside the old one, loads the point."""
+    SWAPPING = "swapping"
+    """The old guest stands, the new one runs; then the old process goes."""
+    COMMITTING = "committing"
+    COMPLETE = "complete"
+    ROLLING_BACK = "rolling-back"
+    ROLLED_BACK = "rolled-back"
+    STRANDED = "stranded"
+
+
+class Signal(enum.StrEnum):
+    """What moves an operation: the beginning of a phase, or an end."""
+
+    PREPARE = "prepare"
+    PAUSE = "pause"
+    SWITCH = "switch"
+    ARM = "arm"
+    RESUME = "resume"
+    STREAM = "stream"
+    SEAL = "seal"
+    DISPLACE = "displace"
+    LOAD = "load"
+    SWAP = "swap"
+    COMMIT = "commit"
+    DONE = "done"
+    FAIL = "fail"
+    UNDONE = "undone"
+    STUCK = "stuck"
+
+
+_FAIL = {Signal.FAIL: State.ROLLING_BACK}
+
+TRANSITIONS: dict[State, dict[Signal, State]] = {
+    State.NEW: {Signal.PREPARE: State.PREPARING, **_FAIL},
+    State.PREPARING: {
+        Signal.PAUSE: State.PAUSING,
+        Signal.STREAM: State.STREAMING,
+        Signal.SWITCH: State.SWITCHING,
+        Signal.LOAD: State.LOADING,
+        Signal.DISPLACE: State.DISPLACING,
+        Signal.SWAP: State.SWAPPING,
+        **_FAIL,
+    },
+    State.PAUSING: {Signal.SWITCH: State.SWITCHING, **_FAIL},
+    State.SWITCHING: {
+        Signal.ARM: State.ARMING,
+        Signal.STREAM: State.STREAMING,
+        Signal.RESUME: State.RESUMING,
+        Signal.SEAL: State.SEALING,
+        **_FAIL,
+    },
+    State.ARMING: {Signal.RESUME: State.RESUMING, **_FAIL},
+    State.RESUMING: {Signal.STREAM: State.STREAMING, Signal.SEAL: State.SEALING, **_FAIL},
+    State.STREAMING: {
+        Signal.SWITCH: State.SWITCHING,
+        Signal.RESUME: State.RESUMING,
+        Signal.COMMIT: State.COMMITTING,
+        **_FAIL,
+    },
+    State.SEALING: {Signal.COMMIT: State.COMMITTING, **_FAIL},
+    State.DISPLACING: {Signal.LOAD: State.LOADING, Signal.SWAP: State.SWAPPING, **_FAIL},
+    State.LOADING: {Signal.SWAP: State.SWAPPING, **_FAIL},
+    State.SWAPPING: {Signal.COMMIT: State.COMMITTING, **_FAIL},
+    State.COMMITTING: {Signal.DONE: State.COMPLETE, **_FAIL},
+    State.COMPLETE: {},
+    State.ROLLING_BACK: {Signal.UNDONE: State.ROLLED_BACK, Signal.STUCK: State.STRANDED},
+    State.ROLLED_BACK: {},
+    # `recover` tries again to undo what could not be undone.
+    State.STRANDED: _FAIL,
+}
+
+TERMINAL = frozenset({State.COMPLETE, State.ROLLED_BACK})
+
+
+class IllegalTransition(RuntimeError):  # noqa: N818 - named for what happened, as trio's errors are
+    """A signal that the present state does not know: a bug in snaporch."""
+
+
+@attrs.define
+class OperationState:
+    """Where one operation is."""
+
+    state: State = State.NEW
+
+    def send(self, signal: Signal) -> State:
+        """Move on and return the new state.
+
+        Raises:
+            IllegalTransition: the table has no such row; the state is unchanged.
+        """
+        try:
+            self.state = TRANSITIONS[self.state][signal]
+        except KeyError:
+            raise IllegalTransition(f"{signal} in state {self.state}") from None
+        return self.state

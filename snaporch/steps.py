@@ -1,0 +1,138 @@
+"""What each kind of operation does, in which order, and what undoes it: tables, no I/O.
+
+A *phase* is a barrier: all lanes of all participants finish it before anyone begins the next. Inside a phase the
+*lanes* run side by side, each its own steps in order. So while the memory lane opens its stream every disk makes
+its overlay, and they meet at the point; with several participants the very same rows make a consistency group
+(pause all, switch all, arm all, resume all).
+
+A step's name is the name of a method of the actor that performs it (`snaporch.create.Participant`, for
+example). The rollback tables name the compensations in the order in which they must run, each with the steps that
+make it necessary. A compensation looks at what is really there and is idempotent: it is run for a step that has
+*begun*, done or not, and again by `recover` after a crash.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from snaporch.models import Strategy
+from snaporch.states import Signal
+
+
+class Lane(enum.StrEnum):
+    """Who performs a step: once a domain, once a disk, or once for its memory."""
+
+    DOMAIN = "domain"
+    DISK = "disk"
+    MEMORY = "memory"
+
+
+@attrs.frozen
+class Phase:
+    """A row of a table.
+
+    Attributes:
+        signal: sent to the operation's state machine before the first step.
+        domain: steps of the domain lane.
+        disk: steps of each disk's lane.
+        memory: steps of the memory lane.
+        paused: the guest stands still for a LIVE point: no database write, no fsync, nothing but the hypervisor.
+    """
+
+    signal: Signal
+    domain: tuple[str, ...] = ()
+    disk: tuple[str, ...] = ()
+    memory: tuple[str, ...] = ()
+    paused: bool = False
+
+    def lanes(self) -> tuple[tuple[Lane, tuple[str, ...]], ...]:
+        """Return the lanes that have something to do."""
+        rows = ((Lane.DOMAIN, self.domain), (Lane.DISK, self.disk), (Lane.MEMORY, self.memory))
+        return tuple(row for row in rows if row[1])
+
+
+@attrs.frozen
+class Undo:
+    """A compensation: run when any of the steps `after` has begun."""
+
+    name: str
+    lane: Lane
+    after: frozenset[str] = attrs.field(converter=frozenset)
+
+
+_PREPARE = Phase(
+    Signal.PREPARE, disk=("make_overlay", "add_node"), memory=("make_memory_file", "open_stream")
+)
+_PREPARE_OFFLINE = Phase(Signal.PREPARE, disk=("make_overlay",))
+_SEAL = Phase(Signal.SEAL, disk=("seal_image",), memory=("seal_memory",))
+
+CREATE: dict[Strategy, tuple[Phase, ...]] = {
+    # The point is where the guest stands; RAM is write-protected there and streams while the guest runs on.
+    Strategy.BACKGROUND: (
+        _PREPARE,
+        Phase(Signal.PAUSE, domain=("pause",)),  # not `paused`: its row in the journal covers the whole pause
+        Phase(Signal.SWITCH, domain=("switch",), paused=True),
+        Phase(Signal.ARM, memory=("start_stream", "await_armed"), paused=True),
+        Phase(Signal.RESUME, domain=("resume",), paused=True),
+        Phase(Signal.STREAM, disk=("seal_image",), memory=("finish_stream", "seal_memory")),
+    ),
+    # The point is where the hypervisor itself stops the guest: the last page is sent and nothing moves.
+    Strategy.PRECOPY: (
+        _PREPARE,
+        Phase(Signal.STREAM, memory=("start_stream", "finish_stream")),
+        Phase(Signal.SWITCH, domain=("switch",), paused=True),
+        Phase(Signal.RESUME, domain=("resume",), paused=True),
+        _SEAL,
+    ),
+    # The guest stands from the point until its memory is on disk.
+    Strategy.PAUSED: (
+        _PREPARE,
+        Phase(Signal.PAUSE, domain=("pause",)),
+        Phase(Signal.SWITCH, domain=("switch",)),
+        Phase(Signal.STREAM, memory=("start_stream", "finish_stream", "seal_memory")),
+        Phase(Signal.RESUME, domain=("resume",)),
+        Phase(Signal.SEAL, disk=("seal_image",)),
+    ),
+    # An inactive domain: its disks stand still by themselves.
+    Strategy.NONE: (_PREPARE_OFFLINE, Phase(Signal.SWITCH), Phase(Signal.SEAL, disk=("seal_image",))),
+}
+
+# The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.
+ROLLBACK_CREATE: tuple[Undo, ...] = (
+    Undo("abort_stream", Lane.MEMORY, {"open_stream", "start_stream"}),
+    Undo("resume", Lane.DOMAIN, {"pause", "finish_stream"}),
+    Undo("switch_back", Lane.DOMAIN, {"switch"}),
+    Undo("remove_node", Lane.DISK, {"add_node"}),
+    Undo("remove_overlay", Lane.DISK, {"make_overlay"}),
+    Undo("remove_memory_file", Lane.MEMORY, {"make_memory_file"}),
+)
+
+REVERT: dict[str, tuple[Phase, ...]] = {
+    # The new guest is complete beside the old one before the old one is touched.
+    "beside": (
+        Phase(Signal.PREPARE, disk=("make_overlay",)),
+        Phase(Signal.LOAD, domain=("launch", "load")),
+        Phase(Signal.SWAP, domain=("stand_still", "take_over")),
+    ),
+    # FORCE, where both cannot stand side by side, or the old one no longer answers.
+    "displace": (
+        Phase(Signal.PREPARE, disk=("make_overlay",)),
+        Phase(Signal.DISPLACE, domain=("end_old",)),
+        Phase(Signal.LOAD, domain=("launch", "load")),
+        Phase(Signal.SWAP, domain=("take_over",)),
+    ),
+    # The domain is to be inactive afterwards.
+    "inactive": (
+        Phase(Signal.PREPARE, disk=("make_overlay",)),
+        Phase(Signal.SWAP, domain=("stand_still",)),
+    ),
+}
+
+ROLLBACK_REVERT: tuple[Undo, ...] = (
+    Undo("end_new", Lane.DOMAIN, {"launch"}),
+    Undo("run_old", Lane.DOMAIN, {"stand_still"}),
+    Undo("mourn_old", Lane.DOMAIN, {"end_old"}),
+    Undo("remove_overlay", Lane.DISK, {"make_overlay"}),
+)
