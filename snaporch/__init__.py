@@ -1,0 +1,96 @@
+"""snaporch: live whole-system snapshots of virtual machines, orchestrated with structured concurrency.
+
+async with snaporch.open_orchestrator("/srv/snapshots") as orch:
+await orch.create("web1", DomainSnapshot("before-upgrade"), CreateFlag.LIVE)
+...
+await orch.revert("web1", "before-upgrade")
+"""
+
+from __future__ import annotations
+
+from snaporch.errors import (
+    Busy,
+    CommandRefused,
+    ConnectionGone,
+    DamagedSnapshot,
+    DeadlineExceeded,
+    HypervisorError,
+    InvalidInput,
+    NotEnoughSpace,
+    NotFound,
+    OperationFailed,
+    OutcomeUnknown,
+    ProtocolError,
+    Refused,
+    SnaporchError,
+    Stranded,
+    TargetExists,
+    Unsupported,
+)
+from snaporch.models import (
+    CreateFlag,
+    CreateOptions,
+    DeleteFlag,
+    DeviceDisk,
+    DiskSnapshot,
+    DiskStatus,
+    DomainDefinition,
+    DomainInfo,
+    DomainSnapshot,
+    DomainState,
+    Event,
+    FileRecord,
+    OnTimeout,
+    OperationRecord,
+    Outcome,
+    RevertFlag,
+    SnapshotRecord,
+    Strategy,
+    Timings,
+)
+from snaporch.orchestrator import Orchestrator, open_orchestrator
+
+__all__ = [  # noqa: RUF022 - in the order in which a reader needs them
+    "open_orchestrator",
+    "Orchestrator",
+    # the RFC's structures and flags
+    "DomainSnapshot",
+    "DiskSnapshot",
+    "DeviceDisk",
+    "CreateFlag",
+    "DeleteFlag",
+    "RevertFlag",
+    # requests
+    "CreateOptions",
+    "Strategy",
+    "OnTimeout",
+    "DomainDefinition",
+    # answers
+    "SnapshotRecord",
+    "Outcome",
+    "FileRecord",
+    "Timings",
+    "DomainInfo",
+    "DomainState",
+    "DiskStatus",
+    "OperationRecord",
+    "Event",
+    # errors, as drawn in snaporch.errors
+    "SnaporchError",
+    "Refused",
+    "InvalidInput",
+    "TargetExists",
+    "NotEnoughSpace",
+    "Unsupported",
+    "DamagedSnapshot",
+    "NotFound",
+    "Busy",
+    "OperationFailed",
+    "DeadlineExceeded",
+    "Stranded",
+    "HypervisorError",
+    "CommandRefused",
+    "ConnectionGone",
+    "ProtocolError",
+    "OutcomeUnknown",
+]

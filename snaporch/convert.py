@@ -22,7 +22,17 @@ T = TypeVar("T")
 
 converter = make_converter(forbid_extra_keys=True)
 
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "K": 2**10, "M": 2**20, "G": 2**30}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+}
 
 
 def parse_size(value: int | str) -> int:
@@ -70,7 +80,9 @@ def definition_from(data: dict[str, Any], base: Path, where: str = "definition")
     return attrs.evolve(
         definition,
         disks=tuple(attrs.evolve(disk, path=absolute(disk.path)) for disk in definition.disks),
-        **{field: absolute(getattr(definition, field)) for field in ("kernel", "initrd", "serial")},
+        kernel=absolute(definition.kernel),
+        initrd=absolute(definition.initrd),
+        serial=absolute(definition.serial),
     )
 
 

@@ -139,9 +139,7 @@ class DiskSnapshot:
     name: str = ""
     external: bool = True
     external_sn: DeviceDisk | None = attrs.field(
-        default=attrs.Factory(
-            lambda self: DeviceDisk(self.disk.target) if self.external else None, takes_self=True
-        )
+        default=attrs.Factory(lambda self: DeviceDisk(self.disk.target) if self.external else None, takes_self=True)
     )
 
     def __attrs_post_init__(self) -> None:
@@ -258,6 +256,7 @@ class Process:
         started: its start time in the kernel's clock ticks, which tells it from a later process of that id.
         socket: the QMP socket.
         attached: something else started it; `argv` is then the command line found at the socket's other end.
+        cwd: the directory that relative paths in `argv` are relative to.
     """
 
     pid: int
@@ -265,6 +264,7 @@ class Process:
     socket: str
     attached: bool = False
     argv: tuple[str, ...] = ()
+    cwd: str = "/"
 
 
 @attrs.frozen
@@ -276,12 +276,15 @@ class DomainRecord:
         active: the image that each disk writes to now, by target, when it is not the definition's.
         current: the snapshot that the present state descends from.
         process: the hypervisor process, when one runs.
+        template: of a domain that was attached to: the process as it was found; its command line says how the
+            domain is launched, the definition only what could be seen.
     """
 
     definition: DomainDefinition
     active: dict[str, DeviceDisk] = attrs.field(factory=dict)
     current: str | None = None
     process: Process | None = None
+    template: Process | None = None
 
     @property
     def name(self) -> str:
@@ -382,7 +385,7 @@ class SnapshotRecord:
         memory: the sealed memory file, or None.
         images: by target, the sealed chain that holds the disk's point: the frozen image first, its base last.
         definition: the launch definition at the point.
-        process: the process at the point, for an attached domain: its command line is the definition.
+        template: as in `DomainRecord`, at the point.
         hypervisor: version and machine type that the memory belongs to.
         timings: how long it took.
         outcome: `complete`, for everything that the catalog holds.
@@ -398,7 +401,7 @@ class SnapshotRecord:
     memory: FileRecord | None
     images: dict[str, tuple[FileRecord, ...]]
     definition: DomainDefinition
-    process: Process | None = None
+    template: Process | None = None
     hypervisor: dict[str, Any] = attrs.field(factory=dict)
     timings: Timings = Timings()
     outcome: Outcome = Outcome.COMPLETE

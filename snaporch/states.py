@@ -119,7 +119,7 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
 TERMINAL = frozenset({State.COMPLETE, State.ROLLED_BACK})
 
 
-class IllegalTransition(RuntimeError):  # noqa: N818 - named for what happened, as trio's errors are
+class IllegalTransition(RuntimeError):
     """A signal that the present state does not know: a bug in snaporch."""
 
 

@@ -59,12 +59,10 @@ class Undo:
 
     name: str
     lane: Lane
-    after: frozenset[str] = attrs.field(converter=frozenset)
+    after: frozenset[str]
 
 
-_PREPARE = Phase(
-    Signal.PREPARE, disk=("make_overlay", "add_node"), memory=("make_memory_file", "open_stream")
-)
+_PREPARE = Phase(Signal.PREPARE, disk=("make_overlay", "add_node"), memory=("make_memory_file", "open_stream"))
 _PREPARE_OFFLINE = Phase(Signal.PREPARE, disk=("make_overlay",))
 _SEAL = Phase(Signal.SEAL, disk=("seal_image",), memory=("seal_memory",))
 
@@ -101,12 +99,12 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
 
 # The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.
 ROLLBACK_CREATE: tuple[Undo, ...] = (
-    Undo("abort_stream", Lane.MEMORY, {"open_stream", "start_stream"}),
-    Undo("resume", Lane.DOMAIN, {"pause", "finish_stream"}),
-    Undo("switch_back", Lane.DOMAIN, {"switch"}),
-    Undo("remove_node", Lane.DISK, {"add_node"}),
-    Undo("remove_overlay", Lane.DISK, {"make_overlay"}),
-    Undo("remove_memory_file", Lane.MEMORY, {"make_memory_file"}),
+    Undo("abort_stream", Lane.MEMORY, frozenset({"open_stream", "start_stream"})),
+    Undo("resume", Lane.DOMAIN, frozenset({"pause", "finish_stream"})),
+    Undo("switch_back", Lane.DOMAIN, frozenset({"switch"})),
+    Undo("remove_node", Lane.DISK, frozenset({"add_node"})),
+    Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
+    Undo("remove_memory_file", Lane.MEMORY, frozenset({"make_memory_file"})),
 )
 
 REVERT: dict[str, tuple[Phase, ...]] = {
@@ -131,8 +129,8 @@ REVERT: dict[str, tuple[Phase, ...]] = {
 }
 
 ROLLBACK_REVERT: tuple[Undo, ...] = (
-    Undo("end_new", Lane.DOMAIN, {"launch"}),
-    Undo("run_old", Lane.DOMAIN, {"stand_still"}),
-    Undo("mourn_old", Lane.DOMAIN, {"end_old"}),
-    Undo("remove_overlay", Lane.DISK, {"make_overlay"}),
+    Undo("end_new", Lane.DOMAIN, frozenset({"launch"})),
+    Undo("run_old", Lane.DOMAIN, frozenset({"stand_still"})),
+    Undo("mourn_old", Lane.DOMAIN, frozenset({"end_old"})),
+    Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
 )

@@ -100,7 +100,7 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     async def open(self) -> None:
-        """Make everything ready; the guest notices nothing. The memory file exists afterwards (0600)."""
+        """Make everything ready for writing to the memory file, which exists; the guest notices nothing."""
 
     @abc.abstractmethod
     async def start(self) -> None:
@@ -239,6 +239,14 @@ class Storage(abc.ABC):
         """Return the size of the disk in an image, in bytes."""
 
     @abc.abstractmethod
+    async def make_file(self, path: str) -> None:
+        """Make an empty file, durable on return.
+
+        Raises:
+            FileExistsError: there is a file; it is untouched.
+        """
+
+    @abc.abstractmethod
     async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
         """Make an empty qcow2 over `base`, durable on return.
 
@@ -292,6 +300,10 @@ class Driver(abc.ABC):
     @abc.abstractmethod
     def alive(self, process: Process) -> bool:
         """Return whether exactly that process still runs."""
+
+    @abc.abstractmethod
+    async def wait_gone(self, process: Process) -> None:
+        """Return when that process is gone."""
 
     @abc.abstractmethod
     async def kill(self, process: Process) -> None:

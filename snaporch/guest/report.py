@@ -12,9 +12,7 @@ import attrs
 
 __all__ = ["Report", "count_starts", "parse", "parse_errors"]
 
-_STATUS = (
-    r"seq=(\d+) disks=(\d+) checked=(\d+) errors=(\d+) gap_us=(\d+) ram_mb=(\d+) dirty_mb=(\d+) up_ms=(\d+)"
-)
+_STATUS = r"seq=(\d+) disks=(\d+) checked=(\d+) errors=(\d+) gap_us=(\d+) ram_mb=(\d+) dirty_mb=(\d+) up_ms=(\d+)"
 _REPORT = re.compile(rf"snaporch-guest (?:ready )?{_STATUS}(?: [^\r\n]*)?\r?\n")
 _READY = re.compile(r"snaporch-guest ready [^\r\n]*\r?\n")
 _ERROR = re.compile(r"snaporch-guest ERROR ([^\r\n]*)\r?\n")

@@ -1,12 +1,14 @@
 /*
  * A workload that notices when its memory and its disks are not of one instant.
  *
- * Each disk holds a ring of sectors with the last SLOTS sequence numbers. Memory knows what each slot must hold: the
- * number, and the time at which it was written. Before each write the whole ring is read back, so that
+ * Each disk has SLOTS sectors; each sequence number overwrites one of them. Memory knows what each slot must hold: the
+ * number, and the time at which it was written. Before each write all slots are read back, so that
  *   - a disk older than memory shows in the slot of the last number, which still holds an older one;
- *   - a disk newer than memory shows in the slot of the next number, which must not have been overwritten yet;
+ *   - a disk newer than memory shows in the slot of a next number, which must not have been overwritten yet;
  *   - a disk that another branch of the same history went on with shows in the time stamps;
  *   - swapped disks show in the disk's index, torn or lost sectors in the pattern.
+ * The clock chooses the slot just before the write. Were it number % SLOTS, a disk newer by one write would go unnoticed
+ * if memory was saved between reading and writing: the guest would write the same sector again and all would be well.
  * What is expected is updated for one disk at a time, when its write has completed, so a checkpoint at any instruction
  * is consistent: a request in flight is either completed in memory too, or (re)done after the restore.
  *
@@ -15,7 +17,8 @@
 #include "workload.h"
 
 enum {
-    SLOTS = 64,
+    SLOTS_LOG2 = 6,
+    SLOTS = 1 << SLOTS_LOG2,
     FIRST_SECTOR = 2048, /* 1 MiB: leaves a boot sector and a partition table alone */
     SECTOR_WORDS = SECTOR_BYTES / 4,
     PAGE_WORDS = PAGE_BYTES / 4,
@@ -42,14 +45,14 @@ static struct {
     uint32_t rate, dirty, ram, report;
 } options = {.rate = 50, .dirty = 0, .ram = 8, .report = 100};
 
-static struct sector ring[SLOTS] __attribute__((aligned(PAGE_BYTES)));
+static struct sector slots[SLOTS] __attribute__((aligned(PAGE_BYTES)));
 static struct sector outgoing __attribute__((aligned(PAGE_BYTES)));
 static struct expected expected[MAX_DISKS];
 static unsigned disks;
 
 static enum phase phase;
 static unsigned disk;       /* the one at work */
-static unsigned slot;       /* the next one to check */
+static unsigned slot;       /* the one to check next, or being written */
 static uint32_t seq;        /* the last number that is on all disks */
 static uint64_t next_round; /* when the next number is due */
 static int ruin_wanted;
@@ -280,7 +283,7 @@ static void disk_error(void)
 
 static void check_slot(void)
 {
-    const struct sector *s = &ring[slot];
+    const struct sector *s = &slots[slot];
     const struct expected *e = &expected[disk];
     int whole = sector_is_whole(s, disk);
 
@@ -313,14 +316,15 @@ static void start_read(void)
         put_number(" seq=", seq);
         end_line();
     }
-    plat_disk_start(disk, DISK_READ, FIRST_SECTOR, ring, SLOTS);
+    plat_disk_start(disk, DISK_READ, FIRST_SECTOR, slots, SLOTS);
     phase = READING;
 }
 
 static void start_write(void)
 {
     fill_sector(&outgoing, disk, seq + 1, (uint32_t)now);
-    plat_disk_start(disk, DISK_WRITE, FIRST_SECTOR + (seq + 1) % SLOTS, &outgoing, 1);
+    slot = mix((uint32_t)now) >> (32 - SLOTS_LOG2);
+    plat_disk_start(disk, DISK_WRITE, FIRST_SECTOR + slot, &outgoing, 1);
     phase = WRITING;
 }
 
@@ -328,8 +332,8 @@ static void finish_write(void)
 {
     struct expected *e = &expected[disk];
 
-    e->number[outgoing.number % SLOTS] = outgoing.number;
-    e->stamp[outgoing.number % SLOTS] = outgoing.stamp;
+    e->number[slot] = outgoing.number;
+    e->stamp[slot] = outgoing.stamp;
     e->done = outgoing.number;
     if (++disk < disks) {
         start_read();
@@ -339,14 +343,14 @@ static void finish_write(void)
     phase = REST;
 }
 
-/* Overwrites the rings without telling memory, as a crash or a mistake would: a demo's damage to be reverted. */
+/* Overwrites the slots without telling memory, as a crash or a mistake would: a demo's damage to be reverted. */
 static void start_ruin(void)
 {
-    uint32_t *word = (uint32_t *)ring;
+    uint32_t *word = (uint32_t *)slots;
 
     for (unsigned i = 0; i < SLOTS * SECTOR_WORDS; i++)
         word[i] = 0xdeadbeef;
-    plat_disk_start(disk, DISK_WRITE, FIRST_SECTOR, ring, SLOTS);
+    plat_disk_start(disk, DISK_WRITE, FIRST_SECTOR, slots, SLOTS);
     phase = RUINING;
 }
 
@@ -412,7 +416,7 @@ static void transfer(enum disk_op op)
 {
     enum disk_state state;
 
-    plat_disk_start(disk, op, FIRST_SECTOR, ring, SLOTS);
+    plat_disk_start(disk, op, FIRST_SECTOR, slots, SLOTS);
     while ((state = plat_disk_poll(disk)) == DISK_BUSY)
         plat_idle();
     if (state == DISK_FAILED)
@@ -426,16 +430,16 @@ static void start_disks(void)
     for (disk = 0; disk < disks; disk++) {
         transfer(DISK_READ);
         for (unsigned i = 0; i < SLOTS; i++)
-            if (sector_is_whole(&ring[i], disk) && ring[i].number > seq)
-                seq = ring[i].number;
+            if (sector_is_whole(&slots[i], disk) && slots[i].number > seq)
+                seq = slots[i].number;
     }
     for (disk = 0; disk < disks; disk++) {
         struct expected *e = &expected[disk];
 
-        for (uint32_t number = seq - SLOTS + 1; number <= seq; number++) {
-            e->number[number % SLOTS] = number;
-            e->stamp[number % SLOTS] = (uint32_t)now;
-            fill_sector(&ring[number % SLOTS], disk, number, (uint32_t)now);
+        for (unsigned i = 0; i < SLOTS; i++) {
+            e->number[i] = seq - (SLOTS - 1) + i;
+            e->stamp[i] = (uint32_t)now;
+            fill_sector(&slots[i], disk, e->number[i], e->stamp[i]);
         }
         transfer(DISK_WRITE);
         e->done = seq;

@@ -1,7 +1,7 @@
 """What QMP needs of a Unix socket beyond a stream of bytes.
 
-Three things, and nothing else in this package knows about sockets: connecting to a path of any length, asking who
-listens, and sending file descriptors along with bytes.
+Three things, and nothing else in this package knows about sockets: connecting to a path of any length, asking
+who listens, and sending file descriptors along with bytes.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def connect(path: str | os.PathLike[str], *, label: str) -> trio.SocketStream:
     """
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        raw.setblocking(False)
-        # Directly and not by Trio: a Unix socket connects at once or not at all, and Trio takes the EAGAIN of a full
-        # queue for the EINPROGRESS of TCP, and the socket, which polls as writable, for connected.
+        raw.settimeout(0)
+        # Directly and not by Trio: a Unix socket connects at once or not at all, and Trio takes the EAGAIN of
+        # a full queue for the EINPROGRESS of TCP, and the socket, which polls as writable, for connected.
         with _reachable(os.fsencode(path)) as address:
             raw.connect(address)
         return trio.SocketStream(trio.socket.from_stdlib_socket(raw))
     except BlockingIOError as error:
         raw.close()
         raise ConnectionGone(
-            f"{label}: {os.fspath(path)} has no room for another connection: QEMU serves one client at a time, and "
-            "others are waiting already"
+            f"{label}: {os.fspath(path)} has no room for another connection: QEMU serves one client "
+            "at a time, and others are waiting already"
         ) from error
     except OSError as error:
         raw.close()
@@ -102,7 +102,7 @@ async def send(stream: trio.abc.Stream, data: bytes, fds: Sequence[int]) -> None
     if unix is None:
         raise TypeError("file descriptors can be sent over a Unix socket only")
     try:
-        sent = await unix.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+        sent = await unix.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds).tobytes())])
     except (BrokenPipeError, ConnectionResetError) as error:
         raise trio.BrokenResourceError from error
     if sent < len(data):

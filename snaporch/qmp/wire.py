@@ -2,15 +2,15 @@
 
 Rules:
 
-1. One line is one JSON object, in UTF-8, ended by a newline (QEMU sends CR LF, which JSON takes for white space).
-   QEMU's ``-qmp-pretty``, which spreads an object over lines, is not understood.
-2. A line is a greeting, a reply, a failure or an event, told apart by the key that each alone has. Keys that we do not
-   know are ignored, as the specification of QMP asks of clients.
+1. One line is one JSON object, in UTF-8, ended by a newline (QEMU sends CR LF, which JSON takes for white
+   space). QEMU's ``-qmp-pretty``, which spreads an object over lines, is not understood.
+2. A line is a greeting, a reply, a failure or an event, told apart by the key that each alone has. Keys that
+   we do not know are ignored, as the specification of QMP asks of clients.
 3. Anything else is a `ProtocolError`, and nothing after it can be trusted: the decoder stays broken.
-4. What came before the bad line is delivered, however the bytes were cut into chunks: a command that was answered
-   was answered. So `Decoder.feed` returns these messages first and raises when it is next called.
-5. At most one unfinished line is kept, and it is never longer than the limit. Each byte is looked at once for a
-   newline.
+4. What came before the bad line is delivered, however the bytes were cut into chunks: a command that was
+   answered was answered. So `Decoder.feed` returns these messages first and raises when it is next called.
+5. At most one unfinished line is kept, and it is never longer than the limit. Each byte is looked at once for
+   a newline.
 
 This module imports neither an event loop nor sockets, and a test checks that.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LINE_LIMIT", "Decoder", "Event", "Failure", "Greeting", "Message", "Reply", "encode"]
 
-# The longest answers that we ask for are those of query-named-block-nodes, some KiB a node; hundreds of nodes stay
-# far below this.
+# The longest answers that we ask for are those of query-named-block-nodes, some KiB a node; hundreds of nodes
+# stay far below this.
 LINE_LIMIT = 16 * 1024 * 1024
 
 # As much of a bad line as helps in an error's text.
@@ -96,8 +96,8 @@ class Decoder:
         Feeding nothing is allowed: it raises if the decoder is broken and does nothing else.
 
         Raises:
-            ProtocolError: what came is not QMP. If whole messages came before it, they are returned and the next
-                call raises; from then on every call does.
+            ProtocolError: what came is not QMP. If whole messages came before it, they are returned and the
+                next call raises; from then on every call does.
         """
         messages: list[Message] = []
         if self._broken is None:
@@ -180,12 +180,12 @@ def _not_a_number(constant: str) -> NoReturn:
 _JSON = json.JSONDecoder(parse_constant=_not_a_number)
 
 
-def encode(command: str, arguments: Mapping[str, Any] | None, id: int) -> bytes:  # noqa: A002 - it is QMP's word
+def encode(command: str, arguments: Mapping[str, Any] | None, id: int) -> bytes:  # noqa: A002 - QMP's word
     """Return the line that asks QEMU for a command.
 
     Raises:
-        InvalidInput: a number or a text in the arguments cannot be said in JSON, for example a file name that is not
-            UTF-8. QEMU would answer without an id, and nobody would know which command that was about.
+        InvalidInput: a number or a text in the arguments cannot be said in JSON, for example a file name that
+            is not UTF-8. QEMU would answer without an id, and nobody would know which command that was about.
         TypeError: an argument is of a type that JSON does not have.
     """
     message: dict[str, Any] = {"execute": command, "id": id}

@@ -1,0 +1,235 @@
+"""The catalog: SQLite in WAL mode, one file under the root.
+
+Rules:
+
+1. A change that belongs together is one `Change`, written in one transaction: a snapshot is never there without the
+   domain's new active images, nor an operation complete without its snapshot.
+2. What is written is durable on return (synchronous=FULL): the journal is the reverter, it must not lag behind.
+3. All of it runs in one worker thread at a time; nothing here is ever called while a guest stands for a LIVE point.
+4. Records are JSON by the one converter; columns are only what is searched for. A schema has a version
+   (``user_version``) and each step from one to the next is an entry of `_MIGRATIONS`, never changed once released.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+import trio
+
+from snaporch.convert import dumps, loads
+from snaporch.errors import NotFound, SnaporchError, TargetExists
+from snaporch.models import DomainRecord, FileRecord, OperationRecord, SnapshotRecord
+
+T = TypeVar("T")
+
+_BUSY_MS = 10_000  # another process may be in its transaction; they are all short
+_MIGRATIONS = (
+    """
+    CREATE TABLE domain (name TEXT PRIMARY KEY, record TEXT NOT NULL);
+    CREATE TABLE snapshot (
+        id INTEGER PRIMARY KEY,
+        domain TEXT NOT NULL REFERENCES domain (name),
+        name TEXT NOT NULL,
+        record TEXT NOT NULL,
+        UNIQUE (domain, name)
+    );
+    CREATE TABLE operation (
+        id TEXT PRIMARY KEY,
+        domain TEXT NOT NULL,
+        begun REAL NOT NULL,
+        ended REAL,
+        record TEXT NOT NULL,
+        plan TEXT NOT NULL DEFAULT ''
+    );
+    CREATE INDEX operation_domain ON operation (domain, begun);
+    CREATE TABLE file (path TEXT PRIMARY KEY, domain TEXT NOT NULL, operation TEXT NOT NULL);
+    """,
+)
+
+
+@attrs.frozen
+class Change:
+    """What one transaction changes; everything has a default that changes nothing.
+
+    Attributes:
+        domain: written, new or not.
+        snapshot: added.
+        operation: written, new or not.
+        plan: the operation's plan as JSON, when it is new.
+        files: paths of files that the operation made: snaporch's own from now on.
+        gone: paths that are no longer there.
+    """
+
+    domain: DomainRecord | None = None
+    snapshot: SnapshotRecord | None = None
+    operation: OperationRecord | None = None
+    plan: str | None = None
+    files: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite would use the umask
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    _migrate(connection, path)
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(_MIGRATIONS):
+        connection.execute("ROLLBACK")
+        connection.close()
+        raise SnaporchError(f"{path} was written by a newer snaporch (schema {version}); use that one")
+    for step in _MIGRATIONS[version:]:
+        for statement in step.split(";"):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+    connection.execute("COMMIT")
+
+
+def _apply(connection: sqlite3.Connection, change: Change) -> None:
+    run = connection.execute
+    if change.domain is not None:
+        run("INSERT OR IGNORE INTO domain VALUES (?, '')", (change.domain.name,))
+        run("UPDATE domain SET record = ? WHERE name = ?", (dumps(change.domain), change.domain.name))
+    if (snapshot := change.snapshot) is not None:
+        run(
+            "INSERT INTO snapshot (domain, name, record) VALUES (?, ?, ?)",
+            (snapshot.domain, snapshot.name, dumps(snapshot)),
+        )
+    if (op := change.operation) is not None:
+        run(
+            "INSERT OR IGNORE INTO operation (id, domain, begun, record) VALUES (?, ?, ?, '')",
+            (op.id, op.domain, op.begun),
+        )
+        run("UPDATE operation SET ended = ?, record = ? WHERE id = ?", (op.ended, dumps(op), op.id))
+        if change.plan is not None:
+            run("UPDATE operation SET plan = ? WHERE id = ?", (change.plan, op.id))
+        run_many = [(path, op.domain, op.id) for path in change.files]
+        connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", run_many)
+    connection.executemany("DELETE FROM file WHERE path = ?", [(path,) for path in change.gone])
+
+
+@attrs.define
+class Catalog:
+    """An open catalog; `open_catalog` makes one."""
+
+    path: Path
+    _connection: sqlite3.Connection
+    _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
+
+    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await trio.to_thread.run_sync(work, self._connection, limiter=self._limiter)
+
+    async def write(self, change: Change) -> None:
+        """Apply a change: all of it, durable on return, or none.
+
+        Raises:
+            TargetExists: the snapshot's name was taken meanwhile.
+            SnaporchError: SQLite cannot (disk full, locked for too long).
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                _apply(connection, change)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+        try:
+            await self._in_thread(work)
+        except sqlite3.IntegrityError as error:
+            raise TargetExists(f"the catalog has it already: {error}") from None
+        except sqlite3.Error as error:
+            raise SnaporchError(f"{self.path}: {error}") from error
+
+    async def _rows(self, query: str, *values: object) -> list[tuple[str, ...]]:
+        def work(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+            return connection.execute(query, values).fetchall()
+
+        return await self._in_thread(work)
+
+    async def domains(self) -> tuple[DomainRecord, ...]:
+        """Return all domains, by name."""
+        rows = await self._rows("SELECT record FROM domain ORDER BY name")
+        return tuple(loads(text, DomainRecord) for (text,) in rows)
+
+    async def domain(self, name: str) -> DomainRecord:
+        """Return one domain.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        rows = await self._rows("SELECT record FROM domain WHERE name = ?", name)
+        if not rows:
+            raise NotFound(f"no domain {name!r}; `snaporch domain list` shows those that there are")
+        return loads(rows[0][0], DomainRecord)
+
+    async def drop_domain(self, name: str) -> None:
+        """Forget a domain; its snapshots must be gone."""
+        await self._rows("DELETE FROM domain WHERE name = ?", name)
+
+    async def snapshots(self, domain: str) -> tuple[SnapshotRecord, ...]:
+        """Return a domain's snapshots, oldest first."""
+        rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? ORDER BY id", domain)
+        return tuple(loads(text, SnapshotRecord) for (text,) in rows)
+
+    async def snapshot(self, domain: str, name: str) -> SnapshotRecord:
+        """Return one snapshot.
+
+        Raises:
+            NotFound: the domain or the snapshot is not there.
+        """
+        await self.domain(domain)
+        rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? AND name = ?", domain, name)
+        if not rows:
+            raise NotFound(f"{domain} has no snapshot {name!r}; `snaporch list {domain}` shows those that it has")
+        return loads(rows[0][0], SnapshotRecord)
+
+    async def sealed(self) -> dict[str, FileRecord]:
+        """Return the record of every sealed image, by path: what need not be read again."""
+        rows = await self._rows("SELECT record FROM snapshot ORDER BY id")
+        records = (loads(text, SnapshotRecord) for (text,) in rows)
+        return {file.path: file for record in records for chain in record.images.values() for file in chain}
+
+    async def own_files(self, domain: str) -> frozenset[str]:
+        """Return the paths of the files that snaporch made for a domain."""
+        rows = await self._rows("SELECT path FROM file WHERE domain = ?", domain)
+        return frozenset(path for (path,) in rows)
+
+    async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
+        """Return operations, oldest first, of one domain or all."""
+        where, values = ("WHERE domain = ?", (domain,)) if domain else ("", ())
+        query = f"SELECT record FROM operation {where} ORDER BY begun"  # noqa: S608 - there is no input in it
+        rows = await self._rows(query, *values)
+        return tuple(loads(text, OperationRecord) for (text,) in rows)
+
+    async def unfinished(self) -> tuple[tuple[OperationRecord, str], ...]:
+        """Return the operations that were cut short (or still run), with their plans."""
+        rows = await self._rows("SELECT record, plan FROM operation WHERE ended IS NULL ORDER BY begun")
+        return tuple((loads(text, OperationRecord), plan) for text, plan in rows)
+
+
+@asynccontextmanager
+async def open_catalog(path: Path) -> AsyncIterator[Catalog]:
+    """Open a catalog, made or brought to the present schema where needed."""
+    connection = await trio.to_thread.run_sync(_connect, path)
+    try:
+        yield Catalog(path, connection)
+    finally:
+        connection.close()

@@ -1,0 +1,98 @@
+"""What the operations share: catalog, engine, events, drivers, and the way to a domain's machine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import attrs
+
+from snaporch.catalog import Catalog, domain_lock
+from snaporch.catalog.store import Change
+from snaporch.drivers.base import Driver, Machine
+from snaporch.engine import Engine, Operation
+from snaporch.errors import HypervisorError, InvalidInput
+from snaporch.events import Broadcast
+from snaporch.models import DiskStatus, DomainRecord
+
+
+@attrs.frozen
+class Context:
+    """Everything that an operation needs and that outlives it.
+
+    Attributes:
+        root: the directory that holds all.
+        catalog: what is known.
+        drivers: by name.
+        events: where what happens is told.
+        engine: runs steps.
+    """
+
+    root: Path
+    catalog: Catalog
+    drivers: Mapping[str, Driver]
+    events: Broadcast
+    engine: Engine
+
+    def driver(self, domain: DomainRecord) -> Driver:
+        """Return the driver of a domain."""
+        name = domain.definition.driver
+        if name not in self.drivers:
+            raise InvalidInput(f"{domain.name}: there is no driver {name!r}; there are {', '.join(self.drivers)}")
+        return self.drivers[name]
+
+    def directory(self, domain: str) -> str:
+        """Return where a domain's files go that are given no other place."""
+        return str(self.root / domain)
+
+    def locked(self, operation: Operation, *, wait: bool = False) -> AbstractAsyncContextManager[None]:
+        """Hold the lock of an operation's domain; see `domain_lock`."""
+        running = f"{operation.kind} {operation.subject}"
+        return domain_lock(self.root / "locks", operation.domain, operation.id, running, wait=wait)
+
+    @asynccontextmanager
+    async def machine_of(
+        self, name: str, *, hung_is_none: bool = False
+    ) -> AsyncIterator[tuple[DomainRecord, Machine | None]]:
+        """Yield a domain's record and a connection to its machine, None when it is inactive.
+
+        To be used under the domain's lock: it also notes in the catalog that a process is gone.
+
+        Args:
+            name: the domain's name.
+            hung_is_none: yield None for a process that runs but does not answer, too; the record still has it.
+
+        Raises:
+            NotFound: there is no such domain.
+            ConnectionGone: its process runs but does not answer.
+        """
+        record = await self.catalog.domain(name)
+        driver = self.driver(record)
+        process = record.process
+        if process is not None and driver.alive(process):
+            async with AsyncExitStack() as stack:
+                machine = None
+                try:
+                    machine = await stack.enter_async_context(driver.connect(process, name))
+                except HypervisorError:
+                    if not hung_is_none:
+                        raise
+                yield record, machine
+            return
+        if process is not None:
+            record = attrs.evolve(record, process=None)
+            await self.catalog.write(Change(domain=record))
+        yield record, None
+
+    async def disks_of(self, record: DomainRecord, machine: Machine | None) -> tuple[DiskStatus, ...]:
+        """Return a domain's disks, asked of its machine or, inactive, read from the images."""
+        if machine is not None:
+            return await machine.disks()
+        storage = self.driver(record).storage
+        found = []
+        for disk in record.disks:
+            chain = tuple(link.path for link in await storage.chain(disk.path, disk.format))
+            size = await storage.virtual_size(disk.path, disk.format)
+            found.append(DiskStatus(disk.target, disk.path, disk.format, disk.readonly, size, chain))
+        return tuple(found)

@@ -1,0 +1,1 @@
+"""The QEMU driver: QMP over a unix socket, images by qemu-img."""

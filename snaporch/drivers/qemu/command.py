@@ -1,0 +1,84 @@
+"""From a domain definition to QEMU's command line; no I/O.
+
+Every value goes to QEMU as JSON or as an argument of its own: a path may hold commas, spaces or quotes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from snaporch.models import DeviceDisk, DomainDefinition
+
+
+def blockdev(disk: DeviceDisk, node: str) -> str:
+    """Return the ``-blockdev`` argument that opens a disk's image under a node name."""
+    options = {
+        "driver": disk.format,
+        "node-name": node,
+        "read-only": disk.readonly,
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": disk.path, "read-only": disk.readonly},
+    }
+    return json.dumps(options)
+
+
+def control_arguments(fds: Sequence[int]) -> list[str]:
+    """Return the arguments for one QMP monitor on each of the listening sockets `fds`."""
+    arguments = []
+    for number, fd in enumerate(fds):
+        arguments += ["-chardev", f"socket,id=snaporch{number},fd={fd},server=on,wait=off"]
+        arguments += ["-mon", f"chardev=snaporch{number},mode=control"]
+    return arguments
+
+
+def _escaped(text: str) -> str:
+    """Escape a value of a comma-separated option."""
+    return text.replace(",", ",,")
+
+
+def command_line(
+    definition: DomainDefinition,
+    disks: Sequence[DeviceDisk],
+    *,
+    accel: str,
+    fds: Sequence[int],
+    incoming: bool,
+) -> list[str]:
+    """Return the arguments after the emulator's name; the CPUs are stopped at first.
+
+    The same definition gives the same devices at the same addresses, whichever images the disks are on: what a
+    memory stream is loaded into must be the machine that it came from.
+    """
+    d = definition
+    arguments = [
+        "-name",
+        f"guest={_escaped(d.name)}",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-vga",
+        "none",
+        "-S",
+    ]
+    arguments += ["-accel", accel, "-m", f"{d.memory // 1024}k", "-smp", str(d.vcpus)]
+    if d.machine:
+        arguments += ["-machine", d.machine]
+    for option in ("kernel", "initrd", "append"):
+        if value := getattr(d, option):
+            arguments += [f"-{option}", value]
+    if d.serial:
+        # append=on: a reverted guest goes on in the same file, and QEMU would truncate it.
+        arguments += [
+            "-chardev",
+            f"file,id=serial0,path={_escaped(d.serial)},append=on",
+            "-serial",
+            "chardev:serial0",
+        ]
+    for disk in disks:
+        arguments += ["-blockdev", blockdev(disk, f"{disk.target}-image")]
+        arguments += ["-device", f"virtio-blk-pci,id={disk.target},drive={disk.target}-image"]
+    arguments += control_arguments(fds)
+    if incoming:
+        arguments += ["-incoming", "defer"]
+    return [*arguments, *d.extra_args]

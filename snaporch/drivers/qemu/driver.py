@@ -1,0 +1,226 @@
+"""Launch, attach to and connect to QEMU processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from snaporch.drivers.base import Driver, Launch, Machine
+from snaporch.drivers.qemu import attach, kvm, process
+from snaporch.drivers.qemu.command import command_line
+from snaporch.drivers.qemu.machine import QemuMachine
+from snaporch.errors import ConnectionGone, HypervisorError, Refused, Unsupported
+from snaporch.images.files import LocalStorage
+from snaporch.models import DeviceDisk, DomainDefinition, Process
+from snaporch.qmp import open_qmp
+
+GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
+CONNECT_SECONDS = 10.0
+QUERY_SECONDS = 2.0
+CONTROL, QUERY, LOG = "qmp.sock", "query.sock", "qemu.log"
+
+
+def default_emulator() -> str:
+    """Return the QEMU to use where a definition names none."""
+    return os.environ.get("SNAPORCH_QEMU", "qemu-system-x86_64")
+
+
+@contextmanager
+def _listening(directory: Path, *names: str) -> Iterator[list[int]]:
+    """Yield listening sockets for QEMU to inherit: there before QEMU is, and their paths may be of any length."""
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sockets = []
+    try:
+        for name in names:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sockets.append(listener)
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=place)
+            listener.bind(f"/proc/self/fd/{place}/{name}")
+            os.chmod(name, 0o600, dir_fd=place)
+            listener.listen(8)
+        yield [listener.fileno() for listener in sockets]
+    finally:
+        os.close(place)
+        for listener in sockets:
+            listener.close()
+
+
+def _spawn(command: list[str], fds: list[int], log: Path) -> int:
+    """Start a process in a session of its own, its words appended to `log`; return its id."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawnp(
+        command[0],
+        command,
+        os.environ,
+        setsid=True,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds),  # onto itself: inherited, under its own number
+        ],
+    )
+
+
+def _last_words(log: Path, start: int) -> str:
+    with suppress(OSError):
+        lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+        return "; ".join(line.partition(": ")[2] or line for line in lines[-3:])
+    return ""
+
+
+@attrs.define
+class QemuDriver(Driver):
+    """Domains in QEMU processes of this host.
+
+    Attributes:
+        state_dir: an existing directory for what is remembered between runs (whether KVM works).
+    """
+
+    state_dir: Path
+    name: str = attrs.field(default="qemu", init=False)
+    storage: LocalStorage = attrs.field(factory=LocalStorage)
+
+    async def _accel(self, definition: DomainDefinition, emulator: str) -> str:
+        if definition.accel != "auto":
+            return definition.accel
+        return "tcg" if await kvm.cached_probe(emulator, self.state_dir / "kvm.json") else "kvm"
+
+    async def _command(self, launch: Launch, fds: list[int]) -> list[str]:
+        if launch.template is not None:
+            return attach.relaunch(
+                launch.template, launch.definition.disks, launch.disks, fds=fds, incoming=launch.incoming
+            )
+        emulator = launch.definition.emulator or default_emulator()
+        if shutil.which(emulator) is None:
+            raise Unsupported(f"{emulator} is not installed (Debian: apt install qemu-system-x86)")
+        accel = await self._accel(launch.definition, emulator)
+        arguments = command_line(launch.definition, launch.disks, accel=accel, fds=fds, incoming=launch.incoming)
+        return [emulator, *arguments]
+
+    async def launch(self, launch: Launch) -> Process:
+        """See Driver."""
+        log = launch.directory / LOG
+        start = log.stat().st_size if log.exists() else 0
+        with _listening(launch.directory, CONTROL, QUERY) as fds:
+            command = await self._command(launch, fds)
+            pid = _spawn(command, fds, log)
+        began = process.started(pid)
+        template = launch.template
+        made = Process(
+            pid=pid,
+            started=began or 0,
+            socket=str(launch.directory / CONTROL),
+            attached=template is not None,
+            argv=template.argv if template else (),
+            cwd=template.cwd if template else "/",
+        )
+        try:
+            async with open_qmp(made.socket, label=launch.definition.name, timeout=GREETING_SECONDS):
+                return made
+        except HypervisorError as error:
+            await self.kill(made)
+            words = _last_words(log, start)
+            raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.kill(made)
+            raise
+
+    @asynccontextmanager
+    async def connect(self, process: Process, label: str) -> AsyncIterator[Machine]:
+        """See Driver."""
+        async with self._connected(process, process.socket, label, CONNECT_SECONDS) as machine:
+            yield machine
+
+    @asynccontextmanager
+    async def query(self, process: Process, label: str) -> AsyncIterator[Machine]:
+        """See Driver: by the second socket of a QEMU of ours; one that was attached to has only the one."""
+        beside = Path(process.socket).with_name(QUERY)
+        path = str(beside) if beside.exists() and Path(process.socket).name == CONTROL else process.socket
+        async with self._connected(process, path, label, QUERY_SECONDS) as machine:
+            yield machine
+
+    @asynccontextmanager
+    async def _connected(self, process: Process, path: str, label: str, seconds: float) -> AsyncIterator[Machine]:
+        if not self.alive(process):
+            raise ConnectionGone(f"{label}: its QEMU (process {process.pid}) is gone")
+        async with (
+            open_qmp(path, label=label, timeout=seconds) as qmp,
+            QemuMachine(qmp, process).opened() as machine,
+        ):
+            yield machine
+
+    def alive(self, process_: Process) -> bool:
+        """See Driver."""
+        return process.alive(process_)
+
+    async def wait_gone(self, process_: Process) -> None:
+        """See Driver."""
+        await process.wait_gone(process_)
+
+    async def kill(self, process_: Process) -> None:
+        """See Driver."""
+        await process.kill(process_)
+
+    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Process]:
+        """See Driver."""
+        path = os.path.abspath(socket)
+        async with open_qmp(path, label=name, timeout=CONNECT_SECONDS) as qmp:
+            pid = qmp.peer_pid
+            began = process.started(pid) if pid else None
+            if pid is None or began is None:
+                raise Refused(f"{name}: the process at the other end of {path} cannot be seen")
+            argv, cwd = process.command_line(pid), os.readlink(f"/proc/{pid}/cwd")
+            if "qemu" not in os.path.basename(argv[0]):
+                # The kernel names whoever made the socket: a manager may have handed it to its QEMU.
+                raise Refused(
+                    f"{name}: {path} was opened by {argv[0]}, which is no QEMU: attach to a socket of its own"
+                )
+            made = Process(pid=pid, started=began, socket=path, attached=True, argv=argv, cwd=cwd)
+            async with QemuMachine(qmp, made).opened() as machine:
+                disks = tuple(
+                    DeviceDisk(disk.target, disk.active, disk.format, disk.readonly)
+                    for disk in await machine.disks()
+                )
+                memory = machine.capabilities.ram
+        return DomainDefinition(name=name, memory=memory, disks=disks, emulator=argv[0]), made
+
+    async def beside_blocker(self, launch: Launch) -> str:
+        """See Driver: what both would hold shows when the second one starts, its CPUs stopped."""
+        return attach.blocker(launch.template) if launch.template else ""
+
+    async def doctor(self) -> dict[str, Any]:
+        """See Driver."""
+        emulator = default_emulator()
+        found = shutil.which(emulator)
+        findings: dict[str, Any] = {"emulator": found or f"{emulator} is not installed"}
+        if found:
+            out = await trio.run_process([found, "--version"], capture_stdout=True, stdin=subprocess.DEVNULL)
+            findings["version"] = out.stdout.decode().splitlines()[0]
+            findings["kvm"] = await kvm.cached_probe(found, self.state_dir / "kvm.json") or "a guest runs under it"
+        findings["qemu-img"] = (
+            shutil.which(self.storage.qemu_img) or "not installed (Debian: apt install qemu-utils)"
+        )
+        findings["userfaultfd"] = _userfaultfd()
+        return findings
+
+
+def _userfaultfd() -> str:
+    """Say whether a QEMU of this user may write-protect its memory (background snapshots)."""
+    if os.geteuid() == 0 or os.access("/dev/userfaultfd", os.R_OK | os.W_OK):
+        return "allowed"
+    with suppress(OSError):
+        if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1":
+            return "allowed"
+    return "not allowed: background snapshots fall back to precopy; root can `sysctl vm.unprivileged_userfaultfd=1`"

@@ -1,0 +1,299 @@
+"""One QEMU, seen through QMP."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from string import ascii_lowercase
+from typing import Any
+
+import trio
+
+from snaporch.drivers.base import Capabilities, Machine, Overlay, Stream, StreamPlan
+from snaporch.drivers.qemu.process import wait_gone
+from snaporch.drivers.qemu.stream import QemuStream
+from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown
+from snaporch.models import TARGET, DiskStatus, DomainState, Process
+from snaporch.qmp import QMPClient
+from snaporch.qmp.subscription import Subscription
+
+QUIT_SECONDS = 10.0
+READY_SECONDS = 30.0  # a merge that is not ready by then has a guest that writes faster than the disk: pause it
+LOAD_SECONDS = 600.0
+
+
+_GUEST_NAME = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+")
+
+
+def _target_of(block: dict[str, Any], taken: set[str], *, ours: bool) -> str:
+    """Return the target of a query-block entry: its device id where that is one, else counted as a guest would."""
+    path, device = block.get("qdev", ""), block.get("device", "")
+    for part in path.split("/"):
+        if part not in taken and (TARGET if ours else _GUEST_NAME).fullmatch(part) and f"peripheral/{part}" in path:
+            return str(part)
+    if device.startswith("pflash"):
+        return str(device)
+    prefix = "vd" if "virtio" in path + device else "sd"
+    return next(name for letter in ascii_lowercase if (name := prefix + letter) not in taken)
+
+
+def _chain(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
+    while image is not None:
+        yield os.path.normpath(os.path.join(cwd, image["filename"]))
+        image = image.get("backing-image")
+
+
+class QemuMachine(Machine):
+    """See Machine."""
+
+    def __init__(self, qmp: QMPClient, process: Process) -> None:
+        self.qmp = qmp
+        self._process = process
+        self._pauses: Subscription
+        self._migration: Subscription
+        self._times: dict[str, float] = {}
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[QemuMachine]:
+        """Subscribe to what is needed later and ask what this QEMU can do."""
+        subscribe = self.qmp.subscribe
+        with subscribe("STOP", "RESUME") as self._pauses, subscribe("MIGRATION") as self._migration:
+            self.capabilities = await self._ask_capabilities()
+            yield self
+
+    async def _ask_capabilities(self) -> Capabilities:
+        names = {c["capability"] for c in await self.qmp.execute("query-migrate-capabilities")}
+        commands = {c["name"] for c in await self.qmp.execute("query-commands")}
+        machine = await self.qmp.execute("qom-get", {"path": "/machine", "property": "type"})
+        memory = await self.qmp.execute("query-memory-size-summary")
+        # QEMU itself knows best whether RAM can be write-protected (kernel, file-backed or shared RAM, VFIO).
+        blocker = "this QEMU has no background-snapshot" if "background-snapshot" not in names else ""
+        blocker = blocker or await self._background_blocker()
+        version = ".".join(map(str, self.qmp.greeting.version))
+        status = (await self.qmp.execute("query-status"))["status"]
+        # Since 9.0 QEMU leaves the guest as it was before `migrate`; that release also brought mapped-ram, which
+        # can be asked for, while the behaviour cannot.
+        return Capabilities(
+            hypervisor=f"QEMU {version}",
+            background=not blocker,
+            background_blocker=blocker,
+            keeps_paused="mapped-ram" in names and status in {"running", "paused"},
+            versions={"machine": machine.removesuffix("-machine")},
+            ram=memory["base-memory"],
+            features=tuple(sorted(names | ({"blockdev-set-active"} & commands))),
+        )
+
+    async def _background_blocker(self) -> str:
+        """Return QEMU's reason against a background snapshot: it checks when the capability is set."""
+        capabilities = await self.qmp.execute("query-migrate-capabilities")
+        if any(c["state"] for c in capabilities if c["capability"] == "background-snapshot"):
+            return ""
+        others = [c | {"state": False} for c in capabilities if c["capability"] != "background-snapshot"]
+        wanted = [*others, {"capability": "background-snapshot", "state": True}]
+        try:
+            await self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
+        except CommandRefused as error:
+            return error.description
+        await self.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        return ""
+
+    async def state(self) -> DomainState:
+        """See Machine."""
+        status = await self.qmp.execute("query-status")
+        return DomainState.RUNNING if status["running"] else DomainState.PAUSED
+
+    async def disks(self) -> tuple[DiskStatus, ...]:
+        """See Machine."""
+        found: dict[str, DiskStatus] = {}
+        for block in await self.qmp.execute("query-block"):
+            if (inserted := block.get("inserted")) is None:
+                continue
+            target = _target_of(block, set(found), ours=not self._process.attached)
+            image = inserted["image"]
+            chain = tuple(_chain(image, self._process.cwd))
+            found[target] = DiskStatus(
+                target=target,
+                active=chain[0],
+                format="raw" if inserted["drv"] == "file" else inserted["drv"],
+                readonly=inserted["ro"],
+                virtual_size=image["virtual-size"],
+                chain=chain,
+                node=inserted["node-name"],
+            )
+        return tuple(found.values())
+
+    async def pause(self) -> None:
+        """See Machine.
+
+        A background migration in any state but `paused` (after an I/O error or a panic of the guest, say) would
+        make QEMU abort, so what `stop` has led to is looked at.
+        """
+        await self.qmp.execute("stop")
+        status = (await self.qmp.execute("query-status"))["status"]
+        if status != "paused":
+            raise HypervisorError(f"{self.qmp.label}: the guest does not run: its state is {status!r}")
+
+    async def resume(self) -> None:
+        """See Machine."""
+        await self.qmp.execute("cont")
+
+    def pause_times(self) -> tuple[float, float] | None:
+        """See Machine."""
+        with suppress(trio.WouldBlock):
+            while True:
+                event = self._pauses.receive_nowait()
+                if event.name == "RESUME" or "STOP" not in self._times:
+                    self._times[event.name] = event.timestamp
+        if not self._times.keys() >= {"STOP", "RESUME"}:
+            return None
+        return self._times["STOP"], self._times["RESUME"]
+
+    def forget_pauses(self) -> None:
+        """See Machine."""
+        self.pause_times()
+        self._times.clear()
+
+    async def add_node(self, overlay: Overlay) -> None:
+        """See Machine; the overlay's backing is left open: the transaction puts it on the present node."""
+        await self.qmp.execute(
+            "blockdev-add",
+            {
+                "driver": "qcow2",
+                "node-name": overlay.node,
+                "file": {"driver": "file", "filename": overlay.path},
+                "backing": None,
+                "discard": "unmap",
+            },
+        )
+
+    async def _nodes(self) -> set[str]:
+        nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
+        return {node["node-name"] for node in nodes}
+
+    async def remove_node(self, overlay: Overlay) -> None:
+        """See Machine."""
+        if overlay.node in await self._nodes():
+            await self.qmp.execute("blockdev-del", {"node-name": overlay.node})
+
+    async def switch(self, overlays: Sequence[Overlay]) -> None:
+        """See Machine."""
+        actions = [
+            {"type": "blockdev-snapshot", "data": {"node": overlay.base.node, "overlay": overlay.node}}
+            for overlay in overlays
+        ]
+        await self.qmp.execute("transaction", {"actions": actions})
+
+    async def switch_back(self, overlays: Sequence[Overlay]) -> None:
+        """See Machine."""
+        in_use = {disk.node for disk in await self.disks()}
+        switched = [overlay for overlay in overlays if overlay.node in in_use]
+        if not switched:
+            return
+        await self._activate()
+        with self.qmp.subscribe("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED") as jobs:
+            for overlay in switched:
+                await self._commit(overlay, jobs)
+
+    async def _activate(self) -> None:
+        """Make nodes writable that a finished migration of a guest which stays paused has left inactive."""
+        nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
+        status = await self.qmp.execute("query-status")
+        if "blockdev-set-active" in self.capabilities.features:
+            if not all(node.get("active", True) for node in nodes):
+                await self.qmp.execute("blockdev-set-active", {"active": True})
+        elif status["status"] == "postmigrate":
+            await self._activate_by_export(node["node-name"] for node in nodes if node["drv"] == "qcow2")
+
+    async def _activate_by_export(self, nodes: Iterable[str]) -> None:
+        """Before 10.0 only an NBD export activates a node of a guest that does not run (docs/point.md)."""
+        with tempfile.TemporaryDirectory(prefix="snaporch-") as directory:
+            address = {"type": "unix", "data": {"path": f"{directory}/nbd.sock"}}
+            await self.qmp.execute("nbd-server-start", {"addr": address})
+            for node in nodes:
+                export = {"type": "nbd", "id": "snaporch", "node-name": node, "name": "snaporch"}
+                with suppress(CommandRefused):  # a read-only node of another disk
+                    await self.qmp.execute("block-export-add", export)
+                    await self.qmp.execute("block-export-del", {"id": "snaporch", "mode": "hard"})
+            await self.qmp.execute("nbd-server-stop")
+
+    async def _commit(self, overlay: Overlay, jobs: Subscription) -> None:
+        """Merge the active image `overlay` into its base and pivot to it."""
+        await self.qmp.execute(
+            "block-commit", {"job-id": overlay.node, "device": overlay.node, "base-node": overlay.base.node}
+        )
+        with trio.move_on_after(READY_SECONDS) as scope:
+            await self._job_event(jobs, overlay.node, "BLOCK_JOB_READY")
+        # A guest that writes faster than the merge copies is held for as long as the rest takes.
+        held = scope.cancelled_caught and await self.state() is DomainState.RUNNING
+        if held:
+            await self.qmp.execute("stop")
+        if scope.cancelled_caught:
+            await self._job_event(jobs, overlay.node, "BLOCK_JOB_READY")
+        await self.qmp.execute("job-complete", {"id": overlay.node})
+        await self._job_event(jobs, overlay.node, "BLOCK_JOB_COMPLETED")
+        if held:
+            await self.resume()
+
+    async def _job_event(self, jobs: Subscription, job: str, name: str) -> None:
+        async for event in jobs:
+            if event.data.get("device") != job:
+                continue
+            if error := event.data.get("error"):
+                raise HypervisorError(f"{self.qmp.label}: merging {job} failed: {error}")
+            if event.name == name:
+                return
+            raise HypervisorError(f"{self.qmp.label}: merging {job} ended early ({event.name})")
+
+    def stream(self, plan: StreamPlan) -> Stream:
+        """See Machine."""
+        with suppress(trio.WouldBlock):  # what earlier streams said is no news
+            while True:
+                self._migration.receive_nowait()
+        return QemuStream(self.qmp, self._migration, plan, cancellable=self.capabilities.keeps_paused)
+
+    async def load(self, path: str) -> None:
+        """See Machine."""
+        capabilities = await self.qmp.execute("query-migrate-capabilities")
+        wanted = [c | {"state": c["capability"] == "events"} for c in capabilities]
+        await self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
+        with _opened(path) as fd:
+            if "mapped-ram" in self.capabilities.features:  # the release after the one that brought file:
+                fdset = await self.qmp.execute("add-fd", {}, fds=(fd,))
+                uri = f"file:/dev/fdset/{fdset['fdset-id']}"
+            else:
+                await self.qmp.execute("getfd", {"fdname": "snaporch-incoming"}, fds=(fd,))
+                uri = "fd:snaporch-incoming"
+            await self.qmp.execute("migrate-incoming", {"uri": uri})
+        with trio.fail_after(LOAD_SECONDS):
+            await self._loaded()
+
+    async def _loaded(self) -> None:
+        while (info := await self.qmp.execute("query-migrate")).get("status") != "completed":
+            if info.get("status") in {"failed", "cancelled"}:
+                words = info.get("error-desc", "no reason given")
+                raise HypervisorError(f"{self.qmp.label}: QEMU could not load the memory: {words}")
+            with trio.move_on_after(0.1):
+                await self._migration.receive()
+
+    async def shutdown(self) -> None:
+        """See Machine."""
+        await self.qmp.execute("system_powerdown")
+
+    async def quit(self) -> None:
+        """See Machine."""
+        with suppress(ConnectionGone, OutcomeUnknown):
+            await self.qmp.execute("quit")
+        with trio.fail_after(QUIT_SECONDS):
+            await wait_gone(self._process)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,74 @@
+"""QEMU processes: their start, their identity, their end.
+
+A process is known by its id *and* its start time: ids are used again. A zombie is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from snaporch.models import Process
+
+
+def started(pid: int) -> int | None:
+    """Return a live process's start time in the kernel's clock ticks; None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()  # the name, in parentheses, may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def alive(process: Process) -> bool:
+    """Return whether exactly this process still runs."""
+    _reap(process.pid)
+    return started(process.pid) == process.started
+
+
+def _reap(pid: int) -> None:
+    """Collect a child of ours that has ended; another's child, or one that runs, is left alone."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+async def wait_gone(process: Process) -> None:
+    """Return when the process is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if started(process.pid) == process.started:
+            await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+    _reap(process.pid)
+
+
+async def kill(process: Process) -> None:
+    """SIGKILL exactly this process and return when it is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if started(process.pid) != process.started:
+            return  # the id belongs to another process now
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+    _reap(process.pid)
+
+
+def command_line(pid: int) -> tuple[str, ...]:
+    """Return the argv that a process was started with."""
+    return tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])

@@ -1,0 +1,140 @@
+"""A program of its own that puts a memory stream on disk: ``python sink.py FILE RESULT RATE < pipe``.
+
+Why not let QEMU write the file: after `cont`, a guest that writes to a page waits until QEMU's migration thread
+has saved that page, and while that thread sits in a write() to a slow disk, so does the guest. QEMU therefore
+writes to a pipe, and this process empties it: one thread reads into a ring of buffers, another writes them with
+O_DIRECT (no page cache to flush in one long gulp) and computes the checksum on the way.
+
+It lives in its own session and outlives the orchestrator; how it went is left in RESULT, which appears (by rename)
+only when the file is complete and durable, or when it has failed: ``{"size", "checksum", "errno", "error"}``.
+
+On an error it reports at once and then empties the pipe to its end all the same: in QEMU 7.2 a background migration
+that fails (here with EPIPE) leaves RAM write-protected and the guest frozen, and while nobody empties the pipe QMP
+itself can hang (docs/point.md).
+
+It imports only what it needs: it is started once for each checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import queue
+import sys
+import threading
+import time
+
+import xxhash
+
+BUFFER = 2 * 2**20  # one write: large enough for the disk, small enough that the pipe never waits long for a buffer
+BUFFERS = 24  # how far the disk may fall behind before QEMU, and so the guest, feels it: 48 MiB
+
+
+def _open_direct(path: str) -> int:
+    """Open for O_DIRECT where the file system has it (tmpfs did not before Linux 6.6)."""
+    with contextlib.suppress(OSError):
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    if len(view) % mmap.PAGESIZE:  # the tail: O_DIRECT takes whole blocks only
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class Sink:
+    """The ring between the two threads."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = _open_direct(path)
+        self.empty: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self.full: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
+        for _ in range(BUFFERS):
+            self.empty.put(memoryview(mmap.mmap(-1, BUFFER)))  # page-aligned, as O_DIRECT needs
+        self.error: OSError | None = None
+        self.size = 0
+        self.hash = xxhash.xxh3_128()
+
+    def write(self) -> None:
+        """Write full buffers until there are no more; on an error, stop the reader too."""
+        try:
+            while (item := self.full.get()) is not None:
+                buffer, filled = item
+                view = buffer[:filled]
+                _write_all(self.fd, view)
+                self.hash.update(view)
+                self.size += filled
+                self.empty.put(buffer)
+            os.fsync(self.fd)
+        except OSError as error:
+            self.error = error
+            self.empty.put(None)
+
+    def read(self, source: int, rate: int) -> None:
+        """Fill buffers from `source` until its end, or until the writer has failed; at `rate` bytes a second."""
+        filled, total, began = BUFFER, 0, time.monotonic()
+        while filled == BUFFER:
+            buffer = self.empty.get()
+            if buffer is None or self.error is not None:
+                return
+            filled = 0
+            while filled < BUFFER and (count := os.readv(source, [buffer[filled:]])):
+                filled += count
+            total += filled
+            self.full.put((buffer, filled))
+            if rate:
+                time.sleep(max(0.0, total / rate - (time.monotonic() - began)))
+        self.full.put(None)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _report(result: str, sink: Sink | None, error: OSError | None) -> None:
+    answer = {
+        "size": sink.size if sink else 0,
+        "checksum": f"xxh3-128:{sink.hash.hexdigest()}" if sink else "",
+        "errno": error.errno if error else None,
+        "error": error.strerror if error else None,
+    }
+    with open(f"{result}.new", "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.write(json.dumps(answer))
+    os.rename(f"{result}.new", result)
+
+
+def _discard(source: int) -> None:
+    while os.read(source, BUFFER):
+        pass
+
+
+def main() -> None:
+    """Run until standard input ends."""
+    path, result, rate = sys.argv[1:]
+    sink, error = None, None
+    try:
+        sink = Sink(path)
+        writer = threading.Thread(target=sink.write)
+        writer.start()
+        sink.read(0, int(rate))
+        writer.join()
+        if sink.error is None:
+            _sync_directory(path)
+        error = sink.error
+    except OSError as failure:
+        error = failure
+    _report(result, sink, error)
+    _discard(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Guest memory from QEMU's migration to a sealed file.
+
+    QEMU migration thread -> pipe -> sink process (O_DIRECT, checksum) -> memory file
+
+Rules (each learnt from a stream that could not be loaded, see docs/point.md):
+
+1. Every capability is set explicitly before a stream, and all that was is put back after it: one left over from
+   someone else ruins the next stream silently.
+2. Status ``active`` is not the point. With background-snapshot the point is held when the first page has been
+   sent, `armed` says why.
+3. A migration that was ordered and not answered may run: `abort` ends whatever is there.
+4. The pipe is emptied until QEMU is through with it, whatever else fails; a read end stays open in QEMU itself, so
+   that even with us and the sink both killed it meets a full pipe and never a broken one.
+5. QEMU before 9.0 must never have a background migration cancelled or failed: it keeps RAM write-protected, and the
+   guest freezes at its next write. There a stream is ended by letting it run out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from snaporch.drivers.base import Progress, Stream, StreamPlan
+from snaporch.drivers.qemu import sink
+from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OperationFailed, OutcomeUnknown
+from snaporch.images.files import identity
+from snaporch.models import FileRecord, Strategy
+from snaporch.qmp import QMPClient
+from snaporch.qmp.subscription import Subscription
+
+UNLIMITED = 0  # as max-bandwidth; QEMU's own default is 128 MiB/s
+PIPE_SIZES = (16 * 2**20, 2**20)  # root may have any; /proc/sys/fs/pipe-max-size is mostly 1 MiB
+SINK_SECONDS = 60.0  # after its pipe has ended the sink has at most its ring and one fsync to write
+PROGRESS_SECONDS = 0.1
+DOWNTIME_MS = 300  # precopy: the pause that QEMU aims at; its own default
+_OVER = frozenset({"completed", "failed", "cancelled", "none"})
+
+
+def _make_pipe() -> tuple[int, int]:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    for size in PIPE_SIZES:
+        with suppress(OSError):
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size)
+            break
+    return read, write
+
+
+class QemuStream(Stream):
+    """A `Stream` of a QEMU machine; see there."""
+
+    def __init__(self, qmp: QMPClient, events: Subscription, plan: StreamPlan, *, cancellable: bool) -> None:
+        self._qmp = qmp
+        self._events = events  # MIGRATION, delivered since before the stream was opened
+        self._plan = plan
+        self._background = plan.strategy is Strategy.BACKGROUND
+        self._cancellable = cancellable or not self._background
+        name = f"snaporch-{os.path.basename(plan.path)}"
+        self._fds = {"write": f"{name}-w", "read": f"{name}-r"}
+        self._result = Path(f"{plan.path}.sink")
+        self._sink: trio.Process | None = None
+        self._read = -1
+        self._saved: tuple[list[dict[str, Any]], dict[str, Any]] | None = None
+
+    async def open(self) -> None:
+        """See Stream."""
+        self._read, write = _make_pipe()
+        try:
+            await self._start_sink()
+            await self._qmp.execute("getfd", {"fdname": self._fds["write"]}, fds=(write,))
+            await self._qmp.execute("getfd", {"fdname": self._fds["read"]}, fds=(self._read,))
+        finally:
+            os.close(write)
+        await self._set_capabilities()
+
+    async def _start_sink(self) -> None:
+        # QEMU keeps to a bandwidth by itself but in background streams, where its limit would hold up the guest's
+        # write faults in a busy loop; there the pipe is emptied more slowly instead.
+        rate = self._plan.bandwidth if self._background else 0
+        self._sink = await trio.lowlevel.open_process(
+            [sys.executable, "-I", sink.__file__, self._plan.path, str(self._result), str(rate)],
+            stdin=self._read,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    async def _set_capabilities(self) -> None:
+        capabilities = await self._qmp.execute("query-migrate-capabilities")
+        parameters = await self._qmp.execute("query-migrate-parameters")
+        self._saved = capabilities, {name: parameters[name] for name in ("max-bandwidth", "downtime-limit")}
+        wanted = {"events"} | ({"background-snapshot"} if self._background else set())
+        await self._qmp.execute(
+            "migrate-set-capabilities",
+            {"capabilities": [c | {"state": c["capability"] in wanted} for c in capabilities]},
+        )
+        bandwidth = UNLIMITED if self._background else self._plan.bandwidth
+        await self._qmp.execute(
+            "migrate-set-parameters", {"max-bandwidth": bandwidth, "downtime-limit": DOWNTIME_MS}
+        )
+
+    async def start(self) -> None:
+        """See Stream."""
+        await self._qmp.execute("migrate", {"uri": f"fd:{self._fds['write']}"})
+
+    async def armed(self) -> None:
+        """Return when the first page has been sent.
+
+        QEMU's bg_migration_thread saves the device state and write-protects RAM under the big lock, and sends
+        pages only after; the counters of sent pages start at zero with each migration. So a non-zero counter is
+        after the protection, whichever thread asks. ``active`` comes before all that. See docs/point.md.
+        """
+        while (await self._events.receive()).data.get("status") == "setup":
+            pass  # QEMU reads every page of RAM now; asking would only hold it up
+        while True:
+            info = await self._query()
+            ram = info.get("ram", {})
+            if ram.get("normal", 0) + ram.get("duplicate", 0) > 0 or info["status"] == "completed":
+                return
+
+    async def _query(self) -> dict[str, Any]:
+        """Return query-migrate's answer; raises when the migration has failed."""
+        info: dict[str, Any] = await self._qmp.execute("query-migrate")
+        if info.get("status") in {"failed", "cancelled", "cancelling"}:
+            words = info.get("error-desc") or f"migration {info['status']}"
+            raise HypervisorError(f"{self._qmp.label}: the memory stream failed: {words}")
+        return info
+
+    async def finished(self, progress: Progress) -> None:
+        """See Stream."""
+        while (info := await self._query())["status"] != "completed":
+            self._check_sink()
+            ram = info.get("ram", {})
+            progress(ram.get("transferred", 0), ram.get("total", 0))
+            with trio.move_on_after(PROGRESS_SECONDS):
+                await self._events.receive()
+        total = info["ram"]["transferred"]
+        progress(total, total)
+
+    def _check_sink(self) -> None:
+        """Raise when the sink has failed or was killed."""
+        if self._result.exists():  # while QEMU still writes this can only be a failure
+            self._result_or_error()
+        elif self._sink is not None and self._sink.poll() is not None:
+            raise OperationFailed(f"the process that writes {self._plan.path} was killed")
+
+    def _result_or_error(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._result.read_text())
+        if answer["errno"] is not None:
+            raise OSError(answer["errno"], answer["error"], self._plan.path)
+        return answer
+
+    async def seal(self) -> FileRecord:
+        """See Stream."""
+        await self._restore_settings()
+        await self._close()
+        if self._sink is None:
+            raise AssertionError("a stream is opened before it is sealed")
+        with trio.move_on_after(SINK_SECONDS):
+            await self._sink.wait()
+        if not self._result.exists():
+            raise OperationFailed(f"the process that writes {self._plan.path} ended without a result")
+        answer = self._result_or_error()
+        self._result.unlink()
+        return FileRecord(self._plan.path, answer["size"], answer["checksum"], identity(self._plan.path))
+
+    async def _restore_settings(self) -> None:
+        if self._saved is not None:
+            capabilities, parameters = self._saved
+            await self._qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
+            await self._qmp.execute("migrate-set-parameters", parameters)
+            self._saved = None
+
+    async def _close(self) -> None:
+        """Close the pipe's ends, ours and QEMU's."""
+        if self._read >= 0:
+            os.close(self._read)
+            self._read = -1
+            for name in self._fds.values():
+                with suppress(CommandRefused):  # the write end is gone once `migrate` has taken it
+                    await self._qmp.execute("closefd", {"fdname": name})
+
+    async def abort(self) -> None:
+        """See Stream."""
+        if self._sink is not None:
+            self._sink.kill()
+            await self._sink.wait()
+        with suppress(ConnectionGone, OutcomeUnknown):  # with QEMU gone there is nothing of it to end
+            async with trio.open_nursery() as nursery:
+                if self._read >= 0:
+                    nursery.start_soon(self._drain)
+                await self._end_migration()
+                nursery.cancel_scope.cancel()
+            await self._restore_settings()
+            await self._close()
+        self._result.unlink(missing_ok=True)
+        Path(f"{self._result}.new").unlink(missing_ok=True)
+
+    async def _drain(self) -> None:
+        async with trio.lowlevel.FdStream(os.dup(self._read)) as pipe:
+            async for _ in pipe:
+                pass
+
+    async def _status(self) -> str:
+        return str((await self._qmp.execute("query-migrate")).get("status", "none"))
+
+    async def _end_migration(self) -> None:
+        if await self._status() not in _OVER and self._cancellable:
+            await self._qmp.execute("migrate_cancel")
+        while await self._status() not in _OVER:
+            with trio.move_on_after(PROGRESS_SECONDS):
+                await self._events.receive()

@@ -1,0 +1,339 @@
+"""A simulated hypervisor process: one domain's guest, disks, block nodes and memory stream.
+
+It lives in the host and knows nothing of who is connected but that somebody is, so it survives every connection and
+every orchestrator, as a real one does. All methods are synchronous and are what the hypervisor does with a command
+once it has it; how long that takes, and what can go wrong on the way, is in `client`.
+
+Rule: whatever reads or changes anything here calls `settle` first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import attrs
+import trio
+
+from snaporch.drivers.base import Launch, Overlay, StreamPlan
+from snaporch.drivers.simulated.files import EMPTY_IMAGE, Files, Image, MemoryFile
+from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
+from snaporch.drivers.simulated.locks import Locks
+from snaporch.drivers.simulated.migration import Migration
+from snaporch.errors import CommandRefused
+from snaporch.models import DeviceDisk, DiskStatus, Process, Strategy
+
+
+@attrs.define(eq=False)
+class Drive:
+    """A disk of a running domain: the image it is on, and the name of that image's block node."""
+
+    target: str
+    image: Image
+    node: str
+    readonly: bool = False
+
+
+@attrs.define(eq=False)
+class SimulatedProcess:
+    """See the module.
+
+    Attributes:
+        record: what snaporch knows it by.
+        launch: what it was launched with.
+        files: the host's.
+        locks: the host's.
+        speed: the host's.
+        versions: what its memory files are bound to.
+        clock: the host's.
+        guest: its guest.
+        drives: its disks, in the guest's order.
+        nodes: overlays that were opened beside the disks, by node name.
+        settings: migration settings that are not the default's: empty unless a stream is under way.
+        migration: the last memory stream.
+        client: who holds the exclusive connection.
+        hung: it answers nothing any more; its guest runs on.
+        ended: why the process is gone, or an empty string.
+        changed: set, and replaced, when something happens that a waiting task must look at.
+    """
+
+    record: Process
+    launch: Launch
+    files: Files
+    locks: Locks
+    speed: SimulatedSpeed
+    versions: dict[str, str]
+    clock: Callable[[], float]
+    guest: Guest
+    drives: list[Drive] = attrs.field(factory=list)
+    nodes: dict[str, Image] = attrs.field(factory=dict)
+    settings: dict[str, float] = attrs.field(factory=dict)
+    migration: Migration | None = None
+    client: object | None = None
+    hung: bool = False
+    ended: str = ""
+    changed: trio.Event = attrs.field(factory=trio.Event)
+    _written: int = 0
+    _spread: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+        return self.launch.definition.name
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.record.pid
+
+    @property
+    def ram(self) -> int:
+        """Bytes of RAM."""
+        return self.launch.definition.memory
+
+    @property
+    def growing(self) -> bool:
+        """Whether its files grow while nobody looks at it."""
+        return bool(self.guest.model.disk_rate) or (self.migration is not None and self.migration.active)
+
+    # --- time ---------------------------------------------------------------------------------------------
+
+    def settle(self) -> float:
+        """Bring everything up to this instant, which is returned."""
+        now = self.clock()
+        if self.ended:
+            return now
+        off = self.guest.off_at()
+        if self.migration is not None and self.migration.active:
+            self.migration.advance(min(now, off))
+        self._write(min(now, off))
+        if self.guest.off_at() <= now:
+            self.guest.stop(off)
+            self.end("the guest powered off")
+        return now
+
+    def _write(self, now: float) -> None:
+        """Let the guest write its number, and as much more as it has run for, to every writable disk."""
+        number = self.guest.ticks_at(now)
+        if number == self._written or not self.guest.loaded:
+            return
+        run = self.guest.run_time(now)
+        size = int((run - self._spread) * self.guest.model.disk_rate)
+        for drive in self.drives:
+            if not drive.readonly:
+                drive.image.write(number)
+                drive.image.spread(size)
+        self._written, self._spread = number, run
+
+    def notify(self) -> None:
+        """Wake every task that waits for this process."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def end(self, why: str) -> None:
+        """Let the process be gone: RAM is lost, disks hold what was written last, locks are free."""
+        if self.ended:
+            return
+        if self.guest.runs:
+            self.guest.stop(self.clock())
+        if self.migration is not None:
+            self.migration.cancel()
+        self.ended = why
+        self.guest.loaded = False
+        self.locks.release(self.pid)
+        self.notify()
+
+    # --- CPUs ---------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop the CPUs, if they run."""
+        if self.guest.runs:
+            self.guest.stop(self.clock())
+            self.notify()
+
+    def cont(self) -> None:
+        """Start the CPUs, if they do not run."""
+        if not self.guest.loaded:
+            raise self.refusal("cont", "the guest waits for its memory")
+        if not self.guest.runs:
+            self.guest.start(self.clock())
+            self.notify()
+
+    def power_button(self) -> None:
+        """Ask the guest to power off."""
+        self.guest.ask_off(self.clock(), self.speed.power_off)
+        self.notify()
+
+    def refusal(self, command: str, why: str) -> CommandRefused:
+        """Return the error of a command that the hypervisor answers with no."""
+        return CommandRefused(self.name, command, "GenericError", why)
+
+    # --- disks --------------------------------------------------------------------------------------------
+
+    def open_disks(self, disks: Sequence[DeviceDisk]) -> None:
+        """Open the images to run on; `Locks.conflict` has said that they are free."""
+        for disk in disks:
+            image = self.files.image(disk.path, disk.format)
+            self.drives.append(Drive(disk.target, image, f"disk-{disk.target}", disk.readonly))
+            self.locks.hold(self.pid, disk.target, self.files.chain(disk.path, disk.format), disk.readonly)
+            if not disk.readonly:
+                self.files.freeze_below(image)
+
+    def boot(self) -> None:
+        """Let the guest find out where it was: at the highest number on its disks."""
+        numbers = {drive.target: self.files.number(drive.image.path) for drive in self.drives if not drive.readonly}
+        self._fill(max(numbers.values(), default=0), frozenset())
+
+    def _fill(self, number: int, torn: frozenset[str]) -> None:
+        self.guest.put(number, torn | self.differing(number))
+        self._written, self._spread = number, 0.0
+
+    def differing(self, number: int) -> frozenset[str]:
+        """Return the writable disks that do not hold `number`."""
+        return frozenset(
+            drive.target
+            for drive in self.drives
+            if not drive.readonly and self.files.number(drive.image.path) != number
+        )
+
+    def status(self) -> tuple[DiskStatus, ...]:
+        """Return the disks as they are."""
+        return tuple(
+            DiskStatus(
+                target=drive.target,
+                active=drive.image.path,
+                format=drive.image.format,
+                readonly=drive.readonly,
+                virtual_size=drive.image.virtual_size,
+                chain=tuple(image.path for image in self.files.chain(drive.image.path, drive.image.format)),
+                node=drive.node,
+            )
+            for drive in self.drives
+        )
+
+    def add_node(self, overlay: Overlay) -> None:
+        """Open an overlay, which nobody else may have open."""
+        if overlay.node in {*self.nodes, *(drive.node for drive in self.drives)}:
+            raise self.refusal("blockdev-add", f"node {overlay.node} exists")
+        image = self.files.by_path.get(overlay.path)
+        if not isinstance(image, Image):
+            raise self.refusal("blockdev-add", f"could not open {overlay.path}")
+        if why := self.locks.writing(overlay.path):
+            raise self.refusal("blockdev-add", why)
+        self.nodes[overlay.node] = image
+        self.locks.hold(self.pid, "", [image], False)
+
+    def remove_node(self, overlay: Overlay) -> None:
+        """Close an overlay that no disk uses; nothing happens when it is not open."""
+        if any(drive.node == overlay.node for drive in self.drives):
+            raise self.refusal("blockdev-del", f"node {overlay.node} is in use")
+        if (image := self.nodes.pop(overlay.node, None)) is not None:
+            self.locks.drop(self.pid, image.path)
+
+    def switch(self, overlays: Sequence[Overlay], check: Callable[[str], None]) -> None:
+        """Put disks on their overlays, all or none; `check` may raise for a target."""
+        before = [(drive, drive.image, drive.node) for drive in self.drives]
+        try:
+            for overlay in overlays:
+                self._switch_one(overlay)
+                check(overlay.target)
+        except BaseException:
+            for drive, drive.image, drive.node in before:
+                pass
+            raise
+        for overlay in overlays:
+            image = self.nodes.pop(overlay.node)
+            self.locks.hold(self.pid, overlay.target, self.files.chain(image.path), False)
+            self.files.freeze_below(image)
+
+    def _switch_one(self, overlay: Overlay) -> None:
+        drive = self._drive(overlay.target)
+        image = self.nodes.get(overlay.node)
+        if drive is None or drive.readonly or image is None:
+            raise self.refusal("transaction", f"{overlay.target}: no such disk, not writable, or no such node")
+        if image.path != overlay.path or image.backing != drive.image.path:
+            raise AssertionError(f"bug: {image.path} is over {image.backing}, {drive.target} on {drive.image.path}")
+        if image.number is not None:
+            raise AssertionError(f"bug: {image.path} is not empty: what it holds would hide the disk's content")
+        drive.image, drive.node = image, overlay.node
+
+    def _drive(self, target: str) -> Drive | None:
+        return next((drive for drive in self.drives if drive.target == target), None)
+
+    def merge_seconds(self, overlay: Overlay) -> float:
+        """Return how long it takes to merge an overlay; 0 when no disk is on it."""
+        drive = self._drive(overlay.target)
+        if drive is None or drive.image.path != overlay.path:
+            return 0.0
+        return self.speed.merge + (drive.image.size - EMPTY_IMAGE) / self.speed.disk_bandwidth
+
+    def switch_back(self, overlay: Overlay) -> None:
+        """Merge an overlay into its base and put the disk back on that, if it is on the overlay."""
+        drive = self._drive(overlay.target)
+        if drive is None or drive.image.path != overlay.path:
+            return
+        if why := self.locks.reading(drive.image.backing, self.pid):
+            raise self.refusal("block-commit", why)
+        top, base = drive.image, self.files.merge(drive.image)
+        # A job that mirrors leaves the overlay as it was: its content is true for this instant only.
+        top.stale = True
+        self.nodes[overlay.node] = top
+        drive.image, drive.node = base, overlay.base.node or f"disk-{drive.target}"
+        self.locks.drop(self.pid, base.path)
+        self.locks.hold(self.pid, drive.target, [base], False)
+        self.locks.hold(self.pid, "", [top], False)
+
+    # --- memory -------------------------------------------------------------------------------------------
+
+    def prepare(self, plan: StreamPlan) -> None:
+        """Make the settings of a stream."""
+        self._idle("migrate-set-capabilities")
+        background = plan.strategy is Strategy.BACKGROUND
+        if background and (why := self.guest.model.background_blocker):
+            raise self.refusal("migrate-set-capabilities", why)
+        file = self.files.find(plan.path)
+        if not isinstance(file, MemoryFile) or file.size:
+            raise AssertionError(f"bug: {plan.path} is no memory file made for this stream: it would be overwritten")
+        self.settings = {"background-snapshot": background, "max-bandwidth": plan.bandwidth or math.inf}
+
+    def migrate(self, plan: StreamPlan) -> None:
+        """Begin a stream with the present settings."""
+        self._idle("migrate")
+        file = self.files.find(plan.path)
+        if not isinstance(file, MemoryFile) or not self.settings:
+            raise AssertionError("bug: a stream is prepared before it is started")
+        bandwidth = min(self.settings["max-bandwidth"], self.speed.bandwidth)
+        self.migration = Migration(
+            guest=self.guest,
+            file=file,
+            ram=self.ram,
+            versions=self.versions,
+            background=bool(self.settings["background-snapshot"]),
+            cursor=self.clock(),
+            bandwidth=bandwidth,
+            arming=self.ram / self.speed.arm_rate,
+            limit=bandwidth * self.speed.downtime_limit,
+        )
+        self.notify()
+
+    def _idle(self, command: str) -> None:
+        if self.migration is not None and self.migration.active:
+            raise self.refusal(command, "there is a migration process in progress")
+
+    def abort_stream(self) -> None:
+        """End the stream, if one is under way, and put the settings back."""
+        if self.migration is not None:
+            self.migration.cancel()
+        self.settings = {}
+        self.notify()
+
+    def load(self, path: str) -> None:
+        """Fill RAM from a memory file."""
+        if self.guest.loaded:
+            raise self.refusal("migrate-incoming", "the guest was not launched for it")
+        file = self.files.by_path.get(path)
+        if not isinstance(file, MemoryFile):
+            raise self.refusal("migrate-incoming", f"could not open {path}")
+        if not file.complete or file.flips or file.size < self.ram or file.versions != self.versions:
+            raise self.refusal("migrate-incoming", f"error while loading state from {path}")
+        self._fill(file.number, file.torn)

@@ -1,0 +1,275 @@
+"""Runs the steps of an operation: the one place where states, journal and actors meet.
+
+The tables in `snaporch.steps` say what is done and what undoes it; actors (one a domain) do it. The engine knows no
+hypervisor and no file. It guarantees:
+
+1. The journal says what may have been touched before anything is; while a guest stands for a LIVE point nothing is
+   written, the row written before the pause covers all of it.
+2. An operation that does not complete is rolled back, whatever ended it: an error, a cancellation, a deadline.
+   Rolling back is shielded from cancellation and has a deadline of its own.
+3. What could not be undone is in the `Stranded` error and in the journal; nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol, TypeVar
+
+import attrs
+import structlog
+import trio
+
+from snaporch.catalog.store import Catalog, Change
+from snaporch.errors import OperationFailed, Refused, SnaporchError, Stranded
+from snaporch.events import Broadcast
+from snaporch.models import Event, OperationRecord
+from snaporch.states import OperationState, Signal, State
+from snaporch.steps import Lane, Phase, Undo
+
+T = TypeVar("T")
+
+ROLLBACK_SECONDS = 300.0  # merging back what a busy guest wrote may take long; for ever it must not
+
+_log = structlog.get_logger("snaporch")
+
+
+class Actor(Protocol):
+    """Performs steps on one domain: a method for each step name, called with a key of its lane.
+
+    A disk step is called with the disk's target, the others with nothing.
+    """
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+
+    def keys(self, lane: Lane) -> Sequence[str]:
+        """Return who works in a lane: targets of disks, or one empty string, or nothing."""
+
+
+@attrs.define
+class Operation:
+    """One operation while it runs.
+
+    Attributes:
+        kind: create, revert, delete or verify.
+        domain: what it works on.
+        subject: the snapshot's name.
+        id: eight hexadecimal digits.
+        begun: by the host's clock.
+        machine: its state.
+        phases: seconds each phase took, in order.
+    """
+
+    kind: str
+    domain: str
+    subject: str
+    id: str = attrs.field(factory=lambda: secrets.token_hex(4))
+    begun: float = attrs.field(factory=time.time)
+    machine: OperationState = attrs.field(factory=OperationState)
+    phases: dict[str, float] = attrs.field(factory=dict)
+
+    def record(self, *, ended: bool = False, error: str = "") -> OperationRecord:
+        """Return what the catalog is to say of it now."""
+        return OperationRecord(
+            id=self.id,
+            kind=self.kind,
+            domain=self.domain,
+            subject=self.subject,
+            state=self.machine.state,
+            begun=self.begun,
+            ended=time.time() if ended else None,
+            phases=dict(self.phases),
+            error=error,
+        )
+
+    def event(self, kind: str = "state", *, done: int = 0, total: int = 0, text: str = "") -> Event:
+        """Return an event of this operation, now."""
+        return Event(self.id, self.domain, kind, time.time(), self.machine.state, done, total, text)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Account the body's time to a phase."""
+        began = trio.current_time()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + trio.current_time() - began
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors inside nested groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def _cause(error: BaseException) -> Exception | None:
+    """Return the first real error in `error`; None where it is only cancellation or Ctrl-C."""
+    return next((leaf for leaf in leaves(error) if isinstance(leaf, Exception)), None)
+
+
+@attrs.define
+class Engine:
+    """Runs operations for one orchestrator.
+
+    Attributes:
+        catalog: where the journal is.
+        events: where what happens is told.
+    """
+
+    catalog: Catalog
+    events: Broadcast
+
+    async def run(
+        self,
+        operation: Operation,
+        phases: Sequence[Phase],
+        rollback: Sequence[Undo],
+        actors: Sequence[Actor],
+        *,
+        plan: str,
+        commit: Callable[[], Awaitable[Change]],
+    ) -> None:
+        """Perform `phases`, then write what `commit` returns; or roll back.
+
+        Args:
+            operation: in state NEW.
+            phases: a table of `snaporch.steps`.
+            rollback: its compensations.
+            actors: the participants; they finish each phase together.
+            plan: for the journal, what `recover` needs to know, as JSON.
+            commit: called when all is done; what it returns makes the operation complete.
+
+        Raises:
+            OperationFailed: it was rolled back (Refused, when a step found a reason to refuse).
+            Stranded: it could not be rolled back.
+            trio.Cancelled: it was rolled back because of this.
+        """
+        begun: set[str] = set()
+        try:
+            await self.catalog.write(Change(operation=operation.record(), plan=plan))
+            for phase in phases:
+                await self._enter(operation, phase.signal, quiet=phase.paused)
+                begun.update(*(steps for _, steps in phase.lanes()))
+                with operation.timed(operation.machine.state):
+                    await _perform(phase, actors)
+            await self._enter(operation, Signal.COMMIT)
+            with trio.CancelScope(shield=True):  # from here on it is in the catalog or it is not
+                change = await commit()
+                operation.machine.send(Signal.DONE)
+                await self.catalog.write(attrs.evolve(change, operation=operation.record(ended=True)))
+        except BaseException as error:
+            operation.machine = OperationState(_before_commit(operation.machine.state))
+            await self._roll_back(operation, rollback, actors, begun, error)
+            cause = _cause(error)
+            if cause is None:
+                raise  # a cancellation or Ctrl-C, as it came
+            raise _translated(operation, cause) from cause
+        self.events.publish(operation.event())
+
+    async def _enter(self, operation: Operation, signal: Signal, *, quiet: bool = False) -> None:
+        operation.machine.send(signal)
+        if not quiet:
+            await self.catalog.write(Change(operation=operation.record()))
+        self.events.publish(operation.event())
+
+    async def _roll_back(
+        self,
+        operation: Operation,
+        rollback: Sequence[Undo],
+        actors: Sequence[Actor],
+        begun: Collection[str],
+        error: BaseException,
+    ) -> None:
+        operation.machine.send(Signal.FAIL)
+        self.events.publish(operation.event())
+        cause = _cause(error)
+        why = str(cause) if cause else "cancelled"
+        _log.info("rolling back", operation=operation.id, domain=operation.domain, why=why)
+        remains: list[str] = []
+        with trio.CancelScope(shield=True), operation.timed(operation.machine.state):
+            with trio.move_on_after(ROLLBACK_SECONDS) as scope:
+                for undo in rollback:
+                    if undo.after & set(begun):
+                        await _undo(undo, actors, remains)
+            if scope.cancelled_caught:
+                remains.append(f"rolling back took longer than {ROLLBACK_SECONDS:g} s")
+        operation.machine.send(Signal.STUCK if remains else Signal.UNDONE)
+        with trio.CancelScope(shield=True):
+            try:
+                await self.catalog.write(Change(operation=operation.record(ended=not remains, error=why)))
+            except SnaporchError as failure:  # a full disk may be why we are here; `recover` finds nothing to undo
+                _log.warning("cannot write to the catalog", operation=operation.id, error=str(failure))
+        self.events.publish(operation.event(text=why))
+        if remains:
+            raise Stranded(
+                f"{operation.kind} {operation.subject} failed: {why}", operation.id, tuple(remains)
+            ) from error
+
+
+def _before_commit(state: State) -> State:
+    """Return the state to fail from: an operation whose last write failed is not complete."""
+    return State.COMMITTING if state is State.COMPLETE else state
+
+
+def _translated(operation: Operation, cause: Exception) -> Exception:
+    """Return the error to raise after a rollback."""
+    if isinstance(cause, Refused | OperationFailed):
+        return cause
+    words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    where = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
+    what = f"{operation.kind} {operation.subject} of {operation.domain} failed: {words}{where}"
+    return OperationFailed(f"{what}; everything is as it was before")
+
+
+async def _together(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run all calls at once; a single one without a nursery: in the pause every task switch counts."""
+    if len(calls) == 1:
+        await calls[0]()
+        return
+    async with trio.open_nursery() as nursery:
+        for call in calls:
+            nursery.start_soon(call)
+
+
+async def _perform(phase: Phase, actors: Sequence[Actor]) -> None:
+    """Run one phase: every lane of every actor side by side, the steps of each lane in order."""
+
+    async def walk(actor: Actor, steps: Sequence[str], arguments: tuple[str, ...]) -> None:
+        for step in steps:
+            await getattr(actor, step)(*arguments)
+
+    await _together(
+        [
+            partial(walk, actor, steps, (key,) if lane is Lane.DISK else ())
+            for lane, steps in phase.lanes()
+            for actor in actors
+            for key in actor.keys(lane)
+        ]
+    )
+
+
+async def _undo(undo: Undo, actors: Sequence[Actor], remains: list[str]) -> None:
+    """Run one compensation for all actors; what fails is noted, and the others go on."""
+
+    async def attempt(actor: Actor, arguments: tuple[str, ...]) -> None:
+        try:
+            await getattr(actor, undo.name)(*arguments)
+        except (SnaporchError, OSError, trio.TooSlowError) as error:
+            what = " ".join((undo.name.replace("_", " "), *arguments))
+            remains.append(f"{actor.name}: cannot {what}: {str(error) or type(error).__name__}")
+
+    await _together(
+        [
+            partial(attempt, actor, (key,) if undo.lane is Lane.DISK else ())
+            for actor in actors
+            for key in actor.keys(undo.lane)
+        ]
+    )

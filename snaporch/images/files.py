@@ -1,0 +1,199 @@
+"""Images and memory files in local directories: `Storage` by qemu-img and system calls.
+
+Rule: nothing that exists is ever opened for writing here, but an image that `make_overlay` has just made with
+O_EXCL, and the overlay and base of `commit_overlay`.
+Rule: whatever reads or syncs a whole file does it in a worker thread; the event loop is never blocked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+import xxhash
+
+from snaporch.drivers.base import Storage
+from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
+from snaporch.models import DeviceDisk, FileRecord
+
+_CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
+
+
+def identity(path: str) -> tuple[int, ...]:
+    """Return what changes whenever a file is written to: device, inode, size, mtime and ctime in nanoseconds."""
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _sync_parent(path: str) -> None:
+    fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _nearest(directory: str) -> Path:
+    """Return the nearest ancestor that exists: a file system can be asked about no other."""
+    path = Path(directory)
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _make_file(path: str) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    _sync_parent(path)
+
+
+def _checksum(path: str, *, sync: bool) -> FileRecord:
+    """Hash a file; it must not change meanwhile."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if sync:
+            os.fsync(fd)
+        before = identity(path)
+        digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
+        view = memoryview(buffer)
+        while count := os.readv(fd, [view]):
+            digest.update(view[:count])
+        if sync:
+            _sync_parent(path)
+    finally:
+        os.close(fd)
+    if identity(path) != before:
+        raise OperationFailed(f"{path} changed while its checksum was computed: something else writes to it")
+    return FileRecord(path, before[2], f"xxh3-128:{digest.hexdigest()}", before)
+
+
+@attrs.frozen
+class LocalStorage(Storage):
+    """Files of this host.
+
+    Attributes:
+        qemu_img: the program.
+    """
+
+    qemu_img: str = "qemu-img"
+
+    async def _qemu_img(self, *arguments: str) -> bytes:
+        command = [self.qemu_img, *arguments]
+        try:
+            done = await trio.run_process(
+                command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+            )
+        except FileNotFoundError:
+            raise Refused(f"{self.qemu_img} is not installed (Debian: apt install qemu-utils)") from None
+        if done.returncode:
+            words = done.stderr.decode(errors="replace").strip().splitlines()
+            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {done.returncode}")
+        return bytes(done.stdout)
+
+    async def exists(self, path: str) -> bool:
+        """See Storage; a dangling symbolic link exists."""
+        return os.path.lexists(path)
+
+    async def check_writable(self, directory: str) -> None:
+        """See Storage."""
+        place = _nearest(directory)
+        if not place.is_dir():
+            raise Refused(f"{place} is not a directory")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise Refused(f"cannot write to {directory}: it is read-only or not yours")
+
+    async def make_directory(self, directory: str) -> None:
+        """See Storage."""
+        # Not parents=True: the mode is for every directory that is made.
+        missing = [Path(directory)]
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+
+    async def free(self, directory: str) -> tuple[str, int]:
+        """See Storage."""
+        place = _nearest(directory)
+        status = os.statvfs(place)
+        return str(place.stat().st_dev), status.f_bavail * status.f_frsize
+
+    async def _info(self, path: str, format_: str, *options: str) -> Any:
+        # -U: the image may be open in a running QEMU, and reading its header then is what we want.
+        try:
+            out = await self._qemu_img("info", "-U", "--output=json", *options, "-f", format_, path)
+        except OperationFailed as error:
+            raise Refused(f"cannot read image {path}: {error}") from None
+        return json.loads(out)
+
+    async def chain(self, path: str, format_: str) -> tuple[DeviceDisk, ...]:
+        """See Storage; targets are empty."""
+        images = await self._info(path, format_, "--backing-chain")
+        return tuple(DeviceDisk("", os.path.abspath(i["filename"]), i["format"]) for i in images)
+
+    async def virtual_size(self, path: str, format_: str) -> int:
+        """See Storage."""
+        return int((await self._info(path, format_))["virtual-size"])
+
+    async def make_file(self, path: str) -> None:
+        """See Storage."""
+        await trio.to_thread.run_sync(_make_file, path)
+
+    async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
+        """See Storage."""
+        await self.make_file(path)
+        try:
+            # -u: the base is open in a running QEMU; its size is known, so nothing need be read from it.
+            await self._qemu_img(
+                "create", "-q", "-u", "-f", "qcow2", "-b", base.path, "-F", base.format, path, str(size)
+            )
+            await trio.to_thread.run_sync(_sync_file, path)
+        except BaseException:
+            os.unlink(path)
+            raise
+
+    async def commit_overlay(self, path: str) -> None:
+        """See Storage."""
+        await self._qemu_img("commit", "-q", "-f", "qcow2", path)
+
+    async def remove(self, path: str) -> None:
+        """See Storage."""
+        Path(path).unlink(missing_ok=True)
+
+    async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
+        """See Storage."""
+        if known is not None and known.path == path and known.identity == identity(path):
+            return known
+        return await trio.to_thread.run_sync(lambda: _checksum(path, sync=True))
+
+    async def check(self, record: FileRecord, *, thorough: bool = False) -> None:
+        """See Storage."""
+        path = record.path
+        try:
+            now = identity(path)
+            if now[2] != record.size:
+                raise DamagedSnapshot(f"{path} has {now[2]:,} bytes instead of {record.size:,}", path)
+            if now == record.identity and not thorough:
+                return
+            found = await trio.to_thread.run_sync(lambda: _checksum(path, sync=False))
+        except FileNotFoundError:
+            raise DamagedSnapshot(f"{path} is missing", path) from None
+        except OSError as error:
+            raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}", path) from None
+        if found.checksum != record.checksum:
+            raise DamagedSnapshot(f"{path} is damaged: its checksum is not what was saved", path)
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,354 @@
+"""The façade: what library, command line and service all use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from snaporch.catalog import open_catalog
+from snaporch.catalog.store import Change
+from snaporch.context import Context
+from snaporch.convert import load_definition
+from snaporch.create import create
+from snaporch.drivers.base import Driver, Launch
+from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.engine import Engine, Operation
+from snaporch.errors import HypervisorError, InvalidInput, NotFound, Refused, TargetExists
+from snaporch.events import Broadcast
+from snaporch.models import (
+    CreateFlag,
+    CreateOptions,
+    DomainDefinition,
+    DomainInfo,
+    DomainRecord,
+    DomainSnapshot,
+    DomainState,
+    Event,
+    OperationRecord,
+    RevertFlag,
+    SnapshotRecord,
+    check_name,
+)
+from snaporch.revert import revert, run_directory
+
+SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
+
+
+@attrs.define
+class Orchestrator:
+    """Everything that snaporch does, on one root directory; `open_orchestrator` makes one.
+
+    All methods are coroutines, may be called side by side, and may be cancelled at any time: see each one's
+    guarantee. Errors are `SnaporchError`s.
+    """
+
+    _context: Context
+
+    # --- domains ---
+
+    async def define(self, definition: DomainDefinition | Path | str) -> DomainRecord:
+        """Make a domain known, or replace the definition of one that is inactive.
+
+        Args:
+            definition: a definition, or the path of a TOML file of one.
+
+        Raises:
+            InvalidInput: the definition makes no sense.
+            Refused: the domain is running.
+        """
+        if not isinstance(definition, DomainDefinition):
+            definition = load_definition(Path(definition))
+        async with self._context.locked(Operation("define", definition.name, "")):
+            try:
+                async with self._context.machine_of(definition.name) as (known, machine):
+                    if machine is not None:
+                        raise Refused(f"{definition.name} is running: shut it down before it is defined anew")
+                    record = attrs.evolve(known, definition=definition, template=None)
+            except NotFound:
+                record = DomainRecord(definition)
+            self._context.driver(record)
+            await self._context.catalog.write(Change(domain=record))
+        return record
+
+    async def undefine(self, name: str) -> None:
+        """Forget an inactive domain that has no snapshots; its images stay.
+
+        Raises:
+            Refused: it runs, or has snapshots.
+        """
+        async with self._context.locked(Operation("undefine", name, "")):
+            async with self._context.machine_of(name) as (record, machine):
+                if machine is not None and record.template is None:
+                    raise Refused(f"{name} is running: shut it down first")
+            if snapshots := await self._context.catalog.snapshots(name):
+                names = ", ".join(record.name for record in snapshots)
+                raise Refused(f"{name} has snapshots ({names}): delete them first")
+            await self._context.catalog.drop_domain(name)
+
+    async def attach(self, name: str, socket: str) -> DomainInfo:
+        """Take charge of a domain in a process that something else started.
+
+        Args:
+            name: the name it is to have here.
+            socket: its control socket (QEMU: ``-qmp unix:PATH,server=on,wait=off``).
+
+        Raises:
+            TargetExists: there is a domain of that name, and it runs.
+            HypervisorError: nothing answers at the socket.
+        """
+        check_name(name, "domain")
+        driver = self._context.drivers["qemu"]
+        async with self._context.locked(Operation("attach", name, "")):
+            with suppress(NotFound):
+                async with self._context.machine_of(name) as (_, machine):
+                    if machine is not None:
+                        raise TargetExists(f"there is a running domain {name!r} already; choose another name")
+            definition, process = await driver.attach(name, socket)
+            snapshots = await self._context.catalog.snapshots(name)
+            current = snapshots[-1].name if snapshots else None
+            record = DomainRecord(definition, current=current, process=process, template=process)
+            await self._context.catalog.write(Change(domain=record))
+        return await self.domain_info(name)
+
+    async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
+        """Start an inactive domain; its process outlives this one.
+
+        Raises:
+            Refused: it is running, or cannot start: the hypervisor's words are in the error.
+        """
+        async with self._context.locked(Operation("start", name, "")):
+            async with self._context.machine_of(name) as (record, machine):
+                if machine is not None:
+                    raise Refused(f"{name} is {await machine.state()} already")
+            await self._launch(record, paused=paused)
+        return await self.domain_info(name)
+
+    async def _launch(self, record: DomainRecord, *, paused: bool) -> None:
+        driver = self._context.driver(record)
+        operation = Operation("start", record.name, "")
+        directory = run_directory(self._context, record.name, operation.id)
+        process = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
+        try:
+            await self._context.catalog.write(Change(domain=attrs.evolve(record, process=process)))
+            if not paused:
+                async with driver.connect(process, record.name) as machine:
+                    await machine.resume()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await driver.kill(process)
+                await self._context.catalog.write(Change(domain=record))
+            raise
+
+    async def shutdown(self, name: str, *, timeout: float = SHUTDOWN_SECONDS) -> DomainInfo:
+        """Ask the guest to power off, and wait until it has.
+
+        Raises:
+            Refused: the domain is not running.
+            HypervisorError: the guest did not power off within `timeout` seconds.
+        """
+        async with self._context.locked(Operation("shutdown", name, "")):
+            async with self._context.machine_of(name) as (record, machine):
+                if machine is None or record.process is None:
+                    raise Refused(f"{name} is inactive")
+                await machine.shutdown()
+                with trio.move_on_after(timeout) as scope:
+                    while self._context.driver(record).alive(record.process):
+                        await trio.sleep(0.05)
+                if scope.cancelled_caught:
+                    raise HypervisorError(
+                        f"{name} did not power off within {timeout:g} s; `domain destroy` ends it"
+                    )
+            await self._context.catalog.write(Change(domain=attrs.evolve(record, process=None)))
+        return await self.domain_info(name)
+
+    async def destroy(self, name: str) -> DomainInfo:
+        """End a domain's process at once, as pulling the plug does; an inactive domain stays so."""
+        async with self._context.locked(Operation("destroy", name, "")):
+            record = await self._context.catalog.domain(name)
+            if record.process is not None:
+                await self._context.driver(record).kill(record.process)
+                await self._context.catalog.write(Change(domain=attrs.evolve(record, process=None)))
+        return await self.domain_info(name)
+
+    async def pause(self, name: str) -> DomainInfo:
+        """Stop the CPUs of a running domain."""
+        return await self._set_running(name, running=False)
+
+    async def resume(self, name: str) -> DomainInfo:
+        """Let the CPUs of a paused domain run."""
+        return await self._set_running(name, running=True)
+
+    async def _set_running(self, name: str, *, running: bool) -> DomainInfo:
+        operation = Operation("resume" if running else "pause", name, "")
+        async with self._context.locked(operation), self._context.machine_of(name) as (_, machine):
+            if machine is None:
+                raise Refused(f"{name} is inactive; start it first")
+            state = await machine.state()
+            if running and state is DomainState.PAUSED:
+                await machine.resume()
+            elif not running and state is DomainState.RUNNING:
+                await machine.pause()
+        return await self.domain_info(name)
+
+    async def domains(self) -> tuple[DomainInfo, ...]:
+        """Return all domains, by name."""
+        return tuple([await self._info(record) for record in await self._context.catalog.domains()])
+
+    async def domain_info(self, name: str) -> DomainInfo:
+        """Return a domain as it is this moment; also while an operation runs on it."""
+        return await self._info(await self._context.catalog.domain(name))
+
+    async def _info(self, record: DomainRecord) -> DomainInfo:
+        driver, process = self._context.driver(record), record.process
+        state, disks, pid = DomainState.INACTIVE, None, None
+        if process is not None and driver.alive(process):
+            state, pid = DomainState.RUNNING, process.pid  # all that is known of one that does not answer
+            with suppress(HypervisorError):
+                async with driver.query(process, record.name) as machine:
+                    state, disks = await machine.state(), await machine.disks()
+        if disks is None:
+            disks = await self._context.disks_of(record, None)
+        return DomainInfo(record.name, state, disks, record.current, pid, record.definition.driver)
+
+    # --- snapshots ---
+
+    async def create(
+        self,
+        domain: str,
+        snapshot: DomainSnapshot | None = None,
+        flags: CreateFlag = CreateFlag(0),  # noqa: B008 - an immutable value
+        options: CreateOptions | None = None,
+    ) -> SnapshotRecord:
+        """Create a snapshot of a domain; `libxl_domain_snapshot_create`.
+
+        Args:
+            domain: the domain's name.
+            snapshot: what is to be taken; by default everything, under a name made from the time.
+            flags: DISK_ONLY, LIVE, QUIESCE.
+            options: strategy, bandwidth, limit on time, disks to leave out.
+
+        Returns:
+            The record: all files are fsynced, their sizes and checksums in it, and the catalog has it.
+
+        Raises:
+            Refused: before anything was touched.
+            Busy: another operation runs on the domain.
+            OperationFailed: rolled back: the domain in the run state that it had, every disk on the image that it
+                was on, no file, node or row left. So it is when the call is cancelled.
+            Stranded: the hypervisor is gone or refuses to undo.
+        """
+        return await create(self._context, domain, snapshot or DomainSnapshot(), flags, options or CreateOptions())
+
+    async def revert(
+        self,
+        domain: str,
+        name: str,
+        flags: RevertFlag = RevertFlag(0),  # noqa: B008 - an immutable value
+        *,
+        save_current: str = "",
+    ) -> SnapshotRecord:
+        """Take a domain back to a snapshot; `libxl_domain_snapshot_revert`.
+
+        The snapshot stays as it is, and can be reverted to again.
+
+        Args:
+            domain: the domain's name.
+            name: the snapshot's.
+            flags: RUNNING or PAUSED in place of the state at the point; FORCE replaces whatever is there.
+            save_current: first keep what the domain holds now in a snapshot of this name.
+
+        Returns:
+            The snapshot's record.
+
+        Raises:
+            Refused: before anything was touched; DamagedSnapshot when a file is not what was saved.
+            OperationFailed: the domain is exactly as it was, its running guest included.
+            Stranded: with FORCE only: the old guest is gone and the new one did not come up.
+        """
+        return await revert(self._context, domain, name, flags, save_current=save_current)
+
+    async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
+        """Return a domain's snapshots, oldest first."""
+        await self._context.catalog.domain(domain)
+        return await self._context.catalog.snapshots(domain)
+
+    async def show(self, domain: str, name: str) -> SnapshotRecord:
+        """Return one snapshot."""
+        return await self._context.catalog.snapshot(domain, name)
+
+    async def tree(self, domain: str) -> Mapping[str | None, tuple[str, ...]]:
+        """Return the names of each snapshot's children; those without a parent are under None."""
+        children: dict[str | None, tuple[str, ...]] = {}
+        for record in await self.list(domain):
+            children[record.parent] = (*children.get(record.parent, ()), record.name)
+        return children
+
+    # --- the rest ---
+
+    async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
+        """Return running and past operations, oldest first."""
+        if domain is not None:
+            await self._context.catalog.domain(domain)
+        return await self._context.catalog.operations(domain)
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
+        """Give a channel of everything that happens in this orchestrator from now on.
+
+        A listener never holds anything up: one that is far behind misses progress events, and its channel ends
+        rather than miss a change of state.
+        """
+        with self._context.events.listen() as channel:
+            yield channel
+
+    async def doctor(self, domain: str | None = None) -> dict[str, Any]:
+        """Return what this host, and a domain, can do, and what stands in the way."""
+        findings: dict[str, Any] = {name: await d.doctor() for name, d in self._context.drivers.items()}
+        if domain is not None:
+            record = await self._context.catalog.domain(domain)
+            driver, process = self._context.driver(record), record.process
+            findings[domain] = {"state": (await self.domain_info(domain)).state}
+            if process is not None and driver.alive(process):
+                async with driver.query(process, domain) as machine:
+                    findings[domain] |= attrs.asdict(machine.capabilities)
+        return findings
+
+
+def default_root() -> Path:
+    """Return ``$SNAPORCH_ROOT``, or the place for a user's (root: the system's) state."""
+    if root := os.environ.get("SNAPORCH_ROOT"):
+        return Path(root)
+    if os.geteuid() == 0:
+        return Path("/var/lib/snaporch")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "snaporch"
+
+
+@asynccontextmanager
+async def open_orchestrator(
+    root: Path | str | None = None, *, drivers: Mapping[str, Driver] | None = None
+) -> AsyncIterator[Orchestrator]:
+    """Open the orchestrator on a root directory, made where it is missing (0700).
+
+    Args:
+        root: holds the catalog and, by default, all files; `default_root` when None.
+        drivers: hypervisor drivers by name; by default QEMU's.
+
+    Raises:
+        InvalidInput: the root cannot be made or is not writable.
+    """
+    root = Path(os.path.abspath(root or default_root()))
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (root / "locks").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot use {root}: {error.strerror}") from None
+    events = Broadcast()
+    async with open_catalog(root / "catalog.sqlite3") as catalog:
+        chosen = drivers if drivers is not None else {"qemu": QemuDriver(root)}
+        yield Orchestrator(Context(root, catalog, chosen, events, Engine(catalog, events)))
