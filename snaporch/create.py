@@ -1,6 +1,6 @@
 """Create: the story of a live checkpoint, from the request to the record. Read downwards.
 
-    plan_create     decides everything, or refuses; no I/O
+    plan_create     (snaporch.planning) decides everything, or refuses; no I/O
     check_create    looks whether it can be done here: files, directories, space
     Participant     performs the steps of `snaporch.steps.CREATE` on one domain, and their compensations
     create          puts them together
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -22,23 +22,18 @@ import trio
 from snaporch.catalog.store import Change
 from snaporch.context import Context
 from snaporch.convert import dumps
-from snaporch.drivers.base import Capabilities, Machine, Overlay, Storage, Stream, StreamPlan
+from snaporch.drivers.base import Capabilities, Machine, Overlay, Storage, Stream
 from snaporch.engine import Operation
 from snaporch.errors import (
     ConnectionGone,
     DeadlineExceeded,
-    InvalidInput,
     NotEnoughSpace,
     TargetExists,
-    Unsupported,
 )
 from snaporch.models import (
     CreateFlag,
     CreateOptions,
     DeviceDisk,
-    DiskSnapshot,
-    DiskStatus,
-    DomainRecord,
     DomainSnapshot,
     DomainState,
     FileRecord,
@@ -46,8 +41,8 @@ from snaporch.models import (
     SnapshotRecord,
     Strategy,
     Timings,
-    check_name,
 )
+from snaporch.planning import CreatePlan, Scene, plan_create
 from snaporch.states import State
 from snaporch.steps import CREATE, ROLLBACK_CREATE, Lane
 
@@ -55,172 +50,6 @@ from snaporch.steps import CREATE, ROLLBACK_CREATE, Lane
 OVERLAY_BYTES = 16 * 2**20
 # Stream headers and device state beside RAM itself.
 STREAM_BYTES = 16 * 2**20
-
-
-@attrs.frozen
-class CreatePlan:
-    """Everything that a create will do, decided before it is begun: what the journal holds.
-
-    Attributes:
-        domain: the domain's record as it was.
-        snapshot: with every field filled in.
-        state: what the domain did.
-        strategy: chosen for the memory.
-        reason: why.
-        overlays: one for each disk that is taken.
-        stream: how memory is streamed, when it is.
-        options: the caller's.
-    """
-
-    domain: DomainRecord
-    snapshot: DomainSnapshot
-    state: DomainState
-    strategy: Strategy
-    reason: str
-    overlays: tuple[Overlay, ...]
-    stream: StreamPlan | None
-    options: CreateOptions
-
-
-@attrs.frozen
-class Scene:
-    """What a plan is made from.
-
-    Attributes:
-        domain: the domain's record.
-        state: what it does.
-        disks: its disks as they are.
-        capabilities: the machine's; None when inactive.
-        directory: where files go that have no path in the request.
-        operation: the operation's id.
-        now: seconds since the epoch.
-    """
-
-    domain: DomainRecord
-    state: DomainState
-    disks: tuple[DiskStatus, ...]
-    capabilities: Capabilities | None
-    directory: str
-    operation: str
-    now: float
-
-
-# --- deciding -----------------------------------------------------------------------------------------------
-
-
-def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
-    """Decide how a create is done; the table of the specification's section 3.
-
-    Raises:
-        InvalidInput: the request makes no sense.
-        Unsupported: this domain, as it is, cannot do it.
-    """
-    if options.strategy in {Strategy.BACKGROUND, Strategy.PRECOPY}:
-        flags |= CreateFlag.LIVE  # to say how the guest's memory is taken while it runs is to say that it runs
-    memory = snapshot.memory and CreateFlag.DISK_ONLY not in flags
-    _check_kind(scene, snapshot, flags, memory=memory)
-    name = check_name(snapshot.name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(scene.now)))
-    taken = _taken_disks(scene, snapshot, options.exclude, name)
-    strategy, reason = _choose_strategy(scene, flags, options) if memory else (Strategy.NONE, "disks only")
-    memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if memory else ""
-    complete = attrs.evolve(
-        snapshot,
-        name=name,
-        creation_time=int(scene.now),
-        memory=memory,
-        memory_file=memory_file,
-        disks=tuple(disk for disk, _ in taken),
-    )
-    return CreatePlan(
-        domain=scene.domain,
-        snapshot=complete,
-        state=scene.state,
-        strategy=strategy,
-        reason=reason,
-        overlays=tuple(overlay for _, overlay in taken),
-        stream=StreamPlan(memory_file, _stream_strategy(scene, strategy), options.bandwidth) if memory else None,
-        options=options,
-    )
-
-
-def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, memory: bool) -> None:
-    internal = [disk.disk.target for disk in snapshot.disks if not disk.external]
-    if CreateFlag.LIVE in flags and (internal or not memory):
-        raise InvalidInput("LIVE is for external checkpoints: not with internal disks, and not without memory")
-    if scene.state is DomainState.INACTIVE:
-        if memory:
-            raise InvalidInput(
-                f"{scene.domain.name} is inactive: there is no memory to save; start it, or ask for disks only"
-            )
-    elif not memory:
-        raise Unsupported(
-            f"{scene.domain.name} is {scene.state}: disks alone would not be one point with its memory; "
-            "take a checkpoint, or shut it down first"
-        )
-    if internal and len(internal) < len(snapshot.disks):
-        raise InvalidInput("all disks internal, or all external: mixed, one point cannot be kept")
-    if internal:
-        raise Unsupported(f"internal snapshots ({', '.join(internal)}) are not supported yet; leave out --internal")
-    if CreateFlag.QUIESCE in flags:
-        raise Unsupported("QUIESCE is not supported yet; a checkpoint with memory needs none")
-
-
-def _taken_disks(
-    scene: Scene, snapshot: DomainSnapshot, exclude: Collection[str], name: str
-) -> tuple[tuple[DiskSnapshot, Overlay], ...]:
-    """Return what is done with each disk that is taken."""
-    asked = {disk.disk.target: disk for disk in snapshot.disks}
-    if len(asked) < len(snapshot.disks):
-        raise InvalidInput("a disk is named twice")
-    present = {disk.target: disk for disk in scene.disks}
-    for target in {*asked, *exclude} - present.keys():
-        raise InvalidInput(f"{scene.domain.name} has no disk {target!r}; it has {', '.join(present) or 'none'}")
-    for target in asked.keys() & set(exclude):
-        raise InvalidInput(f"{target} is both asked for and left out")
-    for target in (target for target in asked if present[target].readonly):
-        raise InvalidInput(f"{target} is read-only: there is nothing to switch")
-    taken = [disk for disk in scene.disks if not disk.readonly and disk.target not in exclude]
-    result = tuple(_one_disk(scene, disk, asked.get(disk.target), name) for disk in taken)
-    paths = [overlay.path for _, overlay in result]
-    if len(set(paths)) < len(paths):
-        raise InvalidInput("two disks cannot have the same overlay")
-    return result
-
-
-def _one_disk(
-    scene: Scene, status: DiskStatus, asked: DiskSnapshot | None, name: str
-) -> tuple[DiskSnapshot, Overlay]:
-    path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""
-    path = os.path.abspath(path or f"{scene.directory}/{status.target}.{scene.operation}.qcow2")
-    overlay = Overlay(base=status, path=path, node=f"sp-{scene.operation}-{status.target}")
-    frozen = DeviceDisk(status.target, status.active, status.format)
-    return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
-
-
-def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) -> tuple[Strategy, str]:
-    capabilities = scene.capabilities
-    if capabilities is None:
-        raise AssertionError("an active domain has a machine")
-    if scene.state is DomainState.PAUSED:
-        return Strategy.PAUSED, "the guest is paused already"
-    if CreateFlag.LIVE not in flags:
-        return Strategy.PAUSED, "asked for without LIVE"
-    if options.strategy is Strategy.PRECOPY:
-        return Strategy.PRECOPY, "asked for"
-    if capabilities.background:
-        return Strategy.BACKGROUND, "asked for" if options.strategy is Strategy.BACKGROUND else "possible here"
-    why = f"background is not possible: {capabilities.background_blocker}"
-    if options.strategy is Strategy.BACKGROUND:
-        raise Unsupported(f"{scene.domain.name}: {why}; ask for auto or precopy")
-    return Strategy.PRECOPY, why
-
-
-def _stream_strategy(scene: Scene, strategy: Strategy) -> Strategy:
-    """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused."""
-    capabilities = scene.capabilities
-    if scene.state is DomainState.PAUSED and capabilities and capabilities.background and capabilities.keeps_paused:
-        return Strategy.BACKGROUND
-    return strategy
 
 
 # --- looking ------------------------------------------------------------------------------------------------
@@ -352,7 +181,7 @@ class Participant:
         """Put all disks on their overlays, in one transaction."""
         began = trio.current_time()
         if self.plan.strategy is Strategy.PRECOPY:  # the hypervisor has stopped the guest by itself
-            self.point, self._pause_began = time.time(), began
+            self.point, self._pause_began, self._commands = time.time(), began, 0.0
         if self.plan.overlays:
             await self._hypervisor.switch(self.plan.overlays)
         self._commands += trio.current_time() - began
@@ -379,7 +208,7 @@ class Participant:
         except ConnectionGone:
             if self.operation.machine.state is not State.ROLLING_BACK:
                 raise
-        if self._pause_began is not None:
+        if self._pause_began is not None and self.plan.strategy is not Strategy.PAUSED:
             self._between = now - self._pause_began - self._commands
 
     # Afterwards: memory streams, the frozen images are sealed.

@@ -1,6 +1,6 @@
 """Revert: a domain goes back to a point, and nothing is lost unless it gets there. Read downwards.
 
-    plan_revert     decides everything, or refuses; no I/O
+    plan_revert     (snaporch.planning) decides everything, or refuses; no I/O
     check_revert    looks at every file of the snapshot, at the definition, at the host
     Reverter        performs the steps of `snaporch.steps.REVERT`, and their compensations
     revert          puts them together
@@ -28,7 +28,6 @@ from snaporch.engine import Operation
 from snaporch.errors import (
     DamagedSnapshot,
     HypervisorError,
-    InvalidInput,
     NotEnoughSpace,
     OperationFailed,
     Refused,
@@ -48,6 +47,7 @@ from snaporch.models import (
     SnapshotRecord,
     check_name,
 )
+from snaporch.planning import RevertPlan, plan_revert, wanted_state
 from snaporch.steps import REVERT, ROLLBACK_REVERT, Lane
 
 OVERLAY_BYTES = 2**20  # an empty overlay is less; what the guest writes later is not this operation's
@@ -55,94 +55,11 @@ OVERLAY_BYTES = 2**20  # an empty overlay is less; what the guest writes later i
 _log = structlog.get_logger("snaporch")
 
 
-@attrs.frozen
-class RevertPlan:
-    """Everything that a revert will do, decided before it is begun: what the journal holds.
-
-    Attributes:
-        domain: the domain's record as it was.
-        snapshot: where it goes back to.
-        state: what it is to do afterwards.
-        was: what it did before.
-        disks: the images it will run on.
-        frozen: of each disk that the snapshot holds, the image that its fresh overlay is made over.
-        way: a key of `snaporch.steps.REVERT`.
-        directory: of the new process.
-    """
-
-    domain: DomainRecord
-    snapshot: SnapshotRecord
-    state: DomainState
-    was: DomainState
-    disks: tuple[DeviceDisk, ...]
-    frozen: dict[str, DeviceDisk]
-    way: str
-    directory: str
-
-
 def run_directory(context: Context, domain: str, operation: str) -> Path:
     """Make and return the directory for sockets and logs of one process of a domain."""
     directory = Path(context.directory(domain)) / f"run-{operation}"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return directory
-
-
-# --- deciding -----------------------------------------------------------------------------------------------
-
-
-def wanted_state(record: SnapshotRecord, flags: RevertFlag) -> DomainState:
-    """Return what the domain is to do after a revert.
-
-    Raises:
-        InvalidInput: RUNNING and PAUSED were both asked for.
-    """
-    if flags & RevertFlag.RUNNING and flags & RevertFlag.PAUSED:
-        raise InvalidInput("RUNNING and PAUSED exclude each other")
-    if flags & RevertFlag.RUNNING:
-        return DomainState.RUNNING
-    return DomainState.PAUSED if flags & RevertFlag.PAUSED else record.domain_state
-
-
-def plan_revert(
-    domain: DomainRecord,
-    was: DomainState,
-    record: SnapshotRecord,
-    flags: RevertFlag,
-    directory: str,
-    operation: str,
-) -> RevertPlan:
-    """Decide how a revert is done.
-
-    Raises:
-        InvalidInput: the flags exclude each other.
-        Unsupported: without FORCE: the definition has changed, or a disk was left out of the snapshot.
-    """
-    state, force = wanted_state(record, flags), RevertFlag.FORCE in flags
-    if record.definition != domain.definition and not force:
-        raise Unsupported(
-            f"{domain.name} was defined differently when {record.name} was taken; "
-            "FORCE goes back to that definition"
-        )
-    frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks}
-    disks, shared = [], []
-    for disk in attrs.evolve(domain, definition=record.definition).disks:
-        if disk.target in frozen:
-            path = f"{directory}/{disk.target}.{operation}.qcow2"
-            disks.append(attrs.evolve(disk, path=path, format="qcow2"))
-        else:
-            disks.append(disk)
-            shared += [] if disk.readonly else [disk.target]
-    if shared and was is not DomainState.INACTIVE and not force:
-        raise Unsupported(
-            f"{record.name} does not hold {', '.join(shared)}: the old guest and the new one cannot both have it, "
-            "so the old one could not be kept until the new one runs; FORCE ends it first"
-        )
-    way = "inactive" if state is DomainState.INACTIVE else "beside"
-    if shared and was is not DomainState.INACTIVE and way == "beside":
-        way = "displace"
-    return RevertPlan(
-        domain, record, state, was, tuple(disks), frozen, way, directory=f"{directory}/run-{operation}"
-    )
 
 
 # --- looking ------------------------------------------------------------------------------------------------

@@ -140,3 +140,12 @@ class OperationState:
         except KeyError:
             raise IllegalTransition(f"{signal} in state {self.state}") from None
         return self.state
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram; docs/states.md holds it, and a test compares the two."""
+    lines = ["stateDiagram-v2", f"    [*] --> {State.NEW}"]
+    for state, row in TRANSITIONS.items():
+        lines += [f"    {state} --> {target}: {signal}" for signal, target in row.items()]
+        lines += [f"    {state} --> [*]"] if state in TERMINAL else []
+    return "\n".join(lines) + "\n"

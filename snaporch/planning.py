@@ -1,0 +1,279 @@
+"""Decides how a create or a revert is done, or refuses; no I/O.
+
+A plan says everything before anything is begun: which files, which block nodes, which strategy and why. It is what
+the journal holds, so that after a crash it is known what may have been made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+
+import attrs
+
+from snaporch.drivers.base import Capabilities, Overlay, StreamPlan
+from snaporch.errors import InvalidInput, Unsupported
+from snaporch.models import (
+    CreateFlag,
+    CreateOptions,
+    DeviceDisk,
+    DiskSnapshot,
+    DiskStatus,
+    DomainRecord,
+    DomainSnapshot,
+    DomainState,
+    RevertFlag,
+    SnapshotRecord,
+    Strategy,
+    check_name,
+)
+
+# --- create -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class CreatePlan:
+    """Everything that a create will do, decided before it is begun: what the journal holds.
+
+    Attributes:
+        domain: the domain's record as it was.
+        snapshot: with every field filled in.
+        state: what the domain did.
+        strategy: chosen for the memory.
+        reason: why.
+        overlays: one for each disk that is taken.
+        stream: how memory is streamed, when it is.
+        options: the caller's.
+    """
+
+    domain: DomainRecord
+    snapshot: DomainSnapshot
+    state: DomainState
+    strategy: Strategy
+    reason: str
+    overlays: tuple[Overlay, ...]
+    stream: StreamPlan | None
+    options: CreateOptions
+
+
+@attrs.frozen
+class Scene:
+    """What a plan is made from.
+
+    Attributes:
+        domain: the domain's record.
+        state: what it does.
+        disks: its disks as they are.
+        capabilities: the machine's; None when inactive.
+        directory: where files go that have no path in the request.
+        operation: the operation's id.
+        now: seconds since the epoch.
+    """
+
+    domain: DomainRecord
+    state: DomainState
+    disks: tuple[DiskStatus, ...]
+    capabilities: Capabilities | None
+    directory: str
+    operation: str
+    now: float
+
+
+def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
+    """Decide how a create is done; the table of the specification's section 3.
+
+    Raises:
+        InvalidInput: the request makes no sense.
+        Unsupported: this domain, as it is, cannot do it.
+    """
+    if options.strategy in {Strategy.BACKGROUND, Strategy.PRECOPY}:
+        flags |= CreateFlag.LIVE  # to say how the guest's memory is taken while it runs is to say that it runs
+    memory = snapshot.memory and CreateFlag.DISK_ONLY not in flags
+    _check_kind(scene, snapshot, flags, memory=memory)
+    name = check_name(snapshot.name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(scene.now)))
+    taken = _taken_disks(scene, snapshot, options.exclude, name)
+    strategy, reason = _choose_strategy(scene, flags, options) if memory else (Strategy.NONE, "disks only")
+    memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if memory else ""
+    complete = attrs.evolve(
+        snapshot,
+        name=name,
+        creation_time=int(scene.now),
+        memory=memory,
+        memory_file=memory_file,
+        disks=tuple(disk for disk, _ in taken),
+    )
+    return CreatePlan(
+        domain=scene.domain,
+        snapshot=complete,
+        state=scene.state,
+        strategy=strategy,
+        reason=reason,
+        overlays=tuple(overlay for _, overlay in taken),
+        stream=StreamPlan(memory_file, _stream_strategy(scene, strategy), options.bandwidth) if memory else None,
+        options=options,
+    )
+
+
+def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, memory: bool) -> None:
+    internal = [disk.disk.target for disk in snapshot.disks if not disk.external]
+    if CreateFlag.LIVE in flags and (internal or not memory):
+        raise InvalidInput("LIVE is for external checkpoints: not with internal disks, and not without memory")
+    if scene.state is DomainState.INACTIVE:
+        if memory:
+            raise InvalidInput(
+                f"{scene.domain.name} is inactive: there is no memory to save; start it, or ask for disks only"
+            )
+    elif not memory:
+        raise Unsupported(
+            f"{scene.domain.name} is {scene.state}: disks alone would not be one point with its memory; "
+            "take a checkpoint, or shut it down first"
+        )
+    if internal and len(internal) < len(snapshot.disks):
+        raise InvalidInput("all disks internal, or all external: mixed, one point cannot be kept")
+    if internal:
+        raise Unsupported(f"internal snapshots ({', '.join(internal)}) are not supported yet; leave out --internal")
+    if CreateFlag.QUIESCE in flags:
+        raise Unsupported("QUIESCE is not supported yet; a checkpoint with memory needs none")
+
+
+def _taken_disks(
+    scene: Scene, snapshot: DomainSnapshot, exclude: Collection[str], name: str
+) -> tuple[tuple[DiskSnapshot, Overlay], ...]:
+    """Return what is done with each disk that is taken."""
+    asked = {disk.disk.target: disk for disk in snapshot.disks}
+    if len(asked) < len(snapshot.disks):
+        raise InvalidInput("a disk is named twice")
+    present = {disk.target: disk for disk in scene.disks}
+    for target in {*asked, *exclude} - present.keys():
+        raise InvalidInput(f"{scene.domain.name} has no disk {target!r}; it has {', '.join(present) or 'none'}")
+    for target in asked.keys() & set(exclude):
+        raise InvalidInput(f"{target} is both asked for and left out")
+    for target in (target for target in asked if present[target].readonly):
+        raise InvalidInput(f"{target} is read-only: there is nothing to switch")
+    taken = [disk for disk in scene.disks if not disk.readonly and disk.target not in exclude]
+    result = tuple(_one_disk(scene, disk, asked.get(disk.target), name) for disk in taken)
+    paths = [overlay.path for _, overlay in result]
+    if len(set(paths)) < len(paths):
+        raise InvalidInput("two disks cannot have the same overlay")
+    return result
+
+
+def _one_disk(
+    scene: Scene, status: DiskStatus, asked: DiskSnapshot | None, name: str
+) -> tuple[DiskSnapshot, Overlay]:
+    path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""
+    path = os.path.abspath(path or f"{scene.directory}/{status.target}.{scene.operation}.qcow2")
+    overlay = Overlay(base=status, path=path, node=f"sp-{scene.operation}-{status.target}")
+    frozen = DeviceDisk(status.target, status.active, status.format)
+    return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
+
+
+def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) -> tuple[Strategy, str]:
+    capabilities = scene.capabilities
+    if capabilities is None:
+        raise AssertionError("an active domain has a machine")
+    if scene.state is DomainState.PAUSED:
+        return Strategy.PAUSED, "the guest is paused already"
+    if CreateFlag.LIVE not in flags:
+        return Strategy.PAUSED, "asked for without LIVE"
+    if options.strategy is Strategy.PRECOPY:
+        return Strategy.PRECOPY, "asked for"
+    if capabilities.background:
+        return Strategy.BACKGROUND, "asked for" if options.strategy is Strategy.BACKGROUND else "possible here"
+    why = f"background is not possible: {capabilities.background_blocker}"
+    if options.strategy is Strategy.BACKGROUND:
+        raise Unsupported(f"{scene.domain.name}: {why}; ask for auto or precopy")
+    return Strategy.PRECOPY, why
+
+
+def _stream_strategy(scene: Scene, strategy: Strategy) -> Strategy:
+    """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused."""
+    capabilities = scene.capabilities
+    if scene.state is DomainState.PAUSED and capabilities and capabilities.background and capabilities.keeps_paused:
+        return Strategy.BACKGROUND
+    return strategy
+
+
+# --- revert -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class RevertPlan:
+    """Everything that a revert will do, decided before it is begun: what the journal holds.
+
+    Attributes:
+        domain: the domain's record as it was.
+        snapshot: where it goes back to.
+        state: what it is to do afterwards.
+        was: what it did before.
+        disks: the images it will run on.
+        frozen: of each disk that the snapshot holds, the image that its fresh overlay is made over.
+        way: a key of `snaporch.steps.REVERT`.
+        directory: of the new process.
+    """
+
+    domain: DomainRecord
+    snapshot: SnapshotRecord
+    state: DomainState
+    was: DomainState
+    disks: tuple[DeviceDisk, ...]
+    frozen: dict[str, DeviceDisk]
+    way: str
+    directory: str
+
+
+def wanted_state(record: SnapshotRecord, flags: RevertFlag) -> DomainState:
+    """Return what the domain is to do after a revert.
+
+    Raises:
+        InvalidInput: RUNNING and PAUSED were both asked for.
+    """
+    if flags & RevertFlag.RUNNING and flags & RevertFlag.PAUSED:
+        raise InvalidInput("RUNNING and PAUSED exclude each other")
+    if flags & RevertFlag.RUNNING:
+        return DomainState.RUNNING
+    return DomainState.PAUSED if flags & RevertFlag.PAUSED else record.domain_state
+
+
+def plan_revert(
+    domain: DomainRecord,
+    was: DomainState,
+    record: SnapshotRecord,
+    flags: RevertFlag,
+    *,
+    directory: str,
+    operation: str,
+) -> RevertPlan:
+    """Decide how a revert is done.
+
+    Raises:
+        InvalidInput: the flags exclude each other.
+        Unsupported: without FORCE: the definition has changed, or a disk was left out of the snapshot.
+    """
+    state, force = wanted_state(record, flags), RevertFlag.FORCE in flags
+    if record.definition != domain.definition and not force:
+        raise Unsupported(
+            f"{domain.name} was defined differently when {record.name} was taken; "
+            "FORCE goes back to that definition"
+        )
+    frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks}
+    disks, shared = [], []
+    for disk in attrs.evolve(domain, definition=record.definition).disks:
+        if disk.target in frozen:
+            path = f"{directory}/{disk.target}.{operation}.qcow2"
+            disks.append(attrs.evolve(disk, path=path, format="qcow2"))
+        else:
+            disks.append(disk)
+            shared += [] if disk.readonly else [disk.target]
+    if shared and was is not DomainState.INACTIVE and not force:
+        raise Unsupported(
+            f"{record.name} does not hold {', '.join(shared)}: the old guest and the new one cannot both have it, "
+            "so the old one could not be kept until the new one runs; FORCE ends it first"
+        )
+    way = "inactive" if state is DomainState.INACTIVE else "beside"
+    if shared and was is not DomainState.INACTIVE and way == "beside":
+        way = "displace"
+    return RevertPlan(
+        domain, record, state, was, tuple(disks), frozen, way, directory=f"{directory}/run-{operation}"
+    )

@@ -1,0 +1,77 @@
+"""The state machine of an operation, and the tables of steps that walk through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snaporch.create import Participant
+from snaporch.models import Strategy
+from snaporch.revert import Reverter
+from snaporch.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
+from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
+
+
+def test_every_state_has_a_row_and_terminal_ones_an_empty_one() -> None:
+    """The table is whole."""
+    assert set(TRANSITIONS) == set(State)
+    assert {state for state, row in TRANSITIONS.items() if not row} == TERMINAL
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_an_illegal_signal_raises_and_changes_nothing(state: State) -> None:
+    """What is not in the table is a bug, and leaves the operation where it was."""
+    for signal in set(Signal) - set(TRANSITIONS[state]):
+        machine = OperationState(state)
+        with pytest.raises(IllegalTransition, match=f"{signal} in state {state}"):
+            machine.send(signal)
+        assert machine.state is state
+
+
+def test_whatever_is_not_over_can_fail() -> None:
+    """From every state in which something may have been touched a failure leads to the rollback, and only there."""
+    for state in set(State) - TERMINAL - {State.ROLLING_BACK}:
+        assert OperationState(state).send(Signal.FAIL) is State.ROLLING_BACK
+
+
+ALL = [*((f"create {s}", phases) for s, phases in CREATE.items()), *((f"revert {w}", p) for w, p in REVERT.items())]
+
+
+@pytest.mark.parametrize(("name", "phases"), ALL, ids=[name for name, _ in ALL])
+def test_every_table_of_steps_is_a_legal_walk(name: str, phases: tuple[Phase, ...]) -> None:
+    """From new through its phases to complete, by the transitions there are."""
+    machine = OperationState()
+    for phase in phases:
+        machine.send(phase.signal)
+    machine.send(Signal.COMMIT)
+    assert machine.send(Signal.DONE) is State.COMPLETE, name
+
+
+@pytest.mark.parametrize(
+    ("actor", "tables", "rollback"),
+    [(Participant, CREATE.values(), ROLLBACK_CREATE), (Reverter, REVERT.values(), ROLLBACK_REVERT)],
+)
+def test_every_step_is_performed_and_every_compensation_answers_a_step(
+    actor: type, tables: tuple[tuple[Phase, ...], ...], rollback: tuple[Undo, ...]
+) -> None:
+    """The tables and the actors name the same things."""
+    steps = {step for table in tables for phase in table for _, lane in phase.lanes() for step in lane}
+    undone = {step for undo in rollback for step in undo.after}
+    assert all(callable(getattr(actor, name)) for name in steps | {undo.name for undo in rollback})
+    assert undone <= steps
+
+
+def test_the_pause_of_a_live_point_is_covered_by_one_row_of_the_journal() -> None:
+    """Between the pause and the resume of a LIVE create nothing but the hypervisor is waited for."""
+    for strategy in (Strategy.BACKGROUND, Strategy.PRECOPY):
+        signals = [(phase.signal, phase.paused) for phase in CREATE[strategy]]
+        first = next(i for i, (signal, _) in enumerate(signals) if signal is Signal.SWITCH)
+        last = next(i for i, (signal, _) in enumerate(signals) if signal is Signal.RESUME)
+        assert all(paused for _, paused in signals[first : last + 1])
+
+
+def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
+    """`python -c 'from snaporch.states import diagram; print(diagram())'` made it."""
+    page = (Path(__file__).parents[1] / "docs" / "states.md").read_text()
+    assert diagram() in page
