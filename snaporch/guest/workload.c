@@ -7,8 +7,8 @@
  *   - a disk newer than memory shows in the slot of a next number, which must not have been overwritten yet;
  *   - a disk that another branch of the same history went on with shows in the time stamps;
  *   - swapped disks show in the disk's index, torn or lost sectors in the pattern.
- * The clock chooses the slot just before the write. Were it number % SLOTS, a disk newer by one write would go unnoticed
- * if memory was saved between reading and writing: the guest would write the same sector again and all would be well.
+ * The clock chooses the slot just before the write. Were it number % SLOTS, a disk newer by one write would go
+ * unnoticed if memory was saved between reading and writing: the guest would write the same sector again.
  * What is expected is updated for one disk at a time, when its write has completed, so a checkpoint at any instruction
  * is consistent: a request in flight is either completed in memory too, or (re)done after the restore.
  *
@@ -368,7 +368,7 @@ static void start_round(void)
         start_read();
 }
 
-/* Takes the disk work one small step on, never waiting: the dirtying goes on meanwhile. True when it can go on at once. */
+/* Takes the disk work one small step on without waiting, as the dirtying goes on. True when there is more to do now. */
 static int disk_step(void)
 {
     enum disk_state state;
