@@ -46,6 +46,16 @@ class Context:
         """Return where a domain's files go that are given no other place."""
         return str(self.root / domain)
 
+    def run_directory(self, domain: str, operation: str) -> Path:
+        """Return the directory for the process that an operation launches."""
+        return self.root / domain / f"run-{operation}"
+
+    async def clear(self, record: DomainRecord) -> None:
+        """Remove the directory of a domain's process that is gone, if it was one of ours."""
+        directory = Path(record.process.socket).parent if record.process else self.root
+        if directory.parent == self.root / record.name and directory.name.startswith("run-"):
+            await self.driver(record).clear(directory)
+
     def locked(self, operation: Operation, *, wait: bool = False) -> AbstractAsyncContextManager[None]:
         """Hold the lock of an operation's domain; see `domain_lock`."""
         running = f"{operation.kind} {operation.subject}"
@@ -81,6 +91,7 @@ class Context:
                 yield record, machine
             return
         if process is not None:
+            await self.clear(record)
             record = attrs.evolve(record, process=None)
             await self.catalog.write(Change(domain=record))
         yield record, None

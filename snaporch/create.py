@@ -22,7 +22,7 @@ import trio
 from snaporch.catalog.store import Change
 from snaporch.context import Context
 from snaporch.convert import dumps
-from snaporch.drivers.base import Capabilities, Machine, Overlay, Storage, Stream
+from snaporch.drivers.base import Capabilities, Driver, Machine, Overlay, Storage, Stream
 from snaporch.engine import Operation
 from snaporch.errors import (
     ConnectionGone,
@@ -91,21 +91,24 @@ class Participant:
         plan: what is done.
         operation: of which this is a part.
         context: the orchestrator's.
-        storage: the driver's.
+        driver: the domain's.
         machine: the domain's; None when inactive.
         known: sealed images by path, which need not be read again.
+        point: when the guest stood still, by our clock.
+        made: the files that this operation has made.
+        result: the record, once it is complete.
     """
 
     plan: CreatePlan
     operation: Operation
     context: Context
-    storage: Storage
+    driver: Driver
     machine: Machine | None
     known: dict[str, FileRecord]
     point: float = 0.0
+    made: set[str] = attrs.field(factory=set)
     result: SnapshotRecord | None = None
     _stream: Stream | None = None
-    _made: set[str] = attrs.field(factory=set)
     _memory: FileRecord | None = None
     _images: dict[str, tuple[FileRecord, ...]] = attrs.field(factory=dict)
     _commands: float = 0.0
@@ -122,6 +125,11 @@ class Participant:
         if lane is Lane.DISK:
             return [overlay.target for overlay in self.plan.overlays]
         return [""] if lane is Lane.DOMAIN or self.plan.stream else []
+
+    @property
+    def storage(self) -> Storage:
+        """Where the domain's files are."""
+        return self.driver.storage
 
     @property
     def _hypervisor(self) -> Machine:
@@ -149,7 +157,7 @@ class Participant:
         base = DeviceDisk(target, overlay.base.active, overlay.base.format)
         await self.storage.make_directory(os.path.dirname(overlay.path))
         await self.storage.make_overlay(overlay.path, base, overlay.base.virtual_size)
-        self._made.add(overlay.path)
+        self.made.add(overlay.path)
 
     async def add_node(self, target: str) -> None:
         """Let the hypervisor open it."""
@@ -162,7 +170,7 @@ class Participant:
         if self.plan.stream is not None:
             await self.storage.make_directory(os.path.dirname(self.plan.stream.path))
             await self.storage.make_file(self.plan.stream.path)
-            self._made.add(self.plan.stream.path)
+            self.made.add(self.plan.stream.path)
 
     async def open_stream(self) -> None:
         """Have everything ready for the memory."""
@@ -244,8 +252,10 @@ class Participant:
 
     async def abort_stream(self) -> None:
         """End the stream, whatever it is doing."""
-        if self._stream is not None:
-            await self._stream.abort()
+        if self.machine is not None:
+            await self.stream.abort()
+        elif self.plan.stream is not None:
+            await self.driver.abandon(self.plan.stream)
 
     async def switch_back(self) -> None:
         """Put the disks back on the images that they were on, with everything that the guest has written since."""
@@ -253,7 +263,7 @@ class Participant:
             await self._hypervisor.switch_back(self.plan.overlays)
         except ConnectionGone:  # the guest is gone, its last words are in the overlays: merge them offline
             for overlay in self.plan.overlays:
-                if overlay.path in self._made:
+                if overlay.path in self.made:
                     await self.storage.commit_overlay(overlay.path)
 
     async def remove_node(self, target: str) -> None:
@@ -273,7 +283,7 @@ class Participant:
             await self._remove(self.plan.stream.path)
 
     async def _remove(self, path: str) -> None:
-        if path in self._made:
+        if path in self.made:
             await self.storage.remove(path)
 
     # The record.
@@ -286,7 +296,7 @@ class Participant:
         return Change(
             snapshot=record,
             domain=attrs.evolve(domain, active=domain.active | overlays, current=record.name),
-            files=tuple(sorted(self._made)),
+            files=tuple(sorted(self.made)),
         )
 
     def _record(self) -> SnapshotRecord:
@@ -326,6 +336,7 @@ async def create(
             state=await machine.state() if machine else DomainState.INACTIVE,
             disks=await context.disks_of(record, machine),
             capabilities=machine.capabilities if machine else None,
+            settings=await machine.settings() if machine else {},
             directory=context.directory(domain),
             operation=operation.id,
             now=time.time(),
@@ -338,7 +349,7 @@ async def create(
         if machine is not None:
             machine.forget_pauses()
         known = await context.catalog.sealed()
-        participant = Participant(plan, operation, context, driver.storage, machine, known)
+        participant = Participant(plan, operation, context, driver, machine, known)
         await context.engine.run(
             operation,
             CREATE[plan.strategy],

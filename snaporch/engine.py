@@ -32,6 +32,7 @@ from snaporch.steps import Lane, Phase, Undo
 
 T = TypeVar("T")
 
+TIDY_SECONDS = 60.0
 ROLLBACK_SECONDS = 300.0  # merging back what a busy guest wrote may take long; for ever it must not
 
 _log = structlog.get_logger("snaporch")
@@ -136,6 +137,7 @@ class Engine:
         *,
         plan: str,
         commit: Callable[[], Awaitable[Change]],
+        finish: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Perform `phases`, then write what `commit` returns; or roll back.
 
@@ -146,6 +148,7 @@ class Engine:
             actors: the participants; they finish each phase together.
             plan: for the journal, what `recover` needs to know, as JSON.
             commit: called when all is done; what it returns makes the operation complete.
+            finish: called after that: what is left to tidy up, and is tidied up by `recover` otherwise.
 
         Raises:
             OperationFailed: it was rolled back (Refused, when a step found a reason to refuse).
@@ -164,7 +167,7 @@ class Engine:
             with trio.CancelScope(shield=True):  # from here on it is in the catalog or it is not
                 change = await commit()
                 operation.machine.send(Signal.DONE)
-                await self.catalog.write(attrs.evolve(change, operation=operation.record(ended=True)))
+                await self.catalog.write(attrs.evolve(change, operation=operation.record(ended=finish is None)))
         except BaseException as error:
             operation.machine = OperationState(_before_commit(operation.machine.state))
             await self._roll_back(operation, rollback, actors, begun, error)
@@ -173,6 +176,29 @@ class Engine:
                 raise  # a cancellation or Ctrl-C, as it came
             raise _translated(operation, cause) from cause
         self.events.publish(operation.event())
+        if finish is not None:
+            await self.tidy_up(operation, finish)
+
+    async def tidy_up(self, operation: Operation, finish: Callable[[], Awaitable[None]]) -> None:
+        """Do what is left of a complete operation; what fails is left to `recover`."""
+        with trio.CancelScope(shield=True):
+            try:
+                with trio.fail_after(TIDY_SECONDS):
+                    await finish()
+                await self.catalog.write(Change(operation=operation.record(ended=True)))
+            except (SnaporchError, OSError, trio.TooSlowError) as error:
+                _log.warning("complete, but not tidied up", operation=operation.id, error=str(error))
+
+    async def undo(
+        self, operation: Operation, phases: Sequence[Phase], rollback: Sequence[Undo], actors: Sequence[Actor]
+    ) -> None:
+        """Roll back an operation that was cut short: every step of `phases` may have begun.
+
+        Raises:
+            Stranded: it still cannot be undone.
+        """
+        begun = {step for phase in phases for _, steps in phase.lanes() for step in steps}
+        await self._roll_back(operation, rollback, actors, begun, OperationFailed("cut short"))
 
     async def _enter(self, operation: Operation, signal: Signal, *, quiet: bool = False) -> None:
         operation.machine.send(signal)
@@ -188,7 +214,8 @@ class Engine:
         begun: Collection[str],
         error: BaseException,
     ) -> None:
-        operation.machine.send(Signal.FAIL)
+        if operation.machine.state is not State.ROLLING_BACK:  # where `recover` may find it
+            operation.machine.send(Signal.FAIL)
         self.events.publish(operation.event())
         cause = _cause(error)
         why = str(cause) if cause else "cancelled"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import structlog
 import trio
 
 from snaporch.catalog import open_catalog
@@ -19,7 +20,7 @@ from snaporch.create import create
 from snaporch.drivers.base import Driver, Launch
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine import Engine, Operation
-from snaporch.errors import HypervisorError, InvalidInput, NotFound, Refused, TargetExists
+from snaporch.errors import HypervisorError, InvalidInput, NotFound, Refused, SnaporchError, TargetExists
 from snaporch.events import Broadcast
 from snaporch.models import (
     CreateFlag,
@@ -35,7 +36,10 @@ from snaporch.models import (
     SnapshotRecord,
     check_name,
 )
-from snaporch.revert import revert, run_directory
+from snaporch.recover import recover
+from snaporch.revert import revert
+
+_log = structlog.get_logger("snaporch")
 
 SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
 
@@ -132,7 +136,7 @@ class Orchestrator:
     async def _launch(self, record: DomainRecord, *, paused: bool) -> None:
         driver = self._context.driver(record)
         operation = Operation("start", record.name, "")
-        directory = run_directory(self._context, record.name, operation.id)
+        directory = self._context.run_directory(record.name, operation.id)
         process = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
         try:
             await self._context.catalog.write(Change(domain=attrs.evolve(record, process=process)))
@@ -142,6 +146,7 @@ class Orchestrator:
         except BaseException:
             with trio.CancelScope(shield=True):
                 await driver.kill(process)
+                await driver.clear(directory)
                 await self._context.catalog.write(Change(domain=record))
             raise
 
@@ -158,12 +163,12 @@ class Orchestrator:
                     raise Refused(f"{name} is inactive")
                 await machine.shutdown()
                 with trio.move_on_after(timeout) as scope:
-                    while self._context.driver(record).alive(record.process):
-                        await trio.sleep(0.05)
+                    await self._context.driver(record).wait_gone(record.process)
                 if scope.cancelled_caught:
                     raise HypervisorError(
                         f"{name} did not power off within {timeout:g} s; `domain destroy` ends it"
                     )
+            await self._context.clear(record)
             await self._context.catalog.write(Change(domain=attrs.evolve(record, process=None)))
         return await self.domain_info(name)
 
@@ -173,6 +178,7 @@ class Orchestrator:
             record = await self._context.catalog.domain(name)
             if record.process is not None:
                 await self._context.driver(record).kill(record.process)
+                await self._context.clear(record)
                 await self._context.catalog.write(Change(domain=attrs.evolve(record, process=None)))
         return await self.domain_info(name)
 
@@ -291,6 +297,14 @@ class Orchestrator:
 
     # --- the rest ---
 
+    async def recover(self) -> tuple[OperationRecord, ...]:
+        """Finish or undo what a crash left; also done when an orchestrator is opened. Idempotent.
+
+        Raises:
+            Stranded: something still cannot be undone.
+        """
+        return await recover(self._context)
+
     async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
         """Return running and past operations, oldest first."""
         if domain is not None:
@@ -351,4 +365,9 @@ async def open_orchestrator(
     events = Broadcast()
     async with open_catalog(root / "catalog.sqlite3") as catalog:
         chosen = drivers if drivers is not None else {"qemu": QemuDriver(root)}
-        yield Orchestrator(Context(root, catalog, chosen, events, Engine(catalog, events)))
+        orchestrator = Orchestrator(Context(root, catalog, chosen, events, Engine(catalog, events)))
+        try:
+            await orchestrator.recover()
+        except SnaporchError as error:  # to be seen in `operations`; all other domains can be worked with
+            _log.warning("not everything that was cut short could be mended", error=str(error))
+        yield orchestrator

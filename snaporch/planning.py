@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -66,6 +68,7 @@ class Scene:
         state: what it does.
         disks: its disks as they are.
         capabilities: the machine's; None when inactive.
+        settings: the machine's settings that a stream changes.
         directory: where files go that have no path in the request.
         operation: the operation's id.
         now: seconds since the epoch.
@@ -75,6 +78,7 @@ class Scene:
     state: DomainState
     disks: tuple[DiskStatus, ...]
     capabilities: Capabilities | None
+    settings: dict[str, Any]
     directory: str
     operation: str
     now: float
@@ -110,7 +114,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         strategy=strategy,
         reason=reason,
         overlays=tuple(overlay for _, overlay in taken),
-        stream=StreamPlan(memory_file, _stream_strategy(scene, strategy), options.bandwidth) if memory else None,
+        stream=_stream_plan(scene, memory_file, strategy, options) if memory else None,
         options=options,
     )
 
@@ -187,12 +191,12 @@ def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) ->
     return Strategy.PRECOPY, why
 
 
-def _stream_strategy(scene: Scene, strategy: Strategy) -> Strategy:
+def _stream_plan(scene: Scene, path: str, strategy: Strategy, options: CreateOptions) -> StreamPlan:
     """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused."""
-    capabilities = scene.capabilities
-    if scene.state is DomainState.PAUSED and capabilities and capabilities.background and capabilities.keeps_paused:
-        return Strategy.BACKGROUND
-    return strategy
+    can = scene.capabilities
+    if scene.state is DomainState.PAUSED and can and can.background and can.keeps_paused:
+        strategy = Strategy.BACKGROUND
+    return StreamPlan(path, strategy, options.bandwidth, scene.settings)
 
 
 # --- revert -------------------------------------------------------------------------------------------------------
@@ -221,6 +225,11 @@ class RevertPlan:
     frozen: dict[str, DeviceDisk]
     way: str
     directory: str
+
+    @property
+    def run_directory(self) -> Path:
+        """The directory for sockets and logs of the new process."""
+        return Path(self.directory)
 
 
 def wanted_state(record: SnapshotRecord, flags: RevertFlag) -> DomainState:

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import attrs
-import structlog
 
 from snaporch.catalog.store import Change
 from snaporch.context import Context
@@ -31,7 +29,6 @@ from snaporch.errors import (
     NotEnoughSpace,
     OperationFailed,
     Refused,
-    SnaporchError,
     TargetExists,
     Unsupported,
 )
@@ -51,15 +48,6 @@ from snaporch.planning import RevertPlan, plan_revert, wanted_state
 from snaporch.steps import REVERT, ROLLBACK_REVERT, Lane
 
 OVERLAY_BYTES = 2**20  # an empty overlay is less; what the guest writes later is not this operation's
-
-_log = structlog.get_logger("snaporch")
-
-
-def run_directory(context: Context, domain: str, operation: str) -> Path:
-    """Make and return the directory for sockets and logs of one process of a domain."""
-    directory = Path(context.directory(domain)) / f"run-{operation}"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
 
 
 # --- looking ------------------------------------------------------------------------------------------------
@@ -101,6 +89,8 @@ class Reverter:
         context: the orchestrator's.
         driver: the domain's.
         old: its machine; None when it is inactive or does not answer.
+        new: the process that takes its place.
+        made: the files that this operation has made.
     """
 
     plan: RevertPlan
@@ -108,8 +98,7 @@ class Reverter:
     driver: Driver
     old: Machine | None
     new: Process | None = None
-    _made: set[str] = attrs.field(factory=set)
-    _stood: bool = False
+    made: set[str] = attrs.field(factory=set)
 
     @property
     def name(self) -> str:
@@ -128,21 +117,20 @@ class Reverter:
         storage, base, path = self.driver.storage, self.plan.frozen[target], self._path(target)
         await storage.make_directory(os.path.dirname(path))
         await storage.make_overlay(path, base, await storage.virtual_size(base.path, base.format))
-        self._made.add(path)
+        self.made.add(path)
 
     def _launch(self) -> Launch:
         record = self.plan.snapshot
         return Launch(
             record.definition,
             self.plan.disks,
-            Path(self.plan.directory),
+            self.plan.run_directory,
             incoming=record.memory is not None,
             template=record.template,
         )
 
     async def launch(self) -> None:
         """Start the new process, its CPUs stopped."""
-        await self.driver.storage.make_directory(self.plan.directory)
         self.new = await self.driver.launch(self._launch())
 
     def _process(self) -> Process:
@@ -168,7 +156,6 @@ class Reverter:
     async def stand_still(self) -> None:
         """Stop the old guest, if it runs; it can still run on."""
         if self.old is not None and self.plan.was is DomainState.RUNNING:
-            self._stood = True
             await self.old.pause()
 
     async def end_old(self) -> None:
@@ -190,10 +177,11 @@ class Reverter:
         """End the new process."""
         if self.new is not None:
             await self.driver.kill(self.new)
+        await self.driver.clear(self.plan.run_directory)
 
     async def run_old(self) -> None:
         """Let the old guest run on."""
-        if self.old is not None and self._stood:
+        if self.old is not None and self.plan.was is DomainState.RUNNING:
             await self.old.resume()
 
     async def mourn_old(self) -> None:
@@ -207,7 +195,7 @@ class Reverter:
 
     async def remove_overlay(self, target: str) -> None:
         """Remove the fresh overlay."""
-        if (path := self._path(target)) in self._made:
+        if (path := self._path(target)) in self.made:
             await self.driver.storage.remove(path)
 
     # The record.
@@ -225,26 +213,31 @@ class Reverter:
 
     async def commit(self) -> Change:
         """Return what the catalog is to know."""
-        return Change(domain=self.domain(), files=tuple(sorted(self._made)))
+        return Change(domain=self.domain(), files=tuple(sorted(self.made)))
 
+    async def clean_up(self) -> None:
+        """End the old process and remove what no snapshot holds; the revert is complete already."""
+        plan, catalog = self.plan, self.context.catalog
+        domain, old = await catalog.domain(self.name), plan.domain.process
+        if old is not None and old != domain.process:
+            await self.driver.kill(old)
+            await self._take_socket(domain, old)
+            await self.context.clear(self.plan.domain)
+        held = {file.path for record in await catalog.snapshots(self.name) for file in _files(record)}
+        held |= {disk.path for disk in domain.disks}
+        own = await catalog.own_files(self.name)
+        gone = tuple(disk.path for disk in plan.domain.disks if disk.path in own - held)
+        for path in gone:
+            await self.driver.storage.remove(path)
+        await catalog.write(Change(gone=gone))
 
-async def _clean_up(context: Context, driver: Driver, plan: RevertPlan, domain: DomainRecord) -> None:
-    """End the old process and remove what no snapshot holds; the revert is complete, whatever happens here."""
-    old = plan.domain.process
-    if old is not None:
-        await driver.kill(old)
-    if old is not None and domain.process is not None and domain.template is not None:
-        # Others know an attached domain by its socket: the new process takes its place.
-        os.replace(domain.process.socket, old.socket)
-        moved = attrs.evolve(domain, process=attrs.evolve(domain.process, socket=old.socket))
-        await context.catalog.write(Change(domain=moved))
-    held = {file.path for record in await context.catalog.snapshots(domain.name) for file in _files(record)}
-    held |= {disk.path for disk in domain.disks}
-    own = await context.catalog.own_files(domain.name)
-    gone = tuple(disk.path for disk in plan.domain.disks if disk.path in own - held)
-    for path in gone:
-        await driver.storage.remove(path)
-    await context.catalog.write(Change(gone=gone))
+    async def _take_socket(self, domain: DomainRecord, old: Process) -> None:
+        """Put the new process in the old one's place: others know an attached domain by its socket."""
+        process = domain.process
+        if domain.template is not None and process is not None and os.path.exists(process.socket):
+            os.replace(process.socket, old.socket)
+            moved = attrs.evolve(domain, process=attrs.evolve(process, socket=old.socket))
+            await self.context.catalog.write(Change(domain=moved))
 
 
 def _files(record: SnapshotRecord) -> list[DeviceDisk]:
@@ -267,7 +260,7 @@ async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: 
     """Return the plan with the way that can be gone: beside the old guest, or, with FORCE, in its place."""
     if plan.way != "beside" or plan.domain.process is None:
         return plan
-    launch = Launch(plan.snapshot.definition, plan.disks, Path(plan.directory), template=plan.snapshot.template)
+    launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
     blocker = await driver.beside_blocker(launch) if old is not None else "the old process does not answer"
     if blocker and not force:
         raise Unsupported(
@@ -308,10 +301,6 @@ async def revert(
             plan = attrs.evolve(plan, way="displace", disks=_renamed(plan, operation.id))
             reverter = Reverter(plan, context, driver, old)
             await _run(context, operation, reverter)
-        try:
-            await _clean_up(context, driver, plan, reverter.domain())
-        except (SnaporchError, OSError) as error:
-            _log.warning("reverted, but not all of the old is gone", domain=domain, error=str(error))
     return snapshot
 
 
@@ -323,6 +312,7 @@ async def _run(context: Context, operation: Operation, reverter: Reverter) -> No
         [reverter],
         plan=dumps(reverter.plan),
         commit=reverter.commit,
+        finish=reverter.clean_up,
     )
 
 

@@ -88,11 +88,13 @@ class StreamPlan:
         path: the memory file.
         strategy: background, precopy or paused.
         bandwidth: bytes a second, 0 for no limit.
+        settings: what `Machine.settings` said before, to be put back afterwards.
     """
 
     path: str
     strategy: Strategy
     bandwidth: int = 0
+    settings: dict[str, Any] = attrs.field(factory=dict)
 
 
 class Stream(abc.ABC):
@@ -135,6 +137,10 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def disks(self) -> tuple[DiskStatus, ...]:
         """Return every disk that has an image, in the guest's order."""
+
+    async def settings(self) -> dict[str, Any]:
+        """Return those of the hypervisor's settings that a stream changes, for the journal (JSON)."""
+        return {}
 
     @abc.abstractmethod
     async def pause(self) -> None:
@@ -195,7 +201,7 @@ class Launch:
     Attributes:
         definition: the domain's.
         disks: the images to run on, in place of the definition's.
-        directory: an existing directory for sockets and logs of this one process.
+        directory: for what belongs to this one process (sockets); the driver makes it.
         incoming: memory will be loaded into it.
         template: for an attached domain: the process whose command line is followed instead of the definition.
     """
@@ -286,6 +292,10 @@ class Driver(abc.ABC):
         """Start a process, CPUs stopped; it outlives us. Raises Refused with its words when it cannot start."""
 
     @abc.abstractmethod
+    async def find(self, directory: Path) -> Process | None:
+        """Return the process that was launched with `directory`, if it runs: for one whose launch was cut short."""
+
+    @abc.abstractmethod
     def connect(self, process: Process, label: str) -> AbstractAsyncContextManager[Machine]:
         """Connect to a process; `label` is the domain's name for errors.
 
@@ -296,6 +306,12 @@ class Driver(abc.ABC):
     @abc.abstractmethod
     def query(self, process: Process, label: str) -> AbstractAsyncContextManager[Machine]:
         """As `connect`, for a look beside a running operation, where the process allows a second client."""
+
+    async def abandon(self, plan: StreamPlan) -> None:  # noqa: B027 - many a driver has nothing to do here
+        """End whatever still writes to the memory file of a stream whose machine is gone; leave the file itself."""
+
+    async def clear(self, directory: Path) -> None:  # noqa: B027 - as above
+        """Remove what a process that is gone has left in the directory that it was launched with; logs are kept."""
 
     @abc.abstractmethod
     def alive(self, process: Process) -> bool:

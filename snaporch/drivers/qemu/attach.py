@@ -217,6 +217,7 @@ def relaunch(
     disks: Iterable[DeviceDisk],
     *,
     fds: Sequence[int],
+    pidfile: str,
     incoming: bool,
 ) -> list[str]:
     """Return the command line for a QEMU like `process`, its disks on `disks`, CPUs stopped.
@@ -226,6 +227,7 @@ def relaunch(
         launched: the disks as its command line has them.
         disks: the disks as the new one is to have them, by target.
         fds: listening sockets for the new one's monitors.
+        pidfile: where the new one writes its process id.
         incoming: memory will be loaded into it.
 
     Raises:
@@ -251,7 +253,7 @@ def relaunch(
         for new in rewriter.option(option):
             words += new.words()
     rewriter.check()
-    words += ["-S", *control_arguments(fds)]
+    words += ["-S", *control_arguments(fds, pidfile)]
     return words + (["-incoming", "defer"] if incoming else [])
 
 

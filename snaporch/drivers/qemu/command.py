@@ -23,9 +23,12 @@ def blockdev(disk: DeviceDisk, node: str) -> str:
     return json.dumps(options)
 
 
-def control_arguments(fds: Sequence[int]) -> list[str]:
-    """Return the arguments for one QMP monitor on each of the listening sockets `fds`."""
-    arguments = []
+def control_arguments(fds: Sequence[int], pidfile: str) -> list[str]:
+    """Return the arguments for one QMP monitor on each of the listening sockets `fds`, and a file of QEMU's id.
+
+    QEMU writes that file itself: a process is found by it even when its launch was cut short.
+    """
+    arguments = ["-pidfile", pidfile]
     for number, fd in enumerate(fds):
         arguments += ["-chardev", f"socket,id=snaporch{number},fd={fd},server=on,wait=off"]
         arguments += ["-mon", f"chardev=snaporch{number},mode=control"]
@@ -43,6 +46,7 @@ def command_line(
     *,
     accel: str,
     fds: Sequence[int],
+    pidfile: str,
     incoming: bool,
 ) -> list[str]:
     """Return the arguments after the emulator's name; the CPUs are stopped at first.
@@ -78,7 +82,7 @@ def command_line(
     for disk in disks:
         arguments += ["-blockdev", blockdev(disk, f"{disk.target}-image")]
         arguments += ["-device", f"virtio-blk-pci,id={disk.target},drive={disk.target}-image"]
-    arguments += control_arguments(fds)
+    arguments += control_arguments(fds, pidfile)
     if incoming:
         arguments += ["-incoming", "defer"]
     return [*arguments, *d.extra_args]

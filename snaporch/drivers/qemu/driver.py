@@ -14,10 +14,11 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Driver, Launch, Machine
+from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan
 from snaporch.drivers.qemu import attach, kvm, process
 from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qemu.machine import QemuMachine
+from snaporch.drivers.qemu.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, Refused, Unsupported
 from snaporch.images.files import LocalStorage
 from snaporch.models import DeviceDisk, DomainDefinition, Process
@@ -26,7 +27,7 @@ from snaporch.qmp import open_qmp
 GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 10.0
 QUERY_SECONDS = 2.0
-CONTROL, QUERY, LOG = "qmp.sock", "query.sock", "qemu.log"
+CONTROL, QUERY, LOG, PID = "qmp.sock", "query.sock", "qemu.log", "qemu.pid"
 
 
 def default_emulator() -> str:
@@ -97,20 +98,29 @@ class QemuDriver(Driver):
         return "tcg" if await kvm.cached_probe(emulator, self.state_dir / "kvm.json") else "kvm"
 
     async def _command(self, launch: Launch, fds: list[int]) -> list[str]:
+        pidfile = str(launch.directory / PID)
         if launch.template is not None:
             return attach.relaunch(
-                launch.template, launch.definition.disks, launch.disks, fds=fds, incoming=launch.incoming
+                launch.template,
+                launch.definition.disks,
+                launch.disks,
+                fds=fds,
+                pidfile=pidfile,
+                incoming=launch.incoming,
             )
         emulator = launch.definition.emulator or default_emulator()
         if shutil.which(emulator) is None:
             raise Unsupported(f"{emulator} is not installed (Debian: apt install qemu-system-x86)")
         accel = await self._accel(launch.definition, emulator)
-        arguments = command_line(launch.definition, launch.disks, accel=accel, fds=fds, incoming=launch.incoming)
+        arguments = command_line(
+            launch.definition, launch.disks, accel=accel, fds=fds, pidfile=pidfile, incoming=launch.incoming
+        )
         return [emulator, *arguments]
 
     async def launch(self, launch: Launch) -> Process:
         """See Driver."""
-        log = launch.directory / LOG
+        launch.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = launch.directory.parent / LOG  # of all the processes that the domain has had
         start = log.stat().st_size if log.exists() else 0
         with _listening(launch.directory, CONTROL, QUERY) as fds:
             command = await self._command(launch, fds)
@@ -130,12 +140,22 @@ class QemuDriver(Driver):
                 return made
         except HypervisorError as error:
             await self.kill(made)
+            await self.clear(launch.directory)
             words = _last_words(log, start)
             raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.kill(made)
+                await self.clear(launch.directory)
             raise
+
+    async def find(self, directory: Path) -> Process | None:
+        """See Driver: QEMU has written its id before it does anything else."""
+        pidfile = directory / PID
+        for pid in process.find_processes("-pidfile", str(pidfile)):
+            if (began := process.started(pid)) is not None:
+                return Process(pid, began, str(directory / CONTROL))
+        return None
 
     @asynccontextmanager
     async def connect(self, process: Process, label: str) -> AsyncIterator[Machine]:
@@ -160,6 +180,17 @@ class QemuDriver(Driver):
             QemuMachine(qmp, process).opened() as machine,
         ):
             yield machine
+
+    async def clear(self, directory: Path) -> None:
+        """See Driver."""
+        for name in (CONTROL, QUERY, PID):
+            (directory / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            directory.rmdir()
+
+    async def abandon(self, plan: StreamPlan) -> None:
+        """See Driver."""
+        await end_sinks(plan.path)
 
     def alive(self, process_: Process) -> bool:
         """See Driver."""

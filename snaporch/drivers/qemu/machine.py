@@ -125,6 +125,14 @@ class QemuMachine(Machine):
             )
         return tuple(found.values())
 
+    async def settings(self) -> dict[str, Any]:
+        """See Machine: all migration capabilities, and the parameters that a stream sets."""
+        parameters = await self.qmp.execute("query-migrate-parameters")
+        return {
+            "capabilities": await self.qmp.execute("query-migrate-capabilities"),
+            "parameters": {name: parameters[name] for name in ("max-bandwidth", "downtime-limit")},
+        }
+
     async def pause(self) -> None:
         """See Machine.
 
@@ -252,7 +260,9 @@ class QemuMachine(Machine):
         with suppress(trio.WouldBlock):  # what earlier streams said is no news
             while True:
                 self._migration.receive_nowait()
-        return QemuStream(self.qmp, self._migration, plan, cancellable=self.capabilities.keeps_paused)
+        return QemuStream(
+            self.qmp, self._process.pid, self._migration, plan, cancellable=self.capabilities.keeps_paused
+        )
 
     async def load(self, path: str) -> None:
         """See Machine."""

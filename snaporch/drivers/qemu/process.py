@@ -69,6 +69,16 @@ async def kill(process: Process) -> None:
     _reap(process.pid)
 
 
+def find_processes(*words: str) -> list[int]:
+    """Return the ids of the processes that have all of `words` among their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and set(words) <= set(command_line(int(entry.name))):
+                found.append(int(entry.name))
+    return found
+
+
 def command_line(pid: int) -> tuple[str, ...]:
     """Return the argv that a process was started with."""
     return tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])

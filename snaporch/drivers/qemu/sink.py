@@ -26,6 +26,7 @@ import queue
 import sys
 import threading
 import time
+from pathlib import Path
 
 import xxhash
 
@@ -100,6 +101,11 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def unfinished(result: Path) -> Path:
+    """Return where a result is written before it is renamed to `result`."""
+    return result.with_name(f"{result.name}.new")
+
+
 def _report(result: str, sink: Sink | None, error: OSError | None) -> None:
     answer = {
         "size": sink.size if sink else 0,
@@ -107,9 +113,10 @@ def _report(result: str, sink: Sink | None, error: OSError | None) -> None:
         "errno": error.errno if error else None,
         "error": error.strerror if error else None,
     }
-    with open(f"{result}.new", "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    new = unfinished(Path(result))
+    with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         file.write(json.dumps(answer))
-    os.rename(f"{result}.new", result)
+    os.rename(new, result)
 
 
 def _discard(source: int) -> None:

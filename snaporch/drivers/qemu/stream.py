@@ -30,9 +30,10 @@ import trio
 
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.qemu import sink
+from snaporch.drivers.qemu.process import find_processes, kill, started
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OperationFailed, OutcomeUnknown
 from snaporch.images.files import identity
-from snaporch.models import FileRecord, Strategy
+from snaporch.models import FileRecord, Process, Strategy
 from snaporch.qmp import QMPClient
 from snaporch.qmp.subscription import Subscription
 
@@ -53,21 +54,48 @@ def _make_pipe() -> tuple[int, int]:
     return read, write
 
 
+def _kept_pipe(pid: int) -> int | None:
+    """Open the read end that a process keeps of the pipe it streams to; known by its size."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(entry).startswith("pipe:"):
+                fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) in PIPE_SIZES:
+                    return fd
+                os.close(fd)
+    return None
+
+
+def _result_of(path: str) -> Path:
+    return Path(f"{path}.sink")
+
+
+async def end_sinks(path: str) -> None:
+    """Kill every sink that writes to `path`, and remove what it would leave beside that."""
+    for pid in find_processes(sink.__file__, path):
+        await kill(Process(pid, started(pid) or 0, ""))
+    result = _result_of(path)
+    for leftover in (result, sink.unfinished(result)):
+        leftover.unlink(missing_ok=True)
+
+
 class QemuStream(Stream):
     """A `Stream` of a QEMU machine; see there."""
 
-    def __init__(self, qmp: QMPClient, events: Subscription, plan: StreamPlan, *, cancellable: bool) -> None:
+    def __init__(
+        self, qmp: QMPClient, pid: int, events: Subscription, plan: StreamPlan, *, cancellable: bool
+    ) -> None:
         self._qmp = qmp
+        self._pid = pid
         self._events = events  # MIGRATION, delivered since before the stream was opened
         self._plan = plan
         self._background = plan.strategy is Strategy.BACKGROUND
         self._cancellable = cancellable or not self._background
         name = f"snaporch-{os.path.basename(plan.path)}"
         self._fds = {"write": f"{name}-w", "read": f"{name}-r"}
-        self._result = Path(f"{plan.path}.sink")
+        self._result = _result_of(plan.path)
         self._sink: trio.Process | None = None
         self._read = -1
-        self._saved: tuple[list[dict[str, Any]], dict[str, Any]] | None = None
 
     async def open(self) -> None:
         """See Stream."""
@@ -93,9 +121,7 @@ class QemuStream(Stream):
         )
 
     async def _set_capabilities(self) -> None:
-        capabilities = await self._qmp.execute("query-migrate-capabilities")
-        parameters = await self._qmp.execute("query-migrate-parameters")
-        self._saved = capabilities, {name: parameters[name] for name in ("max-bandwidth", "downtime-limit")}
+        capabilities = self._plan.settings["capabilities"]
         wanted = {"events"} | ({"background-snapshot"} if self._background else set())
         await self._qmp.execute(
             "migrate-set-capabilities",
@@ -172,41 +198,44 @@ class QemuStream(Stream):
         return FileRecord(self._plan.path, answer["size"], answer["checksum"], identity(self._plan.path))
 
     async def _restore_settings(self) -> None:
-        if self._saved is not None:
-            capabilities, parameters = self._saved
-            await self._qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
-            await self._qmp.execute("migrate-set-parameters", parameters)
-            self._saved = None
+        settings = self._plan.settings
+        await self._qmp.execute("migrate-set-capabilities", {"capabilities": settings["capabilities"]})
+        await self._qmp.execute("migrate-set-parameters", settings["parameters"])
 
     async def _close(self) -> None:
         """Close the pipe's ends, ours and QEMU's."""
         if self._read >= 0:
             os.close(self._read)
             self._read = -1
-            for name in self._fds.values():
-                with suppress(CommandRefused):  # the write end is gone once `migrate` has taken it
-                    await self._qmp.execute("closefd", {"fdname": name})
+        for name in self._fds.values():
+            with suppress(CommandRefused):  # the write end is gone once `migrate` has taken it
+                await self._qmp.execute("closefd", {"fdname": name})
 
     async def abort(self) -> None:
         """See Stream."""
-        if self._sink is not None:
-            self._sink.kill()
-            await self._sink.wait()
+        await self._end_sink()
         with suppress(ConnectionGone, OutcomeUnknown):  # with QEMU gone there is nothing of it to end
             async with trio.open_nursery() as nursery:
-                if self._read >= 0:
-                    nursery.start_soon(self._drain)
+                nursery.start_soon(self._drain)
                 await self._end_migration()
                 nursery.cancel_scope.cancel()
             await self._restore_settings()
             await self._close()
-        self._result.unlink(missing_ok=True)
-        Path(f"{self._result}.new").unlink(missing_ok=True)
+
+    async def _end_sink(self) -> None:
+        """End the sink: ours, or one that a crash of ours has left."""
+        if self._sink is not None:
+            self._sink.kill()
+            await self._sink.wait()
+        await end_sinks(self._plan.path)
 
     async def _drain(self) -> None:
-        async with trio.lowlevel.FdStream(os.dup(self._read)) as pipe:
-            async for _ in pipe:
-                pass
+        """Empty the pipe: by our end, or after a crash by the one that QEMU keeps."""
+        read = os.dup(self._read) if self._read >= 0 else _kept_pipe(self._pid)
+        if read is not None:
+            async with trio.lowlevel.FdStream(read) as pipe:
+                async for _ in pipe:
+                    pass
 
     async def _status(self) -> str:
         return str((await self._qmp.execute("query-migrate")).get("status", "none"))
