@@ -47,6 +47,7 @@ from snaporch.models import (
     SnapshotRecord,
     Strategy,
     Timings,
+    VerifyReport,
 )
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 
@@ -70,6 +71,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "Outcome",
     "FileRecord",
     "Timings",
+    "VerifyReport",
     "DomainInfo",
     "DomainState",
     "DiskStatus",

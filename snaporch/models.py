@@ -412,6 +412,25 @@ class SnapshotRecord:
         return self.snapshot.name
 
 
+@attrs.frozen
+class VerifyReport:
+    """Answer of `verify`.
+
+    Attributes:
+        domain: the domain's name.
+        name: the snapshot's.
+        ok: everything is what was saved.
+        problems: what is not, one sentence each.
+        booted: whether a throw-away copy loaded and ran; None where that was not asked for.
+    """
+
+    domain: str
+    name: str
+    ok: bool
+    problems: tuple[str, ...] = ()
+    booted: bool | None = None
+
+
 # --- operations -------------------------------------------------------------------------------------------
 
 

@@ -34,10 +34,12 @@ from snaporch.models import (
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
+    VerifyReport,
     check_name,
 )
 from snaporch.recover import recover
 from snaporch.revert import revert
+from snaporch.verify import verify
 
 _log = structlog.get_logger("snaporch")
 
@@ -278,6 +280,19 @@ class Orchestrator:
             Stranded: with FORCE only: the old guest is gone and the new one did not come up.
         """
         return await revert(self._context, domain, name, flags, save_current=save_current)
+
+    async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
+        """Read every file of a snapshot in full and compare it with what was saved.
+
+        Args:
+            domain: the domain's name.
+            name: the snapshot's.
+            boot: also load it in a throw-away copy without network, and let that run for a few seconds.
+
+        Returns:
+            What was found; damage is an answer here, not an error.
+        """
+        return await verify(self._context, domain, name, boot=boot)
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """Return a domain's snapshots, oldest first."""

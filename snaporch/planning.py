@@ -245,6 +245,20 @@ def wanted_state(record: SnapshotRecord, flags: RevertFlag) -> DomainState:
     return DomainState.PAUSED if flags & RevertFlag.PAUSED else record.domain_state
 
 
+def fresh_disks(
+    domain: DomainRecord, record: SnapshotRecord, directory: str, operation: str
+) -> tuple[tuple[DeviceDisk, ...], dict[str, DeviceDisk]]:
+    """Return the disks that a snapshot's guest is to run on, and the frozen images that their overlays are over."""
+    frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks}
+    disks = (
+        attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation}.qcow2", format="qcow2")
+        if disk.target in frozen
+        else disk
+        for disk in attrs.evolve(domain, definition=record.definition).disks
+    )
+    return tuple(disks), frozen
+
+
 def plan_revert(
     domain: DomainRecord,
     was: DomainState,
@@ -266,15 +280,8 @@ def plan_revert(
             f"{domain.name} was defined differently when {record.name} was taken; "
             "FORCE goes back to that definition"
         )
-    frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks}
-    disks, shared = [], []
-    for disk in attrs.evolve(domain, definition=record.definition).disks:
-        if disk.target in frozen:
-            path = f"{directory}/{disk.target}.{operation}.qcow2"
-            disks.append(attrs.evolve(disk, path=path, format="qcow2"))
-        else:
-            disks.append(disk)
-            shared += [] if disk.readonly else [disk.target]
+    disks, frozen = fresh_disks(domain, record, directory, operation)
+    shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(
             f"{record.name} does not hold {', '.join(shared)}: the old guest and the new one cannot both have it, "
@@ -283,6 +290,4 @@ def plan_revert(
     way = "inactive" if state is DomainState.INACTIVE else "beside"
     if shared and was is not DomainState.INACTIVE and way == "beside":
         way = "displace"
-    return RevertPlan(
-        domain, record, state, was, tuple(disks), frozen, way, directory=f"{directory}/run-{operation}"
-    )
+    return RevertPlan(domain, record, state, was, disks, frozen, way, directory=f"{directory}/run-{operation}")

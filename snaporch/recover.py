@@ -16,7 +16,8 @@ from snaporch.models import OperationRecord
 from snaporch.planning import CreatePlan, RevertPlan
 from snaporch.revert import Reverter
 from snaporch.states import OperationState, State
-from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT
+from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY
+from snaporch.verify import Trial
 
 
 async def recover(context: Context) -> tuple[OperationRecord, ...]:
@@ -62,14 +63,17 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
 
 async def _revert(context: Context, operation: Operation, text: str) -> None:
     plan = loads(text, RevertPlan)
+    actor, phases, rollback = (
+        (Trial, VERIFY, ROLLBACK_VERIFY) if plan.way == "verify" else (Reverter, REVERT[plan.way], ROLLBACK_REVERT)
+    )
     async with context.machine_of(operation.domain, hung_is_none=True) as (record, machine):
         driver = context.driver(record)
         made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
-        reverter = Reverter(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
+        reverter = actor(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
         if operation.machine.state is State.COMPLETE:
             await context.engine.tidy_up(operation, reverter.clean_up)
         else:
-            await context.engine.undo(operation, REVERT[plan.way], ROLLBACK_REVERT, [reverter])
+            await context.engine.undo(operation, phases, rollback, [reverter])
 
 
-_RECOVER = {"create": _create, "revert": _revert}
+_RECOVER = {"create": _create, "revert": _revert, "verify": _revert}

@@ -294,8 +294,10 @@ async def revert(
         try:
             await _run(context, operation, reverter)
         except Refused as error:
-            if not force or plan.way != "beside" or isinstance(error, DamagedSnapshot):
+            if plan.way != "beside" or was is DomainState.INACTIVE or isinstance(error, DamagedSnapshot):
                 raise
+            if not force:
+                raise Unsupported(f"{error}; if the running guest holds that, FORCE ends it first") from error
             # The new process did not come up beside the old one (a port that both want, say): in its place, then.
             operation = Operation("revert", domain, name)
             plan = attrs.evolve(plan, way="displace", disks=_renamed(plan, operation.id))

@@ -128,6 +128,18 @@ REVERT: dict[str, tuple[Phase, ...]] = {
     ),
 }
 
+# A throw-away copy, nobody's place taken.
+VERIFY: tuple[Phase, ...] = (
+    Phase(Signal.PREPARE, disk=("make_overlay",)),
+    Phase(Signal.LOAD, domain=("launch", "load")),
+    Phase(Signal.SWAP, domain=("run_awhile",)),
+)
+
+ROLLBACK_VERIFY: tuple[Undo, ...] = (
+    Undo("end_new", Lane.DOMAIN, frozenset({"launch"})),
+    Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
+)
+
 ROLLBACK_REVERT: tuple[Undo, ...] = (
     Undo("end_new", Lane.DOMAIN, frozenset({"launch"})),
     Undo("run_old", Lane.DOMAIN, frozenset({"stand_still"})),

@@ -203,6 +203,7 @@ class Launch:
         disks: the images to run on, in place of the definition's.
         directory: for what belongs to this one process (sockets); the driver makes it.
         incoming: memory will be loaded into it.
+        isolated: without network and without the outside's serial ports: for a throw-away copy.
         template: for an attached domain: the process whose command line is followed instead of the definition.
     """
 
@@ -210,6 +211,7 @@ class Launch:
     disks: tuple[DeviceDisk, ...]
     directory: Path
     incoming: bool = False
+    isolated: bool = False
     template: Process | None = None
 
 
@@ -238,6 +240,14 @@ class Storage(abc.ABC):
 
         Raises:
             Refused: a link is missing or is no image.
+        """
+
+    @abc.abstractmethod
+    async def check_image(self, path: str, format_: str) -> None:
+        """Check the structure of an image that nothing writes to.
+
+        Raises:
+            DamagedSnapshot: it has errors (leaked clusters are none).
         """
 
     @abc.abstractmethod

@@ -21,7 +21,7 @@ import attrs
 
 from snaporch.drivers.qemu.command import control_arguments
 from snaporch.errors import Unsupported
-from snaporch.models import DeviceDisk, Process
+from snaporch.models import DeviceDisk, DomainDefinition, Process
 
 # QEMU's options without a value; all others have one (qemu-options.def).
 _FLAGS = frozenset(
@@ -255,6 +255,49 @@ def relaunch(
     rewriter.check()
     words += ["-S", *control_arguments(fds, pidfile)]
     return words + (["-incoming", "defer"] if incoming else [])
+
+
+def _isolated(option: Option) -> tuple[Option, ...]:  # noqa: PLR0911 - one a kind of option
+    """Return an option with everything cut off that reaches outside the guest."""
+    name, value = option.name, option.value or ""
+    keys = split_keys(value, "type")
+    match name:
+        case "netdev":
+            identity = json.loads(value)["id"] if value.startswith("{") else keys["id"]
+            return (Option(name, f"user,id={identity},restrict=on"),)
+        case "nic" if keys.get("type") != "none":
+            kept = {key: keys[key] for key in ("id", "mac", "model") if key in keys}
+            return (Option(name, join_keys({"type": "user", "restrict": "on"} | kept)),)
+        case "net" if keys.get("type") not in {"nic", "none"}:
+            return (Option(name, "user,restrict=on"),)
+        case "chardev":
+            return (Option(name, f"null,id={keys['id']}"),)
+        case "serial" | "parallel" | "debugcon" if not value.startswith("chardev:"):
+            return (Option(name, "null"),)
+        case "monitor" | "qmp" | "vnc" | "spice" | "display" | "gdb":
+            return ()
+        case _:
+            return (option,)
+
+
+def isolated_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return QEMU arguments with network, character devices, monitors and displays cut off, the devices kept."""
+    options = (new for option in parse(("", *arguments)) for new in _isolated(option))
+    return tuple(word for option in options for word in option.words())
+
+
+def isolated_definition(definition: DomainDefinition) -> DomainDefinition:
+    """Return a definition for a throw-away copy; the guest sees the same devices."""
+    return attrs.evolve(
+        definition,
+        serial="/dev/null" if definition.serial else "",
+        extra_args=isolated_arguments(definition.extra_args),
+    )
+
+
+def isolated_process(process: Process) -> Process:
+    """Return a process whose command line is that of a throw-away copy."""
+    return attrs.evolve(process, argv=(process.argv[0], *isolated_arguments(process.argv[1:]), "-display", "none"))
 
 
 def blocker(process: Process) -> str:

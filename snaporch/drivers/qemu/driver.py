@@ -100,8 +100,9 @@ class QemuDriver(Driver):
     async def _command(self, launch: Launch, fds: list[int]) -> list[str]:
         pidfile = str(launch.directory / PID)
         if launch.template is not None:
+            template = launch.template
             return attach.relaunch(
-                launch.template,
+                attach.isolated_process(template) if launch.isolated else template,
                 launch.definition.disks,
                 launch.disks,
                 fds=fds,
@@ -112,8 +113,9 @@ class QemuDriver(Driver):
         if shutil.which(emulator) is None:
             raise Unsupported(f"{emulator} is not installed (Debian: apt install qemu-system-x86)")
         accel = await self._accel(launch.definition, emulator)
+        definition = attach.isolated_definition(launch.definition) if launch.isolated else launch.definition
         arguments = command_line(
-            launch.definition, launch.disks, accel=accel, fds=fds, pidfile=pidfile, incoming=launch.incoming
+            definition, launch.disks, accel=accel, fds=fds, pidfile=pidfile, incoming=launch.incoming
         )
         return [emulator, *arguments]
 

@@ -1,0 +1,202 @@
+"""What bench and soak both need: QEMUs, a directory that goes away again, and a guest that talks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from snaporch import DeviceDisk, DomainDefinition, Orchestrator, open_orchestrator
+from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.guest.build import build_tiny
+from snaporch.guest.report import Report, count_starts, parse, parse_errors
+from snaporch.images.files import LocalStorage
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache"
+DOMAIN = "guest"
+UP_SECONDS = 30.0
+REPORT_SECONDS = 30.0  # a guest that says nothing for so long is dead
+ALL_RAM = 2**20  # as ram=, in MiB: the guest lowers it to what there is
+
+
+@attrs.frozen
+class Qemu:
+    """One line of .cache/qemu-versions."""
+
+    version: str
+    emulator: str
+    img: str
+
+
+def qemus(cache: Path) -> dict[str, Qemu]:
+    """Return the QEMUs that scripts/setup has found, oldest first."""
+    try:
+        lines = (cache / "qemu-versions").read_text().splitlines()
+    except FileNotFoundError:
+        sys.exit(f"{cache}/qemu-versions is missing: run scripts/setup")
+    found = [Qemu(*line.split()) for line in lines]
+    return {qemu.version: qemu for qemu in sorted(found, key=lambda q: [int(n) for n in q.version.split(".")])}
+
+
+def pick(found: dict[str, Qemu], version: str | None) -> Qemu:
+    """Return the QEMU of that version; the newest when it is None."""
+    if version is None:
+        return list(found.values())[-1]
+    if version not in found:
+        sys.exit(f"there is no QEMU {version} here, only {', '.join(found)}")
+    return found[version]
+
+
+@contextmanager
+def workplace(parent: Path) -> Iterator[Path]:
+    """Yield a directory for guests and their files, removed at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="lab-", dir=parent))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@attrs.frozen
+class GuestPlan:
+    """The guest to run.
+
+    Attributes:
+        ram: bytes.
+        dirty: MB of RAM dirtied a second.
+        rate: numbers written to the disks a second; 0 is as many as possible.
+        touched: MiB of RAM that it fills and checks.
+        report: milliseconds between reports.
+        disks: how many.
+    """
+
+    ram: int
+    dirty: int
+    rate: int = 50
+    touched: int = ALL_RAM
+    report: int = 50
+    disks: int = 2
+
+
+@attrs.define
+class Serial:
+    """What the guest says, read from the file that QEMU writes."""
+
+    path: Path
+
+    def mark(self) -> int:
+        """Return a place in the text: what is said from now on."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def since(self, mark: int) -> str:
+        """Return what was said after a place."""
+        if not self.path.exists():
+            return ""
+        with self.path.open("rb") as file:
+            file.seek(mark)
+            return file.read().decode(errors="replace")
+
+    def reports(self, mark: int) -> list[Report]:
+        """Return the reports after a place."""
+        return parse(self.since(mark))
+
+    def troubles(self, mark: int) -> list[str]:
+        """Return what after a place says that the guest is not well."""
+        text = self.since(mark)
+        found = parse_errors(text)
+        if any(report.errors for report in parse(text)) and not found:
+            found.append("errors are counted")
+        if count_starts(text):
+            found.append("it began anew")
+        return found
+
+    async def more(self, mark: int, count: int, seconds: float = REPORT_SECONDS) -> list[Report]:
+        """Wait for some reports after a place, and return all that are there then."""
+        with trio.fail_after(seconds):
+            while len(found := self.reports(mark)) < count:
+                await trio.sleep(0.01)
+        return found
+
+
+@attrs.define
+class Guest:
+    """A running guest in an orchestrator of its own."""
+
+    orchestrator: Orchestrator
+    serial: Serial
+    place: Path
+    plan: GuestPlan
+    qemu: Qemu
+    booted: int
+    _count: int = 0
+
+    def fresh_name(self) -> str:
+        """Return a name that nothing has yet."""
+        self._count += 1
+        return f"s{self._count}"
+
+    def socket(self) -> Path:
+        """Return the QMP socket of the only process."""
+        (found,) = self.place.rglob("qmp.sock")
+        return found
+
+    def check(self) -> None:
+        """End the program when the guest has found something wrong."""
+        if troubles := self.serial.troubles(self.booted)[:3]:
+            sys.exit(f"the guest is not well: {'; '.join(troubles)}")
+
+
+@asynccontextmanager
+async def running_guest(place: Path, cache: Path, qemu: Qemu, plan: GuestPlan) -> AsyncIterator[Guest]:
+    """Start a guest on fresh disks under a fresh root in `place`; end it and remove its files afterwards."""
+    home = Path(tempfile.mkdtemp(prefix="guest-", dir=place))
+    kernel = build_tiny(cache / "guest")
+    disks = [DeviceDisk(f"vd{letter}", str(home / f"vd{letter}.qcow2")) for letter in "abcd"[: plan.disks]]
+    for disk in disks:
+        await trio.run_process([qemu.img, "create", "-q", "-f", "qcow2", disk.path, "64M"])
+    definition = DomainDefinition(
+        name=DOMAIN,
+        memory=plan.ram,
+        accel="tcg",
+        machine="q35",
+        kernel=str(kernel),
+        append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report}",
+        serial=str(home / "serial.log"),
+        emulator=qemu.emulator,
+        disks=tuple(disks),
+    )
+    root = home / "root"
+    root.mkdir(mode=0o700)
+    drivers = {"qemu": QemuDriver(root, storage=LocalStorage(qemu.img))}
+    try:
+        async with open_orchestrator(root, drivers=drivers) as orchestrator:
+            try:
+                await orchestrator.define(definition)
+                await orchestrator.start(DOMAIN)
+                serial = Serial(home / "serial.log")
+                await serial.more(0, 3, UP_SECONDS)
+                yield Guest(orchestrator, serial, home, plan, qemu, booted=serial.mark())
+            finally:
+                with trio.CancelScope(shield=True):
+                    await orchestrator.destroy(DOMAIN)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a file that may be gone."""
+    Path(path).unlink(missing_ok=True)

@@ -1,0 +1,301 @@
+"""``snaporch demo``: the whole story on a real guest.
+
+A guest counts: it writes each number to two disks and compares them with its memory. It is checkpointed live while
+it counts, and once more the way that most tools do it, standing still until everything is saved. Then it ruins its own
+disks, and is taken back to the live checkpoint. It must go on from there and find nothing wrong; else the demo fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from snaporch.errors import OperationFailed, SnaporchError, Unsupported
+from snaporch.guest.build import GuestBuildError, build_linux, build_tiny
+from snaporch.guest.report import Report, count_starts, parse, parse_errors
+from snaporch.models import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, SnapshotRecord
+from snaporch.orchestrator import Orchestrator, open_orchestrator
+
+NAME = "demo"
+LIVE, STANDING = "live", "stop-and-save"
+MEMORY = 512 * 2**20
+PATTERNS_MIB = 64  # what the guest fills with patterns and checks; the rest of its memory is its own
+WORKLOAD = f"rate=50 dirty=20 ram={PATTERNS_MIB}"
+SWEEP_MIB_PER_SECOND = 32  # the guest's own pace: so long it takes until all patterns have been looked at once
+BOOT_SECONDS = 60.0  # a Linux guest without KVM, on a busy machine
+ANSWER_SECONDS = 15.0
+CLEAN_UP_SECONDS = 20.0
+POLL_SECONDS = 0.05
+
+Say = Callable[[str], None]
+
+
+class DemoFailed(SnaporchError):
+    """The guest is not what it was at the point.
+
+    Attributes:
+        errors: what the guest itself found.
+    """
+
+    def __init__(self, what: str, errors: Sequence[str] = ()) -> None:
+        super().__init__(what)
+        self.errors = tuple(errors)
+
+
+@attrs.frozen
+class Boot:
+    """The guest to boot."""
+
+    name: str
+    kernel: Path
+    initrd: Path | None
+    append: str
+
+
+@attrs.frozen
+class Guest:
+    """The way to the guest's serial port.
+
+    Commands go in through a FIFO, which any number of QEMUs can have open, as two do in a revert; what the guest says is
+    in a log to which each of them appends.
+    """
+
+    directory: Path
+
+    @property
+    def log(self) -> Path:
+        """What the guest has said."""
+        return self.directory / "serial.log"
+
+    def make(self) -> tuple[str, ...]:
+        """Make the FIFO and return QEMU's arguments for the port."""
+        os.mkfifo(self.directory / "serial.in", 0o600)
+        (self.directory / "serial.out").symlink_to(os.devnull)
+        path, log = (str(each).replace(",", ",,") for each in (self.directory / "serial", self.log))
+        return (
+            "-chardev",
+            f"pipe,id=demo,path={path},logfile={log},logappend=on",
+            "-serial",
+            "chardev:demo",
+        )
+
+    def send(self, command: str) -> None:
+        """Type a line."""
+        fd = os.open(self.directory / "serial.in", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"{command}\n".encode())
+        finally:
+            os.close(fd)
+
+    def text(self, start: int = 0) -> str:
+        """Return what it has said from an offset on."""
+        if not self.log.exists():
+            return ""
+        return self.log.read_bytes()[start:].decode(errors="replace")
+
+    def said(self) -> int:
+        """Return how much it has said: an offset for `text`."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def last(self) -> Report:
+        """Return its last report."""
+        return parse(self.text())[-1]
+
+    async def until(self, what: str, holds: Callable[[list[Report]], bool], *, seconds: float, start: int = 0) -> None:
+        """Wait until its reports from an offset on are as wanted."""
+        with trio.move_on_after(seconds):
+            while not holds(parse(self.text(start))):
+                await trio.sleep(POLL_SECONDS)
+            return
+        tail = self.text(start).strip().splitlines()[-1:] or ["nothing"]
+        raise DemoFailed(f"the guest did not {what} within {seconds:g} s; it last said: {tail[0]}")
+
+
+async def run(say: Say, *, keep: bool, tiny: bool) -> dict[str, Any]:
+    """Tell the story; return its figures.
+
+    Args:
+        say: told each line of it.
+        keep: leave the guest running, and its files.
+        tiny: with the small guest instead of Linux.
+
+    Raises:
+        DemoFailed: the guest is not whole after the revert.
+    """
+    boot = await _boot(say, tiny=tiny)
+    async with _place(say, keep=keep) as directory, open_orchestrator(directory / "root") as orchestrator:
+        guest = Guest(directory)
+        try:
+            await _start(orchestrator, guest, boot, say)
+            return await _story(orchestrator, guest, say) | {"guest": boot.name}
+        finally:
+            if not keep:
+                with trio.move_on_after(CLEAN_UP_SECONDS, shield=True):
+                    await orchestrator.destroy(NAME)
+
+
+@asynccontextmanager
+async def _place(say: Say, *, keep: bool) -> AsyncIterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="snaporch-demo-"))
+    try:
+        yield directory
+    finally:
+        if keep:
+            say(f"Kept: snaporch --root {directory / 'root'} tree {NAME}")
+            say(f"To end it: snaporch --root {directory / 'root'} domain destroy {NAME}; rm -r {directory}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _boot(say: Say, *, tiny: bool) -> Boot:
+    """Return the guest, built if it is not in the cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snaporch/guest"
+    cache = Path(os.environ.get("SNAPORCH_GUEST_CACHE") or home)
+    if not tiny:
+        say("Building the Linux guest, or finding it built ...")
+        try:
+            linux = await trio.to_thread.run_sync(build_linux, cache)
+        except GuestBuildError as error:
+            say(f"Not with Linux: {' '.join(str(error).split())}. With the tiny guest instead.")
+        else:
+            words = " ".join(f"snaporch.{word}" for word in WORKLOAD.split())
+            return Boot("linux", linux.kernel, linux.initrd, f"console=ttyS0 quiet panic=0 {words}")
+    try:
+        return Boot("tiny", await trio.to_thread.run_sync(build_tiny, cache), None, WORKLOAD)
+    except GuestBuildError as error:
+        raise Unsupported(f"no guest for the demo: {error}") from None
+
+
+async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, say: Say) -> None:
+    disks = []
+    for target in ("vda", "vdb"):
+        path = str(guest.directory / f"{target}.qcow2")
+        await _qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+        disks.append(DeviceDisk(target, path))
+    definition = DomainDefinition(
+        NAME,
+        memory=MEMORY,
+        machine="q35",
+        kernel=str(boot.kernel),
+        initrd=str(boot.initrd or ""),
+        append=boot.append,
+        extra_args=guest.make(),
+        disks=tuple(disks),
+    )
+    await orchestrator.define(definition)
+    say(f"Starting the {boot.name} guest: {MEMORY >> 20} MiB of memory, two disks; it writes numbers to both.")
+    await orchestrator.start(NAME)
+    await guest.until("count", lambda reports: len(reports) > 1 and reports[-1].seq > reports[0].seq, seconds=BOOT_SECONDS)
+
+
+async def _qemu_img(*arguments: str) -> None:
+    if shutil.which("qemu-img") is None:
+        raise Unsupported("qemu-img is not installed (Debian: apt install qemu-utils)")
+    done = await trio.run_process(["qemu-img", *arguments], capture_stderr=True, check=False)
+    if done.returncode:
+        raise OperationFailed(f"qemu-img {arguments[0]} failed: {done.stderr.decode(errors='replace').strip()}")
+
+
+async def _story(orchestrator: Orchestrator, guest: Guest, say: Say) -> dict[str, Any]:
+    live, counted = await _checkpoint(orchestrator, guest, LIVE, CreateFlag.LIVE)
+    say(f"Live checkpoint taken; the guest counted from {counted[0]} to {counted[1]} meanwhile.")
+    standing, _ = await _checkpoint(orchestrator, guest, STANDING, CreateFlag(0))
+    say("")
+    for row in _comparison(live, standing):
+        say(row)
+    ruined = await _ruin(guest, say)
+    after = await _go_back(orchestrator, guest, counted, say)
+    return {
+        "live": _figures(live),
+        "stop_and_save": _figures(standing),
+        "counted_during_live": counted,
+        "errors_when_ruined": ruined,
+        "after_revert": after,
+    }
+
+
+async def _checkpoint(
+    orchestrator: Orchestrator, guest: Guest, name: str, flags: CreateFlag
+) -> tuple[SnapshotRecord, tuple[int, int]]:
+    """Take a checkpoint; return it, and the guest's numbers before and after."""
+    before = guest.last().seq
+    record = await orchestrator.create(NAME, DomainSnapshot(name), flags)
+    start = guest.said()
+    await guest.until("go on counting", lambda reports: len(reports) > 1, seconds=ANSWER_SECONDS, start=start)
+    return record, (before, guest.last().seq)
+
+
+def _figures(record: SnapshotRecord) -> dict[str, Any]:
+    return {
+        "strategy": record.strategy,
+        "pause_seconds": record.timings.pause,
+        "total_seconds": record.timings.total,
+        "memory_bytes": record.memory.size if record.memory else 0,
+    }
+
+
+def _comparison(live: SnapshotRecord, standing: SnapshotRecord) -> list[str]:
+    rows = [f"  {'':14} {'strategy':11} {'guest stood':>12} {'in all':>9} {'memory file':>12}"]
+    for record in (live, standing):
+        size = record.memory.size / 2**20 if record.memory else 0.0
+        pause = (record.timings.pause or 0.0) * 1000
+        rows.append(
+            f"  {record.name:14} {record.strategy:11} {pause:9.1f} ms {record.timings.total:7.2f} s {size:8.1f} MiB"
+        )
+    if live.timings.pause and standing.timings.pause:
+        rows.append(f"  The guest stood {standing.timings.pause / live.timings.pause:.0f} times shorter.")
+    return [*rows, ""]
+
+
+async def _ruin(guest: Guest, say: Say) -> int:
+    """Let the guest overwrite what it wrote; return how many errors it then finds."""
+    start = guest.said()
+    guest.send("ruin")
+    found = partial(any_errors)
+    await guest.until("notice the damage", found, seconds=ANSWER_SECONDS, start=start)
+    errors = guest.last().errors
+    lines = parse_errors(guest.text(start))
+    say(f"The guest has ruined its own disks, and finds {errors} errors, such as: {lines[0] if lines else '?'}")
+    return errors
+
+
+def any_errors(reports: Sequence[Report]) -> bool:
+    """Return whether the guest has found something wrong."""
+    return any(report.errors for report in reports)
+
+
+async def _go_back(orchestrator: Orchestrator, guest: Guest, counted: tuple[int, int], say: Say) -> dict[str, Any]:
+    """Revert, and let the guest look at all that it has.
+
+    Raises:
+        DemoFailed: it began anew, is at another number, or finds something wrong.
+    """
+    seen, ruined_at = guest.said(), guest.last().seq
+    began = trio.current_time()
+    await orchestrator.revert(NAME, LIVE)
+    seconds, start = trio.current_time() - began, guest.said()
+    until = guest.last().up_ms + 1000 * (1 + PATTERNS_MIB / SWEEP_MIB_PER_SECOND)
+
+    def looked(reports: Sequence[Report]) -> bool:
+        return any_errors(reports) or any(report.up_ms >= until for report in reports)
+
+    await guest.until("check its memory", looked, seconds=4 * ANSWER_SECONDS, start=start)
+    reports = parse(guest.text(start))
+    first, last = reports[0], reports[-1]
+    say(f"Reverted in {seconds:.2f} s: it was at {ruined_at}, and counts again from {first.seq} on.")
+    if last.errors or count_starts(guest.text(seen)):
+        what = f"it finds {last.errors} errors" if last.errors else "it began anew"
+        raise DemoFailed(f"the guest is not what it was at the point: {what}", parse_errors(guest.text(start)))
+    if not counted[0] <= first.seq < ruined_at or last.seq <= first.seq:
+        raise DemoFailed(f"the guest goes on from {first.seq}, and not from the point ({counted[0]} to {counted[1]})")
+    say(f"At {last.seq} it has compared {last.checked} sectors and pages since it began: {last.errors} errors.")
+    return {"seconds": seconds, "first": first.seq, "last": last.seq, "errors": last.errors, "before": ruined_at}

@@ -1,0 +1,114 @@
+"""Verify: is a snapshot still what was saved, and does it run?
+
+Without `boot` it reads every file of the snapshot in full. With it, a throw-away copy of the guest is launched on
+overlays of its own, without network and without the outside's serial ports, loads the memory and runs for a few
+seconds; then all of it is removed. Neither the domain nor the snapshot is touched.
+"""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+import trio
+
+from snaporch.catalog.store import Change
+from snaporch.context import Context
+from snaporch.convert import dumps
+from snaporch.drivers.base import Driver, Launch
+from snaporch.engine import Operation
+from snaporch.errors import DamagedSnapshot, HypervisorError, Refused, SnaporchError
+from snaporch.models import DomainState, SnapshotRecord, VerifyReport
+from snaporch.planning import RevertPlan, fresh_disks
+from snaporch.revert import Reverter
+from snaporch.steps import ROLLBACK_VERIFY, VERIFY
+
+RUN_SECONDS = 3.0  # a guest whose memory does not fit its devices or disks panics within its first timer ticks
+
+
+@attrs.define
+class Trial(Reverter):
+    """A throw-away copy of a snapshot's guest: a revert that takes nobody's place."""
+
+    def _launch(self) -> Launch:
+        return attrs.evolve(super()._launch(), isolated=True)
+
+    async def run_awhile(self) -> None:
+        """Let the copy run, and look whether it still does."""
+        async with self.driver.connect(self._process(), self.name) as machine:
+            await machine.resume()
+            await trio.sleep(RUN_SECONDS)
+            if await machine.state() is not DomainState.RUNNING:
+                raise HypervisorError(f"{self.name}: the guest stopped by itself within {RUN_SECONDS:g} s")
+
+    async def commit(self) -> Change:
+        """Return that there is nothing for the catalog to know."""
+        return Change()
+
+    async def clean_up(self) -> None:
+        """Remove the copy."""
+        await self.end_new()
+        for target in self.plan.frozen:
+            await self.remove_overlay(target)
+
+
+async def check_files(driver: Driver, record: SnapshotRecord) -> tuple[str, ...]:
+    """Read every file of a snapshot in full and return what is wrong."""
+    problems: list[str] = []
+    files = ([record.memory] if record.memory else []) + [f for chain in record.images.values() for f in chain]
+    for file in files:
+        try:
+            await driver.storage.check(file, thorough=True)
+        except DamagedSnapshot as error:
+            problems.append(str(error))
+    if problems:
+        return tuple(problems)
+    for disk in record.snapshot.disks:
+        try:
+            found = await driver.storage.chain(disk.disk.path, disk.disk.format)
+            known = [file.path for file in record.images[disk.disk.target]]
+            if [os.path.realpath(link.path) for link in found] != [os.path.realpath(path) for path in known]:
+                problems.append(f"the backing chain of {disk.disk.path} is not what was saved")
+            for link in found:
+                await driver.storage.check_image(link.path, link.format)
+        except Refused as error:
+            problems.append(str(error))
+    return tuple(problems)
+
+
+async def verify(context: Context, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
+    """Verify a snapshot; see `snaporch.Orchestrator.verify`."""
+    operation = Operation("verify", domain, name)
+    async with context.locked(operation):
+        domain_record = await context.catalog.domain(domain)
+        record = await context.catalog.snapshot(domain, name)
+        driver = context.driver(domain_record)
+        problems = await check_files(driver, record)
+        booted = None
+        if boot and not problems:
+            disks, frozen = fresh_disks(domain_record, record, context.directory(domain), operation.id)
+            plan = RevertPlan(
+                domain=domain_record,
+                snapshot=record,
+                state=DomainState.RUNNING,
+                was=DomainState.INACTIVE,
+                disks=disks,
+                frozen=frozen,
+                way="verify",
+                directory=str(context.run_directory(domain, operation.id)),
+            )
+            trial = Trial(plan, context, driver, None)
+            try:
+                await context.engine.run(
+                    operation,
+                    VERIFY,
+                    ROLLBACK_VERIFY,
+                    [trial],
+                    plan=dumps(plan),
+                    commit=trial.commit,
+                    finish=trial.clean_up,
+                )
+                booted = True
+            except (SnaporchError, OSError) as error:
+                booted, problems = False, (f"it does not run: {error}",)
+    return VerifyReport(domain, name, not problems, problems, booted)
