@@ -1,0 +1,83 @@
+"""Values to JSON and back, and domain definitions from TOML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snaporch import errors
+from snaporch.convert import dumps, load_definition, loads, parse_size
+from snaporch.errors import InvalidInput, SnaporchError
+from snaporch.models import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+
+
+def test_the_flags_have_the_rfcs_numbers() -> None:
+    """DISK_ONLY=1, LIVE=2; CHILDREN=1; RUNNING=1, PAUSED=2, FORCE=4."""
+    assert [flag.value for flag in CreateFlag] == [1, 2, 4]
+    assert [flag.value for flag in DeleteFlag] == [1, 2]
+    assert [flag.value for flag in RevertFlag] == [1, 2, 4]
+
+
+def test_external_sn_is_none_exactly_when_internal() -> None:
+    """As in the RFC."""
+    assert DiskSnapshot(DeviceDisk("vda"), external=False).external_sn is None
+    assert DiskSnapshot(DeviceDisk("vda")).external_sn is not None
+    with pytest.raises(InvalidInput, match="external_sn"):
+        DiskSnapshot(DeviceDisk("vda"), external=False, external_sn=DeviceDisk("vda"))
+
+
+def test_a_snapshot_survives_json() -> None:
+    """Nothing is lost on the way into the catalog and back."""
+    snapshot = DomainSnapshot("s", "text", 1, memory_file="/m", disks=(DiskSnapshot(DeviceDisk("vda", "/a")),))
+    assert loads(dumps(snapshot), DomainSnapshot) == snapshot
+
+
+def test_a_definitions_paths_are_relative_to_its_file(tmp_path: Path) -> None:
+    """And sizes may have units."""
+    file = tmp_path / "web1.toml"
+    file.write_text(
+        'name = "web1"\nmemory = "1GiB"\nserial = "s.log"\n[[disks]]\ntarget = "vda"\npath = "a.qcow2"\n'
+    )
+    definition = load_definition(file)
+    assert definition.memory == 2**30
+    assert definition.disks == (DeviceDisk("vda", str(tmp_path / "a.qcow2")),)
+    assert definition.serial == str(tmp_path / "s.log")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('name = "web1"\nmemry = "1GiB"', "memry"),
+        ('name = "web1"\nmemory = "1 sheep"', "not a size"),
+        ('name = "../x"', "not a domain name"),
+        ('name = "web1"\nvcpus = "many"', "vcpus"),
+        ('name = "web1"\n[[disks]]\npath = "a"', "target"),
+        ('name = "web1"\n[[disks]]\ntarget = "vda"\nformat = "vmdk"', "neither qcow2 nor raw"),
+        ("name = ", "web1.toml"),
+    ],
+)
+def test_a_bad_definition_says_where(tmp_path: Path, text: str, words: str) -> None:
+    """Nothing is silently ignored."""
+    file = tmp_path / "web1.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidInput, match=words):
+        load_definition(file)
+
+
+@pytest.mark.parametrize(("text", "size"), [("1GiB", 2**30), ("512 MiB", 2**29), ("10k", 10240), ("7", 7)])
+def test_sizes(text: str, size: int) -> None:
+    """Units are binary."""
+    assert parse_size(text) == size
+
+
+def test_the_error_tree_in_the_docstring_is_the_real_one() -> None:
+    """Names, exit codes and HTTP statuses."""
+    rows = [line.replace("│", " ").split("─ ")[-1].split() for line in (errors.__doc__ or "").splitlines()]
+    drawn = {row[0]: tuple(map(int, row[1:3])) for row in rows if len(row) >= 3 and row[1].isdecimal()}
+    real = {
+        name: (getattr(errors, name).exit_code, getattr(errors, name).http_status)
+        for name in errors.__all__
+        if getattr(errors, name) is not SnaporchError
+    }
+    assert drawn == real

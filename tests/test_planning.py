@@ -1,0 +1,210 @@
+"""What is decided before anything is touched: the specification's table of creates and reverts, row by row."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from snaporch.drivers.base import Capabilities
+from snaporch.errors import InvalidInput, Refused, Unsupported
+from snaporch.models import (
+    CreateFlag,
+    CreateOptions,
+    DeviceDisk,
+    DiskSnapshot,
+    DiskStatus,
+    DomainDefinition,
+    DomainRecord,
+    DomainSnapshot,
+    DomainState,
+    RevertFlag,
+    SnapshotRecord,
+    Strategy,
+)
+from snaporch.planning import CreatePlan, Scene, plan_create, plan_revert
+
+ANY = CreateFlag(0)
+DISKS = (
+    DiskStatus("vda", "/d/a.qcow2", "qcow2", readonly=False, virtual_size=2**30, chain=("/d/a.qcow2",), node="a"),
+    DiskStatus("vdb", "/d/b.raw", "raw", readonly=False, virtual_size=2**30, chain=("/d/b.raw",), node="b"),
+    DiskStatus("vdc", "/d/c.qcow2", "qcow2", readonly=True, virtual_size=2**30, chain=("/d/c.qcow2",), node="c"),
+)
+DOMAIN = DomainRecord(
+    DomainDefinition("web1", disks=tuple(DeviceDisk(d.target, d.active, d.format, d.readonly) for d in DISKS))
+)
+CAPABLE = Capabilities(hypervisor="QEMU", background=True, ram=2**29)
+UNABLE = attrs.evolve(CAPABLE, background=False, background_blocker="RAM is a shared file")
+RUNNING = Scene(DOMAIN, DomainState.RUNNING, DISKS, CAPABLE, {}, "/root/web1", "0a1b2c3d", 1_000_000_000.5)
+PAUSED = attrs.evolve(RUNNING, state=DomainState.PAUSED)
+INACTIVE = attrs.evolve(RUNNING, state=DomainState.INACTIVE, capabilities=None)
+
+
+def plan(
+    scene: Scene = RUNNING,
+    snapshot: DomainSnapshot | None = None,
+    flags: CreateFlag = ANY,
+    options: CreateOptions | None = None,
+) -> CreatePlan:
+    """Plan a create with everything at its default."""
+    return plan_create(scene, snapshot or DomainSnapshot("s"), flags, options or CreateOptions())
+
+
+def disks(*targets: str, external: bool = True, path: str = "") -> DomainSnapshot:
+    """Return a request that names disks."""
+    overlay = {t: DeviceDisk(t, path) if external else None for t in targets}
+    return DomainSnapshot(
+        "s", disks=tuple(DiskSnapshot(DeviceDisk(t), external=external, external_sn=overlay[t]) for t in targets)
+    )
+
+
+def test_all_writable_disks_are_taken_and_read_only_ones_never() -> None:
+    """Disks with no entry are all taken that are writable."""
+    made = plan()
+    assert [overlay.target for overlay in made.overlays] == ["vda", "vdb"]
+    assert [disk.disk.path for disk in made.snapshot.disks] == ["/d/a.qcow2", "/d/b.raw"]
+
+
+def test_files_and_nodes_bear_the_operations_id() -> None:
+    """So that what is left by a crash can be told from what is not ours."""
+    made = plan()
+    assert [overlay.path for overlay in made.overlays] == [
+        "/root/web1/vda.0a1b2c3d.qcow2",
+        "/root/web1/vdb.0a1b2c3d.qcow2",
+    ]
+    assert all(len(overlay.node) <= 31 for overlay in made.overlays)
+
+
+def test_a_missing_name_is_made_from_the_utc_time() -> None:
+    """As the specification says; the memory file is named for it."""
+    made = plan(snapshot=DomainSnapshot())
+    assert made.snapshot.name == "20010909T014640Z"
+    assert made.snapshot.memory_file == "/root/web1/20010909T014640Z.mem"
+
+
+@pytest.mark.parametrize(
+    ("scene", "flags", "asked", "chosen"),
+    [
+        (RUNNING, ANY, Strategy.AUTO, Strategy.PAUSED),
+        (RUNNING, CreateFlag.LIVE, Strategy.AUTO, Strategy.BACKGROUND),
+        (RUNNING, CreateFlag.LIVE, Strategy.PRECOPY, Strategy.PRECOPY),
+        (RUNNING, ANY, Strategy.BACKGROUND, Strategy.BACKGROUND),
+        (PAUSED, ANY, Strategy.AUTO, Strategy.PAUSED),
+        (PAUSED, CreateFlag.LIVE, Strategy.PRECOPY, Strategy.PAUSED),
+        (INACTIVE, CreateFlag.DISK_ONLY, Strategy.AUTO, Strategy.NONE),
+        (attrs.evolve(RUNNING, capabilities=UNABLE), CreateFlag.LIVE, Strategy.AUTO, Strategy.PRECOPY),
+    ],
+)
+def test_the_strategy(scene: Scene, flags: CreateFlag, asked: Strategy, chosen: Strategy) -> None:
+    """What is chosen for what is asked."""
+    assert plan(scene, flags=flags, options=CreateOptions(strategy=asked)).strategy is chosen
+
+
+def test_the_record_says_why_background_was_not_possible() -> None:
+    """A fallback is never silent."""
+    made = plan(attrs.evolve(RUNNING, capabilities=UNABLE), flags=CreateFlag.LIVE)
+    assert "RAM is a shared file" in made.reason
+
+
+def test_a_paused_guest_is_streamed_so_that_it_stays_truly_paused() -> None:
+    """By write-protection where the hypervisor leaves it as it was, else plainly."""
+    stream = plan(PAUSED).stream
+    assert stream is not None
+    assert stream.strategy is Strategy.BACKGROUND
+    stream = plan(attrs.evolve(PAUSED, capabilities=attrs.evolve(CAPABLE, keeps_paused=False))).stream
+    assert stream is not None
+    assert stream.strategy is Strategy.PAUSED
+
+
+@pytest.mark.parametrize(
+    ("scene", "snapshot", "flags", "options", "words"),
+    [
+        (RUNNING, disks("vda", external=False), CreateFlag.LIVE, CreateOptions(), "LIVE is for external"),
+        (RUNNING, None, CreateFlag.LIVE | CreateFlag.DISK_ONLY, CreateOptions(), "LIVE is for external"),
+        (RUNNING, None, CreateFlag.DISK_ONLY, CreateOptions(), "not be one point"),
+        (RUNNING, DomainSnapshot("s", memory=False), ANY, CreateOptions(), "not be one point"),
+        (INACTIVE, None, ANY, CreateOptions(), "no memory to save"),
+        (RUNNING, disks("vdx"), ANY, CreateOptions(), "has no disk 'vdx'"),
+        (RUNNING, disks("vdc"), ANY, CreateOptions(), "read-only"),
+        (RUNNING, disks("vda", "vda"), ANY, CreateOptions(), "named twice"),
+        (RUNNING, disks("vda"), ANY, CreateOptions(exclude=["vda"]), "both asked for and left out"),
+        (RUNNING, disks("vda", "vdb", path="/o"), ANY, CreateOptions(), "the same overlay"),
+        (RUNNING, DomainSnapshot("../etc"), ANY, CreateOptions(), "is not a snapshot name"),
+        (
+            attrs.evolve(RUNNING, capabilities=UNABLE),
+            None,
+            ANY,
+            CreateOptions(strategy=Strategy.BACKGROUND),
+            "RAM is a shared file",
+        ),
+    ],
+)
+def test_what_is_refused(
+    scene: Scene, snapshot: DomainSnapshot | None, flags: CreateFlag, options: CreateOptions, words: str
+) -> None:
+    """Each with its reason, and with exit status 2."""
+    with pytest.raises(Refused, match=words) as caught:
+        plan(scene, snapshot, flags, options)
+    assert caught.value.exit_code == 2
+
+
+def test_a_disk_can_be_left_out() -> None:
+    """`none` on the command line."""
+    made = plan(options=CreateOptions(exclude=["vdb"]))
+    assert [overlay.target for overlay in made.overlays] == ["vda"]
+
+
+def record(made: CreatePlan) -> SnapshotRecord:
+    """Return a record of what was planned."""
+    return SnapshotRecord(
+        domain="web1",
+        snapshot=made.snapshot,
+        parent=None,
+        domain_state=made.state,
+        strategy=made.strategy,
+        reason=made.reason,
+        point=0.0,
+        memory=None,
+        images={},
+        definition=DOMAIN.definition,
+    )
+
+
+def revert_state(state: DomainState, flags: RevertFlag) -> DomainState:
+    """Return what a domain does after a revert to a point at which it was in `state`."""
+    target = attrs.evolve(record(plan()), domain_state=state)
+    return plan_revert(DOMAIN, DomainState.RUNNING, target, flags, directory="/root/web1", operation="1").state
+
+
+@pytest.mark.parametrize("state", list(DomainState))
+def test_a_revert_goes_to_the_state_at_the_point_unless_told_otherwise(state: DomainState) -> None:
+    """RUNNING and PAUSED override it."""
+    assert revert_state(state, RevertFlag(0)) is state
+    assert revert_state(state, RevertFlag.RUNNING) is DomainState.RUNNING
+    assert revert_state(state, RevertFlag.PAUSED) is DomainState.PAUSED
+
+
+def test_running_and_paused_together_are_refused() -> None:
+    """They exclude each other."""
+    with pytest.raises(InvalidInput, match="exclude each other"):
+        revert_state(DomainState.RUNNING, RevertFlag.RUNNING | RevertFlag.PAUSED)
+
+
+def test_a_changed_definition_needs_force() -> None:
+    """The memory belongs to the machine that it came from."""
+    changed = attrs.evolve(DOMAIN, definition=attrs.evolve(DOMAIN.definition, vcpus=2))
+    target = record(plan())
+    with pytest.raises(Unsupported, match="defined differently"):
+        plan_revert(changed, DomainState.RUNNING, target, RevertFlag(0), directory="/r", operation="1")
+    forced = plan_revert(changed, DomainState.RUNNING, target, RevertFlag.FORCE, directory="/r", operation="1")
+    assert forced.way == "beside"
+
+
+def test_a_disk_that_the_snapshot_does_not_hold_cannot_be_had_by_two_guests() -> None:
+    """Without FORCE that is refused; with it, the old guest goes first."""
+    target = record(plan(options=CreateOptions(exclude=["vdb"])))
+    with pytest.raises(Unsupported, match="does not hold vdb"):
+        plan_revert(DOMAIN, DomainState.RUNNING, target, RevertFlag(0), directory="/r", operation="1")
+    forced = plan_revert(DOMAIN, DomainState.RUNNING, target, RevertFlag.FORCE, directory="/r", operation="1")
+    assert forced.way == "displace"
+    idle = plan_revert(DOMAIN, DomainState.INACTIVE, target, RevertFlag(0), directory="/r", operation="1")
+    assert idle.way == "beside"
