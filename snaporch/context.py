@@ -93,7 +93,7 @@ class Context:
         if process is not None:
             await self.clear(record)
             record = attrs.evolve(record, process=None)
-            await self.catalog.write(Change(domain=record))
+            await self.catalog.write(Change(domains=(record,)))
         yield record, None
 
     async def disks_of(self, record: DomainRecord, machine: Machine | None) -> tuple[DiskStatus, ...]:

@@ -294,8 +294,8 @@ class Participant:
         self.result = record
         overlays = {disk.disk.target: disk.external_sn for disk in record.snapshot.disks if disk.external_sn}
         return Change(
-            snapshot=record,
-            domain=attrs.evolve(domain, active=domain.active | overlays, current=record.name),
+            snapshots=(record,),
+            domains=(attrs.evolve(domain, active=domain.active | overlays, current=record.name),),
             files=tuple(sorted(self.made)),
         )
 

@@ -1,8 +1,8 @@
 """``snaporch demo``: the whole story on a real guest.
 
 A guest counts: it writes each number to two disks and compares them with its memory. It is checkpointed live while
-it counts, and once more the way that most tools do it, standing still until everything is saved. Then it ruins its own
-disks, and is taken back to the live checkpoint. It must go on from there and find nothing wrong; else the demo fails.
+it counts, and once more as most tools do it, standing still until everything is saved. Then it ruins its own disks,
+and is taken back to the live checkpoint. It must go on from there and find nothing wrong; else the demo fails.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ from snaporch.orchestrator import Orchestrator, open_orchestrator
 NAME = "demo"
 LIVE, STANDING = "live", "stop-and-save"
 MEMORY = 512 * 2**20
-PATTERNS_MIB = 64  # what the guest fills with patterns and checks; the rest of its memory is its own
-WORKLOAD = f"rate=50 dirty=20 ram={PATTERNS_MIB}"
+WORKLOAD = "rate=50 dirty=20 ram={mib}"  # patterns in so many MiB of its memory, which it checks again and again
 SWEEP_MIB_PER_SECOND = 32  # the guest's own pace: so long it takes until all patterns have been looked at once
 BOOT_SECONDS = 60.0  # a Linux guest without KVM, on a busy machine
 ANSWER_SECONDS = 15.0
@@ -52,6 +50,21 @@ class DemoFailed(SnaporchError):
 
 
 @attrs.frozen
+class Ending:
+    """What the demo has shown.
+
+    Attributes:
+        document: all figures, for ``--json``.
+        records: the checkpoints.
+        current: the one that the guest descends from.
+    """
+
+    document: dict[str, Any]
+    records: tuple[SnapshotRecord, ...]
+    current: str | None
+
+
+@attrs.frozen
 class Boot:
     """The guest to boot."""
 
@@ -65,8 +78,8 @@ class Boot:
 class Guest:
     """The way to the guest's serial port.
 
-    Commands go in through a FIFO, which any number of QEMUs can have open, as two do in a revert; what the guest says is
-    in a log to which each of them appends.
+    Commands go in through a FIFO, which any number of QEMUs can have open, as two do in a revert; what the guest
+    says is in a log to which each of them appends.
     """
 
     directory: Path
@@ -91,10 +104,8 @@ class Guest:
     def send(self, command: str) -> None:
         """Type a line."""
         fd = os.open(self.directory / "serial.in", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.write(fd, f"{command}\n".encode())
-        finally:
-            os.close(fd)
+        with os.fdopen(fd, "w") as port:
+            port.write(f"{command}\n")
 
     def text(self, start: int = 0) -> str:
         """Return what it has said from an offset on."""
@@ -110,23 +121,26 @@ class Guest:
         """Return its last report."""
         return parse(self.text())[-1]
 
-    async def until(self, what: str, holds: Callable[[list[Report]], bool], *, seconds: float, start: int = 0) -> None:
+    async def until(
+        self, what: str, holds: Callable[[list[Report]], bool], *, seconds: float, start: int = 0
+    ) -> None:
         """Wait until its reports from an offset on are as wanted."""
-        with trio.move_on_after(seconds):
-            while not holds(parse(self.text(start))):
+        with trio.move_on_after(seconds) as scope:
+            while not holds(parse(self.text(start))):  # noqa: ASYNC110 - another process writes the file
                 await trio.sleep(POLL_SECONDS)
-            return
-        tail = self.text(start).strip().splitlines()[-1:] or ["nothing"]
-        raise DemoFailed(f"the guest did not {what} within {seconds:g} s; it last said: {tail[0]}")
+        if scope.cancelled_caught:
+            tail = self.text(start).strip().splitlines()[-1:] or ["nothing"]
+            raise DemoFailed(f"the guest did not {what} within {seconds:g} s; it last said: {tail[0]}")
 
 
-async def run(say: Say, *, keep: bool, tiny: bool) -> dict[str, Any]:
-    """Tell the story; return its figures.
+async def run(say: Say, *, keep: bool, tiny: bool, accel: str) -> Ending:
+    """Tell the story.
 
     Args:
         say: told each line of it.
         keep: leave the guest running, and its files.
         tiny: with the small guest instead of Linux.
+        accel: auto, kvm or tcg.
 
     Raises:
         DemoFailed: the guest is not whole after the revert.
@@ -135,11 +149,13 @@ async def run(say: Say, *, keep: bool, tiny: bool) -> dict[str, Any]:
     async with _place(say, keep=keep) as directory, open_orchestrator(directory / "root") as orchestrator:
         guest = Guest(directory)
         try:
-            await _start(orchestrator, guest, boot, say)
-            return await _story(orchestrator, guest, say) | {"guest": boot.name}
+            await _start(orchestrator, guest, boot, accel, say)
+            document = await _story(orchestrator, guest, say) | {"guest": boot.name}
+            records, info = await orchestrator.list(NAME), await orchestrator.domain_info(NAME)
+            return Ending(document, records, info.current)
         finally:
             if not keep:
-                with trio.move_on_after(CLEAN_UP_SECONDS, shield=True):
+                with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_SECONDS):
                     await orchestrator.destroy(NAME)
 
 
@@ -167,15 +183,15 @@ async def _boot(say: Say, *, tiny: bool) -> Boot:
         except GuestBuildError as error:
             say(f"Not with Linux: {' '.join(str(error).split())}. With the tiny guest instead.")
         else:
-            words = " ".join(f"snaporch.{word}" for word in WORKLOAD.split())
+            words = " ".join(f"snaporch.{word}" for word in WORKLOAD.format(mib=64).split())
             return Boot("linux", linux.kernel, linux.initrd, f"console=ttyS0 quiet panic=0 {words}")
     try:
-        return Boot("tiny", await trio.to_thread.run_sync(build_tiny, cache), None, WORKLOAD)
+        return Boot("tiny", await trio.to_thread.run_sync(build_tiny, cache), None, WORKLOAD.format(mib=16))
     except GuestBuildError as error:
         raise Unsupported(f"no guest for the demo: {error}") from None
 
 
-async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, say: Say) -> None:
+async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, accel: str, say: Say) -> None:
     disks = []
     for target in ("vda", "vdb"):
         path = str(guest.directory / f"{target}.qcow2")
@@ -184,6 +200,7 @@ async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, say: Say)
     definition = DomainDefinition(
         NAME,
         memory=MEMORY,
+        accel=accel,
         machine="q35",
         kernel=str(boot.kernel),
         initrd=str(boot.initrd or ""),
@@ -194,7 +211,11 @@ async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, say: Say)
     await orchestrator.define(definition)
     say(f"Starting the {boot.name} guest: {MEMORY >> 20} MiB of memory, two disks; it writes numbers to both.")
     await orchestrator.start(NAME)
-    await guest.until("count", lambda reports: len(reports) > 1 and reports[-1].seq > reports[0].seq, seconds=BOOT_SECONDS)
+
+    def counts(reports: Sequence[Report]) -> bool:
+        return len(reports) > 1 and reports[-1].seq > reports[0].seq
+
+    await guest.until("count", counts, seconds=BOOT_SECONDS)
 
 
 async def _qemu_img(*arguments: str) -> None:
@@ -258,17 +279,18 @@ def _comparison(live: SnapshotRecord, standing: SnapshotRecord) -> list[str]:
 
 async def _ruin(guest: Guest, say: Say) -> int:
     """Let the guest overwrite what it wrote; return how many errors it then finds."""
+    if early := parse_errors(guest.text()):
+        raise DemoFailed(f"the guest finds errors before it has ruined anything: {early[0]}", early)
     start = guest.said()
     guest.send("ruin")
-    found = partial(any_errors)
-    await guest.until("notice the damage", found, seconds=ANSWER_SECONDS, start=start)
+    await guest.until("notice the damage", _any_errors, seconds=ANSWER_SECONDS, start=start)
     errors = guest.last().errors
     lines = parse_errors(guest.text(start))
     say(f"The guest has ruined its own disks, and finds {errors} errors, such as: {lines[0] if lines else '?'}")
     return errors
 
 
-def any_errors(reports: Sequence[Report]) -> bool:
+def _any_errors(reports: Sequence[Report]) -> bool:
     """Return whether the guest has found something wrong."""
     return any(report.errors for report in reports)
 
@@ -283,10 +305,11 @@ async def _go_back(orchestrator: Orchestrator, guest: Guest, counted: tuple[int,
     began = trio.current_time()
     await orchestrator.revert(NAME, LIVE)
     seconds, start = trio.current_time() - began, guest.said()
-    until = guest.last().up_ms + 1000 * (1 + PATTERNS_MIB / SWEEP_MIB_PER_SECOND)
+    now = guest.last()
+    until = now.up_ms + 1000 * (1 + now.ram_mb / SWEEP_MIB_PER_SECOND)
 
     def looked(reports: Sequence[Report]) -> bool:
-        return any_errors(reports) or any(report.up_ms >= until for report in reports)
+        return _any_errors(reports) or any(report.up_ms >= until for report in reports)
 
     await guest.until("check its memory", looked, seconds=4 * ANSWER_SECONDS, start=start)
     reports = parse(guest.text(start))
@@ -296,6 +319,8 @@ async def _go_back(orchestrator: Orchestrator, guest: Guest, counted: tuple[int,
         what = f"it finds {last.errors} errors" if last.errors else "it began anew"
         raise DemoFailed(f"the guest is not what it was at the point: {what}", parse_errors(guest.text(start)))
     if not counted[0] <= first.seq < ruined_at or last.seq <= first.seq:
-        raise DemoFailed(f"the guest goes on from {first.seq}, and not from the point ({counted[0]} to {counted[1]})")
+        raise DemoFailed(
+            f"the guest goes on from {first.seq}, and not from the point ({counted[0]} to {counted[1]})"
+        )
     say(f"At {last.seq} it has compared {last.checked} sectors and pages since it began: {last.errors} errors.")
     return {"seconds": seconds, "first": first.seq, "last": last.seq, "errors": last.errors, "before": ruined_at}

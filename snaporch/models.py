@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -172,6 +173,10 @@ class DomainSnapshot:
 # --- requests ---------------------------------------------------------------------------------------------
 
 
+def _targets(targets: Iterable[str]) -> frozenset[str]:
+    return frozenset(targets)
+
+
 @attrs.frozen
 class CreateOptions:
     """What a create may be told beyond the RFC's structure and flags.
@@ -189,7 +194,7 @@ class CreateOptions:
     bandwidth: int = 0
     max_seconds: float | None = None
     on_timeout: OnTimeout = OnTimeout.FAIL
-    exclude: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    exclude: frozenset[str] = attrs.field(default=frozenset(), converter=_targets)
     wait: bool = False
 
 

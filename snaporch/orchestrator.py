@@ -79,7 +79,7 @@ class Orchestrator:
             except NotFound:
                 record = DomainRecord(definition)
             self._context.driver(record)
-            await self._context.catalog.write(Change(domain=record))
+            await self._context.catalog.write(Change(domains=(record,)))
         return record
 
     async def undefine(self, name: str) -> None:
@@ -119,7 +119,7 @@ class Orchestrator:
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
             record = DomainRecord(definition, current=current, process=process, template=process)
-            await self._context.catalog.write(Change(domain=record))
+            await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
 
     async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
@@ -141,7 +141,7 @@ class Orchestrator:
         directory = self._context.run_directory(record.name, operation.id)
         process = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
         try:
-            await self._context.catalog.write(Change(domain=attrs.evolve(record, process=process)))
+            await self._context.catalog.write(Change(domains=(attrs.evolve(record, process=process),)))
             if not paused:
                 async with driver.connect(process, record.name) as machine:
                     await machine.resume()
@@ -149,7 +149,7 @@ class Orchestrator:
             with trio.CancelScope(shield=True):
                 await driver.kill(process)
                 await driver.clear(directory)
-                await self._context.catalog.write(Change(domain=record))
+                await self._context.catalog.write(Change(domains=(record,)))
             raise
 
     async def shutdown(self, name: str, *, timeout: float = SHUTDOWN_SECONDS) -> DomainInfo:
@@ -171,7 +171,7 @@ class Orchestrator:
                         f"{name} did not power off within {timeout:g} s; `domain destroy` ends it"
                     )
             await self._context.clear(record)
-            await self._context.catalog.write(Change(domain=attrs.evolve(record, process=None)))
+            await self._context.catalog.write(Change(domains=(attrs.evolve(record, process=None),)))
         return await self.domain_info(name)
 
     async def destroy(self, name: str) -> DomainInfo:
@@ -181,7 +181,7 @@ class Orchestrator:
             if record.process is not None:
                 await self._context.driver(record).kill(record.process)
                 await self._context.clear(record)
-                await self._context.catalog.write(Change(domain=attrs.evolve(record, process=None)))
+                await self._context.catalog.write(Change(domains=(attrs.evolve(record, process=None),)))
         return await self.domain_info(name)
 
     async def pause(self, name: str) -> DomainInfo:

@@ -187,7 +187,7 @@ class Reverter:
     async def mourn_old(self) -> None:
         """Say what FORCE has cost: the process that was ended first cannot be brought back."""
         if self.plan.domain.process is not None:
-            await self.context.catalog.write(Change(domain=attrs.evolve(self.plan.domain, process=None)))
+            await self.context.catalog.write(Change(domains=(attrs.evolve(self.plan.domain, process=None),)))
             raise OperationFailed(
                 f"FORCE has ended the old guest and its memory is lost; its disks are whole: "
                 f"`snaporch domain start {self.name}` boots it"
@@ -213,7 +213,7 @@ class Reverter:
 
     async def commit(self) -> Change:
         """Return what the catalog is to know."""
-        return Change(domain=self.domain(), files=tuple(sorted(self.made)))
+        return Change(domains=(self.domain(),), files=tuple(sorted(self.made)))
 
     async def clean_up(self) -> None:
         """End the old process and remove what no snapshot holds; the revert is complete already."""
@@ -237,7 +237,7 @@ class Reverter:
         if domain.template is not None and process is not None and os.path.exists(process.socket):
             os.replace(process.socket, old.socket)
             moved = attrs.evolve(domain, process=attrs.evolve(process, socket=old.socket))
-            await self.context.catalog.write(Change(domain=moved))
+            await self.context.catalog.write(Change(domains=(moved,)))
 
 
 def _files(record: SnapshotRecord) -> list[DeviceDisk]:

@@ -58,16 +58,16 @@ class Change:
     """What one transaction changes; everything has a default that changes nothing.
 
     Attributes:
-        domain: written, new or not.
-        snapshot: added.
+        domains: written, new or not.
+        snapshots: added.
         operation: written, new or not.
         plan: the operation's plan as JSON, when it is new.
         files: paths of files that the operation made: snaporch's own from now on.
         gone: paths that are no longer there.
     """
 
-    domain: DomainRecord | None = None
-    snapshot: SnapshotRecord | None = None
+    domains: tuple[DomainRecord, ...] = ()
+    snapshots: tuple[SnapshotRecord, ...] = ()
     operation: OperationRecord | None = None
     plan: str | None = None
     files: tuple[str, ...] = ()
@@ -101,10 +101,10 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 def _apply(connection: sqlite3.Connection, change: Change) -> None:
     run = connection.execute
-    if change.domain is not None:
-        run("INSERT OR IGNORE INTO domain VALUES (?, '')", (change.domain.name,))
-        run("UPDATE domain SET record = ? WHERE name = ?", (dumps(change.domain), change.domain.name))
-    if (snapshot := change.snapshot) is not None:
+    for domain in change.domains:
+        run("INSERT OR IGNORE INTO domain VALUES (?, '')", (domain.name,))
+        run("UPDATE domain SET record = ? WHERE name = ?", (dumps(domain), domain.name))
+    for snapshot in change.snapshots:
         run(
             "INSERT INTO snapshot (domain, name, record) VALUES (?, ?, ?)",
             (snapshot.domain, snapshot.name, dumps(snapshot)),
