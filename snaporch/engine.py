@@ -112,8 +112,11 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _cause(error: BaseException) -> Exception | None:
-    """Return the first real error in `error`; None where it is only cancellation or Ctrl-C."""
-    return next((leaf for leaf in leaves(error) if isinstance(leaf, Exception)), None)
+    """Return the first real error in `error`; None where it is only cancellation, or Ctrl-C among others."""
+    found = list(leaves(error))
+    if any(isinstance(leaf, KeyboardInterrupt | SystemExit) for leaf in found):
+        return None
+    return next((leaf for leaf in found if isinstance(leaf, Exception)), None)
 
 
 @attrs.define
@@ -170,11 +173,12 @@ class Engine:
                 await self.catalog.write(attrs.evolve(change, operation=operation.record(ended=finish is None)))
         except BaseException as error:
             operation.machine = OperationState(_before_commit(operation.machine.state))
-            await self._roll_back(operation, rollback, actors, begun, error)
+            # It shields itself, with a deadline.
+            await self._roll_back(operation, rollback, actors, begun, error)  # noqa: ASYNC102
             cause = _cause(error)
             if cause is None:
                 raise  # a cancellation or Ctrl-C, as it came
-            raise _translated(operation, cause) from cause
+            raise _translated(operation, cause) from cause  # noqa: ASYNC104 - where something failed, that is told
         self.events.publish(operation.event())
         if finish is not None:
             await self.tidy_up(operation, finish)

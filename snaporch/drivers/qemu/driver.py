@@ -27,6 +27,7 @@ from snaporch.qmp import open_qmp
 GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 10.0
 QUERY_SECONDS = 2.0
+KILL_SECONDS = 10.0  # a killed process is gone at once but for a disk that hangs in the kernel
 CONTROL, QUERY, LOG, PID = "qmp.sock", "query.sock", "qemu.log", "qemu.pid"
 
 
@@ -141,12 +142,13 @@ class QemuDriver(Driver):
             async with open_qmp(made.socket, label=launch.definition.name, timeout=GREETING_SECONDS):
                 return made
         except HypervisorError as error:
-            await self.kill(made)
-            await self.clear(launch.directory)
+            with trio.move_on_after(KILL_SECONDS, shield=True):
+                await self.kill(made)
+                await self.clear(launch.directory)
             words = _last_words(log, start)
             raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
         except BaseException:
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(KILL_SECONDS, shield=True):
                 await self.kill(made)
                 await self.clear(launch.directory)
             raise

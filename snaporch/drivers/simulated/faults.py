@@ -10,6 +10,7 @@ A fault is found by the name of the call that it strikes, for example ``machine.
 from __future__ import annotations
 
 import errno
+import inspect
 
 import attrs
 
@@ -23,7 +24,10 @@ _SILENT = {"driver.alive", "machine.pause_times", "machine.forget_pauses", "mach
 _DISK = "machine.switch."
 
 POINTS = frozenset(
-    f"{face}.{name}" for face, class_ in _FACES.items() for name in class_.__abstractmethods__
+    f"{face}.{name}"
+    for face, class_ in _FACES.items()
+    for name, value in vars(class_).items()
+    if inspect.isfunction(value) and not name.startswith("_")
 ) - _SILENT | {"stream.half"}
 """Every place where a fault can strike, besides ``machine.switch.TARGET``."""
 
@@ -97,11 +101,12 @@ class FaultPlan:
         CommandRefused (machine, stream), OSError EIO (storage), Refused (driver).
 
         Args:
-            at: a name of `POINTS`, or ``machine.switch.TARGET``.
+            at: a name of `POINTS`, or ``machine.switch.TARGET``, which takes an `error` only.
             nth: the first call to strike, counted from now, beginning with 1.
             times: how many calls in a row; ``math.inf``: all from then on.
             error: raised by the call.
-            hang: seconds before anything else happens; ``math.inf``: until the call is cancelled or the machine dies.
+            hang: seconds before anything else happens; ``math.inf``: until the call is cancelled or the machine is
+                gone.
             crash: the hypervisor process dies: RAM is lost, its disks hold what was written last. For a call of
                 `Storage`: those of `domain`, else all.
             power_off: the guest powers off, at which its process ends.
@@ -113,8 +118,10 @@ class FaultPlan:
         """
         if at not in POINTS and not at.startswith(_DISK):
             raise ValueError(f"{at!r} is no place for a fault: {', '.join(sorted(POINTS))}, {_DISK}TARGET")
-        if after and (at == "stream.half" or at.startswith(_DISK)):
+        if after and at == "stream.half":
             raise ValueError(f"{at} has no effect of its own that the fault could come after")
+        if at.startswith(_DISK) and (after or hang is not None or crash or power_off):
+            raise ValueError(f"{at} is inside of a transaction: there can only be an error")
         fault = Fault(at, nth, times, error, hang, crash, power_off, after, domain)
         self.faults.append(fault)
         return fault

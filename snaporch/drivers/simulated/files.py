@@ -102,7 +102,7 @@ class SimulatedFile:
 
     def record(self) -> FileRecord:
         """Return the file as it is now, its checksum computed from its content."""
-        digest = xxhash.xxh3_128_hexdigest(self.content())
+        digest = xxhash.xxh3_128_hexdigest(self.content().encode())
         return FileRecord(self.path, self.size, f"xxh3-128:{digest}", self.identity)
 
 
@@ -113,12 +113,14 @@ class MemoryFile(SimulatedFile):
     Attributes:
         number: what RAM held at the point.
         torn: the disks that did not agree with RAM even then, see `Guest.torn`.
+        ram: bytes of RAM that were saved.
         versions: what it is bound to, as `Capabilities.versions`.
         complete: all of the memory is in it.
     """
 
     number: int = 0
     torn: frozenset[str] = frozenset()
+    ram: int = 0
     versions: Mapping[str, str] = attrs.field(factory=dict)
     complete: bool = False
 
@@ -307,9 +309,9 @@ class Files:
             OSError: ENOSPC; nothing is lost, the overlay still holds everything.
         """
         base = self.image(overlay.backing)
-        if others := base.overlays - {overlay.path}:
-            raise AssertionError(f"bug: {base.path} is merged into, on which {sorted(others)} rely")
         if overlay.number is not None:
+            if others := base.overlays - {overlay.path}:
+                raise AssertionError(f"bug: {base.path} is merged into, on which {sorted(others)} rely")
             grown = max(0, min(overlay.size - EMPTY_IMAGE - CLUSTER, base.virtual_size - base.size))
             if grown > base.system.free:
                 raise os_error(errno.ENOSPC, base.path)

@@ -1,7 +1,7 @@
 """The simulated guest: a counter, and how long everything takes.
 
-A guest ticks `GuestModel.rate` times a second while its CPUs run. Each tick adds one to a number in RAM and writes it
-to every writable disk, in one instant. So whatever belongs to one point holds the same number everywhere, and
+A guest ticks `GuestModel.rate` times a second while its CPUs run. Each tick adds one to a number in RAM and writes
+it to every writable disk, in one instant. So whatever belongs to one point holds the same number everywhere, and
 anything else (disks switched at another time, memory taken later) does not: by default a microsecond shows.
 Nothing ticks by itself: the number is computed from the clock when somebody looks, whatever the rate.
 """
@@ -21,7 +21,7 @@ class GuestModel:
     Attributes:
         rate: ticks a second.
         dirty_rate: bytes of RAM a second that are written to; what a precopy has to send again.
-        disk_rate: bytes a second that its disks grow by, each; by default it writes to the same place over and over.
+        disk_rate: bytes a second that each of its disks grows by; 0: it writes to the same place over and over.
         acpi: it obeys a request to power off.
         background_blocker: why its RAM cannot be write-protected, if so.
     """
@@ -90,8 +90,8 @@ class SimulatedSpeed:
 class Guest:
     """A guest's RAM and CPUs.
 
-    `ticks` and `running` are for everybody; what is given an instant is for the simulator, which calls it in the order
-    of time.
+    `ticks` and `running` are for everybody; what is given an instant is for the simulator, which calls it in the
+    order of time.
 
     Attributes:
         model: its kind.

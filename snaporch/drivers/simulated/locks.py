@@ -61,10 +61,12 @@ class Locks:
 
     def writing(self, path: str) -> str:
         """Return why `path` cannot be opened, or an empty string: somebody writes to it."""
-        return f"failed to get lock: process {self.writers[path][0]} writes to {path}" if path in self.writers else ""
+        return (
+            f"failed to get lock: process {self.writers[path][0]} writes to {path}" if path in self.writers else ""
+        )
 
     def reading(self, path: str, pid: int = 0) -> str:
-        """Return why `path` cannot be opened for writing, or an empty string: another process than `pid` reads it."""
+        """Return why `path` cannot be opened for writing, or an empty string: one other than `pid` reads it."""
         others = self.readers.get(path, set()) - {pid}
         return f"failed to get lock: process {min(others)} reads {path}" if others else ""
 

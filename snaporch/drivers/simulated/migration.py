@@ -1,12 +1,12 @@
 """A memory stream inside the simulated hypervisor: it goes on whether or not anybody looks.
 
-`Migration.advance` replays what has happened since the last look; it is called before anything else about the machine
-is read or changed, so within its time the guest's CPUs change by its own doing only.
+`Migration.advance` replays what has happened since the last look; it is called before anything else about the
+machine is read or changed, so within its time the guest's CPUs change by its own doing only.
 
 BACKGROUND: arming reads all of RAM at `arm_rate`; at its end the point is taken, and from then on RAM is sent.
-Everything else is one algorithm, the real one: pass after pass sends what was dirtied during the last; when the rest
-fits into the downtime limit (a guest that stands still dirties nothing) the guest is stopped, *there* the point is
-taken, and the rest is sent. The guest stays stopped.
+Everything else is one algorithm, the real one: pass after pass sends what was dirtied during the last; when the
+rest fits into the downtime limit (a guest that stands still dirties nothing) the guest is stopped, *there* the
+point is taken, and the rest is sent. The guest stays stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from snaporch.drivers.simulated.guest import Guest
 
 PAGE = 4096  # a rest this small is always sent at once: passes cannot become ever shorter
 # Instants that a float cannot tell apart at the age that a simulation reaches; no pass is this short.
-_SAME = 1e-9
+SAME = 1e-9
 _POLLS = 16  # looks per RAM's worth of bytes: how finely ENOSPC and progress are seen
 
 
@@ -93,7 +93,7 @@ class Migration:
         while self.active:
             arming = self.background and self.taken is None
             end = self.cursor + (self.arming if arming else self._left / self.bandwidth)
-            until = end if (over := end <= now + _SAME) else now
+            until = end if (over := end <= now + SAME) else now
             if arming:
                 self._arm(until)
             else:
@@ -137,7 +137,7 @@ class Migration:
 
     def _complete(self) -> None:
         self.phase = Phase.COMPLETED
-        self.file.versions, self.file.complete = self.versions, True
+        self.file.ram, self.file.versions, self.file.complete = self.ram, self.versions, True
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error; the guest goes on if it was stopped for it."""

@@ -19,7 +19,7 @@ from snaporch.drivers.base import Launch, Overlay, StreamPlan
 from snaporch.drivers.simulated.files import EMPTY_IMAGE, Files, Image, MemoryFile
 from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
-from snaporch.drivers.simulated.migration import Migration
+from snaporch.drivers.simulated.migration import SAME, Migration
 from snaporch.errors import CommandRefused
 from snaporch.models import DeviceDisk, DiskStatus, Process, Strategy
 
@@ -46,10 +46,12 @@ class SimulatedProcess:
         speed: the host's.
         versions: what its memory files are bound to.
         clock: the host's.
+        forget: called when the process has ended.
         guest: its guest.
         drives: its disks, in the guest's order.
         nodes: overlays that were opened beside the disks, by node name.
-        settings: migration settings that are not the default's: empty unless a stream is under way.
+        settings: migration settings that are not the default's: empty unless a stream is under way, or somebody
+            else has made some.
         migration: the last memory stream.
         client: who holds the exclusive connection.
         hung: it answers nothing any more; its guest runs on.
@@ -64,7 +66,8 @@ class SimulatedProcess:
     speed: SimulatedSpeed
     versions: dict[str, str]
     clock: Callable[[], float]
-    guest: Guest
+    forget: Callable[[SimulatedProcess], None]
+    guest: Guest = attrs.field(init=False)
     drives: list[Drive] = attrs.field(factory=list)
     nodes: dict[str, Image] = attrs.field(factory=dict)
     settings: dict[str, float] = attrs.field(factory=dict)
@@ -106,8 +109,10 @@ class SimulatedProcess:
         off = self.guest.off_at()
         if self.migration is not None and self.migration.active:
             self.migration.advance(min(now, off))
+            off = self.guest.off_at()  # later, or never, when that has stopped the guest
+            self.migration.advance(min(now, off))
         self._write(min(now, off))
-        if self.guest.off_at() <= now:
+        if off <= now + SAME:
             self.guest.stop(off)
             self.end("the guest powered off")
         return now
@@ -134,13 +139,14 @@ class SimulatedProcess:
         """Let the process be gone: RAM is lost, disks hold what was written last, locks are free."""
         if self.ended:
             return
-        if self.guest.runs:
-            self.guest.stop(self.clock())
         if self.migration is not None:
             self.migration.cancel()
+        if self.guest.runs:
+            self.guest.stop(self.clock())
         self.ended = why
         self.guest.loaded = False
         self.locks.release(self.pid)
+        self.forget(self)
         self.notify()
 
     # --- CPUs ---------------------------------------------------------------------------------------------
@@ -232,14 +238,13 @@ class SimulatedProcess:
 
     def switch(self, overlays: Sequence[Overlay], check: Callable[[str], None]) -> None:
         """Put disks on their overlays, all or none; `check` may raise for a target."""
-        before = [(drive, drive.image, drive.node) for drive in self.drives]
+        before = [attrs.evolve(drive) for drive in self.drives]
         try:
             for overlay in overlays:
                 self._switch_one(overlay)
                 check(overlay.target)
         except BaseException:
-            for drive, drive.image, drive.node in before:
-                pass
+            self.drives = before
             raise
         for overlay in overlays:
             image = self.nodes.pop(overlay.node)
@@ -293,16 +298,18 @@ class SimulatedProcess:
             raise self.refusal("migrate-set-capabilities", why)
         file = self.files.find(plan.path)
         if not isinstance(file, MemoryFile) or file.size:
-            raise AssertionError(f"bug: {plan.path} is no memory file made for this stream: it would be overwritten")
-        self.settings = {"background-snapshot": background, "max-bandwidth": plan.bandwidth or math.inf}
+            raise AssertionError(
+                f"bug: {plan.path} is no memory file made for this stream: it would be overwritten"
+            )
+        self.settings = {"background-snapshot": background, "max-bandwidth": plan.bandwidth}
 
     def migrate(self, plan: StreamPlan) -> None:
         """Begin a stream with the present settings."""
         self._idle("migrate")
         file = self.files.find(plan.path)
         if not isinstance(file, MemoryFile) or not self.settings:
-            raise AssertionError("bug: a stream is prepared before it is started")
-        bandwidth = min(self.settings["max-bandwidth"], self.speed.bandwidth)
+            raise AssertionError("bug: a stream is opened before it is started")
+        bandwidth = min(self.settings["max-bandwidth"] or math.inf, self.speed.bandwidth)
         self.migration = Migration(
             guest=self.guest,
             file=file,
@@ -320,11 +327,11 @@ class SimulatedProcess:
         if self.migration is not None and self.migration.active:
             raise self.refusal(command, "there is a migration process in progress")
 
-    def abort_stream(self) -> None:
+    def abort_stream(self, settings: dict[str, float]) -> None:
         """End the stream, if one is under way, and put the settings back."""
         if self.migration is not None:
             self.migration.cancel()
-        self.settings = {}
+        self.settings = dict(settings)
         self.notify()
 
     def load(self, path: str) -> None:
@@ -334,6 +341,6 @@ class SimulatedProcess:
         file = self.files.by_path.get(path)
         if not isinstance(file, MemoryFile):
             raise self.refusal("migrate-incoming", f"could not open {path}")
-        if not file.complete or file.flips or file.size < self.ram or file.versions != self.versions:
+        if not file.complete or file.flips or file.ram != self.ram or file.versions != self.versions:
             raise self.refusal("migrate-incoming", f"error while loading state from {path}")
         self._fill(file.number, file.torn)
