@@ -90,7 +90,7 @@ class Decoder:
         self._tail = bytearray()
         self._broken: str | None = None
 
-    def feed(self, data: bytes) -> list[Message]:
+    def feed(self, data: bytes | bytearray) -> list[Message]:
         """Take the next bytes and return the messages that they complete.
 
         Feeding nothing is allowed: it raises if the decoder is broken and does nothing else.
@@ -112,7 +112,7 @@ class Decoder:
             raise ProtocolError(self._broken)
         return messages
 
-    def _lines(self, data: bytes) -> Iterator[bytes | bytearray]:
+    def _lines(self, data: bytes | bytearray) -> Iterator[bytes | bytearray]:
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             self._check_room(end - start)
