@@ -1,0 +1,195 @@
+"""The simulated hypervisor, as snaporch sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan
+from snaporch.drivers.simulated.client import Client, SimulatedKill
+from snaporch.drivers.simulated.host import SimulatedHost
+from snaporch.drivers.simulated.machine import SimulatedMachine
+from snaporch.drivers.simulated.process import SimulatedProcess
+from snaporch.drivers.simulated.storage import SimulatedStorage
+from snaporch.errors import ConnectionGone
+from snaporch.models import DeviceDisk, DomainDefinition, Process
+
+
+class SimulatedDriver(Driver):
+    """A driver for domains that exist in a `SimulatedHost` only.
+
+    It keeps the promises of `Driver`, and checks those of its caller: where snaporch would lose or mix up a guest's
+    data (write to a frozen image, remove one in use, use an overlay again that was merged away) it raises
+    AssertionError.
+    """
+
+    name = "simulated"
+
+    def __init__(self, host: SimulatedHost | None = None) -> None:
+        self.host = SimulatedHost() if host is None else host
+        self._client = Client(self.host)
+        self._machines: set[SimulatedMachine] = set()
+        self.storage = SimulatedStorage(self._client)
+
+    def die(self) -> None:
+        """Be of a program that was killed (SIGKILL): nothing that it does from now on reaches the host.
+
+        Every call, of this driver and of all that was got from it, raises SimulatedKill without effect; its
+        connections are closed. The host is as it was, for the driver of the next program. What has had its effect
+        keeps it, streams under way go on.
+        """
+        self._client.killed = True
+        for machine in tuple(self._machines):
+            machine.close()
+
+    async def launch(self, launch: Launch) -> Process:
+        """See Driver; when it raises, or is cancelled, no process is left."""
+        label = launch.definition.name
+        faults = await self._client.enter("driver.launch", label)
+        process = self.host.start(launch)
+        try:
+            await self._client.leave("driver.launch", label, self.host.speed.launch, process, faults)
+        except SimulatedKill:
+            raise  # nobody is left to end it
+        except BaseException:
+            process.end("nobody wants it any more")
+            raise
+        return process.record
+
+    async def find(self, directory: Path) -> Process | None:
+        """See Driver."""
+
+        def look() -> Process | None:
+            found = self.host.launched_in(directory)
+            return None if found is None else found.record
+
+        return await self._client.call("driver.find", "", look)
+
+    @asynccontextmanager
+    async def connect(self, process: Process, label: str) -> AsyncIterator[Machine]:
+        """See Driver; while another connection is open it waits for its end, up to `connect_deadline`."""
+        found = await self._reached("driver.connect", process, label)
+        await self._wait_for_turn(found, label)
+        machine = SimulatedMachine(self._client, found, label)
+        found.client = machine
+        self._machines.add(machine)
+        try:
+            yield machine
+        finally:
+            self._machines.discard(machine)
+            machine.close()
+
+    @asynccontextmanager
+    async def query(self, process: Process, label: str) -> AsyncIterator[Machine]:
+        """See Driver; only what asks is allowed."""
+        machine = SimulatedMachine(
+            self._client, await self._reached("driver.query", process, label), label, observer=True
+        )
+        try:
+            yield machine
+        finally:
+            machine.close()
+
+    async def _reached(self, at: str, process: Process, label: str) -> SimulatedProcess:
+        faults = await self._client.enter(at, label)
+        found = self.host.find(process)
+        if found is None:
+            raise ConnectionGone(f"{label}: its process ({process.pid}) is gone")
+        await self._client.leave(at, label, self.host.speed.connect, found, faults)
+        return found
+
+    async def _wait_for_turn(self, process: SimulatedProcess, label: str) -> None:
+        with trio.move_on_after(self.host.speed.connect_deadline) as scope:
+            while (process.client is not None or process.hung) and not process.ended:
+                await process.changed.wait()
+        self._client.check_alive()
+        if scope.cancelled_caught or process.ended:
+            why = process.ended or "nothing answers: it hangs, or serves another client"
+            raise ConnectionGone(f"{label}: cannot connect to {process.record.socket}: {why}")
+
+    def alive(self, process: Process) -> bool:
+        """See Driver."""
+        self._client.check_alive()
+        return self.host.find(process) is not None
+
+    async def abandon(self, plan: StreamPlan) -> None:  # noqa: ARG002 - the interface has it
+        """See Driver; a stream ends with its machine."""
+        await self._client.call("driver.abandon", "", lambda: None)
+
+    async def clear(self, directory: Path) -> None:
+        """See Driver; there is nothing.
+
+        Raises:
+            AssertionError: the process is there.
+        """
+
+        def check() -> None:
+            if self.host.launched_in(directory) is not None:
+                raise AssertionError(f"bug: {directory} is cleared below a running process")
+
+        await self._client.call("driver.clear", "", check)
+
+    async def wait_gone(self, process: Process) -> None:
+        """See Driver."""
+        found = self.host.find(process)
+        label = found.name if found else ""
+        faults = await self._client.enter("driver.wait_gone", label)
+        if found is not None:
+            await self._client.wait(math.inf, found)
+        await self._client.leave("driver.wait_gone", label, 0.0, None, faults)
+
+    async def kill(self, process: Process) -> None:
+        """See Driver."""
+
+        def end() -> None:
+            if (found := self.host.find(process)) is not None:
+                found.end("it was killed")
+
+        found = self.host.find(process)
+        await self._client.call(
+            "driver.kill", found.name if found else "", end, self.host.speed.quit if found else 0
+        )
+
+    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Process]:
+        """See Driver.
+
+        Raises:
+            ConnectionGone: nothing listens there.
+        """
+
+        def look() -> tuple[DomainDefinition, Process]:
+            found = self.host.listening(socket)
+            if found is None:
+                raise ConnectionGone(f"{name}: cannot connect to {socket}: no such socket")
+            disks = tuple(DeviceDisk(d.target, d.image.path, d.image.format, d.readonly) for d in found.drives)
+            definition = attrs.evolve(found.launch.definition, name=name, disks=disks, driver=self.name)
+            return definition, attrs.evolve(found.record, attached=True, argv=("simulated", found.name))
+
+        return await self._client.call("driver.attach", name, look, self.host.speed.connect)
+
+    async def beside_blocker(self, launch: Launch) -> str:
+        """See Driver: a port, or an image that is being written to."""
+
+        def look() -> str:
+            reasons = (self.host.locks.writing(disk.path) for disk in launch.disks)
+            return self.host.port_conflict(launch) or next(filter(None, reasons), "")
+
+        return await self._client.call("driver.beside_blocker", launch.definition.name, look)
+
+    async def doctor(self) -> dict[str, Any]:
+        """See Driver."""
+
+        def look() -> dict[str, Any]:
+            return {
+                "hypervisor": self.host.versions.get("hypervisor", "simulated"),
+                "background": self.host.model.background_blocker or "available",
+                "processes": len(self.host.running()),
+            }
+
+        return await self._client.call("driver.doctor", "", look)

@@ -1,0 +1,173 @@
+"""Images and memory files on a simulated host."""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+from collections.abc import Callable
+from typing import TypeVar
+
+from snaporch.drivers.base import Storage
+from snaporch.drivers.simulated.client import Client, SimulatedKill
+from snaporch.drivers.simulated.files import Image, os_error
+from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
+from snaporch.models import DeviceDisk, FileRecord
+
+T = TypeVar("T")
+
+
+class SimulatedStorage(Storage):
+    """See Storage."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._host = client.host
+        self._disk = client.host.disk
+
+    async def _call(self, name: str, effect: Callable[[], T], seconds: float = 0.0) -> T:
+        def settled() -> T:
+            self._host.settle_files()
+            return effect()
+
+        return await self._client.call(f"storage.{name}", "", settled, seconds)
+
+    async def exists(self, path: str) -> bool:
+        """See Storage."""
+        return await self._call("exists", lambda: path in self._disk.by_path or path in self._disk.directories)
+
+    async def check_writable(self, directory: str) -> None:
+        """See Storage."""
+
+        def check() -> None:
+            place = directory
+            while place not in self._disk.directories:
+                if place in self._disk.by_path:
+                    raise Refused(f"{place} is not a directory")
+                place = posixpath.dirname(place)
+            if self._disk.system_of(directory).readonly:
+                raise Refused(f"cannot write to {directory}: it is read-only")
+
+        await self._call("check_writable", check)
+
+    async def make_directory(self, directory: str) -> None:
+        """See Storage."""
+        await self._call("make_directory", lambda: self._disk.make_directory(directory))
+
+    async def free(self, directory: str) -> tuple[str, int]:
+        """See Storage; the id is the prefix."""
+
+        def free() -> tuple[str, int]:
+            system = self._disk.system_of(directory)
+            return system.prefix, system.free
+
+        return await self._call("free", free)
+
+    async def chain(self, path: str, format_: str) -> tuple[DeviceDisk, ...]:
+        """See Storage; targets are empty."""
+
+        def chain() -> tuple[DeviceDisk, ...]:
+            return tuple(DeviceDisk("", image.path, image.format) for image in self._disk.chain(path, format_))
+
+        return await self._call("chain", chain)
+
+    async def check_image(self, path: str, format_: str) -> None:
+        """See Storage; damage is seen in a qcow2 image only, a raw one has no structure."""
+        faults = await self._client.enter("storage.check_image", "")
+        image = self._disk.by_path.get(path)
+        if not isinstance(image, Image):
+            raise DamagedSnapshot(f"{path} is missing, or no image", path)
+        await self._client.leave("storage.check_image", "", self._reading(image.size), None, faults)
+        if format_ == "qcow2" and image.flips:
+            raise DamagedSnapshot(f"{path}: its structure has errors", path)
+
+    async def virtual_size(self, path: str, format_: str) -> int:
+        """See Storage; raises Refused as `chain` does."""
+        return await self._call("virtual_size", lambda: self._disk.image(path, format_).virtual_size)
+
+    async def _make(self, name: str, path: str, make: Callable[[], object], seconds: float) -> None:
+        """Make a file, or leave none: only who made it may remove it, and a caller that hears an error did not."""
+        at = f"storage.{name}"
+        faults = await self._client.enter(at, "")
+        self._host.settle_files()
+        make()
+        try:
+            await self._client.leave(at, "", seconds, None, faults)
+        except SimulatedKill:
+            raise  # nobody is left to remove it
+        except BaseException:
+            self._disk.remove(path)
+            raise
+
+    async def make_file(self, path: str) -> None:
+        """See Storage; when it raises, or is cancelled, it has left no file."""
+        await self._make("make_file", path, lambda: self._disk.make_memory(path), self._host.speed.fsync)
+
+    async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
+        """See Storage; as `make_file`. Like qemu-img told to do so, it does not look at the base."""
+        seconds = self._host.speed.overlay
+        await self._make("make_overlay", path, lambda: self._disk.make_image(path, size, base=base), seconds)
+
+    async def commit_overlay(self, path: str) -> None:
+        """See Storage; cancelled before its time is over, it has changed nothing.
+
+        Raises:
+            OperationFailed: it is no overlay, or a process has it or its backing image open.
+            AssertionError: other overlays rely on the backing image.
+        """
+        at = "storage.commit_overlay"
+        faults = await self._client.enter(at, "")
+        if not isinstance(overlay := self._disk.by_path.get(path), Image):
+            raise OperationFailed(f"qemu-img commit: could not open {path}")
+        await self._client.wait(self._host.speed.merge + overlay.size / self._host.speed.disk_bandwidth)
+        for open_path in (path, overlay.backing):
+            if why := self._host.locks.writing(open_path) or self._host.locks.reading(open_path):
+                raise OperationFailed(f"qemu-img commit: {why}")
+        if not overlay.backing:
+            raise OperationFailed(f"qemu-img commit: {path} has no backing file")
+        self._disk.merge(overlay)
+        self._disk.empty(overlay)
+        await self._client.leave(at, "", 0.0, None, faults)
+
+    async def remove(self, path: str) -> None:
+        """See Storage.
+
+        Raises:
+            AssertionError: a running machine's disk depends on the file: the guest's data would be lost.
+        """
+
+        def remove() -> None:
+            if self._host.locks.in_use(path):
+                raise AssertionError(f"bug: {path} is removed, which a running machine's disk depends on")
+            if path in self._disk.directories:
+                raise os_error(errno.EISDIR, path)
+            self._disk.remove(path)
+
+        await self._call("remove", remove)
+
+    async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
+        """See Storage."""
+        faults = await self._client.enter("storage.seal", "")
+        self._host.settle_files(path)
+        file = self._disk.find(path)
+        fresh = known is not None and (known.path, known.identity) == (path, file.identity)
+        record = known if known is not None and fresh else file.record()
+        seconds = 0.0 if fresh else self._reading(record.size) + self._host.speed.fsync
+        await self._client.leave("storage.seal", "", seconds, None, faults)
+        return record
+
+    def _reading(self, size: int) -> float:
+        return size / self._host.speed.checksum_bandwidth
+
+    async def check(self, record: FileRecord, *, thorough: bool = False) -> None:
+        """See Storage."""
+        faults = await self._client.enter("storage.check", "")
+        self._host.settle_files(record.path)
+        file = self._disk.by_path.get(record.path)
+        if file is None:
+            raise DamagedSnapshot(f"{record.path} is missing", record.path)
+        if file.size != record.size:
+            raise DamagedSnapshot(f"{record.path} has {file.size:,} bytes instead of {record.size:,}", record.path)
+        read = thorough or file.identity != record.identity
+        await self._client.leave("storage.check", "", self._reading(file.size) if read else 0.0, None, faults)
+        if read and file.record().checksum != record.checksum:
+            raise DamagedSnapshot(f"{record.path} is damaged: its checksum is not what was saved", record.path)
