@@ -21,7 +21,7 @@ from pathlib import Path
 import attrs
 import trio
 from benchlib.lab import CACHE, ROOT, pick, qemus, workplace
-from benchlib.measure import BACKGROUND, FILE, FLOOR, NOTHING, PAUSED, PRECOPY, Bench, Cell
+from benchlib.measure import BACKGROUND, FILE, FLOOR, MATRIX, NOTHING, PAUSED, PRECOPY, Bench, Cell
 from benchlib.plot import draw
 from benchlib.report import (
     PAUSE_CELL,
@@ -50,11 +50,22 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.partition("\n")[0])
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="a few minutes: fewer sizes, rates and runs")
-    how.add_argument("--targets", action="store_true", help=f"only the cells of the targets, {TARGET_RUNS} runs each")
+    how.add_argument(
+        "--targets", action="store_true", help=f"only the cells of the targets, {TARGET_RUNS} runs each"
+    )
     parser.add_argument("--qemu", metavar="VERSION", help="7.2 or 10.0; default: the newest")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench", metavar="DIR", help="default: docs/bench")
-    parser.add_argument("--work", type=Path, default=CACHE / "bench", metavar="DIR", help="for guests and memory files")
-    parser.add_argument("--minutes", type=float, default=23, help="rounds are left out when time runs short (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "bench", metavar="DIR", help="default: docs/bench"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=CACHE / "bench", metavar="DIR", help="for guests and memory files"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=23,
+        help="rounds of the matrix are left out when time runs short (%(default)s)",
+    )
     parser.add_argument("--ram", type=numbers, metavar="GIB,…", help="of the matrix")
     parser.add_argument("--dirty", type=numbers, metavar="MB/s,…", help="of the matrix")
     parser.add_argument("--runs", type=int, metavar="N", help="of each contender in a cell of the matrix")
@@ -79,7 +90,9 @@ def plan(options: argparse.Namespace, *, can_file: bool) -> list[Cell]:
     rates = options.dirty or ([0, 100] if options.quick else [0, 20, 100, 400])
     contenders = (BACKGROUND, FLOOR, PRECOPY, PAUSED, *file, NOTHING)
     rounds = options.runs or (1 if options.quick else 3)
-    return cells + [Cell("matrix", int(size * GIB), int(rate), contenders, rounds) for size in sizes for rate in rates]
+    return cells + [
+        Cell(MATRIX, int(size * GIB), int(rate), contenders, rounds) for size in sizes for rate in rates
+    ]
 
 
 def disk_speed(place: Path) -> float:
@@ -137,12 +150,14 @@ def rows(bench: Bench) -> list[list[str]]:
 
 def draw_one(options: argparse.Namespace, bench: Bench, qemu: str) -> None:
     """Draw the size of RAM that is nearest to that of the targets."""
-    matrix = [run for run in bench.runs if run.purpose == "matrix"]
+    matrix = [run for run in bench.runs if run.purpose == MATRIX]
     if not matrix:
         return
     ram = min({run.ram for run in matrix}, key=lambda size: abs(size - GIB))
     version = qemu.removeprefix("QEMU emulator version ").partition(" ")[0]
-    subtitle = f"{ram / GIB:g} GiB guest, two qcow2 disks, QEMU {version} (TCG); medians, bars from least to greatest"
+    subtitle = (
+        f"{ram / GIB:g} GiB guest, two qcow2 disks, QEMU {version} (TCG); medians, bars from least to greatest"
+    )
     draw([run for run in matrix if run.ram == ram], options.out / "pause.png", subtitle)
 
 

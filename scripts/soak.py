@@ -4,10 +4,10 @@
     scripts/soak --all            100 background, 20 precopy, 20 paused, on each QEMU
     scripts/soak --sabotage       takes them wrongly on purpose: are they found out?
 
-The guest writes a number durably to every disk in turn, as fast as it can, reads all back and compares them with what
-its memory says they must hold (snaporch/guest/workload.c). Checkpoints are taken at random moments, a few in a row,
-and reverted to, the last one first; the guest goes on from each, so that they branch. One is consistent when after the
-revert the guest
+The guest writes a number durably to every disk in turn, as fast as it can, reads all back and compares them with
+what its memory says they must hold (snaporch/guest/workload.c). Checkpoints are taken at random moments, a few in a
+row, and reverted to, the last one first; the guest goes on from each, so that they branch. One is consistent when
+after the revert the guest
 
 - comes back with a clock and a number that lie between its reports before and after the create;
 - does not begin anew, and finds no error in 50 further numbers on every disk and in all of its patterned RAM.
@@ -38,7 +38,9 @@ ALL = {Strategy.BACKGROUND: 100, Strategy.PRECOPY: 20, Strategy.PAUSED: 20}
 A_DOMAIN = 25  # checkpoints; then a fresh one, which keeps chains short and the disk empty
 IN_A_ROW = 3  # at most, before they are reverted to
 AFTER = 2  # reports after the create: the point is surely behind the last of them
-LATE_MS = 300  # by the guest's clock, which runs on while a busy host has no time for a guest that has just come back
+LATE_MS = (
+    300  # by the guest's clock, which runs on while a busy host has no time for a guest that has just come back
+)
 NUMBERS = 50  # that the guest has to write and compare after a revert
 SWEEP = 32  # MiB of RAM that the guest's sweep compares in a second
 WORD_SECONDS = 15.0
@@ -163,11 +165,11 @@ async def revert(guest: Guest, checkpoint: Checkpoint) -> tuple[str, str]:
     await guest.orchestrator.revert(DOMAIN, checkpoint.name)
     seconds = time.monotonic() - began
     with trio.move_on_after(WORD_SECONDS):
-        while not heard_enough(of_the_restored(serial.reports(mark))):
+        while not heard_enough(of_the_restored(serial.reports(mark))):  # noqa: ASYNC110 - as in benchlib/lab.py
             await trio.sleep(0.01)
     text = serial.since(mark)
     restored = of_the_restored(parse(text))
-    numbers = f"{restored[0].seq}…{restored[-1].seq}" if restored else "–"
+    numbers = f"{restored[0].seq}…{restored[-1].seq}" if restored else "none"
     what = (
         f"{checkpoint.name:5} pause {checkpoint.pause * 1e3:6.1f} ms  create {checkpoint.seconds:.2f} s  "
         f"revert {seconds:.2f} s  numbers {numbers:13}"
@@ -209,7 +211,7 @@ def sabotage(how: str) -> None:
     """Have background checkpoints resume the guest before the point is held."""
 
     async def too_early(self: QemuStream) -> None:
-        events = self._events  # noqa: SLF001 - to break it is the purpose
+        events = self._events
         while how == "active" and (await events.receive()).data.get("status") == "setup":
             pass
 
@@ -237,7 +239,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the result there, as a Markdown table")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the moments")
-    parser.add_argument("--work", type=Path, default=CACHE / "soak", metavar="DIR", help="for guests and their files")
+    parser.add_argument(
+        "--work", type=Path, default=CACHE / "soak", metavar="DIR", help="for guests and their files"
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, help="what scripts/setup has made")
     return parser.parse_args()
 
@@ -260,12 +264,15 @@ def jobs(options: argparse.Namespace) -> list[Job]:
 
 def markdown(tallies: Sequence[Tally], seed: int) -> str:
     """Return the results as a table."""
-    lines = ["| QEMU | strategy | consistent | of | pause ms, least–greatest |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = [
+        "| QEMU | strategy | consistent | of | pause ms, least to greatest |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
     for tally in tallies:
         job, pauses = tally.job, [pause * 1e3 for pause in tally.pauses] or [0.0]
         lines.append(
             f"| {job.qemu.version} | {job.strategy} | {tally.consistent} | {job.count} | "
-            f"{min(pauses):.1f}–{max(pauses):.1f} |"
+            f"{min(pauses):.1f} to {max(pauses):.1f} |"
         )
     plan = tallies[0].job.plan
     what = f"{plan.disks} disks, {plan.ram >> 20} MiB, {plan.dirty} MB/s dirtied, seed {seed}"

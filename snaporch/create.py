@@ -28,6 +28,7 @@ from snaporch.errors import (
     ConnectionGone,
     DeadlineExceeded,
     NotEnoughSpace,
+    OutcomeUnknown,
     TargetExists,
 )
 from snaporch.models import (
@@ -50,6 +51,7 @@ from snaporch.steps import CREATE, ROLLBACK_CREATE, Lane
 OVERLAY_BYTES = 16 * 2**20
 # Stream headers and device state beside RAM itself.
 STREAM_BYTES = 16 * 2**20
+DYING_SECONDS = 5.0  # from a lost connection to the end of a process with much memory
 
 
 # --- looking ------------------------------------------------------------------------------------------------
@@ -213,8 +215,8 @@ class Participant:
         now = trio.current_time()
         try:
             await self._hypervisor.resume()
-        except ConnectionGone:
-            if self.operation.machine.state is not State.ROLLING_BACK:
+        except (ConnectionGone, OutcomeUnknown):
+            if self.operation.machine.state is not State.ROLLING_BACK or not await self._is_gone():
                 raise
         if self._pause_began is not None and self.plan.strategy is not Strategy.PAUSED:
             self._between = now - self._pause_began - self._commands
@@ -261,7 +263,10 @@ class Participant:
         """Put the disks back on the images that they were on, with everything that the guest has written since."""
         try:
             await self._hypervisor.switch_back(self.plan.overlays)
-        except ConnectionGone:  # the guest is gone, its last words are in the overlays: merge them offline
+        except (ConnectionGone, OutcomeUnknown):
+            if not await self._is_gone():
+                raise
+            # The guest is gone; its last words are in the overlays: merge them offline.
             for overlay in self.plan.overlays:
                 if overlay.path in self.made:
                     await self.storage.commit_overlay(overlay.path)
@@ -270,8 +275,18 @@ class Participant:
         """Let the hypervisor close the overlay."""
         try:
             await self._hypervisor.remove_node(self._overlay(target))
-        except ConnectionGone:
-            return
+        except (ConnectionGone, OutcomeUnknown):
+            if not await self._is_gone():
+                raise
+
+    async def _is_gone(self) -> bool:
+        """Return whether the hypervisor is gone, rather than silent; a dying process gets a moment for it."""
+        process = self.plan.domain.process
+        if process is None or self.machine is None:
+            return True
+        with trio.move_on_after(DYING_SECONDS):
+            await self.driver.wait_gone(process)
+        return not self.driver.alive(process)
 
     async def remove_overlay(self, target: str) -> None:
         """Remove the overlay, if we made it."""

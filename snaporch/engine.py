@@ -293,7 +293,7 @@ async def _undo(undo: Undo, actors: Sequence[Actor], remains: list[str]) -> None
     async def attempt(actor: Actor, arguments: tuple[str, ...]) -> None:
         try:
             await getattr(actor, undo.name)(*arguments)
-        except (SnaporchError, OSError, trio.TooSlowError) as error:
+        except Exception as error:  # noqa: BLE001 - a bug in one compensation must not keep the others from running
             what = " ".join((undo.name.replace("_", " "), *arguments))
             remains.append(f"{actor.name}: cannot {what}: {str(error) or type(error).__name__}")
 

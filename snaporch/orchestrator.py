@@ -97,25 +97,25 @@ class Orchestrator:
                 raise Refused(f"{name} has snapshots ({names}): delete them first")
             await self._context.catalog.drop_domain(name)
 
-    async def attach(self, name: str, socket: str) -> DomainInfo:
+    async def attach(self, name: str, socket: str, *, driver: str = "qemu") -> DomainInfo:
         """Take charge of a domain in a process that something else started.
 
         Args:
             name: the name it is to have here.
             socket: its control socket (QEMU: ``-qmp unix:PATH,server=on,wait=off``).
+            driver: the hypervisor driver's name.
 
         Raises:
             TargetExists: there is a domain of that name, and it runs.
             HypervisorError: nothing answers at the socket.
         """
         check_name(name, "domain")
-        driver = self._context.drivers["qemu"]
         async with self._context.locked(Operation("attach", name, "")):
             with suppress(NotFound):
                 async with self._context.machine_of(name) as (_, machine):
                     if machine is not None:
                         raise TargetExists(f"there is a running domain {name!r} already; choose another name")
-            definition, process = await driver.attach(name, socket)
+            definition, process = await self._context.drivers[driver].attach(name, socket)
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
             record = DomainRecord(definition, current=current, process=process, template=process)

@@ -4,8 +4,8 @@
 
 Plain blocking socket, commands encoded beforehand, no library: what remains is QEMU, and the least that a program
 in Python can add to it. It makes the overlays, then: stop, query-status, transaction, migrate, wait for the first
-page to be sent, cont. Memory goes into a pipe that ``cat`` empties into nothing, or with --file (QEMU 8.2 and later)
-to a ``file:`` URI, as QEMU's manual has it. Prints one JSON document.
+page to be sent, cont. Memory goes into a pipe that ``cat`` empties into nothing, or with --file (QEMU 8.2 and
+later) to a ``file:`` URI, as QEMU's manual has it. Prints one JSON document.
 
 The overlays stay in the guest's chain; memory that was written to a file is for the caller to remove.
 """
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 PIPE_SIZES = (16 * 2**20, 2**20)  # as snaporch's: root may have any, others mostly 1 MiB
@@ -199,7 +200,7 @@ def main() -> None:
         "pause": moment(resumed) - moment(qmp.wait(named("STOP"))),
         "total": total,
         "bytes": info["ram"]["transferred"],
-        "steps": {name: after - before for name, before, after in zip(names, times, times[1:], strict=False)},
+        "steps": {name: after - before for name, (before, after) in zip(names, pairwise(times), strict=True)},
     }
     print(json.dumps(answer))
 

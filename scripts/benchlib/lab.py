@@ -122,7 +122,7 @@ class Serial:
     async def more(self, mark: int, count: int, seconds: float = REPORT_SECONDS) -> list[Report]:
         """Wait for some reports after a place, and return all that are there then."""
         with trio.fail_after(seconds):
-            while len(found := self.reports(mark)) < count:
+            while len(found := self.reports(mark)) < count:  # noqa: ASYNC110 - a file tells nobody that it grows
                 await trio.sleep(0.01)
         return found
 

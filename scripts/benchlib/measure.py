@@ -7,6 +7,7 @@ overlays short; a first bare snapshot on it, not counted, has the host's pages o
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -29,6 +30,7 @@ BACKGROUND, FLOOR, PRECOPY, PAUSED, FILE, NOTHING = (
     "bare file:",
     "no snapshot",
 )
+MATRIX = "matrix"  # a cell that is for no target
 ROUNDS_A_GUEST = 5
 SETTLE_SECONDS = 0.2
 NOTHING_SECONDS = 1.0  # of looking on while nothing is done, before there is a background create to go by
@@ -41,7 +43,7 @@ class Cell:
     """What is measured together.
 
     Attributes:
-        purpose: ``matrix``, or the target that it is for.
+        purpose: `MATRIX`, or the target that it is for.
         ram: bytes.
         dirty: MB/s.
         contenders: who take turns.
@@ -181,10 +183,13 @@ class Bench:
     order: random.Random = attrs.field(factory=lambda: random.Random(1))  # noqa: S311 - no secret
 
     async def cells(self, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
-        """Measure cells one after the other; each gets its share of the time that is left, and one round at least."""
+        """Measure cells in turn: those of targets whole, the others within what is left of the time.
+
+        Each of the others gets its share of that, and one round at least.
+        """
         for number, cell in enumerate(cells):
             began = time.monotonic()
-            share = max(0.0, self.ends - began) / (len(cells) - number)
+            share = max(0.0, self.ends - began) / (len(cells) - number) if cell.purpose == MATRIX else math.inf
             found = await self._cell(cell, began + share)
             self.runs += found
             rounds = len(found) // len(cell.contenders)

@@ -10,8 +10,8 @@ from benchlib.measure import BACKGROUND, FILE, FLOOR, PAUSED, PRECOPY, Run
 from benchlib.report import median
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - after the choice of a backend without a screen
-from matplotlib.ticker import FuncFormatter  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito); markers besides.
 STYLES = {
@@ -40,10 +40,15 @@ def draw(runs: Sequence[Run], path: Path, subtitle: str) -> None:
     rates = sorted({run.dirty for run in runs})
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9), sharey=True, layout="constrained")
     for axis, name, title in zip(
-        axes, ("pause", "stall"), ("Pause: the guest stands still", "Stall: the longest the guest waits"), strict=True
+        axes,
+        ("pause", "stall"),
+        ("Pause: the guest stands still", "Stall: the longest the guest waits"),
+        strict=True,
     ):
         for contender, (colour, marker, line, width) in STYLES.items():
-            groups = [[getattr(r, name) * 1e3 for r in runs if (r.contender, r.dirty) == (contender, d)] for d in rates]
+            groups = [
+                [getattr(r, name) * 1e3 for r in runs if (r.contender, r.dirty) == (contender, d)] for d in rates
+            ]
             known = [(at, group) for at, group in enumerate(groups) if group]
             if not known:
                 continue
@@ -66,6 +71,8 @@ def draw(runs: Sequence[Run], path: Path, subtitle: str) -> None:
         axis.set_xticks(range(len(rates)), [str(rate) for rate in rates])
         axis.set_xlim(-0.25, len(rates) - 0.75)
         axis.set_xlabel("memory dirtied by the guest, MB/s", fontsize=9, color=INK)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(FuncFormatter(_label))
         axis.grid(axis="y", color=FAINT, linewidth=0.8)
         axis.set_axisbelow(True)

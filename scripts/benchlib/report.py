@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 from benchlib.lab import Qemu
-from benchlib.measure import BACKGROUND, FILE, FLOOR, NOTHING, PAUSED, PRECOPY, PRECOPY_SECONDS, Run
+from benchlib.measure import BACKGROUND, FILE, FLOOR, MATRIX, NOTHING, PAUSED, PRECOPY, PRECOPY_SECONDS, Run
 
 CONTENDERS = (BACKGROUND, FLOOR, PRECOPY, PAUSED, FILE, NOTHING)
 PAUSE_CELL, STALL_CELL = "pause target", "stall target"
@@ -89,11 +89,11 @@ def milliseconds(seconds: float) -> str:
 
 
 def spread(values: Sequence[float], show: Callable[[float], str] = milliseconds) -> str:
-    """Return median (least–greatest)."""
+    """Return a median, and from the least to the greatest."""
     if not values:
-        return "–"
+        return "-"
     middle = show(statistics.median(values))
-    return middle if len(values) == 1 else f"{middle} ({show(min(values))}–{show(max(values))})"
+    return middle if len(values) == 1 else f"{middle} ({show(min(values))} to {show(max(values))})"
 
 
 def select(runs: Iterable[Run], contender: str, purpose: str | None = None) -> list[Run]:
@@ -111,22 +111,20 @@ def _ratio(name: str, wanted: str, runs: tuple[list[Run], list[Run]], figure: st
     """Return a target that the first's median is at most `limit` times the second's."""
     ours, theirs = runs
     if not ours or not theirs:
-        return Target(name, wanted, "–", "0", None)
+        return Target(name, wanted, "-", "0", None)
     one, other = (median(getattr(run, figure) for run in some) for some in runs)
-    times = f"{one / other:.2f} ×" if one > other or limit > 1 else f"1/{other / one:.1f}"
+    times = f"{one / other:.2f} times" if one > other or limit > 1 else f"1/{other / one:.1f}"
     found = f"{times} ({milliseconds(one)} to {milliseconds(other)} ms)"
     return Target(name, wanted, found, str(min(len(ours), len(theirs))), one <= limit * other)
 
 
 def targets(runs: Sequence[Run]) -> list[Target]:
     """Return what the issue promises, and what was found; the medians are compared."""
-    paused, stalled = (
-        {c: select(runs, c, purpose) for c in CONTENDERS} for purpose in (PAUSE_CELL, STALL_CELL)
-    )
+    paused, stalled = ({c: select(runs, c, purpose) for c in CONTENDERS} for purpose in (PAUSE_CELL, STALL_CELL))
     found = [
         _ratio(
             "pause of background, to the floor's",
-            "≤ 1.3 ×",
+            "≤ 1.3 times",
             (paused[BACKGROUND], paused[FLOOR]),
             "pause",
             1.3,
@@ -174,7 +172,7 @@ def _cells(runs: Sequence[Run]) -> Iterator[list[str]]:
             if not some:
                 continue
             if contender == NOTHING:
-                pause = stall = memory = "–"
+                pause = stall = memory = "-"
             else:
                 pause, stall = spread([r.pause for r in some]), spread([r.stall for r in some])
                 memory = f"{median(r.bytes for r in some) / 2**20:.0f}"
@@ -212,22 +210,29 @@ def _stretches(runs: Sequence[Run]) -> Iterator[list[str]]:
     yield ["STOP to RESUME", spread([r.pause for r in ours]), spread([r.pause for r in theirs])]
 
 
+def _stalls(runs: Sequence[Run]) -> Iterator[list[str]]:
+    for contender in CONTENDERS:
+        if some := select(runs, contender):
+            figures = [[run.pause for run in some], [run.stall for run in some], [run.gap for run in some]]
+            yield [contender, *map(spread, figures), str(len(some))]
+
+
 def markdown(machine: Machine, runs: Sequence[Run]) -> str:
     """Return the whole page."""
-    matrix = [run for run in runs if run.purpose == "matrix"]
+    matrix = [run for run in runs if run.purpose == MATRIX]
     lines = [
         "# Measurements",
         "",
-        f"Written by `{machine.command}` on {machine.date} in {machine.seconds / 60:.0f} minutes; every single run is in",
-        "`results.json`.",
+        f"Written by `{machine.command}` on {machine.date} in {machine.seconds / 60:.0f} minutes;",
+        "every single run is in `results.json`.",
         "",
         f"- {machine.qemu}, TCG; a guest of one CPU and two qcow2 disks, nearly all of its RAM filled",
-        f"- {machine.cpu}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB; Linux {machine.kernel}; "
-        f"load {machine.load:.2f} before the start",
+        f"- {machine.cpu}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB; Linux {machine.kernel}",
+        f"- load {machine.load:.2f} before the start",
         f"- the disk takes {machine.disk / 1e6:.0f} MB/s (one O_DIRECT write of 512 MiB)",
         "",
-        "Figures are median (least–greatest). All contenders of a cell take turns on the same guest, each once a round,",
-        "in an order drawn anew each round.",
+        "Figures are medians (least to greatest). All contenders of a cell take turns on the same guest, each",
+        "once a round, in an order drawn anew each round.",
         "",
         "## Targets",
         "",
@@ -247,15 +252,7 @@ def markdown(machine: Machine, runs: Sequence[Run]) -> str:
         ]
     if stalled := [run for run in runs if run.purpose == STALL_CELL]:
         lines += ["", "The guest at 100 MB/s, in ms:", ""]
-        lines += table(
-            ("", "pause", "stall", "gap", "n"),
-            (
-                [c, spread([r.pause for r in some]), spread([r.stall for r in some]), spread([r.gap for r in some])]
-                + [str(len(some))]
-                for c in CONTENDERS
-                if (some := select(stalled, c))
-            ),
-        )
+        lines += table(("", "pause", "stall", "gap", "n"), _stalls(stalled))
     for ram in sorted({run.ram for run in matrix}):
         lines += ["", f"## {ram / 2**30:g} GiB of RAM", ""]
         head = ("", "pause ms", "stall ms", "gap ms", "total s", "memory MiB", "own ms", "dirtied MB/s", "n")
@@ -267,13 +264,16 @@ def _legend() -> list[str]:
     return [
         "## What the words mean",
         "",
-        "- *background*, *precopy*, *paused*: `create` of snaporch with that strategy; precopy pauses the guest to finish",
-        f"  after {PRECOPY_SECONDS:g} s.",
-        "- *floor*: the same QMP commands as background's, sent by `scripts/benchlib/floor.py`, which has nothing around",
-        "  them; memory goes through a pipe into nothing. *bare file:*: the same, QEMU itself writing to a `file:` URI.",
-        "- *no snapshot*: the guest alone for as long as background takes: what it sees of this machine's own noise.",
-        "- *pause*: QEMU's STOP event to its RESUME event. *gap*: the longest time that the guest itself, between two turns",
-        "  of its loop, found missing between begin and end; its clock stands still while it is paused. *stall*: the larger.",
-        "- *total*: what the caller waits for; snaporch's includes fsync and checksums of memory and disks. *own*: time of the",
-        "  pause in which snaporch was not waiting for QEMU. *dirtied*: what the guest really managed.",
+        "- *background*, *precopy*, *paused*: `create` of snaporch with that strategy; precopy pauses the guest",
+        f"  to finish after {PRECOPY_SECONDS:g} s.",
+        "- *floor*: the same QMP commands as background's, sent by `scripts/benchlib/floor.py`, which has",
+        "  nothing around them; memory goes through a pipe into nothing. *bare file:*: the same, QEMU itself",
+        "  writing to a `file:` URI on the same disk.",
+        "- *no snapshot*: the guest alone for as long as background takes: what it sees of this machine's noise.",
+        "- *pause*: QEMU's STOP event to its RESUME event. *gap*: the longest time that the guest itself,",
+        "  between two turns of its loop, found missing from begin to end; its clock stands still while it is",
+        "  paused. *stall*: the larger of the two.",
+        "- *total*: what the caller waits for; snaporch's includes fsync and checksums of memory and disks.",
+        "  *own*: time of the pause in which snaporch was not waiting for QEMU. *dirtied*: what the guest really",
+        "  managed.",
     ]

@@ -114,15 +114,18 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     async def finished(self, progress: Progress) -> None:
-        """Return when all memory has left the hypervisor; the hypervisor's settings are as before."""
+        """Return when all memory has left the hypervisor."""
 
     @abc.abstractmethod
     async def seal(self) -> FileRecord:
-        """Return the file's record once it is fsynced."""
+        """Put the hypervisor's settings back, and return the file's record once it is fsynced."""
 
     @abc.abstractmethod
     async def abort(self) -> None:
-        """End the stream, whatever it is doing, and put the hypervisor's settings back. Idempotent."""
+        """End the stream, whatever it is doing, and put the hypervisor's settings back.
+
+        Idempotent; returns quietly when the process is gone.
+        """
 
 
 class Machine(abc.ABC):
@@ -152,7 +155,7 @@ class Machine(abc.ABC):
 
     @abc.abstractmethod
     def pause_times(self) -> tuple[float, float] | None:
-        """Return the hypervisor's own (stopped, resumed) instants of the last pause since `forget_pauses`."""
+        """Return when the last pause since `forget_pauses` began and ended: the hypervisor's own time stamps."""
 
     @abc.abstractmethod
     def forget_pauses(self) -> None:
@@ -174,7 +177,8 @@ class Machine(abc.ABC):
     async def switch_back(self, overlays: Sequence[Overlay]) -> None:
         """Merge overlays into their bases and put the disks back on these, whichever had switched.
 
-        Works on a running guest and on a paused one, and loses nothing that the guest wrote.
+        Works on a running guest and on a paused one, and loses nothing that the guest wrote. The overlays stay open
+        for `remove_node`; a call that is cut short leaves each disk wholly on one side.
         """
 
     @abc.abstractmethod
@@ -256,7 +260,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     async def make_file(self, path: str) -> None:
-        """Make an empty file, durable on return.
+        """Make an empty file, durable on return; whatever it raises, it has then left no file.
 
         Raises:
             FileExistsError: there is a file; it is untouched.
@@ -264,7 +268,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
-        """Make an empty qcow2 over `base`, durable on return.
+        """Make an empty qcow2 over `base`, durable on return; whatever it raises, it has then left no file.
 
         Raises:
             FileExistsError: there is a file; it is untouched.
@@ -272,7 +276,11 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     async def commit_overlay(self, path: str) -> None:
-        """Merge an overlay, which no process has open, into its backing image; the overlay is then empty."""
+        """Merge an overlay, which no process has open, into its backing image; the overlay is then empty.
+
+        Raises:
+            OperationFailed: it cannot: a process has it open, or a file is missing.
+        """
 
     @abc.abstractmethod
     async def remove(self, path: str) -> None:
@@ -299,7 +307,11 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     async def launch(self, launch: Launch) -> Process:
-        """Start a process, CPUs stopped; it outlives us. Raises Refused with its words when it cannot start."""
+        """Start a process, CPUs stopped; it outlives us. Whatever this raises, no process is then left.
+
+        Raises:
+            Refused: it cannot start; the error has its words.
+        """
 
     @abc.abstractmethod
     async def find(self, directory: Path) -> Process | None:

@@ -50,9 +50,12 @@ def _make_file(path: str) -> None:
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.fsync(fd)
+        _sync_parent(path)
+    except BaseException:
+        os.unlink(path)
+        raise
     finally:
         os.close(fd)
-    _sync_parent(path)
 
 
 def _checksum(path: str, *, sync: bool) -> FileRecord:

@@ -25,7 +25,7 @@ from snaporch.models import DeviceDisk, DomainDefinition, Process
 from snaporch.qmp import open_qmp
 
 GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight
 QUERY_SECONDS = 2.0
 KILL_SECONDS = 10.0  # a killed process is gone at once but for a disk that hangs in the kernel
 CONTROL, QUERY, LOG, PID = "qmp.sock", "query.sock", "qemu.log", "qemu.pid"

@@ -30,7 +30,9 @@ from pathlib import Path
 
 import xxhash
 
+READY = b"ready"  # said on standard output, by which a failure to start is told too
 BUFFER = 2 * 2**20  # one write: large enough for the disk, small enough that the pipe never waits long for a buffer
+RESULT_BYTES = 4096  # more than a result ever has
 BUFFERS = 24  # how far the disk may fall behind before QEMU, and so the guest, feels it: 48 MiB
 
 
@@ -114,9 +116,25 @@ def _report(result: str, sink: Sink | None, error: OSError | None) -> None:
         "error": error.strerror if error else None,
     }
     new = unfinished(Path(result))
-    with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        file.write(json.dumps(answer))
+    with open(new, "r+") as file:
+        file.write(json.dumps(answer))  # the spaces behind it are no harm in JSON
     os.rename(new, result)
+
+
+def reserve(result: Path) -> None:
+    """Take the room for the result, before the sink is started: that there is none may be what it has to say."""
+    new = unfinished(result)
+    with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.write(" " * RESULT_BYTES)
+
+
+def _say(words: bytes) -> None:
+    """Tell whoever has started us, once: nobody listens after that."""
+    os.write(1, words)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    os.close(nothing)
 
 
 def _discard(source: int) -> None:
@@ -132,6 +150,7 @@ def main() -> None:
         sink = Sink(path)
         writer = threading.Thread(target=sink.write)
         writer.start()
+        _say(READY)
         sink.read(0, int(rate))
         writer.join()
         if sink.error is None:
@@ -139,6 +158,7 @@ def main() -> None:
         error = sink.error
     except OSError as failure:
         error = failure
+        _say(str(failure).encode())
     _report(result, sink, error)
     _discard(0)
 

@@ -31,7 +31,14 @@ import trio
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.qemu import sink
 from snaporch.drivers.qemu.process import find_processes, kill, started
-from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OperationFailed, OutcomeUnknown
+from snaporch.errors import (
+    CommandRefused,
+    ConnectionGone,
+    DeadlineExceeded,
+    HypervisorError,
+    OperationFailed,
+    OutcomeUnknown,
+)
 from snaporch.images.files import identity
 from snaporch.models import FileRecord, Process, Strategy
 from snaporch.qmp import QMPClient
@@ -39,8 +46,10 @@ from snaporch.qmp.subscription import Subscription
 
 UNLIMITED = 0  # as max-bandwidth; QEMU's own default is 128 MiB/s
 PIPE_SIZES = (16 * 2**20, 2**20)  # root may have any; /proc/sys/fs/pipe-max-size is mostly 1 MiB
+READY_SECONDS = 20.0  # for the sink to start
 SINK_SECONDS = 60.0  # after its pipe has ended the sink has at most its ring and one fsync to write
 PROGRESS_SECONDS = 0.1
+ARM_SECONDS = 60.0  # cold pages take 100 ms a GiB
 DOWNTIME_MS = 300  # precopy: the pause that QEMU aims at; its own default
 _OVER = frozenset({"completed", "failed", "cancelled", "none"})
 
@@ -112,13 +121,23 @@ class QemuStream(Stream):
         # QEMU keeps to a bandwidth by itself but in background streams, where its limit would hold up the guest's
         # write faults in a busy loop; there the pipe is emptied more slowly instead.
         rate = self._plan.bandwidth if self._background else 0
+        sink.reserve(self._result)
         self._sink = await trio.lowlevel.open_process(
             [sys.executable, "-I", sink.__file__, self._plan.path, str(self._result), str(rate)],
             stdin=self._read,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        # Its interpreter has started before the guest is paused: on a small host that would take a CPU from QEMU.
+        said = b""
+        if self._sink.stdout is not None:
+            async with self._sink.stdout as output:
+                with trio.move_on_after(READY_SECONDS):
+                    said = bytes(await output.receive_some())
+        if said.strip() != sink.READY:
+            words = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise OperationFailed(f"the process that writes {self._plan.path} does not start: {words[-1]}")
 
     async def _set_capabilities(self) -> None:
         capabilities = self._plan.settings["capabilities"]
@@ -143,13 +162,15 @@ class QemuStream(Stream):
         pages only after; the counters of sent pages start at zero with each migration. So a non-zero counter is
         after the protection, whichever thread asks. ``active`` comes before all that. See docs/point.md.
         """
-        while (await self._events.receive()).data.get("status") == "setup":
-            pass  # QEMU reads every page of RAM now; asking would only hold it up
-        while True:
-            info = await self._query()
-            ram = info.get("ram", {})
-            if ram.get("normal", 0) + ram.get("duplicate", 0) > 0 or info["status"] == "completed":
-                return
+        with trio.move_on_after(ARM_SECONDS):
+            while (await self._events.receive()).data.get("status") == "setup":
+                pass  # QEMU reads every page of RAM now; asking would only hold it up
+            while True:
+                info = await self._query()
+                ram = info.get("ram", {})
+                if ram.get("normal", 0) + ram.get("duplicate", 0) > 0 or info["status"] == "completed":
+                    return
+        raise DeadlineExceeded(f"{self._qmp.label}: QEMU did not take the point within {ARM_SECONDS:g} s")
 
     async def _query(self) -> dict[str, Any]:
         """Return query-migrate's answer; raises when the migration has failed."""
@@ -202,11 +223,14 @@ class QemuStream(Stream):
         await self._qmp.execute("migrate-set-capabilities", {"capabilities": settings["capabilities"]})
         await self._qmp.execute("migrate-set-parameters", settings["parameters"])
 
-    async def _close(self) -> None:
-        """Close the pipe's ends, ours and QEMU's."""
+    def _close_ours(self) -> None:
         if self._read >= 0:
             os.close(self._read)
             self._read = -1
+
+    async def _close(self) -> None:
+        """Close the pipe's ends, ours and QEMU's."""
+        self._close_ours()
         for name in self._fds.values():
             with suppress(CommandRefused):  # the write end is gone once `migrate` has taken it
                 await self._qmp.execute("closefd", {"fdname": name})
@@ -214,13 +238,29 @@ class QemuStream(Stream):
     async def abort(self) -> None:
         """See Stream."""
         await self._end_sink()
-        with suppress(ConnectionGone, OutcomeUnknown):  # with QEMU gone there is nothing of it to end
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._drain)
-                await self._end_migration()
-                nursery.cancel_scope.cancel()
+        try:
+            await self._drain_and_end()
             await self._restore_settings()
             await self._close()
+        except ConnectionGone:
+            return  # with QEMU gone there is nothing of it to end
+        except OutcomeUnknown as error:
+            if error.seconds is not None:  # it hangs, and may stream on when it no longer does
+                raise
+        finally:
+            self._close_ours()
+
+    async def _drain_and_end(self) -> None:
+        failure: ConnectionGone | OutcomeUnknown | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._drain)
+            try:
+                await self._end_migration()
+            except (ConnectionGone, OutcomeUnknown) as error:
+                failure = error  # out of the nursery, which would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _end_sink(self) -> None:
         """End the sink: ours, or one that a crash of ours has left."""

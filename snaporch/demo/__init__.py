@@ -7,19 +7,18 @@ and is taken back to the live checkpoint. It must go on from there and find noth
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-from snaporch.errors import OperationFailed, SnaporchError, Unsupported
-from snaporch.guest.build import GuestBuildError, build_linux, build_tiny
+from snaporch.demo.guest import Boot, DemoFailed, Guest, Say, find_guest
+from snaporch.errors import NotFound, OperationFailed, Unsupported
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
 from snaporch.models import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, SnapshotRecord
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -27,26 +26,10 @@ from snaporch.orchestrator import Orchestrator, open_orchestrator
 NAME = "demo"
 LIVE, STANDING = "live", "stop-and-save"
 MEMORY = 512 * 2**20
-WORKLOAD = "rate=50 dirty=20 ram={mib}"  # patterns in so many MiB of its memory, which it checks again and again
 SWEEP_MIB_PER_SECOND = 32  # the guest's own pace: so long it takes until all patterns have been looked at once
 BOOT_SECONDS = 60.0  # a Linux guest without KVM, on a busy machine
 ANSWER_SECONDS = 15.0
 CLEAN_UP_SECONDS = 20.0
-POLL_SECONDS = 0.05
-
-Say = Callable[[str], None]
-
-
-class DemoFailed(SnaporchError):
-    """The guest is not what it was at the point.
-
-    Attributes:
-        errors: what the guest itself found.
-    """
-
-    def __init__(self, what: str, errors: Sequence[str] = ()) -> None:
-        super().__init__(what)
-        self.errors = tuple(errors)
 
 
 @attrs.frozen
@@ -64,75 +47,6 @@ class Ending:
     current: str | None
 
 
-@attrs.frozen
-class Boot:
-    """The guest to boot."""
-
-    name: str
-    kernel: Path
-    initrd: Path | None
-    append: str
-
-
-@attrs.frozen
-class Guest:
-    """The way to the guest's serial port.
-
-    Commands go in through a FIFO, which any number of QEMUs can have open, as two do in a revert; what the guest
-    says is in a log to which each of them appends.
-    """
-
-    directory: Path
-
-    @property
-    def log(self) -> Path:
-        """What the guest has said."""
-        return self.directory / "serial.log"
-
-    def make(self) -> tuple[str, ...]:
-        """Make the FIFO and return QEMU's arguments for the port."""
-        os.mkfifo(self.directory / "serial.in", 0o600)
-        (self.directory / "serial.out").symlink_to(os.devnull)
-        path, log = (str(each).replace(",", ",,") for each in (self.directory / "serial", self.log))
-        return (
-            "-chardev",
-            f"pipe,id=demo,path={path},logfile={log},logappend=on",
-            "-serial",
-            "chardev:demo",
-        )
-
-    def send(self, command: str) -> None:
-        """Type a line."""
-        fd = os.open(self.directory / "serial.in", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "w") as port:
-            port.write(f"{command}\n")
-
-    def text(self, start: int = 0) -> str:
-        """Return what it has said from an offset on."""
-        if not self.log.exists():
-            return ""
-        return self.log.read_bytes()[start:].decode(errors="replace")
-
-    def said(self) -> int:
-        """Return how much it has said: an offset for `text`."""
-        return self.log.stat().st_size if self.log.exists() else 0
-
-    def last(self) -> Report:
-        """Return its last report."""
-        return parse(self.text())[-1]
-
-    async def until(
-        self, what: str, holds: Callable[[list[Report]], bool], *, seconds: float, start: int = 0
-    ) -> None:
-        """Wait until its reports from an offset on are as wanted."""
-        with trio.move_on_after(seconds) as scope:
-            while not holds(parse(self.text(start))):  # noqa: ASYNC110 - another process writes the file
-                await trio.sleep(POLL_SECONDS)
-        if scope.cancelled_caught:
-            tail = self.text(start).strip().splitlines()[-1:] or ["nothing"]
-            raise DemoFailed(f"the guest did not {what} within {seconds:g} s; it last said: {tail[0]}")
-
-
 async def run(say: Say, *, keep: bool, tiny: bool, accel: str) -> Ending:
     """Tell the story.
 
@@ -145,7 +59,7 @@ async def run(say: Say, *, keep: bool, tiny: bool, accel: str) -> Ending:
     Raises:
         DemoFailed: the guest is not whole after the revert.
     """
-    boot = await _boot(say, tiny=tiny)
+    boot = await find_guest(say, tiny=tiny)
     async with _place(say, keep=keep) as directory, open_orchestrator(directory / "root") as orchestrator:
         guest = Guest(directory)
         try:
@@ -155,7 +69,7 @@ async def run(say: Say, *, keep: bool, tiny: bool, accel: str) -> Ending:
             return Ending(document, records, info.current)
         finally:
             if not keep:
-                with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_SECONDS):
+                with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_SECONDS), suppress(NotFound):
                     await orchestrator.destroy(NAME)
 
 
@@ -170,25 +84,6 @@ async def _place(say: Say, *, keep: bool) -> AsyncIterator[Path]:
             say(f"To end it: snaporch --root {directory / 'root'} domain destroy {NAME}; rm -r {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-async def _boot(say: Say, *, tiny: bool) -> Boot:
-    """Return the guest, built if it is not in the cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snaporch/guest"
-    cache = Path(os.environ.get("SNAPORCH_GUEST_CACHE") or home)
-    if not tiny:
-        say("Building the Linux guest, or finding it built ...")
-        try:
-            linux = await trio.to_thread.run_sync(build_linux, cache)
-        except GuestBuildError as error:
-            say(f"Not with Linux: {' '.join(str(error).split())}. With the tiny guest instead.")
-        else:
-            words = " ".join(f"snaporch.{word}" for word in WORKLOAD.format(mib=64).split())
-            return Boot("linux", linux.kernel, linux.initrd, f"console=ttyS0 quiet panic=0 {words}")
-    try:
-        return Boot("tiny", await trio.to_thread.run_sync(build_tiny, cache), None, WORKLOAD.format(mib=16))
-    except GuestBuildError as error:
-        raise Unsupported(f"no guest for the demo: {error}") from None
 
 
 async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, accel: str, say: Say) -> None:
@@ -234,7 +129,7 @@ async def _story(orchestrator: Orchestrator, guest: Guest, say: Say) -> dict[str
     for row in _comparison(live, standing):
         say(row)
     ruined = await _ruin(guest, say)
-    after = await _go_back(orchestrator, guest, counted, say)
+    after = await go_back(orchestrator, guest, counted, say)
     return {
         "live": _figures(live),
         "stop_and_save": _figures(standing),
@@ -295,7 +190,7 @@ def _any_errors(reports: Sequence[Report]) -> bool:
     return any(report.errors for report in reports)
 
 
-async def _go_back(orchestrator: Orchestrator, guest: Guest, counted: tuple[int, int], say: Say) -> dict[str, Any]:
+async def go_back(orchestrator: Orchestrator, guest: Guest, counted: tuple[int, int], say: Say) -> dict[str, Any]:
     """Revert, and let the guest look at all that it has.
 
     Raises:

@@ -1,0 +1,105 @@
+"""The command line: ``snaporch [--root DIR] [--json] [-v] VERB …``; one module a group of verbs.
+
+Exit status: 0 done; 1 failed and rolled back; 2 refused or wrong use, nothing touched; 3 no such domain or
+snapshot; 4 busy; 5 stranded; 130 interrupted, and rolled back.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Awaitable, Sequence
+from functools import partial
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import structlog
+from cyclopts import App, CycloptsError, Parameter
+
+from snaporch.cli import domain, inspect, snapshot
+from snaporch.cli.runner import ANYTHING, refuse, report, run
+from snaporch.cli.session import Answer, Session
+
+__all__ = ["execute", "main"]
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_HELP = """Live snapshots of virtual machines: memory and all disks at one point, while the guest runs.
+
+Exit status: 0 done, 1 failed and rolled back, 2 refused or wrong use, 3 not found, 4 busy, 5 stranded,
+130 interrupted and rolled back.
+"""
+
+
+def _application() -> App:
+    """Return the program with all its verbs."""
+    plain = Parameter(negative=(), show_default=False)
+    app = App(name="snaporch", help=_HELP, help_format="markdown", default_parameter=plain)
+    app.command(domain.app)
+    snapshot.register(app)
+    inspect.register(app)
+    return app
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run the program and return its exit status; it never raises."""
+    session, app = Session(as_json="--json" in arguments), _application()
+
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        root: Annotated[Path | None, Parameter(env_var="SNAPORCH_ROOT")] = None,
+        as_json: Annotated[bool, Parameter(name="--json")] = False,
+        verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True)] = 0,
+    ) -> int:
+        """Run a verb.
+
+        Parameters
+        ----------
+        root
+            The directory of the catalog and, by default, of all files.
+        as_json
+            Print one JSON document.
+        verbose
+            Say more on standard error; twice: everything, with tracebacks.
+        """
+        session.root, session.as_json, session.verbose = root, as_json, verbose
+        _log_to_stderr(verbose)
+        return _verb(app, session, tokens)
+
+    app.meta.default(launch)
+    try:
+        command, bound, _ = app.meta.parse_args(list(arguments), exit_on_error=False, print_error=False)
+        return command(*bound.args, **bound.kwargs) or 0
+    except CycloptsError as error:
+        return refuse(session, f"{str(error).rstrip('.')}; see `snaporch --help`")
+    except ANYTHING as error:
+        return report(session, error)
+
+
+def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
+    command, bound, ignored = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
+    if not iscoroutinefunction(command):  # help or version, asked for or for want of a verb
+        if not {"--help", "-h", "--version"} & set(tokens):
+            return refuse(session, f"{' '.join(['snaporch', *tokens])}: which verb? See `snaporch --help`")
+        command(*bound.args, **bound.kwargs)
+        return 0
+    injected = dict.fromkeys(ignored, session)
+    work: partial[Awaitable[Answer]] = partial(command, *bound.args, **bound.kwargs, **injected)
+    return run(session, work)
+
+
+def _log_to_stderr(verbose: int) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[min(verbose, len(_LEVELS) - 1)]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def main() -> NoReturn:
+    """Run the program on this process's arguments."""
+    sys.exit(execute(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""``snaporch domain``: the domains themselves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cyclopts import App
+
+from snaporch.cli import output
+from snaporch.cli.session import Answer, Here
+from snaporch.models import DomainInfo
+
+app = App(name="domain", help="Define, start, stop and look at domains.")
+
+
+def _state(info: DomainInfo) -> Answer:
+    return Answer(output.domain(info), lambda human: human.line(f"{info.name} is {info.state}"))
+
+
+@app.command
+async def define(file: Path, /, *, session: Here) -> Answer:
+    """Make a domain known, from its definition in a TOML file; an inactive one gets the new definition."""
+    async with session.open() as orchestrator:
+        record = await orchestrator.define(file)
+        return _state(await orchestrator.domain_info(record.name))
+
+
+@app.command
+async def undefine(name: str, /, *, session: Here) -> Answer:
+    """Forget an inactive domain that has no snapshots; its images stay."""
+    async with session.open() as orchestrator:
+        await orchestrator.undefine(name)
+    return Answer(
+        {"name": name, "undefined": True}, lambda human: human.line(f"{name} is forgotten; its images stay")
+    )
+
+
+@app.command
+async def start(name: str, /, *, paused: bool = False, session: Here) -> Answer:
+    """Start an inactive domain; it runs on when this command is done.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    paused
+        Stand before the first instruction.
+    """
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.start(name, paused=paused))
+
+
+@app.command
+async def shutdown(name: str, /, *, session: Here) -> Answer:
+    """Ask the guest to power off, and wait until it has."""
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.shutdown(name))
+
+
+@app.command
+async def destroy(name: str, /, *, session: Here) -> Answer:
+    """End a domain at once, as pulling the plug does."""
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.destroy(name))
+
+
+@app.command
+async def pause(name: str, /, *, session: Here) -> Answer:
+    """Stop the CPUs of a running domain."""
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.pause(name))
+
+
+@app.command
+async def resume(name: str, /, *, session: Here) -> Answer:
+    """Let the CPUs of a paused domain run."""
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.resume(name))
+
+
+@app.command
+async def attach(name: str, /, *, qmp: Path, session: Here) -> Answer:
+    """Take charge of a domain that something else started.
+
+    Parameters
+    ----------
+    name
+        The name that it is to have here.
+    qmp
+        Its QMP socket (QEMU: -qmp unix:SOCKET,server=on,wait=off).
+    """
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.attach(name, os.path.abspath(qmp)))
+
+
+@app.command(name="list")
+async def list_(*, session: Here) -> Answer:
+    """List all domains."""
+    async with session.open() as orchestrator:
+        infos = await orchestrator.domains()
+    return Answer([output.domain(info) for info in infos], lambda human: human.domains(infos))
+
+
+@app.command
+async def show(name: str, /, *, session: Here) -> Answer:
+    """Show a domain: its state, its disks with their chains, its current snapshot."""
+    async with session.open() as orchestrator:
+        info = await orchestrator.domain_info(name)
+    return Answer(output.domain(info), lambda human: human.domain(info))

@@ -1,0 +1,223 @@
+"""What the command line prints for people, and nothing that decides anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from snaporch.cli.output import size
+from snaporch.models import DomainInfo, DomainState, OperationRecord, SnapshotRecord
+from snaporch.states import State
+
+_KIB = 1024
+_STATE_STYLES = {DomainState.RUNNING: "green", DomainState.PAUSED: "yellow", DomainState.INACTIVE: "dim"}
+_OPERATION_STYLES = {State.COMPLETE: "green", State.ROLLED_BACK: "yellow", State.STRANDED: "bold red"}
+_AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def human_size(number: int) -> str:
+    """Return for example ``23.4 MiB``."""
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < _KIB:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= _KIB
+    return f"{value:.1f} TiB"
+
+
+def human_duration(seconds: float | None) -> str:
+    """Return for example ``12.3 ms`` or ``4.56 s``."""
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def age(instant: float) -> str:
+    """Return for example ``5 min ago``."""
+    seconds = max(0.0, time.time() - instant)
+    for unit, name in _AGES:
+        if seconds >= unit:
+            return f"{int(seconds // unit)} {name} ago"
+    return "just now"
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Return text in which nothing moves a cursor, whoever wrote it."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words), style)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _facts(facts: Iterable[tuple[str, RenderableType]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, value)
+    return table
+
+
+def line(words: str) -> RenderableType:
+    """Return one line."""
+    return _text(words)
+
+
+def created(record: SnapshotRecord) -> RenderableType:
+    """Return what was done, in two lines."""
+    kind = "checkpoint" if record.memory else "disk snapshot"
+    timings = record.timings
+    pause = f"pause {human_duration(timings.pause)}, " if timings.pause is not None else ""
+    memory = f", memory {human_size(record.memory.size)}" if record.memory else ""
+    disks = ", ".join(disk.disk.target for disk in record.snapshot.disks) or "no disks"
+    return Group(
+        _text(f"{record.domain}: {kind} {record.name} ({record.strategy}: {record.reason})"),
+        _text(f"{pause}total {human_duration(timings.total)}{memory}, {disks}"),
+    )
+
+
+def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float) -> RenderableType:
+    """Return what was done."""
+    when = age(record.point)
+    return _text(f"{record.domain} is back at {record.name} ({when}), {info.state}, in {human_duration(seconds)}")
+
+
+def domain(info: DomainInfo) -> RenderableType:
+    """Return one domain with its chains."""
+    facts: list[tuple[str, RenderableType]] = [
+        ("name", _text(info.name)),
+        ("state", _text(info.state, _STATE_STYLES[info.state])),
+        ("current", _text(info.current or "-")),
+        ("process", str(info.pid or "-")),
+    ]
+    for status in info.disks:
+        note = ", read-only" if status.readonly else ""
+        chain = Tree(_text(f"{status.active} ({status.format}, {human_size(status.virtual_size)}{note})"))
+        branch = chain
+        for path in status.chain[1:]:
+            branch = branch.add(_text(path))
+        facts.append((status.target, chain))
+    return _facts(facts)
+
+
+def domains(infos: Sequence[DomainInfo]) -> RenderableType:
+    """Return a table of domains."""
+    if not infos:
+        return line(
+            "no domains; `snaporch domain define FILE` or `snaporch domain attach NAME --qmp SOCKET` adds one"
+        )
+    table = _table("name", "state", "disks", "current")
+    for info in infos:
+        state = _text(info.state, _STATE_STYLES[info.state])
+        table.add_row(info.name, state, " ".join(disk.target for disk in info.disks), info.current or "-")
+    return table
+
+
+def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str | None) -> RenderableType:
+    """Return a table of snapshots, oldest first."""
+    if not records:
+        return line(f"{domain_name} has no snapshots; `snaporch create {domain_name} --live` makes one")
+    table = _table("", "name", "parent", "state", "memory", "size", "age", "description")
+    for record in records:
+        table.add_row(
+            "*" if record.name == current else "",
+            record.name,
+            record.parent or "-",
+            record.domain_state,
+            human_size(record.memory.size) if record.memory else "-",
+            human_size(size(record)),
+            age(record.point),
+            _text(record.snapshot.description),
+        )
+    return table
+
+
+def tree(domain_name: str, records: Sequence[SnapshotRecord], current: str | None) -> RenderableType:
+    """Return the tree, the current snapshot marked."""
+    root = Tree(_text(domain_name, "bold"))
+    _grow(root, records, current, None)
+    return root
+
+
+def _grow(branch: Tree, records: Sequence[SnapshotRecord], current: str | None, parent: str | None) -> None:
+    for record in (each for each in records if each.parent == parent):
+        here = record.name == current
+        label = Text.assemble(
+            (record.name, "bold green" if here else ""),
+            (f"  {'memory' if record.memory else 'disks only'}", "cyan" if record.memory else "yellow"),
+            (f"  {human_size(size(record))}  {age(record.point)}", "dim"),
+            ("  <- current", "green") if here else "",
+        )
+        _grow(branch.add(label), records, current, record.name)
+
+
+def snapshot(record: SnapshotRecord, current: str | None) -> RenderableType:
+    """Return one snapshot with its files."""
+    timings, memory = record.timings, record.memory
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.point))
+    facts = {
+        "name": record.name + ("  (current)" if record.name == current else ""),
+        "domain": f"{record.domain}, {record.domain_state} at the point",
+        "description": record.snapshot.description,
+        "point": f"{when} ({age(record.point)})",
+        "parent": record.parent or "-",
+        "strategy": f"{record.strategy}: {record.reason}",
+        "pause": human_duration(timings.pause),
+        "total": human_duration(timings.total),
+        "phases": _phases(timings.phases),
+        "memory": f"{memory.path} ({human_size(memory.size)}, {memory.checksum})" if memory else "-",
+    }
+    disks = {
+        target: f"{chain[0].path} ({human_size(chain[0].size)}, {len(chain)} in its chain)"
+        for target, chain in record.images.items()
+    }
+    return _facts((name, _text(value)) for name, value in (facts | disks).items() if value)
+
+
+def _phases(phases: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {human_duration(seconds)}" for name, seconds in phases.items())
+
+
+def operations(records: Sequence[OperationRecord]) -> RenderableType:
+    """Return a table of operations, oldest first."""
+    if not records:
+        return line("no operations yet")
+    table = _table("id", "what", "state", "begun", "took", "phases, or why it failed")
+    for record in records:
+        table.add_row(
+            record.id,
+            _text(f"{record.kind} {record.domain} {record.subject}".strip()),
+            _text(record.state, _OPERATION_STYLES.get(State(record.state), "cyan")),
+            age(record.begun),
+            human_duration(record.ended - record.begun if record.ended else None),
+            _text(record.error or _phases(record.phases)),
+        )
+    return table
+
+
+def findings(found: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """Return what `doctor` found, a heading for each driver and domain."""
+    parts: list[RenderableType] = []
+    for subject, facts in found.items():
+        parts += [_text(subject, "bold underline"), _facts((f"  {k}", _text(_value(v))) for k, v in facts.items())]
+    return Group(*parts)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value(each)}" for name, each in value.items()) or "-"
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(_value(each) for each in value) or "-"
+    return str(value) if value not in ("", None) else "-"

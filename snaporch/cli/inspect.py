@@ -1,0 +1,64 @@
+"""``snaporch operations`` and ``doctor``: what was done, and what can be done."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cyclopts import App
+
+from snaporch.cli import output
+from snaporch.cli.session import Answer, Here
+
+
+async def operations(domain: str | None = None, /, *, session: Here) -> Answer:
+    """List running and past operations, oldest first: state, phases with their times, outcome.
+
+    Parameters
+    ----------
+    domain
+        Only of this domain.
+    """
+    async with session.open() as orchestrator:
+        records = await orchestrator.operations(domain)
+    return Answer([output.operation(record) for record in records], lambda human: human.operations(records))
+
+
+async def doctor(domain: str | None = None, /, *, session: Here) -> Answer:
+    """Say what this machine, and a domain, can do, and what stands in the way.
+
+    Parameters
+    ----------
+    domain
+        This domain, too.
+    """
+    async with session.open() as orchestrator:
+        found = await orchestrator.doctor(domain)
+    return Answer(found, lambda human: human.findings(found))
+
+
+async def demo(
+    *, keep: bool = False, tiny: bool = False, accel: Literal["auto", "kvm", "tcg"] = "auto", session: Here
+) -> Answer:
+    """Show it all on a real guest of its own: a live checkpoint, damage, the way back.
+
+    Parameters
+    ----------
+    keep
+        Leave the guest running, and its files, and say where.
+    tiny
+        With the small guest, which needs no more than a compiler and is up at once.
+    accel
+        What the guest's CPU runs on: by default KVM, where a guest really runs under it.
+    """
+    from snaporch import demo as story  # noqa: PLC0415 - nothing else needs the guests
+
+    say = session.say if session.as_json else session.tell
+    end = await story.run(say, keep=keep, tiny=tiny, accel=accel)
+    document = end.document | {"tree": output.branches(end.records, end.current)}
+    return Answer(document, lambda human: human.tree(story.NAME, end.records, end.current))
+
+
+def register(app: App) -> None:
+    """Add the verbs to the program."""
+    for verb in (operations, doctor, demo):
+        app.command(verb)

@@ -1,0 +1,175 @@
+"""The documents of ``--json``, and the way anything gets to standard output.
+
+The names in these documents are a contract with scripts: they are added to, never changed. Text for people is in
+`snaporch.cli.human`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from snaporch.cli.session import Answer
+from snaporch.convert import converter
+from snaporch.errors import OperationFailed, SnaporchError, Stranded
+from snaporch.models import DiskStatus, DomainInfo, OperationRecord, Outcome, SnapshotRecord
+from snaporch.states import State
+
+PIPE_WIDTH = 200  # columns where there is no terminal: a path must not be cut in two
+INTERRUPTED = 130
+
+_OUTCOMES = {State.COMPLETE, State.ROLLED_BACK, State.STRANDED}
+
+
+def print_answer(answer: Answer, *, as_json: bool) -> None:
+    """Print what a verb answers."""
+    if as_json:
+        print_document(answer.document)
+        return
+    from rich.console import Console  # noqa: PLC0415 - not needed with --json, and slow
+
+    from snaporch.cli import human  # noqa: PLC0415
+
+    # What is printed are names and paths of others: nothing in them is markup.
+    plain = {"markup": False, "emoji": False, "highlight": False}
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)  # type: ignore[arg-type]
+    console.print(answer.human(human), soft_wrap=not sys.stdout.isatty())
+    sys.stdout.flush()
+
+
+def print_document(document: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(converter.unstructure(document), indent=2), flush=True)  # noqa: T201 - this is the output
+
+
+def error_document(error: SnaporchError, subject: Mapping[str, str]) -> dict[str, Any]:
+    """Return what ``--json`` says of an error; `subject` is what a create or revert was about."""
+    details = {name: value for name, value in vars(error).items() if not name.startswith("_")}
+    said = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    document: dict[str, Any] = {"error": said | details}
+    if isinstance(error, Stranded):
+        return dict(subject) | {"outcome": Outcome.STRANDED} | document
+    if subject and (isinstance(error, OperationFailed) or error.exit_code == INTERRUPTED):
+        return dict(subject) | {"outcome": Outcome.ROLLED_BACK} | document
+    return document
+
+
+def created(record: SnapshotRecord) -> dict[str, Any]:
+    """Return what ``create`` answers."""
+    memory, timings = record.memory, record.timings
+    return {
+        "domain": record.domain,
+        "name": record.name,
+        "outcome": record.outcome,
+        "parent": record.parent,
+        "domain_state": record.domain_state,
+        "strategy": record.strategy,
+        "reason": record.reason,
+        "point": record.point,
+        "pause_seconds": timings.pause,
+        "total_seconds": timings.total,
+        "memory_file": memory.path if memory else None,
+        "memory_bytes": memory.size if memory else None,
+        "memory_checksum": memory.checksum if memory else None,
+        "disks": [
+            {
+                "target": disk.disk.target,
+                "frozen": disk.disk.path,
+                "active": disk.external_sn.path if disk.external_sn else disk.disk.path,
+            }
+            for disk in record.snapshot.disks
+        ],
+        "phases": timings.phases,
+    }
+
+
+def disk(status: DiskStatus) -> dict[str, Any]:
+    """Return one disk of a domain."""
+    return {
+        "target": status.target,
+        "active": status.active,
+        "format": status.format,
+        "readonly": status.readonly,
+        "virtual_size": status.virtual_size,
+        "chain": status.chain,
+    }
+
+
+def domain(info: DomainInfo) -> dict[str, Any]:
+    """Return what ``domain show`` answers."""
+    return {
+        "name": info.name,
+        "state": info.state,
+        "current": info.current,
+        "pid": info.pid,
+        "driver": info.driver,
+        "disks": [disk(status) for status in info.disks],
+    }
+
+
+def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float, saved: str) -> dict[str, Any]:
+    """Return what ``revert`` answers."""
+    return {
+        "domain": record.domain,
+        "name": record.name,
+        "outcome": Outcome.COMPLETE,
+        "state": info.state,
+        "current": info.current,
+        "saved": saved or None,
+        "disks": [disk(status) for status in info.disks],
+        "total_seconds": seconds,
+    }
+
+
+def listed(records: Sequence[SnapshotRecord], current: str | None) -> list[dict[str, Any]]:
+    """Return what ``list`` answers: oldest first."""
+    return [
+        {
+            "name": record.name,
+            "parent": record.parent,
+            "memory": record.memory is not None,
+            "domain_state": record.domain_state,
+            "creation_time": record.snapshot.creation_time,
+            "current": record.name == current,
+            "description": record.snapshot.description,
+            "strategy": record.strategy,
+            "bytes": size(record),
+        }
+        for record in records
+    ]
+
+
+def shown(record: SnapshotRecord, current: str | None) -> dict[str, Any]:
+    """Return what ``show`` answers: the record in full."""
+    full: dict[str, Any] = converter.unstructure(record)
+    return {"name": record.name, "current": record.name == current, "bytes": size(record)} | full
+
+
+def branches(records: Sequence[SnapshotRecord], current: str | None, parent: str | None = None) -> list[Any]:
+    """Return what ``tree`` answers: the snapshots under `parent`, each with those under it."""
+    return [
+        {
+            "name": record.name,
+            "current": record.name == current,
+            "memory": record.memory is not None,
+            "creation_time": record.snapshot.creation_time,
+            "bytes": size(record),
+            "children": branches(records, current, record.name),
+        }
+        for record in records
+        if record.parent == parent
+    ]
+
+
+def operation(record: OperationRecord) -> dict[str, Any]:
+    """Return one entry of ``operations``; without an outcome it runs, or was cut short."""
+    full: dict[str, Any] = converter.unstructure(record)
+    return full | {"outcome": record.state if record.state in _OUTCOMES else None}
+
+
+def size(record: SnapshotRecord) -> int:
+    """Return the bytes of a snapshot's own files: its memory and each disk's frozen image, not their bases."""
+    frozen = sum(chain[0].size for chain in record.images.values() if chain)
+    return frozen + (record.memory.size if record.memory else 0)

@@ -1,0 +1,63 @@
+"""Progress of an operation, on a terminal, to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from snaporch.orchestrator import Orchestrator
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from snaporch.models import Event
+
+
+@asynccontextmanager
+async def shown(orchestrator: Orchestrator, domain: str) -> AsyncIterator[None]:
+    """Show what happens to a domain while the body runs; nothing where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    async with orchestrator.events() as events, trio.open_nursery() as nursery:
+        nursery.start_soon(_show, events, domain)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _show(events: trio.MemoryReceiveChannel[Event], domain: str) -> None:
+    with _bar() as progress:
+        task = progress.add_task("starting", total=None)
+        async for event in events:
+            if event.domain != domain:
+                continue
+            if event.kind == "progress":
+                # Before the first pages nobody knows how much it is: then the bar only moves.
+                progress.update(task, completed=event.done, total=event.total or None)
+            progress.update(task, description=event.state)
+
+
+def _bar() -> Progress:
+    from rich.console import Console  # noqa: PLC0415 - only for a terminal, and slow
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

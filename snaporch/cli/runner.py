@@ -1,0 +1,139 @@
+"""Runs one verb: signals, errors, exit status. Nothing else in the command line ends the process.
+
+A verb is cancelled by SIGINT or SIGTERM, and the operation rolls itself back; a second signal changes nothing, as
+half a rollback helps nobody. Whatever goes wrong becomes one line on standard error and, with ``--json``, one
+document on standard output; a traceback is a defect, and is shown only to those who ask for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import trio
+
+from snaporch.cli.output import error_document, print_answer, print_document
+from snaporch.cli.session import Answer, Session
+from snaporch.engine import leaves
+from snaporch.errors import OperationFailed, SnaporchError, Stranded
+
+WRONG_USE = 2
+INTERRUPTED = 130
+DEBUG_VERBOSITY = 2
+
+# All that can come out of a run: at the outermost border nothing may pass as a traceback.
+ANYTHING = (Exception, BaseExceptionGroup, KeyboardInterrupt, SystemExit)
+
+Work = Callable[[], Awaitable[Answer]]
+
+
+class Interrupted(SnaporchError):
+    """A signal ended it; an operation that ran was rolled back."""
+
+    exit_code = INTERRUPTED
+
+
+def run(session: Session, work: Work) -> int:
+    """Run a verb, print its answer or its error, and return the exit status."""
+    try:
+        answer = trio.run(_supervised, session, work)
+        print_answer(answer, as_json=session.as_json)
+    except BrokenPipeError:
+        _discard_output()  # whoever read it has seen enough, as `head` has
+    except ANYTHING as error:
+        return report(session, error)
+    return 0
+
+
+def report(session: Session, error: BaseException) -> int:
+    """Print an error and return its exit status."""
+    cause = _cause(error)
+    if session.verbose >= DEBUG_VERBOSITY or os.environ.get("SNAPORCH_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(cause, SystemExit):
+        return 0  # rich's way to say that nobody reads on, and ours in `run`
+    if isinstance(cause, KeyboardInterrupt):
+        cause = Interrupted("interrupted")
+    if not isinstance(cause, SnaporchError):
+        cause = SnaporchError(
+            f"{_unexpected(cause)}: a defect in snaporch; -vv shows where, and `snaporch operations` what it left"
+        )
+    session.say("snaporch: " + " ".join(str(cause).split()))
+    if session.as_json:
+        try:
+            print_document(error_document(cause, session.subject))
+        except BrokenPipeError:
+            _discard_output()
+    return cause.exit_code
+
+
+def refuse(session: Session, text: str) -> int:
+    """Print an error in the use of the command line and return its exit status."""
+    text = " ".join(text.split())
+    session.say(f"snaporch: {text}")
+    if session.as_json:
+        print_document({"error": {"type": "UsageError", "message": text, "exit_code": WRONG_USE}})
+    return WRONG_USE
+
+
+def _unexpected(error: BaseException) -> str:
+    words = str(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error that says most: of several, the one that could not be undone."""
+    found = list(leaves(error))
+    for kind in (Stranded, SnaporchError, Exception):
+        for leaf in found:
+            if isinstance(leaf, kind):
+                return leaf
+    return found[0]
+
+
+def _discard_output() -> None:
+    """Let the interpreter flush what is left to nowhere, without a complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _signals() -> list[signal.Signals]:
+    """Return the signals that cancel; one that our parent has set to be ignored (``nohup``, ``&``) stays so."""
+    return [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) != signal.SIG_IGN]
+
+
+async def _supervised(session: Session, work: Work) -> Answer:
+    """Run a verb so that a signal cancels it.
+
+    Raises:
+        Interrupted: a signal came, and the verb did not get to its end.
+    """
+    scope, names = trio.CancelScope(), list[str]()
+    answers: list[Answer] = []  # none when it was cancelled
+    with trio.open_signal_receiver(*_signals()) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, session, signals, scope, names)
+            try:
+                with scope:
+                    answers.append(await work())
+            except* OperationFailed as failed:
+                if not names:
+                    raise
+                raise Interrupted(f"interrupted by {names[0]}: {next(leaves(failed))}") from failed
+            nursery.cancel_scope.cancel()
+    if not answers:
+        ended = "rolled back: everything is as it was before" if session.subject else "ended"
+        raise Interrupted(f"interrupted by {names[0]}; {ended}")
+    return answers[0]
+
+
+async def _watch(session: Session, signals: AsyncIterator[int], scope: trio.CancelScope, names: list[str]) -> None:
+    async for number in signals:
+        if not names:
+            session.say(f"snaporch: {signal.Signals(number).name}: stopping")
+        elif session.subject:
+            session.say("snaporch: still rolling back; a guest must not be left half switched")
+        names.append(signal.Signals(number).name)
+        scope.cancel()

@@ -1,0 +1,65 @@
+"""What a verb gets and what it gives: the global options, and an answer in both its forms."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import attrs
+from cyclopts import Parameter
+
+from snaporch.orchestrator import Orchestrator, open_orchestrator
+
+
+@attrs.define
+class Session:
+    """The global options, and what an error has to name.
+
+    Attributes:
+        root: the root directory; None is the default one.
+        as_json: standard output is to be one JSON document.
+        verbose: how many times ``-v`` was given.
+        subject: the domain and the snapshot that a create or revert is about: an error's document names them, and
+            says how the operation ended.
+    """
+
+    root: Path | None = None
+    as_json: bool = False
+    verbose: int = 0
+    subject: dict[str, str] = attrs.field(factory=dict)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Orchestrator]:
+        """Open the orchestrator on the root."""
+        async with open_orchestrator(self.root) as orchestrator:
+            yield orchestrator
+
+    def tell(self, text: str) -> None:
+        """Print a line for people, to standard output: not with ``--json``."""
+        print(text, flush=True)  # noqa: T201 - the command line's own words
+
+    def say(self, text: str) -> None:
+        """Print a line for people, to standard error."""
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line's own words
+
+
+Here = Annotated[Session, Parameter(parse=False)]
+"""A verb's parameter that gets the session; it is no option."""
+
+
+@attrs.frozen
+class Answer:
+    """What a verb prints.
+
+    Attributes:
+        document: anything that the converter makes JSON of.
+        human: makes the same for people, as something that rich prints, given the module `snaporch.cli.human`:
+            that is imported only when it is wanted, as rich is slow to import.
+    """
+
+    document: Any
+    human: Callable[[ModuleType], Any]

@@ -1,0 +1,255 @@
+"""``snaporch create``, ``list``, ``tree``, ``show`` and ``revert``: snapshots of a domain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import attrs
+import trio
+from cyclopts import App, Parameter
+
+from snaporch.cli import output, progress
+from snaporch.cli.session import Answer, Here
+from snaporch.convert import parse_size
+from snaporch.errors import InvalidInput
+from snaporch.models import (
+    CreateFlag,
+    CreateOptions,
+    DeviceDisk,
+    DiskSnapshot,
+    DomainInfo,
+    DomainSnapshot,
+    OnTimeout,
+    RevertFlag,
+    Strategy,
+)
+
+
+@attrs.frozen
+class DiskRequest:
+    """What the ``--disk`` options of a create say.
+
+    Attributes:
+        disks: the disks that something is said about.
+        exclude: targets that are left out.
+    """
+
+    disks: tuple[DiskSnapshot, ...] = ()
+    exclude: frozenset[str] = frozenset()
+
+
+def parse_disks(options: Sequence[str]) -> DiskRequest:
+    """Read ``TARGET``, ``TARGET=FILE``, ``TARGET=none`` and ``TARGET=internal``; FILE is relative to here.
+
+    Raises:
+        InvalidInput: there is no target, no file, or a target twice.
+    """
+    disks: dict[str, DiskSnapshot | None] = {}
+    for option in options:
+        target, equals, value = option.partition("=")
+        if not target or (equals and not value):
+            raise InvalidInput(f"--disk {option}: write TARGET, TARGET=FILE, TARGET=none or TARGET=internal")
+        if target in disks:
+            raise InvalidInput(f"--disk {option}: {target} is named twice")
+        disks[target] = _one_disk(target, value)
+    return DiskRequest(
+        tuple(disk for disk in disks.values() if disk is not None),
+        frozenset(target for target, disk in disks.items() if disk is None),
+    )
+
+
+def _one_disk(target: str, value: str) -> DiskSnapshot | None:
+    disk = DeviceDisk(target)
+    if value == "none":
+        return None
+    if value == "internal":
+        return DiskSnapshot(disk, external=False)
+    return DiskSnapshot(disk, external_sn=DeviceDisk(target, os.path.abspath(value) if value else ""))
+
+
+def all_internal(request: DiskRequest, info: DomainInfo) -> DiskRequest:
+    """Return the request with every writable disk internal that is not left out.
+
+    Raises:
+        InvalidInput: a disk is to have a file of its own.
+    """
+    for disk in request.disks:
+        if disk.external_sn is not None and disk.external_sn.path:
+            raise InvalidInput(f"--internal, and --disk {disk.disk.target}={disk.external_sn.path}: choose one")
+    taken = [disk.target for disk in info.disks if not disk.readonly and disk.target not in request.exclude]
+    disks = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in taken)
+    return attrs.evolve(request, disks=disks)
+
+
+def _rate(text: str) -> int:
+    if not text:
+        return 0
+    if (rate := parse_size(text.removesuffix("/s"))) <= 0:
+        raise InvalidInput("--bandwidth: must be more than 0; leave it out for no limit")
+    return rate
+
+
+def _limits(seconds: float | None, on_timeout: OnTimeout | None) -> tuple[float | None, OnTimeout]:
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise InvalidInput("--max-seconds: must be more than 0; leave it out for no limit")
+    if seconds is None and on_timeout is not None:
+        raise InvalidInput("--on-timeout needs --max-seconds")
+    return seconds, on_timeout or OnTimeout.FAIL
+
+
+def _create_flags(*, live: bool, disk_only: bool, quiesce: bool, memory_file: Path | None) -> CreateFlag:
+    if disk_only and memory_file is not None:
+        raise InvalidInput("--disk-only saves no memory: leave out --memory-file")
+    flags = CreateFlag.LIVE if live else CreateFlag(0)
+    flags |= CreateFlag.DISK_ONLY if disk_only else CreateFlag(0)
+    return flags | (CreateFlag.QUIESCE if quiesce else CreateFlag(0))
+
+
+async def create(
+    domain: str,
+    name: str = "",
+    /,
+    *,
+    live: bool = False,
+    disk_only: bool = False,
+    quiesce: bool = False,
+    strategy: Literal["auto", "background", "precopy"] = "auto",
+    internal: bool = False,
+    description: str = "",
+    memory_file: Path | None = None,
+    disk: Annotated[list[str] | None, Parameter(show_default=False)] = None,
+    max_seconds: float | None = None,
+    on_timeout: OnTimeout | None = None,
+    bandwidth: str = "",
+    wait: bool = False,
+    session: Here,
+) -> Answer:
+    """Take a snapshot of a domain: its memory and all its disks, at one point in time.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    name
+        The snapshot's name; by default made from the UTC time.
+    live
+        The guest runs while its memory is saved, instead of standing until it is.
+    disk_only
+        No memory, only the disks of an inactive domain.
+    quiesce
+        Let the guest agent freeze the file systems around the point.
+    strategy
+        How the memory of a running guest is saved: `background` holds the point at the start, `precopy` at the end;
+        `auto` takes background where it is possible.
+    internal
+        Inside the qcow2 files, with the guest paused meanwhile, instead of in files of its own.
+    description
+        Free text.
+    memory_file
+        Where the memory goes; by default under the root.
+    disk
+        What is done with one disk: TARGET, TARGET=FILE (its new overlay), TARGET=none (left out) or
+        TARGET=internal. May be repeated; disks that are not named are taken.
+    max_seconds
+        The time that saving memory live may take.
+    on_timeout
+        What happens then: `pause` the guest and finish, or `fail` and roll back (the default).
+    bandwidth
+        What saving memory may write a second, for example 100MiB.
+    wait
+        Wait for an operation that runs on the domain instead of refusing.
+    """
+    flags = _create_flags(live=live, disk_only=disk_only, quiesce=quiesce, memory_file=memory_file)
+    seconds, end = _limits(max_seconds, on_timeout)
+    request = parse_disks(disk or ())
+    options = CreateOptions(
+        strategy=Strategy(strategy),
+        bandwidth=_rate(bandwidth),
+        max_seconds=seconds,
+        on_timeout=end,
+        exclude=request.exclude,
+        wait=wait,
+    )
+    session.subject.update(domain=domain, name=name)
+    async with session.open() as orchestrator, progress.shown(orchestrator, domain):
+        if internal:
+            request = all_internal(request, await orchestrator.domain_info(domain))
+        file = os.path.abspath(memory_file) if memory_file else ""
+        snapshot = DomainSnapshot(name, description, memory_file=file, disks=request.disks)
+        record = await orchestrator.create(domain, snapshot, flags, options)
+    return Answer(output.created(record), lambda human: human.created(record))
+
+
+async def revert(
+    domain: str,
+    name: str,
+    /,
+    *,
+    running: bool = False,
+    paused: bool = False,
+    force: bool = False,
+    save_current: str = "",
+    session: Here,
+) -> Answer:
+    """Take a domain back to a snapshot. What it holds now, and no snapshot does, is lost: see --save-current.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    name
+        The snapshot.
+    running
+        It runs afterwards, whatever it did at the point.
+    paused
+        It stands afterwards, whatever it did at the point.
+    force
+        Replace whatever is there: a guest that hangs, a definition that has changed.
+    save_current
+        First keep what the domain holds now, in a snapshot of this name.
+    """
+    flags = RevertFlag.RUNNING if running else RevertFlag(0)
+    flags |= RevertFlag.PAUSED if paused else RevertFlag(0)
+    flags |= RevertFlag.FORCE if force else RevertFlag(0)
+    session.subject.update(domain=domain, name=name)
+    began = trio.current_time()
+    async with session.open() as orchestrator:
+        async with progress.shown(orchestrator, domain):
+            record = await orchestrator.revert(domain, name, flags, save_current=save_current)
+        seconds = trio.current_time() - began
+        info = await orchestrator.domain_info(domain)
+    document = output.reverted(record, info, seconds, save_current)
+    return Answer(document, lambda human: human.reverted(record, info, seconds))
+
+
+async def list_(domain: str, /, *, session: Here) -> Answer:
+    """List the snapshots of a domain, oldest first."""
+    async with session.open() as orchestrator:
+        records = await orchestrator.list(domain)
+        current = (await orchestrator.domain_info(domain)).current
+    return Answer(output.listed(records, current), lambda human: human.snapshots(domain, records, current))
+
+
+async def tree(domain: str, /, *, session: Here) -> Answer:
+    """Show the snapshots of a domain as a tree."""
+    async with session.open() as orchestrator:
+        records = await orchestrator.list(domain)
+        current = (await orchestrator.domain_info(domain)).current
+    return Answer(output.branches(records, current), lambda human: human.tree(domain, records, current))
+
+
+async def show(domain: str, name: str, /, *, session: Here) -> Answer:
+    """Show one snapshot: its point, its files, how it was taken."""
+    async with session.open() as orchestrator:
+        record = await orchestrator.show(domain, name)
+        current = (await orchestrator.domain_info(domain)).current
+    return Answer(output.shown(record, current), lambda human: human.snapshot(record, current))
+
+
+def register(app: App) -> None:
+    """Add the verbs to the program."""
+    for verb in (create, list_, tree, show, revert):
+        app.command(verb, name=verb.__name__.rstrip("_"))

@@ -1,0 +1,361 @@
+"""Plans a delete: which images merge, which way, in which order, and what goes. No I/O.
+
+Rule: what a remaining point, an active image or a pinned image reads never changes.
+Rule: nothing is written to that a pinned image reads, and no file is unlinked that snaporch did not make.
+
+When the doomed snapshots have given up their points, surplus images (see `snaporch.images.chain`) go like this:
+
+- Nothing is backed by it: it is unlinked, and then perhaps its backing as well.
+- Two or more images are backed by it: it stays as an unnamed *link*. To merge it would be to copy it.
+- One image is backed by it: the two become one. Such images come in *runs*, base first: ``n1 ← n2 ← … ← nm``, where
+  n1 … n(m-1) are surplus with one child each and nm, the *top*, is held or a link. The file that remains, the
+  *survivor*, has the backing of n1, and what was backed by nm is backed by it. Everything over the survivor is
+  *committed* down into it in one step, then everything under it is *streamed* up into it in another.
+
+Why that is the least: a run's images other than its survivor all vanish, and what is in them must have been moved at
+least once; any order of pairwise merges moves at least the sum of their `allocated`, and those two steps move each
+exactly once. So the largest image is the best survivor. Runs share no image and a merge changes neither the number
+of children of an image outside its run nor who holds it, so the sum over all runs is the least as well.
+
+A survivor must be writable and no other file of the run may be kept. An image of the user's that is not pinned
+is the domain's own original disk: writable, but not ours to unlink, so if it is in a run it is its survivor: the disk
+comes back to where the user had it. Two originals in a run, or virtual sizes between which a guest could come to
+see what an overlay hides, split the run (`_split`).
+
+Why a commit is safe: the survivor's only reader is the next image of its run, up to the top, which is what is
+committed. A hypervisor has either the whole run open or none of it (its chains are closed downwards, and the only
+child of an open image that is not active is open), so no commit ever goes into an image that it reads
+through another branch; an open run is merged by the hypervisor, any other by qemu-img.
+
+Commit before stream: clusters that the commit brought into the survivor need not be streamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import attrs
+
+from snaporch.images.chain import Graph, Image
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class MergeStep:
+    """One merge. Paths are as they are when the step begins, after those in `after`.
+
+    Attributes:
+        kind: ``commit`` (down) or ``stream`` (up).
+        target: a disk of the domain whose chains the images are in.
+        top: the uppermost image: what is committed, or what is streamed into.
+        base: the lowest image: what is committed into, or the last whose content is streamed up.
+        new_backing: what the surviving image is backed by after the step.
+        bytes: to move, at most.
+        where: ``live``: the hypervisor that has the images open does it; ``offline``: qemu-img does.
+        active: a disk of the domain is on `top`; to commit that live, the hypervisor must pivot.
+        repoint: of a commit: all images that were backed by `top` and are backed by `base` afterwards. Those that
+            are open are seen to by the hypervisor, the headers of all others must be rewritten.
+        after: indices of the steps that must be done before.
+    """
+
+    kind: str
+    target: str
+    top: str
+    base: str
+    new_backing: str | None
+    bytes: int
+    where: str
+    active: bool = False
+    repoint: tuple[str, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def survivor(self) -> str:
+        """The image that is written to and remains."""
+        return self.base if self.kind == "commit" else self.top
+
+
+@attrs.frozen
+class MergePlan:
+    """All that a delete does to images.
+
+    Attributes:
+        doomed: the snapshots that it removes.
+        steps: the merges; those that do not depend on each other may run side by side.
+        unlink: files to remove when all steps are done, in this order: no image before what is backed by it.
+        kept: images that nobody holds and that stay nevertheless, each with the reason.
+        bytes: of all steps.
+        moved: points and active images whose path changes, old to new.
+        resealed: files in chains of remaining points that are changed: their checksums are to be computed anew.
+    """
+
+    doomed: frozenset[str] = frozenset()
+    steps: tuple[MergeStep, ...] = ()
+    unlink: tuple[str, ...] = ()
+    kept: tuple[tuple[str, str], ...] = ()
+    bytes: int = 0
+    moved: Mapping[str, str] = attrs.field(factory=dict)
+    resealed: tuple[str, ...] = ()
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def _extents(run: Iterable[Image], below: int) -> Iterator[int]:
+    """Yield, for each beginning of a run that may become one image, the bytes that this moves.
+
+    Args:
+        run: images, base first.
+        below: virtual size of the image under it, 0 when there is none.
+    """
+    total = largest = 0
+    first = previous = original = None
+    for image in run:
+        first, previous = first or image, previous or image
+        # Beyond its own end an image reads as zeros, whatever is under it. Were it to grow by a commit, or its
+        # child to come to lie on what is under it, that could show through.
+        hides = below > first.virtual_size != image.virtual_size
+        if previous.virtual_size > image.virtual_size or hides or (original and image.original):
+            return
+        total, largest = total + image.allocated, max(largest, image.allocated)
+        original, previous = original or (image if image.original else None), image
+        yield total - (original.allocated if original else largest)
+
+
+def _split(run: Sequence[Image], below: int) -> list[Sequence[Image]]:
+    """Return a run in pieces, each to become one image: the fewest pieces, and of these the fewest bytes."""
+    if sum(1 for _ in _extents(run, below)) == len(run):
+        return [run]  # nearly always: pieces would be more, and together move no less
+    # best[n]: (pieces, bytes, where the last piece begins) for the first n images.
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]
+    for start in range(len(run)):
+        pieces, moved, _ = best[start]
+        for end, extent in enumerate(_extents(islice(run, start, None), below), start + 1):
+            candidate = (pieces + 1, moved + extent, start)
+            if end == len(best):
+                best.append(candidate)
+            best[end] = min(best[end], candidate)
+        below = run[start].virtual_size
+    result, end = [], len(run)
+    while end:
+        start = best[end][2]
+        result.append(run[start:end])
+        end = start
+    return result[::-1]
+
+
+def _survivor(piece: Sequence[Image]) -> int:
+    """Return the index of the image that remains: of equals the uppermost, for then fewer paths change."""
+    indices = range(len(piece))
+    return max(indices, key=lambda index: (piece[index].original, piece[index].allocated, index))
+
+
+# --- planning -----------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class _Planner:
+    """A plan in the making.
+
+    Attributes:
+        graph: as it is when the doomed have given up their points.
+        children: by path, what is backed by it and is not unlinked; paths as they were.
+        left: originals that nothing reads any more, and that are not ours to unlink.
+        last: by path as it was, the last step at that image or under it.
+        renamed: tops that were committed, each with what is in its place.
+        changed: images whose files are changed, by their paths as they were.
+        unlink: images that have been merged away, base first.
+    """
+
+    graph: Graph
+    children: dict[str, tuple[str, ...]]
+    left: set[str] = attrs.field(factory=set)
+    steps: list[MergeStep] = attrs.field(factory=list)
+    unlink: list[str] = attrs.field(factory=list)
+    kept: list[tuple[str, str]] = attrs.field(factory=list)
+    last: dict[str, int] = attrs.field(factory=dict)
+    renamed: dict[str, str] = attrs.field(factory=dict)
+    changed: set[str] = attrs.field(factory=set)
+
+    def surplus(self, path: str) -> bool:
+        """Return whether the image is there only for what is backed by it."""
+        return path not in self.graph.held and path not in self.graph.pins and path not in self.left
+
+    def prune(self) -> list[str]:
+        """Give up what nothing is backed by; return it, the uppermost first."""
+        gone = []
+        for path in reversed(self.graph.order):
+            if self.children[path] or path in self.graph.held:
+                continue
+            image = self.graph.images[path]
+            if path in self.graph.pins or not image.own:
+                self.left.add(path)
+                self.kept.append((path, self.graph.pins.get(path, "it is not snaporch's")))
+                continue
+            gone.append(path)
+            if image.backing is not None:
+                self.children[image.backing] = tuple(p for p in self.children[image.backing] if p != path)
+        return gone
+
+    def visit(self, path: str) -> None:
+        """Plan the run whose top is at `path`; there is none inside a run."""
+        above = len(self.children[path])
+        if self.surplus(path):
+            if above == 1:
+                return
+            self.kept.append((path, f"{above} images are backed by it; it merges when one is left"))
+        elif above and path not in self.graph.held and self.graph.images[path].own:
+            self.kept.append((path, self.graph.pins[path]))
+        run = self._run(path)
+        under = run[0].backing
+        below = self.graph.images[under].virtual_size if under is not None else 0
+        for piece in _split(run, below):
+            self._merge(piece)
+            if piece[-1] is not run[-1]:
+                self.kept.append(
+                    (piece[-1].path, "it and what is backed by it differ in size or are both the user's")
+                )
+
+    def _run(self, path: str) -> list[Image]:
+        """Return the run that ends at `path`, base first."""
+        run = [self.graph.images[path]]
+        while (under := run[-1].backing) is not None and self.surplus(under) and len(self.children[under]) == 1:
+            run.append(self.graph.images[under])
+        return run[::-1]
+
+    def _merge(self, piece: Sequence[Image]) -> None:
+        """Plan that the images of a piece become one."""
+        index, top, under = _survivor(piece), piece[-1].path, piece[0].backing
+        survivor = piece[index]
+        if under in self.last:
+            self.last[top] = self.last[under]
+        if over := piece[index + 1 :]:
+            repoint = self.children[top]
+            backing = piece[index - 1].path if index else self._now(under)
+            self._step("commit", piece, top, survivor.path, backing, over, repoint=repoint)
+            self.changed.update(repoint)
+            self.renamed[top] = survivor.path
+        if index:
+            self._step("stream", piece, survivor.path, piece[0].path, self._now(under), piece[:index])
+        if len(piece) > 1:
+            self.changed.add(survivor.path)
+            self.unlink += [image.path for image in piece if image is not survivor]
+
+    def _now(self, path: str | None) -> str | None:
+        return path if path is None else self.renamed.get(path, path)
+
+    def _step(
+        self,
+        kind: str,
+        piece: Sequence[Image],
+        top: str,
+        base: str,
+        new_backing: str | None,
+        content: Sequence[Image],
+        *,
+        repoint: tuple[str, ...] = (),
+    ) -> None:
+        """Add a step, after the last one that writes to anything in its chain: whoever merges opens all of it."""
+        end = piece[-1].path
+        self.steps.append(
+            MergeStep(
+                kind=kind,
+                target=self.graph.targets[end],
+                top=top,
+                base=base,
+                new_backing=new_backing,
+                bytes=sum(image.allocated for image in content),
+                where="live" if end in self.graph.opened else "offline",
+                active=top == self._now(end) and end in self.graph.active.values(),
+                repoint=repoint,
+                after=(self.last[end],) if end in self.last else (),
+            )
+        )
+        self.last[end] = len(self.steps) - 1
+
+
+def plan_delete(graph: Graph, doomed: Iterable[str]) -> MergePlan:
+    """Plan what becomes of the images when snapshots are deleted.
+
+    Everything in the graph that is surplus is dealt with, links that earlier deletes have left included.
+
+    Args:
+        graph: with the snapshots in it.
+        doomed: their names, as `snaporch.images.chain.doomed_by` returns them.
+    """
+    names = frozenset(doomed)
+    planner = _Planner(graph.without(names), dict(graph.children))
+    graph = planner.graph
+    dead = planner.prune()
+    gone = set(dead)
+    for path in graph.order:  # backings first: a step's paths are what the steps under it have left
+        if path not in gone:
+            planner.visit(path)
+            backing = graph.images[path].backing
+            if path not in planner.last and backing in planner.last:
+                planner.last[path] = planner.last[backing]
+    unlink = (*dead, *reversed(planner.unlink))
+    sealed = graph.below(point.path for point in graph.points)
+    return MergePlan(
+        doomed=names,
+        steps=tuple(planner.steps),
+        unlink=unlink,
+        kept=tuple(planner.kept),
+        bytes=sum(step.bytes for step in planner.steps),
+        moved={old: new for old, new in planner.renamed.items() if old in graph.held},
+        resealed=tuple(sorted((planner.changed & sealed).difference(unlink))),
+    )
+
+
+# --- what comes of it ---------------------------------------------------------------------------------------------
+
+
+def apply(graph: Graph, plan: MergePlan) -> Graph:
+    """Return the graph as it is when the plan has been carried out, `allocated` being the most that it can be."""
+    images = dict(graph.images)
+    for step in plan.steps:
+        image, top = images[step.survivor], images[step.top]
+        images[step.survivor] = attrs.evolve(
+            image,
+            allocated=image.allocated + step.bytes,
+            virtual_size=max(image.virtual_size, top.virtual_size),
+            backing=step.new_backing,
+        )
+        for path in step.repoint:
+            images[path] = attrs.evolve(images[path], backing=step.base)
+    for path in plan.unlink:
+        del images[path]
+    kept = (point for point in graph.points if point.snapshot not in plan.doomed)
+    return attrs.evolve(
+        graph,
+        images=images,
+        points=tuple(attrs.evolve(point, path=plan.moved.get(point.path, point.path)) for point in kept),
+        active={target: plan.moved.get(path, path) for target, path in graph.active.items()},
+    )
+
+
+def _steps_in_words(plan: MergePlan) -> Iterator[str]:
+    for number, step in enumerate(plan.steps, 1):
+        way = f"{step.top} down into {step.base}" if step.kind == "commit" else f"{step.base} up into {step.top}"
+        after = f", after {', '.join(str(index + 1) for index in step.after)}" if step.after else ""
+        yield f"{number}. {step.target}: {step.kind} {way}: {step.bytes:,} bytes, {step.where}{after}"
+
+
+def render(plan: MergePlan) -> list[str]:
+    """Return a plan as a tree, line by line, for people."""
+    groups = (
+        (f"merge: {plan.bytes:,} bytes", list(_steps_in_words(plan))),
+        ("then at another path", [f"{old} → {new}" for old, new in plan.moved.items()]),
+        ("unlink", list(plan.unlink)),
+        ("keep", [f"{path}: {reason}" for path, reason in plan.kept]),
+    )
+    filled = [group for group in groups if group[1]]
+    lines = [f"delete {', '.join(sorted(plan.doomed)) or 'nothing'}"]
+    for title, rows in filled:
+        last = title is filled[-1][0]
+        lines.append(f"{'└' if last else '├'}── {title}")
+        edge = "    " if last else "│   "
+        lines += [f"{edge}{'└' if row is rows[-1] else '├'}── {row}" for row in rows]
+    return lines

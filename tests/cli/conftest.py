@@ -1,0 +1,137 @@
+"""The program as a process of its own, and one guest for all the tests that need a real QEMU."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import structlog
+
+from snaporch.cli import execute
+from snaporch.guest.report import Report, parse
+from snaporch.images.files import LocalStorage
+
+NAME = "guest"
+SECONDS = 30.0  # for anything that is to happen; far more than it ever needs
+DEFINITION = """
+name = "{name}"
+memory = "64MiB"
+accel = "tcg"
+kernel = "{kernel}"
+append = "dirty=5 ram=16"
+serial = "serial.log"
+disks = [{{target = "vda", path = "vda.qcow2"}}, {{target = "vdb", path = "vdb.qcow2"}}]
+"""
+
+
+@attrs.frozen
+class Ran:
+    """What a run of the program left."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one document on standard output."""
+        return json.loads(self.out)
+
+
+@attrs.frozen
+class Program:
+    """``snaporch`` on a root of its own, with `directory` as the working directory."""
+
+    directory: Path
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a run."""
+        command = [sys.executable, "-m", "snaporch", "--root", str(self.directory / "root"), *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.directory, env=_environment(), stdout=pipe, stderr=pipe, text=True
+        )
+
+    def end(self, process: subprocess.Popen[str]) -> Ran:
+        """Wait for a run; whatever it was, there is no traceback."""
+        out, err = process.communicate(timeout=SECONDS)
+        assert "Traceback" not in out + err, err
+        return Ran(process.returncode, out, err)
+
+    def run(self, *arguments: str) -> Ran:
+        """Run it to its end."""
+        return self.end(self.begin(*arguments))
+
+    def answer(self, *arguments: str) -> Any:
+        """Run it with --json, and return its answer; it must succeed, and say nothing else."""
+        ran = self.run("--json", *arguments)
+        assert (ran.status, ran.err) == (0, "")
+        return ran.document
+
+    def look(self, *arguments: str) -> Any:
+        """As `answer`, but in this process, which is quicker: for what is not itself the test."""
+        with redirect_stdout(io.StringIO()) as out:
+            assert execute(["--root", str(self.directory / "root"), "--json", *arguments]) == 0
+        return json.loads(out.getvalue())
+
+    def reports(self, start: int = 0) -> list[Report]:
+        """Return what the guest has reported since its log had `start` bytes."""
+        log = self.directory / "serial.log"
+        return parse(log.read_bytes()[start:].decode(errors="replace")) if log.exists() else []
+
+    def said(self) -> int:
+        """Return the size of the guest's log."""
+        return (self.directory / "serial.log").stat().st_size
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for something in another process, which has no way to tell us."""
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _environment() -> dict[str, str]:
+    package = str(Path(__file__).parents[2])
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("SNAPORCH_")}
+    return ours | {"PYTHONPATH": package}
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory, kernel: Path) -> Iterator[Program]:
+    """A program whose root has a domain with a running guest that counts."""
+    program = Program(tmp_path_factory.mktemp("cli"))
+    for target in ("vda", "vdb"):
+        image = str(program.directory / f"{target}.qcow2")
+        subprocess.run([LocalStorage().qemu_img, "create", "-q", "-f", "qcow2", image, "8M"], check=True)
+    definition = DEFINITION.format(name=NAME, kernel=kernel)
+    file = program.directory / "guest.toml"
+    file.write_text(definition)
+    program.look("domain", "define", str(file))
+    try:
+        program.answer("domain", "start", NAME)
+        until(lambda: len(program.reports()) > 1)
+        yield program
+    finally:
+        program.look("domain", "destroy", NAME)
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_shell() -> Iterator[None]:
+    """Undo what a run in this process sets up; and let Ctrl-C reach it, also where pytest is in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+    structlog.reset_defaults()

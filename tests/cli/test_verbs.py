@@ -1,0 +1,192 @@
+"""What the verbs make of their options, and the documents they answer with; no hypervisor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from snaporch.cli import execute, human, output
+from snaporch.cli.snapshot import all_internal, parse_disks
+from snaporch.errors import InvalidInput
+from snaporch.models import (
+    DiskStatus,
+    DomainDefinition,
+    DomainInfo,
+    DomainSnapshot,
+    DomainState,
+    FileRecord,
+    OperationRecord,
+    SnapshotRecord,
+    Strategy,
+    Timings,
+)
+
+
+def record(name: str, parent: str | None, *, memory: bool = True) -> SnapshotRecord:
+    return SnapshotRecord(
+        domain="web",
+        snapshot=DomainSnapshot(name, f"[red]{name}\x1b[2J", 1000, memory=memory),
+        parent=parent,
+        domain_state=DomainState.RUNNING,
+        strategy=Strategy.BACKGROUND if memory else Strategy.NONE,
+        reason="possible here",
+        point=1000.5,
+        memory=FileRecord(f"/m/{name}.mem", 3000, "xxh3-128:00") if memory else None,
+        images={
+            "vda": (FileRecord("/d/vda.qcow2", 500, "xxh3-128:01"), FileRecord("/d/base", 9000, "xxh3-128:02"))
+        },
+        definition=DomainDefinition("web"),
+        timings=Timings(pause=0.012, total=1.5, phases={"preparing": 0.1}),
+    )
+
+
+RECORDS = (record("one", None), record("two", "one"), record("three", "one", memory=False))
+
+
+def info(*targets: str) -> DomainInfo:
+    disks = tuple(DiskStatus(t, f"/d/{t}", "qcow2", t == "vdr", 2**20, (f"/d/{t}", "/d/base")) for t in targets)
+    return DomainInfo("web", DomainState.RUNNING, disks, "two", 42)
+
+
+def printed(renderable: Any) -> str:
+    console = Console(width=200, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
+
+
+def call(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> tuple[int, Any]:
+    status = execute(["--root", str(root), *arguments, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_disk_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target alone is taken by default, a file is relative to here, none and internal are words."""
+    monkeypatch.chdir(tmp_path)
+    request = parse_disks(["vda", "vdb=a=b.qcow2", "vdc=none", "vdd=internal", "vde=./none"])
+    assert request.exclude == {"vdc"}
+    found = {disk.disk.target: disk.external_sn and disk.external_sn.path for disk in request.disks}
+    assert found == {"vda": "", "vdb": str(tmp_path / "a=b.qcow2"), "vdd": None, "vde": str(tmp_path / "none")}
+
+
+@pytest.mark.parametrize("options", [["=x"], ["vda="], [""], ["vda", "vda=none"]])
+def test_disk_options_that_make_no_sense(options: list[str]) -> None:
+    """What cannot be meant is refused, with the option in the text."""
+    with pytest.raises(InvalidInput, match=f"--disk {options[-1]}"):
+        parse_disks(options)
+
+
+def test_internal_is_for_all_writable_disks() -> None:
+    """--internal leaves out what is left out or read-only, and excludes files."""
+    request = all_internal(parse_disks(["vdb=none"]), info("vda", "vdb", "vdr"))
+    assert [(disk.disk.target, disk.external) for disk in request.disks] == [("vda", False)]
+    with pytest.raises(InvalidInput, match="choose one"):
+        all_internal(parse_disks(["vda=x"]), info("vda"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--bandwidth", "fast"],
+        ["--bandwidth", "0"],
+        ["--on-timeout", "pause"],
+        ["--max-seconds", "0"],
+        ["--max-seconds", "nan"],
+        ["--disk-only", "--memory-file", "x"],
+    ],
+)
+def test_options_that_make_no_sense(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before anything is looked at."""
+    status, document = call(capsys, tmp_path / "root", "create", "web", *options)
+    assert (status, document["error"]["type"]) == (2, "InvalidInput")
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["create web", "list web", "tree web", "show web one", "revert web one", "domain start web", "operations web"],
+)
+def test_not_found(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A domain that is not there is status 3."""
+    status, document = call(capsys, tmp_path, *verb.split())
+    assert (status, document["error"]["type"]) == (3, "NotFound")
+
+
+def test_domains_of_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A domain is defined from a file, seen, and forgotten; paths are relative to the file."""
+    (tmp_path / "web.toml").write_text('name = "web"\nmemory = "1GiB"\n')
+    root = tmp_path / "root"
+    assert call(capsys, root, "domain", "list") == (0, [])
+    assert call(capsys, root, "domain", "define", str(tmp_path / "web.toml"))[1]["state"] == "inactive"
+    assert [each["name"] for each in call(capsys, root, "domain", "list")[1]] == ["web"]
+    assert call(capsys, root, "create", "web")[1]["error"]["exit_code"] == 2
+    assert call(capsys, root, "operations") == (0, [])
+    assert call(capsys, root, "domain", "undefine", "web")[0] == 0
+    assert call(capsys, root, "domain", "show", "web")[0] == 3
+
+
+def test_a_bad_definition_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing error in a definition is named."""
+    (tmp_path / "web.toml").write_text('name = "web"\nmemmory = "1GiB"\n')
+    status, document = call(capsys, tmp_path, "domain", "define", str(tmp_path / "web.toml"))
+    assert status == 2
+    assert "memmory" in document["error"]["message"]
+
+
+def test_list_document() -> None:
+    """The list is in the order of the records, and says which is current."""
+    first, second, third = output.listed(RECORDS, "two")
+    assert first["name"] == "one"
+    assert (second["parent"], second["memory"], second["current"]) == ("one", True, True)
+    assert (third["memory"], third["domain_state"], third["creation_time"]) == (False, "running", 1000)
+    assert (first["bytes"], third["bytes"]) == (3500, 500)
+
+
+def test_tree_document() -> None:
+    """Children are inside their parent."""
+    (root,) = output.branches(RECORDS, "two")
+    assert (root["name"], root["current"]) == ("one", False)
+    assert [(each["name"], each["current"], each["children"]) for each in root["children"]] == [
+        ("two", True, []),
+        ("three", False, []),
+    ]
+
+
+def test_create_document() -> None:
+    """What scripts rely on is there, null where there is none."""
+    document = output.created(RECORDS[0])
+    assert (document["pause_seconds"], document["total_seconds"]) == (0.012, 1.5)
+    assert (document["memory_file"], document["memory_bytes"]) == ("/m/one.mem", 3000)
+    assert output.created(RECORDS[2])["memory_file"] is None
+
+
+def test_an_operation_has_an_outcome_when_it_has_ended() -> None:
+    """One that runs has none."""
+    ran = OperationRecord("0123abcd", "create", "web", "one", "streaming", 1000.0)
+    assert output.operation(ran)["outcome"] is None
+    done = OperationRecord("0123abcd", "create", "web", "one", "rolled-back", 1000.0, 1001.0)
+    assert output.operation(done)["outcome"] == "rolled-back"
+    assert "1.00 s" in printed(human.operations([ran, done]))
+
+
+def test_text_for_people() -> None:
+    """Names and figures are there; what others wrote is neither markup nor moves a cursor."""
+    assert "<- current" in next(
+        line for line in printed(human.tree("web", RECORDS, "two")).splitlines() if "two" in line
+    )
+    assert "disks only" in printed(human.tree("web", RECORDS, "two"))
+    table = printed(human.snapshots("web", RECORDS, "two"))
+    assert "[red]one" in table
+    assert "\x1b" not in table
+    assert "12.0 ms" in printed(human.created(RECORDS[0]))
+    assert "2.9 KiB" in printed(human.snapshot(RECORDS[0], None))
+    assert "/d/base" in printed(human.domain(info("vda", "vdr")))
+    assert "running" in printed(human.domains([info("vda")]))
+    assert "no domains" in printed(human.domains([]))
+    assert "yes" in printed(
+        human.findings({"qemu": {"background": True, "versions": {"machine": "q35"}, "why": ""}})
+    )
