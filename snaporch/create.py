@@ -326,7 +326,7 @@ class Participant:
             reason=plan.reason,
             point=pause[0] if pause else self.point or time.time(),
             memory=self._memory,
-            images=self._images,
+            images={overlay.target: self._images[overlay.target] for overlay in plan.overlays},
             definition=plan.domain.definition,
             template=plan.domain.template,
             hypervisor={"name": capabilities.hypervisor, **capabilities.versions} if capabilities else {},

@@ -394,6 +394,7 @@ class SnapshotRecord:
         hypervisor: version and machine type that the memory belongs to.
         timings: how long it took.
         outcome: `complete`, for everything that the catalog holds.
+        deleting: a delete of it has begun: it can no longer be reverted to.
     """
 
     domain: str
@@ -410,6 +411,7 @@ class SnapshotRecord:
     hypervisor: dict[str, Any] = attrs.field(factory=dict)
     timings: Timings = Timings()
     outcome: Outcome = Outcome.COMPLETE
+    deleting: bool = False
 
     @property
     def name(self) -> str:

@@ -17,14 +17,17 @@ from snaporch.catalog.store import Change
 from snaporch.context import Context
 from snaporch.convert import load_definition
 from snaporch.create import create
+from snaporch.delete import delete
 from snaporch.drivers.base import Driver, Launch
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine import Engine, Operation
 from snaporch.errors import HypervisorError, InvalidInput, NotFound, Refused, SnaporchError, TargetExists
 from snaporch.events import Broadcast
+from snaporch.images.merge import MergePlan
 from snaporch.models import (
     CreateFlag,
     CreateOptions,
+    DeleteFlag,
     DomainDefinition,
     DomainInfo,
     DomainRecord,
@@ -280,6 +283,35 @@ class Orchestrator:
             Stranded: with FORCE only: the old guest is gone and the new one did not come up.
         """
         return await revert(self._context, domain, name, flags, save_current=save_current)
+
+    async def delete(
+        self,
+        domain: str,
+        name: str,
+        flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
+        *,
+        dry_run: bool = False,
+    ) -> MergePlan:
+        """Delete a snapshot; `libxl_domain_snapshot_delete`.
+
+        What the guest and every remaining snapshot see does not change. Without flags the changes of the snapshot
+        merge into its children.
+
+        Args:
+            domain: the domain's name.
+            name: the snapshot's.
+            flags: CHILDREN: this one and its descendants; CHILDREN_ONLY: its descendants.
+            dry_run: only plan.
+
+        Returns:
+            The plan: which images merge where, bytes to move, files to unlink.
+
+        Raises:
+            Refused: before anything was touched.
+            Stranded: merging was cut short; every remaining snapshot is whole, and `recover` finishes it. So it is
+                when the call is cancelled.
+        """
+        return await delete(self._context, domain, name, flags, dry_run=dry_run)
 
     async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
         """Read every file of a snapshot in full and compare it with what was saved.

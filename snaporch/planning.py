@@ -177,6 +177,8 @@ def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) ->
     capabilities = scene.capabilities
     if capabilities is None:
         raise AssertionError("an active domain has a machine")
+    if capabilities.memory_blocker:
+        raise Unsupported(f"{scene.domain.name}: {capabilities.memory_blocker}")
     if scene.state is DomainState.PAUSED:
         return Strategy.PAUSED, "the guest is paused already"
     if CreateFlag.LIVE not in flags:

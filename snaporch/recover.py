@@ -10,6 +10,7 @@ from __future__ import annotations
 from snaporch.context import Context
 from snaporch.convert import loads
 from snaporch.create import Participant
+from snaporch.delete import DeletePlan, finish_delete
 from snaporch.engine import Operation
 from snaporch.errors import Busy, SnaporchError
 from snaporch.models import OperationRecord
@@ -76,4 +77,8 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
             await context.engine.undo(operation, phases, rollback, [reverter])
 
 
-_RECOVER = {"create": _create, "revert": _revert, "verify": _revert}
+async def _delete(context: Context, operation: Operation, text: str) -> None:
+    await finish_delete(context, operation, loads(text, DeletePlan))
+
+
+_RECOVER = {"create": _create, "revert": _revert, "verify": _revert, "delete": _delete}

@@ -277,6 +277,8 @@ async def revert(
     force = RevertFlag.FORCE in flags
     snapshot = await context.catalog.snapshot(domain, name)
     wanted_state(snapshot, flags)
+    if snapshot.deleting:
+        raise Unsupported(f"{name} is being deleted; `snaporch recover` finishes that")
     if save_current:
         await _save(context, domain, save_current, snapshot)
     operation = Operation("revert", domain, name)

@@ -14,6 +14,7 @@ The strategies differ in the order in which they walk through the same states:
     disk-only    preparing  switching  sealing  committing
     revert       preparing  loading  swapping  committing
     revert FORCE preparing  displacing  loading  swapping  committing
+    delete       preparing  merging  committing
 
 This module imports nothing that does I/O. The diagram in docs/states.md is generated from the table.
 """
@@ -48,6 +49,8 @@ class State(enum.StrEnum):
     """A new hypervisor process, beside the old one, loads the point."""
     SWAPPING = "swapping"
     """The old guest stands, the new one runs; then the old process goes."""
+    MERGING = "merging"
+    """A delete: images merge. It goes forward only: what stops it is gone on with by `recover`."""
     COMMITTING = "committing"
     COMPLETE = "complete"
     ROLLING_BACK = "rolling-back"
@@ -68,6 +71,7 @@ class Signal(enum.StrEnum):
     DISPLACE = "displace"
     LOAD = "load"
     SWAP = "swap"
+    MERGE = "merge"
     COMMIT = "commit"
     DONE = "done"
     FAIL = "fail"
@@ -86,6 +90,7 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
         Signal.LOAD: State.LOADING,
         Signal.DISPLACE: State.DISPLACING,
         Signal.SWAP: State.SWAPPING,
+        Signal.MERGE: State.MERGING,
         **_FAIL,
     },
     State.PAUSING: {Signal.SWITCH: State.SWITCHING, **_FAIL},
@@ -108,12 +113,13 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.DISPLACING: {Signal.LOAD: State.LOADING, Signal.SWAP: State.SWAPPING, **_FAIL},
     State.LOADING: {Signal.SWAP: State.SWAPPING, **_FAIL},
     State.SWAPPING: {Signal.COMMIT: State.COMMITTING, **_FAIL},
+    State.MERGING: {Signal.COMMIT: State.COMMITTING, Signal.STUCK: State.STRANDED},
     State.COMMITTING: {Signal.DONE: State.COMPLETE, **_FAIL},
     State.COMPLETE: {},
     State.ROLLING_BACK: {Signal.UNDONE: State.ROLLED_BACK, Signal.STUCK: State.STRANDED},
     State.ROLLED_BACK: {},
-    # `recover` tries again to undo what could not be undone.
-    State.STRANDED: _FAIL,
+    # `recover` tries again to undo what could not be undone, or to finish what could not be finished.
+    State.STRANDED: {Signal.MERGE: State.MERGING, **_FAIL},
 }
 
 TERMINAL = frozenset({State.COMPLETE, State.ROLLED_BACK})

@@ -60,6 +60,8 @@ class Change:
     Attributes:
         domains: written, new or not.
         snapshots: added.
+        updated: snapshots that are there, written anew.
+        dropped: (domain, name) of snapshots that go.
         operation: written, new or not.
         plan: the operation's plan as JSON, when it is new.
         files: paths of files that the operation made: snaporch's own from now on.
@@ -68,6 +70,8 @@ class Change:
 
     domains: tuple[DomainRecord, ...] = ()
     snapshots: tuple[SnapshotRecord, ...] = ()
+    updated: tuple[SnapshotRecord, ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
     operation: OperationRecord | None = None
     plan: str | None = None
     files: tuple[str, ...] = ()
@@ -109,6 +113,12 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             "INSERT INTO snapshot (domain, name, record) VALUES (?, ?, ?)",
             (snapshot.domain, snapshot.name, dumps(snapshot)),
         )
+    for record in change.updated:
+        run(
+            "UPDATE snapshot SET record = ? WHERE domain = ? AND name = ?",
+            (dumps(record), record.domain, record.name),
+        )
+    connection.executemany("DELETE FROM snapshot WHERE domain = ? AND name = ?", change.dropped)
     if (op := change.operation) is not None:
         run(
             "INSERT OR IGNORE INTO operation (id, domain, begun, record) VALUES (?, ?, ?, '')",

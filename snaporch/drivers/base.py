@@ -23,6 +23,7 @@ from typing import Any
 
 import attrs
 
+from snaporch.errors import Unsupported
 from snaporch.models import (
     DeviceDisk,
     DiskStatus,
@@ -45,6 +46,7 @@ class Capabilities:
         hypervisor: for people, for example ``QEMU 10.0.2``.
         background: RAM can be write-protected and streamed while the guest runs.
         background_blocker: why not, when not.
+        memory_blocker: why its memory cannot be streamed at all as it is now, or empty.
         keeps_paused: a paused guest's memory can be streamed and the guest then still is as it was.
         versions: what a memory file is bound to: it loads only where all of these are the same.
         ram: bytes of guest RAM.
@@ -54,10 +56,21 @@ class Capabilities:
     hypervisor: str
     background: bool
     background_blocker: str = ""
+    memory_blocker: str = ""
     keeps_paused: bool = True
     versions: Mapping[str, str] = attrs.field(factory=dict)
     ram: int = 0
     features: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class ImageStatus:
+    """One image of a chain: where it is, and its sizes in bytes; `allocated` is what it holds itself."""
+
+    path: str
+    format: str
+    virtual_size: int
+    allocated: int
 
 
 @attrs.frozen
@@ -181,6 +194,24 @@ class Machine(abc.ABC):
         for `remove_node`; a call that is cut short leaves each disk wholly on one side.
         """
 
+    async def commit_image(self, top: str, base: str) -> None:
+        """Merge `top`, and what is between, down into `base`, which takes its place in the chains that are open.
+
+        A call that is cut short leaves every image readable as before from `top` on.
+
+        Raises:
+            Unsupported: this driver does not merge.
+        """
+        raise Unsupported(f"merging {top} into {base}: this driver cannot")
+
+    async def stream_image(self, top: str, base: str | None) -> None:
+        """Copy up into `top` all that is between it and `base`, which then backs it (None: nothing does).
+
+        Raises:
+            Unsupported: this driver does not merge.
+        """
+        raise Unsupported(f"merging into {top} down to {base}: this driver cannot")
+
     @abc.abstractmethod
     def stream(self, plan: StreamPlan) -> Stream:
         """Return a stream for this machine; nothing happens before `Stream.open`."""
@@ -281,6 +312,18 @@ class Storage(abc.ABC):
         Raises:
             OperationFailed: it cannot: a process has it open, or a file is missing.
         """
+
+    async def inspect(self, path: str, format_: str) -> tuple[ImageStatus, ...]:
+        """Return the chain of the image at `path`, itself first, with sizes; as `chain`."""
+        raise Unsupported(f"{path}: this driver does not tell what an image holds ({format_})")
+
+    async def commit_image(self, top: str, base: str) -> None:
+        """Merge `top`, and what is between, down into `base`; no process has any of them open."""
+        raise Unsupported(f"merging {top} into {base}: this driver cannot")
+
+    async def rebase(self, path: str, backing: DeviceDisk | None, *, content: bool) -> None:
+        """Back an image by another; with `content` what it reads stays, copied up into it where need be."""
+        raise Unsupported(f"rebasing {path} to {backing} ({content}): this driver cannot")
 
     @abc.abstractmethod
     async def remove(self, path: str) -> None:

@@ -65,6 +65,10 @@ def _by_path(images: Mapping[str, Image] | Iterable[Image]) -> Mapping[str, Imag
     return images if isinstance(images, Mapping) else {image.path: image for image in images}
 
 
+def _all_points(points: Iterable[Point]) -> tuple[Point, ...]:
+    return tuple(points)
+
+
 @attrs.frozen
 class Graph:
     """The images of one domain, in whole chains, and who holds them.
@@ -83,7 +87,7 @@ class Graph:
 
     domain: str
     images: Mapping[str, Image] = attrs.field(converter=_by_path)
-    points: tuple[Point, ...] = attrs.field(default=(), converter=tuple)
+    points: tuple[Point, ...] = attrs.field(default=(), converter=_all_points)
     active: Mapping[str, str] = attrs.field(factory=dict)
     running: bool = False
     needed: Mapping[str, str] = attrs.field(factory=dict)
@@ -193,9 +197,9 @@ def graph_of(
     Args:
         domain: the domain's record.
         snapshots: all of its snapshots.
-        images: its own files, and all images in the chains of its disks and points; `original` is found here.
+        images: all images in the chains of its disks, its points and its own files; `original` is found here.
         running: whether it has a hypervisor, running or paused.
-        others: by name of every other domain, all images in the chains of its disks and snapshots.
+        others: by name of every other domain, all images in the chains of its disks, its points and its own files.
     """
     records, found = tuple(snapshots), {image.path: image for image in images}
     points = [

@@ -17,7 +17,7 @@ import attrs
 import trio
 import xxhash
 
-from snaporch.drivers.base import Storage
+from snaporch.drivers.base import ImageStatus, Storage
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
 from snaporch.models import DeviceDisk, FileRecord
 
@@ -174,6 +174,25 @@ class LocalStorage(Storage):
     async def commit_overlay(self, path: str) -> None:
         """See Storage."""
         await self._qemu_img("commit", "-q", "-f", "qcow2", path)
+
+    async def inspect(self, path: str, format_: str) -> tuple[ImageStatus, ...]:
+        """See Storage."""
+        return tuple(
+            ImageStatus(os.path.abspath(i["filename"]), i["format"], i["virtual-size"], i["actual-size"])
+            for i in await self._info(path, format_, "--backing-chain")
+        )
+
+    async def commit_image(self, top: str, base: str) -> None:
+        """See Storage."""
+        await self._qemu_img("commit", "-q", "-d", "-f", "qcow2", "-b", base, top)
+        await trio.to_thread.run_sync(_sync_file, base)
+
+    async def rebase(self, path: str, backing: DeviceDisk | None, *, content: bool) -> None:
+        """See Storage."""
+        unsafe = [] if content else ["-u"]
+        below = ["-F", backing.format, "-b", backing.path] if backing else ["-b", ""]
+        await self._qemu_img("rebase", "-q", *unsafe, "-f", "qcow2", *below, path)
+        await trio.to_thread.run_sync(_sync_file, path)
 
     async def remove(self, path: str) -> None:
         """See Storage."""

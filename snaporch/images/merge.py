@@ -12,15 +12,14 @@ When the doomed snapshots have given up their points, surplus images (see `snapo
   *survivor*, has the backing of n1, and what was backed by nm is backed by it. Everything over the survivor is
   *committed* down into it in one step, then everything under it is *streamed* up into it in another.
 
-Why that is the least: a run's images other than its survivor all vanish, and what is in them must have been moved at
-least once; any order of pairwise merges moves at least the sum of their `allocated`, and those two steps move each
-exactly once. So the largest image is the best survivor. Runs share no image and a merge changes neither the number
-of children of an image outside its run nor who holds it, so the sum over all runs is the least as well.
+Why that is the least: all images of a run but its survivor vanish, so what is in them must be moved at least once, and
+any order of pairwise merges moves no less than the sum of their `allocated`; those two steps move each exactly once.
+So the largest image is the best survivor. Runs share no image, and a merge changes neither who holds an image outside
+its run nor how many children that has, so the sum over all runs is the least as well.
 
-A survivor must be writable and no other file of the run may be kept. An image of the user's that is not pinned
-is the domain's own original disk: writable, but not ours to unlink, so if it is in a run it is its survivor: the disk
-comes back to where the user had it. Two originals in a run, or virtual sizes between which a guest could come to
-see what an overlay hides, split the run (`_split`).
+An image of the user's that is not pinned is the domain's own original disk: writable, but not ours to unlink. In a
+run it is always the survivor: the disk comes back to where the user had it. Two originals in a run, or virtual
+sizes between which a guest could come to see what an overlay hides, split the run (`_split`).
 
 Why a commit is safe: the survivor's only reader is the next image of its run, up to the top, which is what is
 committed. A hypervisor has either the whole run open or none of it (its chains are closed downwards, and the only
@@ -155,6 +154,11 @@ def _survivor(piece: Sequence[Image]) -> int:
 # --- planning -----------------------------------------------------------------------------------------------------
 
 
+_NOT_OURS = "it is not snaporch's"
+_UNDER_NOT_OURS = "what is backed by it is not snaporch's"
+_APART = "it and what is backed by it differ in size, or both are the user's"
+
+
 @attrs.define
 class _Planner:
     """A plan in the making.
@@ -162,7 +166,7 @@ class _Planner:
     Attributes:
         graph: as it is when the doomed have given up their points.
         children: by path, what is backed by it and is not unlinked; paths as they were.
-        left: originals that nothing reads any more, and that are not ours to unlink.
+        left: what stays though nobody holds it: files not ours to unlink that nothing reads, and their chains.
         last: by path as it was, the last step at that image or under it.
         renamed: tops that were committed, each with what is in its place.
         changed: images whose files are changed, by their paths as they were.
@@ -185,38 +189,43 @@ class _Planner:
 
     def prune(self) -> list[str]:
         """Give up what nothing is backed by; return it, the uppermost first."""
-        gone = []
+        gone: dict[str, None] = {}
+        count = {path: len(above) for path, above in self.children.items()}
         for path in reversed(self.graph.order):
-            if self.children[path] or path in self.graph.held:
-                continue
             image = self.graph.images[path]
-            if path in self.graph.pins or not image.own:
+            if count[path] == 0 and path not in self.graph.held:
+                if image.own and path not in self.graph.pins:
+                    gone[path] = None
+                    if image.backing is not None:
+                        count[image.backing] -= 1
+                    continue
                 self.left.add(path)
-                self.kept.append((path, self.graph.pins.get(path, "it is not snaporch's")))
-                continue
-            gone.append(path)
-            if image.backing is not None:
-                self.children[image.backing] = tuple(p for p in self.children[image.backing] if p != path)
-        return gone
+                self.kept.append((path, self.graph.pins.get(path, _NOT_OURS)))
+            if path in self.left and image.backing is not None:
+                self.left.add(image.backing)
+        self.children = {path: tuple(p for p in above if p not in gone) for path, above in self.children.items()}
+        return list(gone)
 
     def visit(self, path: str) -> None:
         """Plan the run whose top is at `path`; there is none inside a run."""
-        above = len(self.children[path])
-        if self.surplus(path):
-            if above == 1:
-                return
-            self.kept.append((path, f"{above} images are backed by it; it merges when one is left"))
-        elif above and path not in self.graph.held and self.graph.images[path].own:
-            self.kept.append((path, self.graph.pins[path]))
+        if self.surplus(path) and len(self.children[path]) == 1:
+            return
+        self._note(path)
         run = self._run(path)
         under = run[0].backing
         below = self.graph.images[under].virtual_size if under is not None else 0
         for piece in _split(run, below):
             self._merge(piece)
             if piece[-1] is not run[-1]:
-                self.kept.append(
-                    (piece[-1].path, "it and what is backed by it differ in size or are both the user's")
-                )
+                self.kept.append((piece[-1].path, _APART))
+
+    def _note(self, path: str) -> None:
+        """Say why an image stays that nobody holds; a template of the user's is no news."""
+        image, above = self.graph.images[path], len(self.children[path])
+        if path in self.graph.held or not above or not (image.own or image.original):
+            return
+        link = f"{above} images are backed by it; it merges when one is left"
+        self.kept.append((path, link if self.surplus(path) else self.graph.pins.get(path, _UNDER_NOT_OURS)))
 
     def _run(self, path: str) -> list[Image]:
         """Return the run that ends at `path`, base first."""
@@ -234,11 +243,13 @@ class _Planner:
         if over := piece[index + 1 :]:
             repoint = self.children[top]
             backing = piece[index - 1].path if index else self._now(under)
-            self._step("commit", piece, top, survivor.path, backing, over, repoint=repoint)
+            base = survivor.path
+            self._step(piece, over, kind="commit", top=top, base=base, new_backing=backing, repoint=repoint)
             self.changed.update(repoint)
             self.renamed[top] = survivor.path
         if index:
-            self._step("stream", piece, survivor.path, piece[0].path, self._now(under), piece[:index])
+            top, base, backing = survivor.path, piece[0].path, self._now(under)
+            self._step(piece, piece[:index], kind="stream", top=top, base=base, new_backing=backing)
         if len(piece) > 1:
             self.changed.add(survivor.path)
             self.unlink += [image.path for image in piece if image is not survivor]
@@ -248,13 +259,13 @@ class _Planner:
 
     def _step(
         self,
-        kind: str,
         piece: Sequence[Image],
+        content: Sequence[Image],
+        *,
+        kind: str,
         top: str,
         base: str,
         new_backing: str | None,
-        content: Sequence[Image],
-        *,
         repoint: tuple[str, ...] = (),
     ) -> None:
         """Add a step, after the last one that writes to anything in its chain: whoever merges opens all of it."""

@@ -122,7 +122,7 @@ class QemuDriver(Driver):
 
     async def launch(self, launch: Launch) -> Process:
         """See Driver."""
-        launch.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self.storage.make_directory(str(launch.directory))
         log = launch.directory.parent / LOG  # of all the processes that the domain has had
         start = log.stat().st_size if log.exists() else 0
         with _listening(launch.directory, CONTROL, QUERY) as fds:

@@ -20,11 +20,16 @@ from snaporch.models import TARGET, DiskStatus, DomainState, Process
 from snaporch.qmp import QMPClient
 from snaporch.qmp.subscription import Subscription
 
+_JOB_EVENTS = ("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 QUIT_SECONDS = 10.0
 READY_SECONDS = 30.0  # a merge that is not ready by then has a guest that writes faster than the disk: pause it
 LOAD_SECONDS = 600.0
 
 
+_LEFT_PAUSED = (
+    "the guest has not run since its last checkpoint, and this QEMU cannot save its memory again before it has; "
+    "resume it first"
+)
 _GUEST_NAME = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+")
 
 
@@ -80,6 +85,7 @@ class QemuMachine(Machine):
             hypervisor=f"QEMU {version}",
             background=not blocker,
             background_blocker=blocker,
+            memory_blocker=_LEFT_PAUSED if status == "postmigrate" else "",
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},
             versions={"machine": machine.removesuffix("-machine")},
             ram=memory["base-memory"],
@@ -201,7 +207,7 @@ class QemuMachine(Machine):
         if not switched:
             return
         await self._activate()
-        with self.qmp.subscribe("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED") as jobs:
+        with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
             for overlay in switched:
                 await self._commit(overlay, jobs)
 
@@ -232,18 +238,79 @@ class QemuMachine(Machine):
         await self.qmp.execute(
             "block-commit", {"job-id": overlay.node, "device": overlay.node, "base-node": overlay.base.node}
         )
+        await self._pivot(overlay.node, jobs)
+
+    async def _pivot(self, job: str, jobs: Subscription) -> None:
+        """See a commit of an active image through to its end."""
         with trio.move_on_after(READY_SECONDS) as scope:
-            await self._job_event(jobs, overlay.node, "BLOCK_JOB_READY")
+            await self._job_event(jobs, job, "BLOCK_JOB_READY")
         # A guest that writes faster than the merge copies is held for as long as the rest takes.
         held = scope.cancelled_caught and await self.state() is DomainState.RUNNING
         if held:
             await self.qmp.execute("stop")
         if scope.cancelled_caught:
-            await self._job_event(jobs, overlay.node, "BLOCK_JOB_READY")
-        await self.qmp.execute("job-complete", {"id": overlay.node})
-        await self._job_event(jobs, overlay.node, "BLOCK_JOB_COMPLETED")
+            await self._job_event(jobs, job, "BLOCK_JOB_READY")
+        await self.qmp.execute("job-complete", {"id": job})
+        await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
         if held:
             await self.resume()
+
+    async def _image_nodes(self) -> dict[str, str]:
+        """Return the block nodes of all open images, by path."""
+        nodes = await self.qmp.execute("query-named-block-nodes")
+        formats = (node for node in nodes if node["drv"] in {"qcow2", "raw"})
+        return {next(_chain(node["image"], self._process.cwd)): node["node-name"] for node in formats}
+
+    async def commit_image(self, top: str, base: str) -> None:
+        """See Machine: block-commit, of the active image (then it pivots) or of one below it."""
+        await self._activate()
+        nodes = await self._image_nodes()
+        disk = next(disk for disk in await self.disks() if top in disk.chain)
+        job = f"snaporch-{disk.target}"
+        arguments = {"job-id": job, "device": disk.node, "base-node": nodes[base]}
+        active = disk.active == top
+        if not active:
+            arguments["top-node"] = nodes[top]
+        with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
+            async with self._job(job):
+                await self.qmp.execute("block-commit", arguments)
+                if active:
+                    await self._pivot(job, jobs)
+                else:
+                    await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
+        chain = disk.chain[disk.chain.index(top) : disk.chain.index(base)]
+        await self._close_nodes(nodes[path] for path in chain)
+
+    async def stream_image(self, top: str, base: str | None) -> None:
+        """See Machine: block-stream."""
+        await self._activate()
+        nodes = await self._image_nodes()
+        disk = next(disk for disk in await self.disks() if top in disk.chain)
+        job = f"snaporch-{disk.target}"
+        arguments = {"job-id": job, "device": nodes[top]} | ({"base-node": nodes[base]} if base else {})
+        with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
+            async with self._job(job):
+                await self.qmp.execute("block-stream", arguments)
+                await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
+        end = disk.chain.index(base) if base else len(disk.chain)
+        await self._close_nodes(nodes[path] for path in disk.chain[disk.chain.index(top) + 1 : end])
+
+    @asynccontextmanager
+    async def _job(self, job: str) -> AsyncIterator[None]:
+        """Cancel a block job that the body does not see through to its end."""
+        try:
+            yield
+        except BaseException:
+            with trio.move_on_after(QUIT_SECONDS, shield=True), suppress(HypervisorError):
+                await self.qmp.execute("job-cancel", {"id": job})
+            raise
+
+    async def _close_nodes(self, nodes: Iterable[str]) -> None:
+        """Close nodes that are in no chain any more; those that QEMU opened by itself are closed already."""
+        there = await self._nodes()
+        for node in nodes:
+            if node in there:
+                await self.qmp.execute("blockdev-del", {"node-name": node})
 
     async def _job_event(self, jobs: Subscription, job: str, name: str) -> None:
         async for event in jobs:
