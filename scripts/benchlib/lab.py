@@ -176,7 +176,7 @@ async def running_guest(place: Path, cache: Path, qemu: Qemu, plan: GuestPlan) -
     )
     root = home / "root"
     root.mkdir(mode=0o700)
-    drivers = {"qemu": QemuDriver(root, storage=LocalStorage(qemu.img))}
+    drivers = {"qemu": QemuDriver(storage=LocalStorage(qemu.img))}
     try:
         async with open_orchestrator(root, drivers=drivers) as orchestrator:
             try:

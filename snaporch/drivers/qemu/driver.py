@@ -83,20 +83,15 @@ def _last_words(log: Path, start: int) -> str:
 
 @attrs.define
 class QemuDriver(Driver):
-    """Domains in QEMU processes of this host.
+    """Domains in QEMU processes of this host."""
 
-    Attributes:
-        state_dir: an existing directory for what is remembered between runs (whether KVM works).
-    """
-
-    state_dir: Path
     name: str = attrs.field(default="qemu", init=False)
     storage: LocalStorage = attrs.field(factory=LocalStorage)
 
     async def _accel(self, definition: DomainDefinition, emulator: str) -> str:
         if definition.accel != "auto":
             return definition.accel
-        return "tcg" if await kvm.cached_probe(emulator, self.state_dir / "kvm.json") else "kvm"
+        return "tcg" if await kvm.cached_probe(emulator) else "kvm"
 
     async def _command(self, launch: Launch, fds: list[int]) -> list[str]:
         pidfile = str(launch.directory / PID)
@@ -243,7 +238,7 @@ class QemuDriver(Driver):
         if found:
             out = await trio.run_process([found, "--version"], capture_stdout=True, stdin=subprocess.DEVNULL)
             findings["version"] = out.stdout.decode().splitlines()[0]
-            findings["kvm"] = await kvm.cached_probe(found, self.state_dir / "kvm.json") or "a guest runs under it"
+            findings["kvm"] = await kvm.cached_probe(found) or "a guest runs under it"
         findings["qemu-img"] = (
             shutil.which(self.storage.qemu_img) or "not installed (Debian: apt install qemu-utils)"
         )

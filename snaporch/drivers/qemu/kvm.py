@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-PROBE_SECONDS = 5.0  # SeaBIOS and one boot sector take well under one
+PROBE_SECONDS = 3.0  # SeaBIOS and one boot sector take well under one
 # mov dx, 0xf4; mov al, 0x2a; out dx, al; hlt; jmp $-1: QEMU's isa-debug-exit leaves with (0x2a << 1) | 1.
 _CODE = bytes.fromhex("baf400 b02a ee f4 ebfd")
 _SECTOR = _CODE.ljust(510, b"\0") + b"\x55\xaa"
@@ -44,8 +44,14 @@ async def probe(emulator: str) -> str:
     return "" if done.returncode == _EXIT else why
 
 
-async def cached_probe(emulator: str, cache: Path) -> str:
-    """As `probe`, asked once for each boot of this host and each emulator, and kept in the file `cache`."""
+def _cache() -> Path:
+    """Return where the answer is kept: it is the host's, not that of one root directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snaporch" / "kvm.json"
+
+
+async def cached_probe(emulator: str) -> str:
+    """As `probe`, asked once for each boot of this host and each emulator."""
+    cache = _cache()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     known: dict[str, str] = {}
     with suppress(OSError, ValueError):
@@ -53,7 +59,9 @@ async def cached_probe(emulator: str, cache: Path) -> str:
     key = f"{boot} {emulator}"
     if key not in known:
         known = {k: v for k, v in known.items() if k.startswith(boot)} | {key: await probe(emulator)}
-        new = cache.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(known))
-        new.rename(cache)
+        with suppress(OSError):  # no home to write to: asked again next time
+            cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = cache.with_suffix(f".{os.getpid()}")
+            new.write_text(json.dumps(known))
+            new.rename(cache)
     return known[key]
