@@ -14,6 +14,8 @@ PURE = [
     "snaporch.errors",
     "snaporch.convert",
     "snaporch.planning",
+    "snaporch.images.chain",
+    "snaporch.images.merge",
     "snaporch.drivers.qemu.command",
     "snaporch.drivers.qemu.attach",
 ]

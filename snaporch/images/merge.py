@@ -12,10 +12,10 @@ When the doomed snapshots have given up their points, surplus images (see `snapo
   *survivor*, has the backing of n1, and what was backed by nm is backed by it. Everything over the survivor is
   *committed* down into it in one step, then everything under it is *streamed* up into it in another.
 
-Why that is the least: all images of a run but its survivor vanish, so what is in them must be moved at least once, and
-any order of pairwise merges moves no less than the sum of their `allocated`; those two steps move each exactly once.
-So the largest image is the best survivor. Runs share no image, and a merge changes neither who holds an image outside
-its run nor how many children that has, so the sum over all runs is the least as well.
+Why that is the least: all images of a run but its survivor vanish, so what is in them must be moved at least once.
+No order of pairwise merges moves less than the sum of their `allocated`, and those two steps move each just once.
+So the largest image is the best survivor. Runs share no image, and a merge changes neither who holds an image of
+another run nor how many children that has, so the sum over all runs is the least as well.
 
 An image of the user's that is not pinned is the domain's own original disk: writable, but not ours to unlink. In a
 run it is always the survivor: the disk comes back to where the user had it. Two originals in a run, or virtual
@@ -167,7 +167,7 @@ class _Planner:
         graph: as it is when the doomed have given up their points.
         children: by path, what is backed by it and is not unlinked; paths as they were.
         left: what stays though nobody holds it: files not ours to unlink that nothing reads, and their chains.
-        last: by path as it was, the last step at that image or under it.
+        last: by path as it was, the last step at that image or under it; no images inside runs.
         renamed: tops that were committed, each with what is in its place.
         changed: images whose files are changed, by their paths as they were.
         unlink: images that have been merged away, base first.
@@ -304,9 +304,6 @@ def plan_delete(graph: Graph, doomed: Iterable[str]) -> MergePlan:
     for path in graph.order:  # backings first: a step's paths are what the steps under it have left
         if path not in gone:
             planner.visit(path)
-            backing = graph.images[path].backing
-            if path not in planner.last and backing in planner.last:
-                planner.last[path] = planner.last[backing]
     unlink = (*dead, *reversed(planner.unlink))
     sealed = graph.below(point.path for point in graph.points)
     return MergePlan(
