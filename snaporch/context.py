@@ -14,7 +14,7 @@ from snaporch.drivers.base import Driver, Machine
 from snaporch.engine import Engine, Operation
 from snaporch.errors import HypervisorError, InvalidInput
 from snaporch.events import Broadcast
-from snaporch.models import DiskStatus, DomainRecord
+from snaporch.models import DiskStatus, DomainRecord, check_name
 
 
 @attrs.frozen
@@ -58,6 +58,7 @@ class Context:
 
     def locked(self, operation: Operation, *, wait: bool = False) -> AbstractAsyncContextManager[None]:
         """Hold the lock of an operation's domain; see `domain_lock`."""
+        check_name(operation.domain, "domain")  # it becomes part of a path, before anybody knows it
         running = f"{operation.kind} {operation.subject}"
         return domain_lock(self.root / "locks", operation.domain, operation.id, running, wait=wait)
 

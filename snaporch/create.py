@@ -332,7 +332,7 @@ class Participant:
             hypervisor={"name": capabilities.hypervisor, **capabilities.versions} if capabilities else {},
             timings=Timings(
                 pause=pause[1] - pause[0] if pause else None,
-                total=time.time() - self.operation.begun,
+                total=trio.current_time() - self.operation.clock,
                 between=self._between,
                 phases=dict(self.operation.phases),
             ),

@@ -6,12 +6,15 @@
 
 A delete goes forward only. Once its snapshots are marked they can no longer be reverted to, and whatever then stops
 it (an error, a cancellation, a crash) leaves images in which every remaining point is whole: `recover` plans
-anew from what is there and goes on. Each merge is in the catalog before the next one begins.
+anew from what is there and goes on. Each merge is in the catalog before the next one begins. Two things cannot be
+seen from the images afterwards, so the journal has them before the first merge: which files were written to (their
+checksums are no longer right), and which go in the end (what was merged away is in no chain any more).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 import attrs
 import trio
@@ -21,7 +24,7 @@ from snaporch.context import Context
 from snaporch.convert import dumps
 from snaporch.drivers.base import Driver, Machine
 from snaporch.engine import Operation
-from snaporch.errors import NotFound, SnaporchError, Stranded, Unsupported
+from snaporch.errors import Refused, SnaporchError, Stranded, Unsupported
 from snaporch.images.chain import Graph, Image, doomed_by, graph_of, heir
 from snaporch.images.merge import MergePlan, MergeStep, plan_delete
 from snaporch.models import (
@@ -41,19 +44,34 @@ class DeletePlan:
 
     Attributes:
         doomed: names of the snapshots.
+        written: images that merges may have written to.
+        unlink: files that were to go.
     """
 
     doomed: tuple[str, ...]
+    written: tuple[str, ...] = ()
+    unlink: tuple[str, ...] = ()
+
+    def going_on(self, plan: MergePlan) -> DeletePlan:
+        """Return the journal for a plan that is about to be carried out."""
+        written = {path for step in plan.steps for path in (step.survivor, *step.repoint)}
+        return DeletePlan(
+            self.doomed,
+            tuple(sorted({*self.written, *written})),
+            tuple(dict.fromkeys([*plan.unlink, *self.unlink])),
+        )
 
 
 # --- looking ------------------------------------------------------------------------------------------------
 
 
-async def _images(driver: Driver, tips: Iterable[DeviceDisk], own: frozenset[str]) -> dict[str, Image]:
-    """Return all images in the chains of `tips`, by path."""
+async def _images(
+    driver: Driver, tips: Iterable[DeviceDisk], own: frozenset[str], given_up: frozenset[str] = frozenset()
+) -> dict[str, Image]:
+    """Return all images in the chains of `tips`, by path; of `given_up` ones only those that are still there."""
     found: dict[str, Image] = {}
     for tip in tips:
-        if tip.path in found:
+        if tip.path in found or (tip.path in given_up and not await driver.storage.exists(tip.path)):
             continue
         chain = await driver.storage.inspect(tip.path, tip.format)
         for link, backing in zip(chain, [*chain[1:], None], strict=True):
@@ -69,14 +87,24 @@ async def _images(driver: Driver, tips: Iterable[DeviceDisk], own: frozenset[str
 
 
 async def _others(context: Context, domain: str) -> dict[str, list[str]]:
-    """Return, by name of every other domain, the images that it reads, as far as the catalog knows them."""
+    """Return, by name of every other domain, the images that it reads: of its snapshots and of its disks."""
     paths: dict[str, list[str]] = {}
     for record in await context.catalog.domains():
-        if record.name != domain:
-            snapshots = await context.catalog.snapshots(record.name)
-            chains = [file.path for s in snapshots for chain in s.images.values() for file in chain]
-            paths[record.name] = [*chains, *(disk.path for disk in record.disks)]
+        if record.name == domain:
+            continue
+        snapshots = await context.catalog.snapshots(record.name)
+        reads = [file.path for s in snapshots for chain in s.images.values() for file in chain]
+        for disk in record.disks:
+            reads.append(disk.path)
+            with suppress(Refused):  # an image that cannot be read is nobody's to be kept whole
+                links = await context.driver(record).storage.chain(disk.path, disk.format)
+                reads += [link.path for link in links]
+        paths[record.name] = reads
     return paths
+
+
+def _points(snapshots: Iterable[SnapshotRecord]) -> list[DeviceDisk]:
+    return [disk.disk for snapshot in snapshots for disk in snapshot.snapshot.disks]
 
 
 async def look(
@@ -88,34 +116,56 @@ async def look(
         DamagedSnapshot: a chain is broken.
     """
     snapshots = await context.catalog.snapshots(record.name)
-    points = [disk.disk for snapshot in snapshots for disk in snapshot.snapshot.disks]
     own = await context.catalog.own_files(record.name)
-    images = await _images(context.driver(record), [*record.disks, *points], own)
+    given_up = frozenset(disk.path for disk in _points(s for s in snapshots if s.deleting)) - {
+        disk.path for disk in [*record.disks, *_points(s for s in snapshots if not s.deleting)]
+    }
+    images = await _images(context.driver(record), [*record.disks, *_points(snapshots)], own, given_up)
     others = await _others(context, record.name)
-    graph = graph_of(record, snapshots, images.values(), running=machine is not None, others=others)
-    return graph, plan_delete(graph, doomed)
+    there = [s for s in snapshots if all(disk.path in images for disk in _points([s]))]
+    graph = graph_of(record, there, images.values(), running=machine is not None, others=others)
+    plan = plan_delete(graph, doomed)
+    memory = (s.memory.path for s in snapshots if s.name in doomed and s.memory is not None)
+    return graph, attrs.evolve(plan, unlink=(*plan.unlink, *(path for path in memory if path in own)))
+
+
+async def _as_it_is(record: DomainRecord, machine: Machine | None) -> DomainRecord:
+    """Return a domain's record with the images that its disks are on, as the machine has them."""
+    if machine is None:
+        return record
+    now = {disk.target: disk for disk in await machine.disks()}
+    active = dict(record.active)
+    for disk in record.disks:
+        found = now.get(disk.target)
+        if found is not None and found.active != disk.path and not disk.readonly:
+            active[disk.target] = attrs.evolve(disk, path=found.active, format=found.format)
+    return attrs.evolve(record, active=active)
 
 
 async def _doomed(context: Context, domain: str, name: str, flags: DeleteFlag) -> frozenset[str]:
+    await context.catalog.snapshot(domain, name)
     snapshots = await context.catalog.snapshots(domain)
-    try:
-        return doomed_by({snapshot.name: snapshot.parent for snapshot in snapshots}, name, flags)
-    except NotFound:
-        await context.catalog.snapshot(domain, name)  # says it with the names
-        raise
+    return doomed_by({snapshot.name: snapshot.parent for snapshot in snapshots}, name, flags)
 
 
 # --- merging ------------------------------------------------------------------------------------------------
 
 
-async def _merge(driver: Driver, machine: Machine | None, graph: Graph, step: MergeStep) -> None:
+async def _merge(
+    context: Context, record: DomainRecord, machine: Machine | None, graph: Graph, step: MergeStep
+) -> None:
     """Do one merge, in the hypervisor or with no hypervisor near."""
+    driver = context.driver(record)
+
+    async def settled() -> None:
+        await context.catalog.write(Change(domains=(_moved_domain(record, step, graph),)))
+
     formats = {path: image.format for path, image in graph.images.items()}
     if step.where == "live":
         if machine is None:
             raise Unsupported(f"{step.top} is open in a hypervisor that is gone: plan anew")
         if step.kind == "commit":
-            await machine.commit_image(step.top, step.base)
+            await machine.commit_image(step.top, step.base, settled=settled)
         else:
             await machine.stream_image(step.top, step.new_backing)
         above = [path for path in step.repoint if path not in graph.opened]
@@ -128,6 +178,16 @@ async def _merge(driver: Driver, machine: Machine | None, graph: Graph, step: Me
         above = list(step.repoint)
     for path in above:
         await driver.storage.rebase(path, DeviceDisk("", step.base, formats[step.base]), content=False)
+
+
+def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> DomainRecord:
+    """Return a domain's record after a merge: a disk on what was committed is on what it went into."""
+    active = dict(record.active)
+    for disk in record.disks:
+        if step.kind == "commit" and disk.path == step.top:
+            base = graph.images[step.base]
+            active[disk.target] = attrs.evolve(disk, path=base.path, format=base.format)
+    return attrs.evolve(record, active=active)
 
 
 def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapshot:
@@ -155,41 +215,67 @@ async def _note_merge(
         disks = tuple(_moved_disk(disk, step, graph) for disk in snapshot.snapshot.disks)
         images = {disk.disk.target: await _chain(driver, disk.disk, known) for disk in disks}
         updated.append(attrs.evolve(snapshot, snapshot=attrs.evolve(snapshot.snapshot, disks=disks), images=images))
-    active = dict(record.active)
-    for disk in record.disks:
-        if step.kind == "commit" and disk.path == step.top:
-            base = graph.images[step.base]
-            active[disk.target] = attrs.evolve(disk, path=base.path, format=base.format)
-    record = attrs.evolve(record, active=active)
+    record = _moved_domain(record, step, graph)
     await context.catalog.write(Change(domains=(record,), updated=tuple(updated)))
     return record
+
+
+async def _seal_anew(
+    context: Context, record: DomainRecord, doomed: frozenset[str], written: frozenset[str]
+) -> None:
+    """Put into the catalog what merges changed that were cut short before it knew."""
+    known, updated = await context.catalog.sealed(), []
+    for snapshot in await context.catalog.snapshots(record.name):
+        if snapshot.name not in doomed and written & {f.path for c in snapshot.images.values() for f in c}:
+            disks = [disk.disk for disk in snapshot.snapshot.disks]
+            images = {disk.target: await _chain(context.driver(record), disk, known) for disk in disks}
+            updated.append(attrs.evolve(snapshot, images=images))
+    await context.catalog.write(Change(updated=tuple(updated)))
+
+
+async def _still_read(context: Context, record: DomainRecord, doomed: frozenset[str]) -> frozenset[str]:
+    """Return all files that anything but the doomed snapshots reads."""
+    points = _points(s for s in await context.catalog.snapshots(record.name) if s.name not in doomed)
+    images = await _images(context.driver(record), [*record.disks, *points], frozenset())
+    others = await _others(context, record.name)
+    return frozenset({*images, *(path for paths in others.values() for path in paths)})
 
 
 # --- the whole ----------------------------------------------------------------------------------------------
 
 
-async def _go_on(context: Context, operation: Operation, doomed: frozenset[str]) -> MergePlan:
+async def _go_on(context: Context, operation: Operation, journal: DeletePlan) -> MergePlan:
     """Merge, remove files, remove records: from wherever it stands."""
+    doomed = frozenset(journal.doomed)
     async with context.machine_of(operation.domain) as (record, machine):
-        driver = context.driver(record)
-        graph, plan = await look(context, record, machine, doomed)
-        now = record
-        for number, step in enumerate(plan.steps, 1):
-            context.events.publish(operation.event("progress", done=number - 1, total=len(plan.steps)))
-            await _merge(driver, machine, graph, step)
+        if machine is not None:
+            await machine.settle_merges({disk.target: disk.path for disk in record.disks})
+        now = await _as_it_is(record, machine)
+        driver = context.driver(now)
+        graph, plan = await look(context, now, machine, doomed)
+        goes_on, before = journal.going_on(plan), frozenset(journal.written)
+        change = Change(domains=(now,), operation=operation.record(), plan=dumps(goes_on))
+        await context.catalog.write(change)
+        done = 0
+        for step in plan.steps:
+            context.events.publish(operation.event("progress", done=done, total=plan.bytes))
+            await _merge(context, now, machine, graph, step)
             with trio.CancelScope(shield=True):  # what a merge has moved must be known before anything else happens
                 now = await _note_merge(context, now, doomed, graph, step)
+            done += step.bytes
+        if before:
+            await _seal_anew(context, now, doomed, before)
+        kept = await _still_read(context, now, doomed)
+        own = await context.catalog.own_files(operation.domain)
+        gone = tuple(path for path in goes_on.unlink if path in own and path not in kept)
         snapshots = await context.catalog.snapshots(operation.domain)
         operation.machine.send(Signal.COMMIT)
         with trio.CancelScope(shield=True):
-            own = await context.catalog.own_files(operation.domain)
-            memory = [s.memory.path for s in snapshots if s.name in doomed and s.memory is not None]
-            gone = (*plan.unlink, *(path for path in memory if path in own))
             for path in gone:
                 await driver.storage.remove(path)
             await context.catalog.write(_farewell(operation, now, snapshots, doomed, gone))
     context.events.publish(operation.event())
-    return plan
+    return attrs.evolve(plan, unlink=gone)
 
 
 def _farewell(
@@ -212,18 +298,27 @@ def _farewell(
     )
 
 
-async def _forward(context: Context, operation: Operation, doomed: frozenset[str]) -> MergePlan:
+async def _forward(context: Context, operation: Operation, journal: DeletePlan) -> MergePlan:
     try:
-        return await _go_on(context, operation, doomed)
-    except (SnaporchError, OSError) as error:
-        operation.machine = OperationState(State.STRANDED)
-        await context.catalog.write(Change(operation=operation.record(error=str(error))))
-        context.events.publish(operation.event(text=str(error)))
-        raise Stranded(
-            f"delete {operation.subject} of {operation.domain} was cut short: {error}",
-            operation.id,
-            ("every remaining snapshot is whole, merging is not finished",),
-        ) from error
+        return await _go_on(context, operation, journal)
+    except (SnaporchError, OSError, trio.TooSlowError) as error:
+        raise await _cut_short(context, operation, str(error)) from error
+    except trio.Cancelled as cut:  # noqa: ASYNC103 - what cannot be undone is told, also to whoever cancelled
+        # It shields itself.
+        raise await _cut_short(context, operation, "cancelled") from cut  # noqa: ASYNC102, ASYNC104
+
+
+async def _cut_short(context: Context, operation: Operation, why: str) -> Stranded:
+    """Note that a delete stands where it is, and return the error that says so."""
+    operation.machine = OperationState(State.STRANDED)
+    with trio.CancelScope(shield=True):
+        await context.catalog.write(Change(operation=operation.record(error=why)))
+    context.events.publish(operation.event(text=why))
+    return Stranded(
+        f"delete {operation.subject} of {operation.domain} was cut short: {why}",
+        operation.id,
+        ("every remaining snapshot is whole, merging is not finished",),
+    )
 
 
 async def delete(
@@ -233,18 +328,20 @@ async def delete(
     operation = Operation("delete", domain, name)
     async with context.locked(operation):
         doomed = await _doomed(context, domain, name, flags)
+        if not doomed:
+            return MergePlan()
         async with context.machine_of(domain) as (record, machine):
-            _, plan = await look(context, record, machine, doomed)
-        if dry_run or not doomed:
+            _, plan = await look(context, await _as_it_is(record, machine), machine, doomed)
+        if dry_run:
             return plan
         snapshots = await context.catalog.snapshots(domain)
         marked = tuple(attrs.evolve(s, deleting=True) for s in snapshots if s.name in doomed)
         operation.machine.send(Signal.PREPARE)
         operation.machine.send(Signal.MERGE)
-        journal = dumps(DeletePlan(tuple(sorted(doomed))))
-        await context.catalog.write(Change(updated=marked, operation=operation.record(), plan=journal))
+        journal = DeletePlan(tuple(sorted(doomed)))
+        await context.catalog.write(Change(updated=marked, operation=operation.record(), plan=dumps(journal)))
         context.events.publish(operation.event())
-        return await _forward(context, operation, doomed)
+        return await _forward(context, operation, journal)
 
 
 async def finish_delete(context: Context, operation: Operation, plan: DeletePlan) -> None:
@@ -254,4 +351,4 @@ async def finish_delete(context: Context, operation: Operation, plan: DeletePlan
         Stranded: it still cannot be finished.
     """
     operation.machine = OperationState(State.MERGING)
-    await _forward(context, operation, frozenset(plan.doomed))
+    await _forward(context, operation, plan)

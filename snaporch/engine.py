@@ -62,6 +62,7 @@ class Operation:
         subject: the snapshot's name.
         id: eight hexadecimal digits.
         begun: by the host's clock.
+        clock: the same instant by Trio's, which durations are taken from: the host's may be set meanwhile.
         machine: its state.
         phases: seconds each phase took, in order.
     """
@@ -71,6 +72,7 @@ class Operation:
     subject: str
     id: str = attrs.field(factory=lambda: secrets.token_hex(4))
     begun: float = attrs.field(factory=time.time)
+    clock: float = attrs.field(factory=trio.current_time)
     machine: OperationState = attrs.field(factory=OperationState)
     phases: dict[str, float] = attrs.field(factory=dict)
 

@@ -331,6 +331,10 @@ class Orchestrator:
         await self._context.catalog.domain(domain)
         return await self._context.catalog.snapshots(domain)
 
+    async def current(self, domain: str) -> str | None:
+        """Return the name of the snapshot that a domain descends from now; None where there is none."""
+        return (await self._context.catalog.domain(domain)).current
+
     async def show(self, domain: str, name: str) -> SnapshotRecord:
         """Return one snapshot."""
         return await self._context.catalog.snapshot(domain, name)
@@ -392,13 +396,14 @@ def default_root() -> Path:
 
 @asynccontextmanager
 async def open_orchestrator(
-    root: Path | str | None = None, *, drivers: Mapping[str, Driver] | None = None
+    root: Path | str | None = None, *, drivers: Mapping[str, Driver] | None = None, recover: bool = True
 ) -> AsyncIterator[Orchestrator]:
     """Open the orchestrator on a root directory, made where it is missing (0700).
 
     Args:
         root: holds the catalog and, by default, all files; `default_root` when None.
         drivers: hypervisor drivers by name; by default QEMU's.
+        recover: first finish or undo what a crash left; without, it is for the caller to do.
 
     Raises:
         InvalidInput: the root cannot be made or is not writable.
@@ -411,10 +416,11 @@ async def open_orchestrator(
         raise InvalidInput(f"cannot use {root}: {error.strerror}") from None
     events = Broadcast()
     async with open_catalog(root / "catalog.sqlite3") as catalog:
-        chosen = drivers if drivers is not None else {"qemu": QemuDriver(root)}
+        chosen = drivers if drivers is not None else {"qemu": QemuDriver()}
         orchestrator = Orchestrator(Context(root, catalog, chosen, events, Engine(catalog, events)))
-        try:
-            await orchestrator.recover()
-        except SnaporchError as error:  # to be seen in `operations`; all other domains can be worked with
-            _log.warning("not everything that was cut short could be mended", error=str(error))
+        if recover:
+            try:
+                await orchestrator.recover()
+            except SnaporchError as error:  # to be seen in `operations`; all other domains can be worked with
+                _log.warning("not everything that was cut short could be mended", error=str(error))
         yield orchestrator

@@ -99,6 +99,8 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
     taken = _taken_disks(scene, snapshot, options.exclude, name)
     strategy, reason = _choose_strategy(scene, flags, options) if memory else (Strategy.NONE, "disks only")
     memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if memory else ""
+    if memory_file in {overlay.path for _, overlay in taken}:
+        raise InvalidInput("memory and a disk cannot have the same file")
     complete = attrs.evolve(
         snapshot,
         name=name,
@@ -183,13 +185,16 @@ def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) ->
         return Strategy.PAUSED, "the guest is paused already"
     if CreateFlag.LIVE not in flags:
         return Strategy.PAUSED, "asked for without LIVE"
+    caveat = capabilities.precopy_caveat
     if options.strategy is Strategy.PRECOPY:
-        return Strategy.PRECOPY, "asked for"
+        return Strategy.PRECOPY, f"asked for, although {caveat}" if caveat else "asked for"
     if capabilities.background:
         return Strategy.BACKGROUND, "asked for" if options.strategy is Strategy.BACKGROUND else "possible here"
     why = f"background is not possible: {capabilities.background_blocker}"
     if options.strategy is Strategy.BACKGROUND:
         raise Unsupported(f"{scene.domain.name}: {why}; ask for auto or precopy")
+    if caveat:
+        return Strategy.PAUSED, f"{why}; precopy is not safe: {caveat}"
     return Strategy.PRECOPY, why
 
 

@@ -41,14 +41,16 @@ async def recover(context: Context) -> tuple[OperationRecord, ...]:
             machine=OperationState(State(record.state)),
             phases=dict(record.phases),
         )
+        mended = False
         try:
             async with context.locked(operation):
                 await _RECOVER[record.kind](context, operation, plan)
+            mended = True
         except Busy:
             continue
         except SnaporchError as error:
             failure = error
-        ended.append(operation.record(ended=failure is None))
+        ended.append(operation.record(ended=mended))
     if failure is not None:
         raise failure
     return tuple(ended)

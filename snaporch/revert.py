@@ -24,6 +24,7 @@ from snaporch.create import create
 from snaporch.drivers.base import Driver, Launch, Machine
 from snaporch.engine import Operation
 from snaporch.errors import (
+    CommandRefused,
     DamagedSnapshot,
     HypervisorError,
     NotEnoughSpace,
@@ -167,9 +168,19 @@ class Reverter:
         """Let the new guest run, or see that it stands."""
         async with self.driver.connect(self._process(), self.name) as machine:
             if self.plan.state is DomainState.RUNNING:
-                await machine.resume()
+                await self._run(machine)
             if await machine.state() is not self.plan.state:
                 raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
+
+    async def _run(self, machine: Machine) -> None:
+        try:
+            await machine.resume()
+        except CommandRefused as error:
+            if self.old is None or self.plan.way != "beside":
+                raise
+            raise Unsupported(  # the old one has an image locked
+                f"{self.name}: the new guest cannot run beside the old one: {error.description}"
+            ) from None
 
     # Compensations.
 

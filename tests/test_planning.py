@@ -105,6 +105,17 @@ def test_the_record_says_why_background_was_not_possible() -> None:
     assert "RAM is a shared file" in made.reason
 
 
+def test_a_precopy_that_may_lose_pages_is_never_chosen_by_itself() -> None:
+    """Asked for, it is done, and the record says what it may be worth."""
+    unsafe = attrs.evolve(RUNNING, capabilities=attrs.evolve(UNABLE, precopy_caveat="it loses pages"))
+    made = plan(unsafe, flags=CreateFlag.LIVE)
+    assert made.strategy is Strategy.PAUSED
+    assert "it loses pages" in made.reason
+    made = plan(unsafe, options=CreateOptions(strategy=Strategy.PRECOPY))
+    assert made.strategy is Strategy.PRECOPY
+    assert "it loses pages" in made.reason
+
+
 def test_a_paused_guest_is_streamed_so_that_it_stays_truly_paused() -> None:
     """By write-protection where the hypervisor leaves it as it was, else plainly."""
     stream = plan(PAUSED).stream

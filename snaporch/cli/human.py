@@ -12,7 +12,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from snaporch.cli.output import size
-from snaporch.models import DomainInfo, DomainState, OperationRecord, SnapshotRecord
+from snaporch.images.merge import MergePlan, render
+from snaporch.models import DomainInfo, DomainState, OperationRecord, SnapshotRecord, VerifyReport
 from snaporch.states import State
 
 _KIB = 1024
@@ -92,6 +93,36 @@ def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float) -> Render
     return _text(f"{record.domain} is back at {record.name} ({when}), {info.state}, in {human_duration(seconds)}")
 
 
+def deleted(domain_name: str, plan: MergePlan, *, dry_run: bool) -> RenderableType:
+    """Return what is done to which image, as a tree, and a line that says it in short."""
+    names = ", ".join(sorted(plan.doomed)) or "nothing"
+    moved, files = human_size(plan.bytes), f"{len(plan.unlink)} file{'' if len(plan.unlink) == 1 else 's'}"
+    summary = f"{domain_name}: {names} deleted, {moved} merged, {files} removed"
+    if dry_run:
+        summary = f"{domain_name}: nothing is touched; it would delete {names}, merge {moved}, remove {files}"
+    return Group(*(_text(each) for each in [*render(plan), summary]))
+
+
+def verified(domain_name: str, reports: Sequence[VerifyReport]) -> RenderableType:
+    """Return a line for each snapshot, and one for each thing that is wrong."""
+    if not reports:
+        return line(f"{domain_name} has no snapshots")
+    lines: list[RenderableType] = []
+    for report in reports:
+        booted = ", a copy runs" if report.booted else ""
+        verdict = f"ok: every file is what was saved{booted}" if report.ok else "DAMAGED"
+        lines.append(_text(f"{domain_name} {report.name}: {verdict}", "green" if report.ok else "bold red"))
+        lines += [_text(f"  {problem}") for problem in report.problems]
+    return Group(*lines)
+
+
+def recovered(records: Sequence[OperationRecord]) -> RenderableType:
+    """Return a line for each operation that was finished or undone."""
+    if not records:
+        return line("nothing to recover")
+    return Group(*(_text(f"{r.kind} {r.domain} {r.subject} ({r.id}): {r.state}") for r in records))
+
+
 def domain(info: DomainInfo) -> RenderableType:
     """Return one domain with its chains."""
     facts: list[tuple[str, RenderableType]] = [
@@ -131,7 +162,7 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
     for record in records:
         table.add_row(
             "*" if record.name == current else "",
-            record.name,
+            record.name + _deleting(record),
             record.parent or "-",
             record.domain_state,
             human_size(record.memory.size) if record.memory else "-",
@@ -140,6 +171,10 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
             _text(record.snapshot.description),
         )
     return table
+
+
+def _deleting(record: SnapshotRecord) -> str:
+    return " (deleting)" if record.deleting else ""
 
 
 def tree(domain_name: str, records: Sequence[SnapshotRecord], current: str | None) -> RenderableType:
@@ -154,6 +189,7 @@ def _grow(branch: Tree, records: Sequence[SnapshotRecord], current: str | None, 
         here = record.name == current
         label = Text.assemble(
             (record.name, "bold green" if here else ""),
+            (_deleting(record), "red"),
             (f"  {'memory' if record.memory else 'disks only'}", "cyan" if record.memory else "yellow"),
             (f"  {human_size(size(record))}  {age(record.point)}", "dim"),
             ("  <- current", "green") if here else "",
@@ -166,7 +202,7 @@ def snapshot(record: SnapshotRecord, current: str | None) -> RenderableType:
     timings, memory = record.timings, record.memory
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.point))
     facts = {
-        "name": record.name + ("  (current)" if record.name == current else ""),
+        "name": record.name + ("  (current)" if record.name == current else "") + _deleting(record),
         "domain": f"{record.domain}, {record.domain_state} at the point",
         "description": record.snapshot.description,
         "point": f"{when} ({age(record.point)})",

@@ -1,4 +1,4 @@
-"""``snaporch operations`` and ``doctor``: what was done, and what can be done."""
+"""``snaporch operations``, ``recover`` and ``doctor``: what was done, and what can be done."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ async def operations(domain: str | None = None, /, *, session: Here) -> Answer:
     async with session.open() as orchestrator:
         records = await orchestrator.operations(domain)
     return Answer([output.operation(record) for record in records], lambda human: human.operations(records))
+
+
+async def recover(*, session: Here) -> Answer:
+    """Finish or undo what a crash left, and say what that was; every other command does it too, silently."""
+    async with session.open(recover=False) as orchestrator:
+        records = await orchestrator.recover()
+    return Answer([output.operation(record) for record in records], lambda human: human.recovered(records))
 
 
 async def doctor(domain: str | None = None, /, *, session: Here) -> Answer:
@@ -60,5 +67,5 @@ async def demo(
 
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (operations, doctor, demo):
+    for verb in (operations, recover, doctor, demo):
         app.command(verb)

@@ -14,7 +14,8 @@ from typing import Any
 from snaporch.cli.session import Answer
 from snaporch.convert import converter
 from snaporch.errors import OperationFailed, SnaporchError, Stranded
-from snaporch.models import DiskStatus, DomainInfo, OperationRecord, Outcome, SnapshotRecord
+from snaporch.images.merge import MergePlan
+from snaporch.models import DiskStatus, DomainInfo, OperationRecord, Outcome, SnapshotRecord, VerifyReport
 from snaporch.states import State
 
 PIPE_WIDTH = 200  # columns where there is no terminal: a path must not be cut in two
@@ -45,7 +46,7 @@ def print_document(document: Any) -> None:
 
 
 def error_document(error: SnaporchError, subject: Mapping[str, str]) -> dict[str, Any]:
-    """Return what ``--json`` says of an error; `subject` is what a create or revert was about."""
+    """Return what ``--json`` says of an error; `subject` is what a create, revert or delete was about."""
     details = {name: value for name, value in vars(error).items() if not name.startswith("_")}
     said = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
     document: dict[str, Any] = {"error": said | details}
@@ -123,6 +124,42 @@ def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float, saved: st
     }
 
 
+def deleted(domain_name: str, name: str, plan: MergePlan, *, dry_run: bool) -> dict[str, Any]:
+    """Return what ``delete`` answers; on a dry run, what it would do."""
+    return {
+        "domain": domain_name,
+        "name": name,
+        "deleted": sorted(plan.doomed),
+        "dry_run": dry_run,
+        "outcome": None if dry_run else Outcome.COMPLETE,
+        "bytes": plan.bytes,
+        "steps": [
+            {
+                "kind": step.kind,
+                "target": step.target,
+                "top": step.top,
+                "base": step.base,
+                "bytes": step.bytes,
+                "where": step.where,
+            }
+            for step in plan.steps
+        ],
+        "unlink": plan.unlink,
+        "kept": [{"path": path, "reason": reason} for path, reason in plan.kept],
+    }
+
+
+def verified(report: VerifyReport) -> dict[str, Any]:
+    """Return what ``verify`` answers of one snapshot."""
+    return {
+        "domain": report.domain,
+        "name": report.name,
+        "ok": report.ok,
+        "problems": report.problems,
+        "booted": report.booted,
+    }
+
+
 def listed(records: Sequence[SnapshotRecord], current: str | None) -> list[dict[str, Any]]:
     """Return what ``list`` answers: oldest first."""
     return [
@@ -136,6 +173,7 @@ def listed(records: Sequence[SnapshotRecord], current: str | None) -> list[dict[
             "description": record.snapshot.description,
             "strategy": record.strategy,
             "bytes": size(record),
+            "deleting": record.deleting,
         }
         for record in records
     ]

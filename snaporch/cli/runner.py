@@ -38,14 +38,16 @@ class Interrupted(SnaporchError):
 
 def run(session: Session, work: Work) -> int:
     """Run a verb, print its answer or its error, and return the exit status."""
+    status = 0
     try:
         answer = trio.run(_supervised, session, work)
+        status = answer.status
         print_answer(answer, as_json=session.as_json)
     except BrokenPipeError:
         _discard_output()  # whoever read it has seen enough, as `head` has
     except ANYTHING as error:
         return report(session, error)
-    return 0
+    return status
 
 
 def report(session: Session, error: BaseException) -> int:

@@ -23,8 +23,8 @@ class Session:
         root: the root directory; None is the default one.
         as_json: standard output is to be one JSON document.
         verbose: how many times ``-v`` was given.
-        subject: the domain and the snapshot that a create or revert is about: an error's document names them, and
-            says how the operation ended.
+        subject: the domain and the snapshot that a create, revert or delete is about: an error's document names
+            them, and says how the operation ended.
     """
 
     root: Path | None = None
@@ -33,9 +33,9 @@ class Session:
     subject: dict[str, str] = attrs.field(factory=dict)
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Orchestrator]:
+    async def open(self, *, recover: bool = True) -> AsyncIterator[Orchestrator]:
         """Open the orchestrator on the root."""
-        async with open_orchestrator(self.root) as orchestrator:
+        async with open_orchestrator(self.root, recover=recover) as orchestrator:
             yield orchestrator
 
     def tell(self, text: str) -> None:
@@ -59,7 +59,9 @@ class Answer:
         document: anything that the converter makes JSON of.
         human: makes the same for people, as something that rich prints, given the module `snaporch.cli.human`:
             that is imported only when it is wanted, as rich is slow to import.
+        status: the exit status; an answer may be bad news.
     """
 
     document: Any
     human: Callable[[ModuleType], Any]
+    status: int = 0

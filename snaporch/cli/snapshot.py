@@ -1,4 +1,4 @@
-"""``snaporch create``, ``list``, ``tree``, ``show`` and ``revert``: snapshots of a domain."""
+"""``snaporch create``, ``list``, ``tree``, ``show``, ``revert``, ``delete``, ``verify``: a domain's snapshots."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from snaporch.errors import InvalidInput
 from snaporch.models import (
     CreateFlag,
     CreateOptions,
+    DeleteFlag,
     DeviceDisk,
     DiskSnapshot,
     DomainInfo,
@@ -225,11 +226,82 @@ async def revert(
     return Answer(document, lambda human: human.reverted(record, info, seconds))
 
 
+async def delete(
+    domain: str,
+    name: str,
+    /,
+    *,
+    children: bool = False,
+    children_only: bool = False,
+    dry_run: bool = False,
+    session: Here,
+) -> Answer:
+    """Delete a snapshot; what the guest and every other snapshot hold stays the same.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    name
+        The snapshot.
+    children
+        This one and all that descend from it.
+    children_only
+        All that descend from it, but not this one.
+    dry_run
+        Only say what would merge where, and which files would go.
+    """
+    flags = DeleteFlag.CHILDREN if children else DeleteFlag(0)
+    flags |= DeleteFlag.CHILDREN_ONLY if children_only else DeleteFlag(0)
+    session.subject.update(domain=domain, name=name)
+    async with session.open() as orchestrator, progress.shown(orchestrator, domain):
+        plan = await orchestrator.delete(domain, name, flags, dry_run=dry_run)
+    document = output.deleted(domain, name, plan, dry_run=dry_run)
+    return Answer(document, lambda human: human.deleted(domain, plan, dry_run=dry_run))
+
+
+async def verify(
+    domain: str,
+    name: str = "",
+    /,
+    *,
+    boot: bool = False,
+    everything: Annotated[bool, Parameter(name="--all")] = False,
+    session: Here,
+) -> Answer:
+    """Read all files of a snapshot and compare them with what was saved. Exit status 1 when it is damaged.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    name
+        The snapshot.
+    boot
+        Also load it in a throw-away copy without network, and let that run for a few seconds.
+    everything
+        All snapshots of the domain.
+    """
+    if everything == bool(name):
+        raise InvalidInput("verify: name one snapshot, or write --all")
+    async with session.open() as orchestrator, progress.shown(orchestrator, domain):
+        names = [record.name for record in await orchestrator.list(domain)] if everything else [name]
+        reports = [await orchestrator.verify(domain, each, boot=boot) for each in names]
+    documents = [output.verified(report) for report in reports]
+    if damaged := [report.name for report in reports if not report.ok]:
+        session.say(f"snaporch: {domain}: damaged: {', '.join(damaged)}")
+    return Answer(
+        documents if everything else documents[0],
+        lambda human: human.verified(domain, reports),
+        status=1 if damaged else 0,
+    )
+
+
 async def list_(domain: str, /, *, session: Here) -> Answer:
     """List the snapshots of a domain, oldest first."""
     async with session.open() as orchestrator:
         records = await orchestrator.list(domain)
-        current = (await orchestrator.domain_info(domain)).current
+        current = await orchestrator.current(domain)
     return Answer(output.listed(records, current), lambda human: human.snapshots(domain, records, current))
 
 
@@ -237,7 +309,7 @@ async def tree(domain: str, /, *, session: Here) -> Answer:
     """Show the snapshots of a domain as a tree."""
     async with session.open() as orchestrator:
         records = await orchestrator.list(domain)
-        current = (await orchestrator.domain_info(domain)).current
+        current = await orchestrator.current(domain)
     return Answer(output.branches(records, current), lambda human: human.tree(domain, records, current))
 
 
@@ -245,11 +317,11 @@ async def show(domain: str, name: str, /, *, session: Here) -> Answer:
     """Show one snapshot: its point, its files, how it was taken."""
     async with session.open() as orchestrator:
         record = await orchestrator.show(domain, name)
-        current = (await orchestrator.domain_info(domain)).current
+        current = await orchestrator.current(domain)
     return Answer(output.shown(record, current), lambda human: human.snapshot(record, current))
 
 
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (create, list_, tree, show, revert):
+    for verb in (create, list_, tree, show, revert, delete, verify):
         app.command(verb, name=verb.__name__.rstrip("_"))

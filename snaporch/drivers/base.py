@@ -16,7 +16,7 @@ it is gone, `OutcomeUnknown` when it did not answer. File errors are `OSError`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Capabilities:
         background: RAM can be write-protected and streamed while the guest runs.
         background_blocker: why not, when not.
         memory_blocker: why its memory cannot be streamed at all as it is now, or empty.
+        precopy_caveat: why a precopy's memory may not be right here; it is then never chosen by itself.
         keeps_paused: a paused guest's memory can be streamed and the guest then still is as it was.
         versions: what a memory file is bound to: it loads only where all of these are the same.
         ram: bytes of guest RAM.
@@ -57,6 +58,7 @@ class Capabilities:
     background: bool
     background_blocker: str = ""
     memory_blocker: str = ""
+    precopy_caveat: str = ""
     keeps_paused: bool = True
     versions: Mapping[str, str] = attrs.field(factory=dict)
     ram: int = 0
@@ -194,15 +196,28 @@ class Machine(abc.ABC):
         for `remove_node`; a call that is cut short leaves each disk wholly on one side.
         """
 
-    async def commit_image(self, top: str, base: str) -> None:
+    async def commit_image(self, top: str, base: str, *, settled: Callable[[], Awaitable[None]]) -> None:
         """Merge `top`, and what is between, down into `base`, which takes its place in the chains that are open.
 
         A call that is cut short leaves every image readable as before from `top` on.
 
+        Args:
+            top: the upper image.
+            base: the lower one.
+            settled: called when a disk is active on `top`, both images read the same, nothing is written to either,
+                and the disk is about to go over to `base`: note it now, for from here on `top` grows old.
+
         Raises:
             Unsupported: this driver does not merge.
         """
-        raise Unsupported(f"merging {top} into {base}: this driver cannot")
+        raise Unsupported(f"merging {top} into {base}: this driver cannot ({settled})")
+
+    async def settle_merges(self, active: Mapping[str, str]) -> None:  # noqa: B027 - nothing where nothing merges
+        """End what merges that were cut short have left: jobs, and open images that are in no chain.
+
+        Args:
+            active: by target, the image that the catalog has as active: what `settled` has noted is carried out.
+        """
 
     async def stream_image(self, top: str, base: str | None) -> None:
         """Copy up into `top` all that is between it and `base`, which then backs it (None: nothing does).

@@ -79,6 +79,32 @@ def test_files_of_ones_own(guest: Program) -> None:
     assert disks_of(guest)[0]["active"] == str(guest.directory / "own.qcow2")
 
 
+def test_delete_and_verify(guest: Program) -> None:
+    """A dry run says what a delete then does; what remains is verified, to the exit status."""
+    guest.look("create", NAME, "first", "--live")
+    guest.look("create", NAME, "second", "--live")
+    before = (guest.look("list", NAME), disks_of(guest))
+    dry = guest.look("delete", NAME, "first", "--dry-run")
+    assert (dry["deleted"], dry["dry_run"], dry["outcome"]) == (["first"], True, None)
+    assert (guest.look("list", NAME), disks_of(guest)) == before
+    done = guest.answer("delete", NAME, "first")
+    assert (done["dry_run"], done["outcome"]) == (False, "complete")
+    assert (done["steps"], done["unlink"]) == (dry["steps"], dry["unlink"])
+    assert {step["where"] for step in done["steps"]} == {"live"}
+    assert not any(os.path.exists(path) for path in done["unlink"])
+    assert execute(["--root", str(guest.directory / "root"), "delete", NAME, "first"]) == 3
+    start = guest.said()
+    until(lambda: len(guest.reports(start)) > 1)
+    report = guest.answer("verify", NAME, "second", "--boot")
+    assert report == {"domain": NAME, "name": "second", "ok": True, "problems": [], "booted": True}
+    Path(guest.look("show", NAME, "second")["memory"]["path"]).write_bytes(b"damaged")
+    ran = guest.run("--json", "verify", NAME, "--all")
+    assert (ran.status, ran.err) == (1, f"snaporch: {NAME}: damaged: second\n")
+    assert [each["name"] for each in ran.document if not each["ok"]] == ["second"]
+    guest.look("delete", NAME, "second")
+    assert all(each["ok"] for each in guest.look("verify", NAME, "--all"))
+
+
 def test_pause_and_resume(guest: Program) -> None:
     """A checkpoint of a paused domain leaves it paused."""
     assert guest.look("domain", "pause", NAME)["state"] == "paused"

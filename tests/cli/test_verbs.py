@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+import trio
 from rich.console import Console
 
 from snaporch.cli import execute, human, output
 from snaporch.cli.snapshot import all_internal, parse_disks
+from snaporch.convert import converter
 from snaporch.errors import InvalidInput
+from snaporch.images.merge import MergePlan, MergeStep
 from snaporch.models import (
     DiskStatus,
     DomainDefinition,
@@ -23,6 +27,7 @@ from snaporch.models import (
     SnapshotRecord,
     Strategy,
     Timings,
+    VerifyReport,
 )
 
 
@@ -108,12 +113,58 @@ def test_options_that_make_no_sense(options: list[str], tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(
     "verb",
-    ["create web", "list web", "tree web", "show web one", "revert web one", "domain start web", "operations web"],
+    [
+        "create web",
+        "list web",
+        "tree web",
+        "show web one",
+        "revert web one",
+        "delete web one",
+        "verify web one",
+        "verify web --all",
+        "domain start web",
+        "operations web",
+    ],
 )
 def test_not_found(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A domain that is not there is status 3."""
     status, document = call(capsys, tmp_path, *verb.split())
     assert (status, document["error"]["type"]) == (3, "NotFound")
+
+
+@pytest.mark.parametrize("options", [[], ["one", "--all"]])
+def test_verify_one_or_all(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which snapshot is meant must be said, once."""
+    status, document = call(capsys, tmp_path / "root", "verify", "web", *options)
+    assert (status, document["error"]["type"]) == (2, "InvalidInput")
+    assert not (tmp_path / "root").exists()
+
+
+def test_nothing_to_recover(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is an empty list, and people are told."""
+    assert call(capsys, tmp_path, "recover") == (0, [])
+    assert execute(["--root", str(tmp_path), "recover"]) == 0
+    assert capsys.readouterr().out == "nothing to recover\n"
+
+
+def test_recover_says_what_was_recovered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations are as in `operations`; it is this verb that recovers, not the opening of the root."""
+    calls: list[OperationRecord] = []
+
+    async def recover(_: object) -> tuple[OperationRecord, ...]:
+        await trio.lowlevel.checkpoint()
+        calls.append(OperationRecord("0123abcd", "delete", "web", "one", "complete", 1000.0, 1001.0))
+        return tuple(calls)
+
+    monkeypatch.setattr("snaporch.orchestrator.recover", recover)
+    status, (document,) = call(capsys, tmp_path, "recover")
+    assert (status, len(calls)) == (0, 1)
+    assert document == output.operation(calls[0])
+    calls.clear()
+    assert execute(["--root", str(tmp_path), "recover"]) == 0
+    assert capsys.readouterr().out == "delete web one (0123abcd): complete\n"
 
 
 def test_domains_of_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +213,73 @@ def test_create_document() -> None:
     assert (document["pause_seconds"], document["total_seconds"]) == (0.012, 1.5)
     assert (document["memory_file"], document["memory_bytes"]) == ("/m/one.mem", 3000)
     assert output.created(RECORDS[2])["memory_file"] is None
+
+
+PLAN = MergePlan(
+    doomed=frozenset({"two", "one"}),
+    steps=(MergeStep("commit", "vda", "/d/vda-2", "/d/vda", None, 2048, "live", active=True),),
+    unlink=("/d/vda-2", "/d/[red]\x1b"),
+    kept=(("/d/vda-1", "2 images are backed by it"),),
+    bytes=2048,
+)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_delete_document(*, dry_run: bool) -> None:
+    """A dry run has no outcome; the rest is the same."""
+    document = json.loads(json.dumps(converter.unstructure(output.deleted("web", "one", PLAN, dry_run=dry_run))))
+    assert document == {
+        "domain": "web",
+        "name": "one",
+        "deleted": ["one", "two"],
+        "dry_run": dry_run,
+        "outcome": None if dry_run else "complete",
+        "bytes": 2048,
+        "steps": [
+            {
+                "kind": "commit",
+                "target": "vda",
+                "top": "/d/vda-2",
+                "base": "/d/vda",
+                "bytes": 2048,
+                "where": "live",
+            }
+        ],
+        "unlink": ["/d/vda-2", "/d/[red]\x1b"],
+        "kept": [{"path": "/d/vda-1", "reason": "2 images are backed by it"}],
+    }
+    text = printed(human.deleted("web", PLAN, dry_run=dry_run))
+    assert "commit /d/vda-2 down into /d/vda" in text
+    assert "\x1b" not in text
+    wanted = (
+        "web: nothing is touched; it would delete one, two, merge 2.0 KiB, remove 2 files"
+        if dry_run
+        else "web: one, two deleted, 2.0 KiB merged, 2 files removed"
+    )
+    assert text.splitlines()[-1] == wanted
+
+
+def test_verify_document() -> None:
+    """What is wrong is said in both forms."""
+    good = VerifyReport("web", "one", ok=True, booted=True)
+    bad = VerifyReport("web", "two", ok=False, problems=("/d/x is missing",))
+    assert output.verified(good) == {"domain": "web", "name": "one", "ok": True, "problems": (), "booted": True}
+    assert printed(human.verified("web", [good, bad])).splitlines() == [
+        "web one: ok: every file is what was saved, a copy runs",
+        "web two: DAMAGED",
+        "  /d/x is missing",
+    ]
+    assert "no snapshots" in printed(human.verified("web", []))
+
+
+def test_a_snapshot_that_is_being_deleted_is_shown_as_such() -> None:
+    """In the list, in the tree and by itself."""
+    going = attrs.evolve(RECORDS[0], deleting=True)
+    assert [each["deleting"] for each in output.listed((going, RECORDS[1]), None)] == [True, False]
+    assert output.shown(going, None)["deleting"] is True
+    assert "one (deleting)" in printed(human.snapshots("web", (going,), None))
+    assert "one (deleting)" in printed(human.tree("web", (going,), None))
+    assert "one (deleting)" in printed(human.snapshot(going, None))
 
 
 def test_an_operation_has_an_outcome_when_it_has_ended() -> None:

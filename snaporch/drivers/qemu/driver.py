@@ -17,7 +17,7 @@ import trio
 from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan
 from snaporch.drivers.qemu import attach, kvm, process
 from snaporch.drivers.qemu.command import command_line
-from snaporch.drivers.qemu.machine import QemuMachine
+from snaporch.drivers.qemu.machine import QemuMachine, image_file
 from snaporch.drivers.qemu.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, Refused, Unsupported
 from snaporch.images.files import LocalStorage
@@ -122,6 +122,8 @@ class QemuDriver(Driver):
         start = log.stat().st_size if log.exists() else 0
         with _listening(launch.directory, CONTROL, QUERY) as fds:
             command = await self._command(launch, fds)
+            if launch.template is not None:  # relative paths are relative to where the first one was started
+                command = ["env", "-C", launch.template.cwd, *command]
             pid = _spawn(command, fds, log)
         began = process.started(pid)
         template = launch.template
@@ -217,6 +219,14 @@ class QemuDriver(Driver):
                 raise Refused(
                     f"{name}: {path} was opened by {argv[0]}, which is no QEMU: attach to a socket of its own"
                 )
+            if "-daemonize" in argv:
+                blocks = [block["inserted"] for block in await qmp.execute("query-block") if "inserted" in block]
+                files = [image_file(block["image"]) for block in blocks]
+                if relative := [file for file in files if not os.path.isabs(file)]:
+                    found = process.directory_before(pid, relative)
+                    if found is None:
+                        raise Refused(f"{name}: cannot see where {relative[0]} is: start it with absolute paths")
+                    cwd = found
             made = Process(pid=pid, started=began, socket=path, attached=True, argv=argv, cwd=cwd)
             async with QemuMachine(qmp, made).opened() as machine:
                 disks = tuple(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from string import ascii_lowercase
 from typing import Any
@@ -20,9 +21,14 @@ from snaporch.models import TARGET, DiskStatus, DomainState, Process
 from snaporch.qmp import QMPClient
 from snaporch.qmp.subscription import Subscription
 
-_JOB_EVENTS = ("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
+_JOB_EVENTS = ("BLOCK_JOB_READY", "BLOCK_JOB_PENDING", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
+_JOB = "snaporch-"  # a merge's job: and the target of a disk
+_OUR_NODE = re.compile(r"sp-.*|.*-image")
+# Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
+_LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
 QUIT_SECONDS = 10.0
 READY_SECONDS = 30.0  # a merge that is not ready by then has a guest that writes faster than the disk: pause it
+PIVOT_SECONDS = 120.0
 LOAD_SECONDS = 600.0
 
 
@@ -45,9 +51,23 @@ def _target_of(block: dict[str, Any], taken: set[str], *, ours: bool) -> str:
     return next(name for letter in ascii_lowercase if (name := prefix + letter) not in taken)
 
 
+def image_file(image: dict[str, Any]) -> str:
+    """Return the name of an image's file as QEMU was given it.
+
+    QEMU speaks of an image whose backing is not named as in its header as ``json:{…}``, all its options.
+    """
+    name = str(image["filename"])
+    if name.startswith("json:"):
+        options = json.loads(name.removeprefix("json:"))
+        while isinstance(options.get("file"), dict):
+            options = options["file"]
+        name = options.get("filename", name)
+    return name
+
+
 def _chain(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
     while image is not None:
-        yield os.path.normpath(os.path.join(cwd, image["filename"]))
+        yield os.path.normpath(os.path.join(cwd, image_file(image)))
         image = image.get("backing-image")
 
 
@@ -77,6 +97,7 @@ class QemuMachine(Machine):
         # QEMU itself knows best whether RAM can be write-protected (kernel, file-backed or shared RAM, VFIO).
         blocker = "this QEMU has no background-snapshot" if "background-snapshot" not in names else ""
         blocker = blocker or await self._background_blocker()
+        tcg = not (await self.qmp.execute("query-kvm"))["enabled"]
         version = ".".join(map(str, self.qmp.greeting.version))
         status = (await self.qmp.execute("query-status"))["status"]
         # Since 9.0 QEMU leaves the guest as it was before `migrate`; that release also brought mapped-ram, which
@@ -85,6 +106,7 @@ class QemuMachine(Machine):
             hypervisor=f"QEMU {version}",
             background=not blocker,
             background_blocker=blocker,
+            precopy_caveat=_LOSES_PAGES if tcg and "mapped-ram" not in names else "",
             memory_blocker=_LEFT_PAUSED if status == "postmigrate" else "",
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},
             versions={"machine": machine.removesuffix("-machine")},
@@ -240,20 +262,34 @@ class QemuMachine(Machine):
         )
         await self._pivot(overlay.node, jobs)
 
-    async def _pivot(self, job: str, jobs: Subscription) -> None:
-        """See a commit of an active image through to its end."""
+    async def _pivot(
+        self, job: str, jobs: Subscription, settled: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """See a commit of an active image through to its end; with `settled`, the job must not finalize itself."""
         with trio.move_on_after(READY_SECONDS) as scope:
             await self._job_event(jobs, job, "BLOCK_JOB_READY")
         # A guest that writes faster than the merge copies is held for as long as the rest takes.
         held = scope.cancelled_caught and await self.state() is DomainState.RUNNING
         if held:
             await self.qmp.execute("stop")
-        if scope.cancelled_caught:
-            await self._job_event(jobs, job, "BLOCK_JOB_READY")
-        await self.qmp.execute("job-complete", {"id": job})
-        await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
-        if held:
-            await self.resume()
+        try:
+            if scope.cancelled_caught:
+                await self._job_event(jobs, job, "BLOCK_JOB_READY")
+            await self.qmp.execute("job-complete", {"id": job})
+            if settled is not None:
+                await self._job_event(jobs, job, "BLOCK_JOB_PENDING")
+                with trio.CancelScope(deadline=trio.current_time() + PIVOT_SECONDS, shield=True) as scope:
+                    await settled()
+                    await self.qmp.execute("job-finalize", {"id": job})
+                    await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
+                if scope.cancelled_caught:
+                    raise HypervisorError(f"{self.qmp.label}: merging {job} does not end")
+            else:
+                await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
+        finally:
+            if held:
+                with trio.move_on_after(QUIT_SECONDS, shield=True):
+                    await self.resume()  # noqa: ASYNC102 - it has a deadline
 
     async def _image_nodes(self) -> dict[str, str]:
         """Return the block nodes of all open images, by path."""
@@ -261,21 +297,25 @@ class QemuMachine(Machine):
         formats = (node for node in nodes if node["drv"] in {"qcow2", "raw"})
         return {next(_chain(node["image"], self._process.cwd)): node["node-name"] for node in formats}
 
-    async def commit_image(self, top: str, base: str) -> None:
-        """See Machine: block-commit, of the active image (then it pivots) or of one below it."""
+    async def commit_image(self, top: str, base: str, *, settled: Callable[[], Awaitable[None]]) -> None:
+        """See Machine: block-commit, of the active image (then it pivots) or of one below it.
+
+        An active image's job is not let finalize itself: while it is pending QEMU holds what the guest writes to
+        the disk, and both images are the same.
+        """
         await self._activate()
         nodes = await self._image_nodes()
         disk = next(disk for disk in await self.disks() if top in disk.chain)
-        job = f"snaporch-{disk.target}"
-        arguments = {"job-id": job, "device": disk.node, "base-node": nodes[base]}
+        job = f"{_JOB}{disk.target}"
         active = disk.active == top
+        arguments = {"job-id": job, "device": disk.node, "base-node": nodes[base], "auto-finalize": not active}
         if not active:
             arguments["top-node"] = nodes[top]
         with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
             async with self._job(job):
                 await self.qmp.execute("block-commit", arguments)
                 if active:
-                    await self._pivot(job, jobs)
+                    await self._pivot(job, jobs, settled)
                 else:
                     await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
         chain = disk.chain[disk.chain.index(top) : disk.chain.index(base)]
@@ -286,7 +326,7 @@ class QemuMachine(Machine):
         await self._activate()
         nodes = await self._image_nodes()
         disk = next(disk for disk in await self.disks() if top in disk.chain)
-        job = f"snaporch-{disk.target}"
+        job = f"{_JOB}{disk.target}"
         arguments = {"job-id": job, "device": nodes[top]} | ({"base-node": nodes[base]} if base else {})
         with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
             async with self._job(job):
@@ -297,13 +337,35 @@ class QemuMachine(Machine):
 
     @asynccontextmanager
     async def _job(self, job: str) -> AsyncIterator[None]:
-        """Cancel a block job that the body does not see through to its end."""
+        """Cancel a block job that the body does not see through to its end, and wait until it has ended."""
         try:
             yield
         except BaseException:
             with trio.move_on_after(QUIT_SECONDS, shield=True), suppress(HypervisorError):
-                await self.qmp.execute("job-cancel", {"id": job})
+                await self._end_job(job, "job-cancel")  # noqa: ASYNC102 - it has a deadline
             raise
+
+    async def _end_job(self, job: str, command: str) -> None:
+        with self.qmp.subscribe("JOB_STATUS_CHANGE") as changes:
+            with suppress(CommandRefused):  # it is at its end already
+                await self.qmp.execute(command, {"id": job})
+            while any(each["id"] == job for each in await self.qmp.execute("query-jobs")):
+                await changes.receive()
+
+    async def settle_merges(self, active: Mapping[str, str]) -> None:
+        """See Machine."""
+        now = {disk.target: disk.active for disk in await self.disks()}
+        for job in await self.qmp.execute("query-jobs"):
+            if (name := job["id"]).startswith(_JOB):
+                target = name.removeprefix(_JOB)
+                noted = job["status"] == "pending" and active.get(target) != now.get(target)
+                with trio.fail_after(PIVOT_SECONDS):
+                    await self._end_job(name, "job-finalize" if noted else "job-cancel")
+        used = {path for disk in await self.disks() for path in disk.chain}
+        for path, node in (await self._image_nodes()).items():
+            if path not in used and _OUR_NODE.fullmatch(node):
+                with suppress(CommandRefused):  # something else has it
+                    await self.qmp.execute("blockdev-del", {"node-name": node})
 
     async def _close_nodes(self, nodes: Iterable[str]) -> None:
         """Close nodes that are in no chain any more; those that QEMU opened by itself are closed already."""
@@ -314,7 +376,7 @@ class QemuMachine(Machine):
 
     async def _job_event(self, jobs: Subscription, job: str, name: str) -> None:
         async for event in jobs:
-            if event.data.get("device") != job:
+            if event.data.get("device", event.data.get("id")) != job:
                 continue
             if error := event.data.get("error"):
                 raise HypervisorError(f"{self.qmp.label}: merging {job} failed: {error}")
@@ -336,6 +398,7 @@ class QemuMachine(Machine):
         capabilities = await self.qmp.execute("query-migrate-capabilities")
         wanted = [c | {"state": c["capability"] == "events"} for c in capabilities]
         await self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
+        fdset = None
         with _opened(path) as fd:
             if "mapped-ram" in self.capabilities.features:  # the release after the one that brought file:
                 fdset = await self.qmp.execute("add-fd", {}, fds=(fd,))
@@ -346,6 +409,8 @@ class QemuMachine(Machine):
             await self.qmp.execute("migrate-incoming", {"uri": uri})
         with trio.fail_after(LOAD_SECONDS):
             await self._loaded()
+        if fdset is not None:  # QEMU would keep the file open, and its space taken when it is deleted
+            await self.qmp.execute("remove-fd", {"fdset-id": fdset["fdset-id"]})
 
     async def _loaded(self) -> None:
         while (info := await self.qmp.execute("query-migrate")).get("status") != "completed":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,6 +68,20 @@ async def kill(process: Process) -> None:
     finally:
         os.close(fd)
     _reap(process.pid)
+
+
+def directory_before(pid: int, names: Iterable[str]) -> str | None:
+    """Return the directory that relative `names` of open files were relative to; a daemon has gone to / since."""
+    opened = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            opened.append(os.readlink(entry))
+    for name in names:
+        tail = f"/{os.path.normpath(name)}"
+        for path in opened:
+            if path.endswith(tail):
+                return path.removesuffix(tail) or "/"
+    return None
 
 
 def find_processes(*words: str) -> list[int]:

@@ -1,0 +1,149 @@
+"""For tests: a hypervisor in memory, and the conformance suite that every driver passes.
+
+The simulated driver rehearses whatever snaporch does, on Trio's clock and with faults that can be injected: see
+`snaporch.drivers.simulated`, whose names are all here.
+
+The suite says what a driver is to do, in coroutines that need no test framework. Who writes a driver puts a domain
+around it (`World`; `SimulatedWorld` is an example) whose guest finds out by itself whether its memory and its disks
+are of one point, and parametrises pytest over `CHECKS`, one fresh world for each:
+
+    from snaporch.testing import CHECKS, Check
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    async def test_my_driver(check: Check, tmp_path: Path) -> None:
+        async with open_my_world(tmp_path) as world:
+            await check(world)
+
+A check's docstring is the sentence that it checks; what it raises is an AssertionError. Where the world can also
+have snaporch killed (`CrashWorld`), `CRASH_CHECKS` are to be passed too. Under virtual time the catalog, which is a
+real one, needs `ThreadsHoldTime`:
+
+    @pytest.fixture
+    def threads_hold_time(autojump_clock: MockClock) -> ThreadsHoldTime:
+        return ThreadsHoldTime(autojump_clock)
+
+    @pytest.mark.parametrize("check", CHECKS + CRASH_CHECKS, ids=lambda check: check.__name__)
+    async def test_simulated(check, tmp_path, autojump_clock, threads_hold_time) -> None:
+        async with open_simulated_world(tmp_path) as world:
+            await check(world)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from snaporch.drivers.simulated import (
+    POINTS,
+    Fault,
+    FaultPlan,
+    Guest,
+    GuestModel,
+    SimulatedDriver,
+    SimulatedHost,
+    SimulatedKill,
+    SimulatedSpeed,
+    ThreadsHoldTime,
+)
+from snaporch.testing._points import (
+    check_background,
+    check_branches,
+    check_disks_only,
+    check_paused,
+    check_paused_guest,
+    check_precopy,
+    check_repeated_reverts,
+    check_revert_states,
+    check_taken_names,
+)
+from snaporch.testing._simulated import SimulatedWorld, open_simulated_world
+from snaporch.testing._telling import check_events, check_timings
+from snaporch.testing._troubles import (
+    check_broken_background,
+    check_broken_paused,
+    check_broken_precopy,
+    check_busy,
+    check_cancelled_background,
+    check_cancelled_paused,
+    check_cancelled_precopy,
+    check_cancelled_revert,
+    check_damaged_memory,
+    check_recovery,
+    check_verify,
+)
+from snaporch.testing._world import CrashWorld, World
+
+Check = Callable[[World], Awaitable[None]]
+CrashCheck = Callable[[CrashWorld], Awaitable[None]]
+
+CHECKS: tuple[Check, ...] = (
+    check_background,
+    check_precopy,
+    check_paused,
+    check_repeated_reverts,
+    check_branches,
+    check_paused_guest,
+    check_revert_states,
+    check_disks_only,
+    check_taken_names,
+    check_cancelled_background,
+    check_cancelled_precopy,
+    check_cancelled_paused,
+    check_cancelled_revert,
+    check_broken_background,
+    check_broken_precopy,
+    check_broken_paused,
+    check_busy,
+    check_damaged_memory,
+    check_verify,
+    check_events,
+    check_timings,
+)
+"""What every driver passes, in the order in which a new one learns it."""
+
+CRASH_CHECKS: tuple[CrashCheck, ...] = (check_recovery,)
+"""What it passes besides, where snaporch can be killed in its world."""
+
+__all__ = [  # noqa: RUF022 - in the order in which a reader needs them
+    # the conformance suite
+    "CHECKS",
+    "CRASH_CHECKS",
+    "Check",
+    "CrashCheck",
+    "World",
+    "CrashWorld",
+    "SimulatedWorld",
+    "open_simulated_world",
+    "check_background",
+    "check_precopy",
+    "check_paused",
+    "check_repeated_reverts",
+    "check_branches",
+    "check_paused_guest",
+    "check_revert_states",
+    "check_disks_only",
+    "check_taken_names",
+    "check_cancelled_background",
+    "check_cancelled_precopy",
+    "check_cancelled_paused",
+    "check_cancelled_revert",
+    "check_broken_background",
+    "check_broken_precopy",
+    "check_broken_paused",
+    "check_busy",
+    "check_damaged_memory",
+    "check_verify",
+    "check_events",
+    "check_timings",
+    "check_recovery",
+    # the simulated hypervisor
+    "SimulatedHost",
+    "SimulatedDriver",
+    "SimulatedSpeed",
+    "SimulatedKill",
+    "GuestModel",
+    "Guest",
+    "FaultPlan",
+    "Fault",
+    "POINTS",
+    "ThreadsHoldTime",
+]

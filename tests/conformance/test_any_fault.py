@@ -1,0 +1,185 @@
+"""Whatever fails, wherever: a create of the simulated driver is complete, or everything is as it was before."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import attrs
+import trio
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from snaporch import (
+    CreateFlag,
+    CreateOptions,
+    DomainSnapshot,
+    DomainState,
+    OperationFailed,
+    Refused,
+    SnaporchError,
+    Stranded,
+    Strategy,
+)
+from snaporch.steps import CREATE
+from snaporch.testing import SimulatedWorld, ThreadsHoldTime, open_simulated_world
+
+# What the steps of the tables call on the driver.
+CALLS = {
+    "make_overlay": "storage.make_overlay",
+    "add_node": "machine.add_node",
+    "make_memory_file": "storage.make_file",
+    "open_stream": "stream.open",
+    "pause": "machine.pause",
+    "switch": "machine.switch",
+    "start_stream": "stream.start",
+    "await_armed": "stream.armed",
+    "resume": "machine.resume",
+    "finish_stream": "stream.finished",
+    "seal_memory": "stream.seal",
+    "seal_image": "storage.seal",
+}
+
+
+@attrs.frozen
+class Failure:
+    """Something that goes wrong in a step.
+
+    Attributes:
+        step: its name.
+        kind: an error, the hypervisor's death, the guest's power off, or a cancellation of the create.
+        after: the step's effect is there.
+        nth: for which of its disks.
+    """
+
+    step: str
+    kind: str
+    after: bool
+    nth: int
+
+
+@attrs.frozen
+class Story:
+    """A create in which things go wrong."""
+
+    strategy: Strategy
+    failures: tuple[Failure, ...]
+
+
+def steps_of(strategy: Strategy) -> list[str]:
+    return sorted({step for phase in CREATE[strategy] for _, steps in phase.lanes() for step in steps})
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> Story:
+    strategy = draw(st.sampled_from(list(CREATE)))
+    failures = st.builds(
+        Failure,
+        st.sampled_from(steps_of(strategy)),
+        st.sampled_from(["error", "crash", "power_off", "cancel"]),
+        st.booleans(),
+        st.integers(1, 2),
+    )
+    return Story(strategy, tuple(draw(st.lists(failures, min_size=1, max_size=2))))
+
+
+def plan_failure(world: SimulatedWorld, failure: Failure, scope: trio.CancelScope) -> None:
+    at = CALLS[failure.step]
+    if failure.kind == "error":
+        world.host.faults.add(at, after=failure.after, nth=failure.nth)
+    elif failure.kind == "crash":
+        world.host.faults.add(at, after=failure.after, nth=failure.nth, crash=True)
+    elif failure.kind == "power_off":
+        world.host.faults.add(at, after=failure.after, nth=failure.nth, power_off=True)
+    elif failure.after:
+        world.host.on_effect = canceller(at, failure.nth, scope)
+    else:
+        world.host.on_call = canceller(at, failure.nth, scope)
+
+
+def canceller(at: str, nth: int, scope: trio.CancelScope) -> Callable[[str, str], None]:
+    seen = 0
+
+    def hook(name: str, _domain: str) -> None:
+        nonlocal seen
+        seen += name == at
+        if seen == nth:
+            scope.cancel()
+
+    return hook
+
+
+async def tell(story: Story, root: Path) -> None:
+    """Run a create, and check what has become of everything."""
+    async with open_simulated_world(root) as world:
+        if story.strategy is Strategy.NONE:
+            await world.orchestrator.destroy(world.domain)
+        before = await world.everything()
+        scope = trio.CancelScope()
+        for failure in story.failures:
+            plan_failure(world, failure, scope)
+        error = await failed(world, story.strategy, scope)
+        world.host.faults.clear()
+        world.host.on_call = world.host.on_effect = lambda _at, _domain: None
+        if isinstance(error, Stranded):  # the failures were in what undoes them too
+            assert len(story.failures) > 1, error
+            await world.orchestrator.recover()
+        else:
+            assert error is None or isinstance(error, OperationFailed | Refused), repr(error)
+        complete = bool(await world.orchestrator.list(world.domain))
+        assert error is None or not complete
+        await check(world, before, complete=complete)
+        assert not await world.orchestrator.recover()
+
+
+async def failed(world: SimulatedWorld, strategy: Strategy, scope: trio.CancelScope) -> SnaporchError | None:
+    """Create a snapshot and return how that failed."""
+    snapshot, flags, options = DomainSnapshot("s1"), CreateFlag.LIVE, CreateOptions(strategy=strategy)
+    if strategy is Strategy.NONE:
+        flags, options = CreateFlag.DISK_ONLY, CreateOptions()
+    elif strategy is Strategy.PAUSED:
+        flags, options = CreateFlag(0), CreateOptions()
+    try:
+        with scope:
+            await world.orchestrator.create(world.domain, snapshot, flags, options)
+    except SnaporchError as error:
+        return error
+    return None
+
+
+async def check(world: SimulatedWorld, before: Mapping[str, object], *, complete: bool) -> None:
+    """Check that nothing is left of a create but, complete, its snapshot; and that no guest has lost anything."""
+    after = await world.everything()
+    if not complete:
+        assert after["files"] == before["files"]
+    if after["processes"]:
+        assert after == {**before, "files": after["files"]}
+        await world.check_consistent()
+    else:  # it died, or was inactive
+        info = await world.orchestrator.domain_info(world.domain)
+        assert info.state is DomainState.INACTIVE
+        assert len({world.host.number(disk.active) for disk in info.disks}) == 1
+        await world.start()
+        await world.check_consistent()
+    if complete:
+        await world.orchestrator.revert(world.domain, "s1")
+        if world.host.processes(world.domain):
+            await world.check_consistent()
+
+
+@settings(max_examples=60, deadline=None)
+@given(stories())
+@example(Story(Strategy.BACKGROUND, (Failure("switch", "error", True, 1),)))
+@example(Story(Strategy.BACKGROUND, (Failure("switch", "error", True, 1), Failure("resume", "error", False, 1))))
+def test_any_fault(story: Story) -> None:
+    """One or two failures in any steps of any strategy: nothing is left, nothing is lost, or recover mends it."""
+    clock = MockClock(autojump_threshold=0)
+    with tempfile.TemporaryDirectory() as root:
+        trio.run(tell, story, Path(root), clock=clock, instruments=[ThreadsHoldTime(clock)])
+
+
+def test_every_step_can_fail() -> None:
+    """The tables name no step that these stories leave out."""
+    assert {step for strategy in CREATE for step in steps_of(strategy)} == set(CALLS)

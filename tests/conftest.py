@@ -1,0 +1,59 @@
+"""Fixtures for tests with a real QEMU: both versions, the tiny guest, and worlds to run it in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from snaporch.guest.build import build_tiny
+
+pytest.register_assert_rewrite("tests.live.world")  # before it is imported
+
+from tests.live.world import MakeWorld, Qemu, World, assert_nothing_runs, open_world  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+VERSIONS = ROOT / ".cache/qemu-versions"
+
+
+def _qemus() -> dict[str, Qemu]:
+    if not VERSIONS.exists():
+        pytest.fail(f"{VERSIONS} is not there, which says where the QEMUs are: run scripts/setup", pytrace=False)
+    return {line.split()[0]: Qemu(*line.split()) for line in VERSIONS.read_text().splitlines()}
+
+
+@pytest.fixture(params=["7.2", "10.0"])
+def qemu(request: pytest.FixtureRequest) -> Qemu:
+    """Each of the QEMUs that snaporch is for."""
+    found = _qemus()
+    if request.param not in found:
+        pytest.fail(f"{VERSIONS} has no QEMU {request.param}: run scripts/setup", pytrace=False)
+    return found[request.param]
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Path:
+    """The tiny guest."""
+    return build_tiny(ROOT / ".cache/guest")
+
+
+@pytest.fixture
+async def make_world(tmp_path: Path, qemu: Qemu, kernel: Path) -> AsyncIterator[MakeWorld]:
+    """A function that makes a world with a running guest, see `open_world`; nothing of it is left afterwards."""
+    async with AsyncExitStack() as stack:
+
+        async def make(**options: object) -> World:
+            opened = partial(open_world, tmp_path, qemu, kernel)
+            return await stack.enter_async_context(opened(**options))  # type: ignore[arg-type]
+
+        yield make
+    await assert_nothing_runs(tmp_path)
+
+
+@pytest.fixture
+async def world(make_world: MakeWorld) -> World:
+    """A world with a running guest of two qcow2 disks, under heavy writes."""
+    return await make_world()

@@ -1,0 +1,43 @@
+"""A checkpoint holds one point: under heavy writes the guest itself says so after each revert."""
+
+from __future__ import annotations
+
+import pytest
+
+from snaporch.models import Strategy
+from tests.live.world import LOSES_PAGES, World
+
+pytestmark = pytest.mark.live
+
+TRIES = 5  # scripts/bench does the large numbers
+LIVE = (Strategy.BACKGROUND, Strategy.PRECOPY)
+
+
+@pytest.mark.parametrize("strategy", [*LIVE, Strategy.PAUSED])
+async def test_consistent(world: World, strategy: Strategy, request: pytest.FixtureRequest) -> None:
+    """Number in RAM and on every disk are the same in each of several checkpoints of one running guest."""
+    if strategy is Strategy.PRECOPY and world.qemu.old:
+        request.applymarker(LOSES_PAGES)
+    taken: list[int] = []
+    for number in range(TRIES):
+        taken.append((await world.reports(2))[-1].seq)
+        record = await world.create(f"c{number}", strategy)
+        assert record.strategy is strategy
+    await world.check_runs()
+    for number, before in enumerate(taken):
+        await world.revert(f"c{number}")
+        assert (await world.check_consistent()).seq >= before
+
+
+async def test_pauses(world: World) -> None:
+    """Background pauses the guest for less time than precopy and pausing it do, by QEMU's own events."""
+    pauses: dict[Strategy, list[float]] = {}
+    for turn in range(2):
+        for strategy in (*LIVE, Strategy.PAUSED):
+            pause = (await world.create(f"{strategy}{turn}", strategy)).timings.pause
+            assert pause is not None
+            pauses.setdefault(strategy, []).append(pause)
+    background = min(pauses[Strategy.BACKGROUND])
+    assert 0 < background < min(pauses[Strategy.PRECOPY])
+    assert background < min(pauses[Strategy.PAUSED])
+    assert background < 0.2
