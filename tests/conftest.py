@@ -55,5 +55,5 @@ async def make_world(tmp_path: Path, qemu: Qemu, kernel: Path) -> AsyncIterator[
 
 @pytest.fixture
 async def world(make_world: MakeWorld) -> World:
-    """A world with a running guest of two qcow2 disks, under heavy writes."""
+    """A world with a running guest of two qcow2 disks, under moderate writes."""
     return await make_world()

@@ -85,7 +85,7 @@ def command(qemu: Qemu, kernel: Path, place: Path, style: Style) -> list[str]:
     """Return the command line of a style."""
     d = "." if style.relative else str(place)
     words = [qemu.emulator, "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "96", "-M", style.machine]
-    words += ["-kernel", str(kernel), "-append", f"rate=0 dirty=50 ram={RAM_MIB}"]
+    words += ["-kernel", str(kernel), "-append", f"rate=200 dirty=20 ram={RAM_MIB}"]
     words += ["-serial", f"file:{d}/serial.log"]
     for node in ("one", "two"):
         words += style.disk(f"{d}/{node}.qcow2", node)

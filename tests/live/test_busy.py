@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from snaporch.errors import Busy, SnaporchError
-from snaporch.models import DomainState
+from snaporch.models import DomainState, Strategy
 from snaporch.states import State
-from tests.live.world import NAME, SLOW, SLOW_BANDWIDTH, MakeWorld, World, when
+from tests.live.world import NAME, NEVER_CONVERGES, SLOW, SLOW_BANDWIDTH, MakeWorld, World, when
 
 pytestmark = pytest.mark.live
 
@@ -46,11 +46,11 @@ async def other_process(world: World, how: str) -> list[object]:
     return found
 
 
-async def streaming(world: World, nursery: trio.Nursery) -> None:
+async def streaming(world: World, nursery: trio.Nursery, strategy: Strategy = Strategy.AUTO) -> None:
     """Start a slow create, and return while it streams."""
     reached = trio.Event()
     await nursery.start(when, world.orch, State.STREAMING, reached.set)
-    nursery.start_soon(lambda: world.create("first", bandwidth=SLOW_BANDWIDTH))
+    nursery.start_soon(lambda: world.create("first", strategy, bandwidth=SLOW_BANDWIDTH))
     await reached.wait()
 
 
@@ -113,19 +113,21 @@ async def test_waiting(make_world: MakeWorld) -> None:
 @pytest.mark.parametrize("how", ["refuse", "wait"])
 async def test_two_processes(make_world: MakeWorld, how: str) -> None:
     """The same between processes; the second, in opening the orchestrator, leaves the first one's work alone."""
-    world = await make_world(append=SLOW)
+    world = await make_world(append=SLOW if how == "wait" else NEVER_CONVERGES)
     async with trio.open_nursery() as nursery:
-        await streaming(world, nursery)
+        await streaming(world, nursery, Strategy.BACKGROUND if how == "wait" else Strategy.PRECOPY)
         (running,) = await world.orch.operations(NAME)
         state, disks, said = await other_process(world, how)
         assert (state, disks) == (DomainState.RUNNING, 2)
         if how == "refuse":
             assert isinstance(said, list)
             assert said[:3] == [NAME, running.id, "create first"]
+            assert (await world.orch.operations(NAME))[-1].state == State.STREAMING
+            nursery.cancel_scope.cancel()
         else:
             assert said == "complete"
     names = [record.name for record in await world.orch.list(NAME)]
-    assert names == (["first"] if how == "refuse" else ["first", "second"])
+    assert names == ([] if how == "refuse" else ["first", "second"])
     await world.check_runs()
     for name in names:
         await world.revert(name)

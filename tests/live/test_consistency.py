@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from snaporch.models import Strategy
-from tests.live.world import LOSES_PAGES, World
+from tests.live.world import HEAVY, LOSES_PAGES, MakeWorld
 
 pytestmark = pytest.mark.live
 
@@ -14,8 +14,9 @@ LIVE = (Strategy.BACKGROUND, Strategy.PRECOPY)
 
 
 @pytest.mark.parametrize("strategy", [*LIVE, Strategy.PAUSED])
-async def test_consistent(world: World, strategy: Strategy, request: pytest.FixtureRequest) -> None:
+async def test_consistent(make_world: MakeWorld, strategy: Strategy, request: pytest.FixtureRequest) -> None:
     """Number in RAM and on every disk are the same in each of several checkpoints of one running guest."""
+    world = await make_world(append=HEAVY)
     if strategy is Strategy.PRECOPY and world.qemu.old:
         request.applymarker(LOSES_PAGES)
     taken: list[int] = []
@@ -29,8 +30,9 @@ async def test_consistent(world: World, strategy: Strategy, request: pytest.Fixt
         assert (await world.check_consistent()).seq >= before
 
 
-async def test_pauses(world: World) -> None:
+async def test_pauses(make_world: MakeWorld) -> None:
     """Background pauses the guest for less time than precopy and pausing it do, by QEMU's own events."""
+    world = await make_world(append=HEAVY)
     pauses: dict[Strategy, list[float]] = {}
     for turn in range(2):
         for strategy in (*LIVE, Strategy.PAUSED):

@@ -21,11 +21,9 @@ from snaporch.models import (
     RevertFlag,
     Strategy,
 )
-from tests.live.world import LOSES_PAGES, MIB, NAME, SLOW, SLOW_BANDWIDTH, MakeWorld, World
+from tests.live.world import LOSES_PAGES, MIB, NAME, NEVER_CONVERGES, SLOW, SLOW_BANDWIDTH, MakeWorld, World
 
 pytestmark = pytest.mark.live
-
-NEVER_CONVERGES = "ram=64 dirty=400"
 
 
 def backend(kind: str, options: str) -> dict[str, Any]:

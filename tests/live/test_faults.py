@@ -22,7 +22,6 @@ from snaporch.errors import (
     OperationFailed,
     ProtocolError,
     Refused,
-    SnaporchError,
     Stranded,
 )
 from snaporch.models import DomainState, Strategy
@@ -106,13 +105,26 @@ async def test_qemu_killed(make_world: MakeWorld, strategy: Strategy, state: Sta
         await world.check_consistent()
 
 
-async def test_qemu_quits(make_world: MakeWorld) -> None:
-    """A QEMU that is told to quit in mid-stream: as one that is killed."""
+async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU that is told to quit in mid-stream: as one that is killed; if it hangs in that, once it is killed."""
+    monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 2.0)
     world = await make_world(append=SLOW)
-    with pytest.raises(OperationFailed):
-        await world.during(
-            State.STREAMING, lambda: world.qmp("quit"), world.create("quit", bandwidth=SLOW_BANDWIDTH)
-        )
+    pid = await world.pid()
+
+    async def told_to_quit() -> None:
+        with suppress(HypervisorError), trio.move_on_after(1):
+            await world.qmp("quit")
+
+    try:
+        await world.during(State.STREAMING, told_to_quit, world.create("quit", bandwidth=SLOW_BANDWIDTH))
+    except OperationFailed:
+        pass
+    except Stranded:
+        # 7.2 cancels the stream first, whereupon a vCPU may wait for ever for a page, and QEMU for the vCPU.
+        assert world.qemu.old
+        os.kill(pid, signal.SIGKILL)
+        await world.orch.destroy(NAME)
+        await world.orch.recover()
     await world.check_no_orphans()
     await world.check_nothing_lost()
 

@@ -45,9 +45,12 @@ RAM_MIB = 16  # with patterns: all of it is compared within half a second
 MEMORY = 96 * MIB
 SWEEP_SECONDS = RAM_MIB / 32
 
+# As fast as possible, and a third of the guest's time for its RAM.
+HEAVY = "rate=0 dirty=50"
 # With these a stream takes three seconds or so, long enough for anything to happen to it.
 SLOW = "ram=64 dirty=1"
 SLOW_BANDWIDTH = 20 * MIB
+NEVER_CONVERGES = "ram=64 dirty=400"  # in precopy, at that bandwidth
 
 # Seen with bare QEMU 7.2 too (one `migrate` to a file, no disks, a busy host): some page of the guest is older in
 # the file than the others, as if it had been written to and not marked dirty. Not seen on 10.0.
@@ -410,7 +413,7 @@ async def open_world(
     given: dict[str, Any] = {
         "machine": "q35",
         "kernel": str(kernel),
-        "append": f"rate=0 dirty=50 ram={RAM_MIB} {append}",
+        "append": f"rate=200 dirty=20 ram={RAM_MIB} {append}",
         "serial": str(directory / "serial.log"),
         **definition,
     }

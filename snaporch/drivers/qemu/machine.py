@@ -386,7 +386,7 @@ class QemuMachine(Machine):
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See Machine."""
-        with suppress(trio.WouldBlock):  # what earlier streams said is no news
+        with suppress(trio.WouldBlock, ConnectionGone):  # what earlier streams said is no news
             while True:
                 self._migration.receive_nowait()
         return QemuStream(

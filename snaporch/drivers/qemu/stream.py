@@ -66,7 +66,11 @@ def _make_pipe() -> tuple[int, int]:
 
 def _kept_pipe(pid: int) -> int | None:
     """Open the read end that a process keeps of the pipe it streams to; known by its size."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
+    try:
+        entries = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return None  # the process is gone
+    for entry in entries:
         with suppress(OSError):
             if os.readlink(entry).startswith("pipe:"):
                 fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
