@@ -28,6 +28,7 @@ from snaporch.errors import (
     ConnectionGone,
     DeadlineExceeded,
     NotEnoughSpace,
+    OperationFailed,
     OutcomeUnknown,
     TargetExists,
 )
@@ -116,6 +117,7 @@ class Participant:
     _commands: float = 0.0
     _pause_began: float | None = None
     _between: float | None = None
+    _unmerged: bool = False
 
     @property
     def name(self) -> str:
@@ -261,6 +263,7 @@ class Participant:
 
     async def switch_back(self) -> None:
         """Put the disks back on the images that they were on, with everything that the guest has written since."""
+        self._unmerged = True
         try:
             await self._hypervisor.switch_back(self.plan.overlays)
         except (ConnectionGone, OutcomeUnknown):
@@ -268,8 +271,10 @@ class Participant:
                 raise
             # The guest is gone; its last words are in the overlays: merge them offline.
             for overlay in self.plan.overlays:
-                if overlay.path in self.made:
+                # One that is not there was merged before it was removed.
+                if overlay.path in self.made and await self.storage.exists(overlay.path):
                     await self.storage.commit_overlay(overlay.path)
+        self._unmerged = False
 
     async def remove_node(self, target: str) -> None:
         """Let the hypervisor close the overlay."""
@@ -289,8 +294,11 @@ class Participant:
         return not self.driver.alive(process)
 
     async def remove_overlay(self, target: str) -> None:
-        """Remove the overlay, if we made it."""
-        await self._remove(self._overlay(target).path)
+        """Remove the overlay, if we made it and what the guest has written to it is elsewhere."""
+        path = self._overlay(target).path
+        if self._unmerged:
+            raise OperationFailed(f"{path} holds what the guest has written and is kept")
+        await self._remove(path)
 
     async def remove_memory_file(self) -> None:
         """Remove the memory file, if we made it."""

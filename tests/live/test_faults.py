@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+import snaporch.create
 import snaporch.drivers.qemu.driver
 from snaporch.create import Participant
 from snaporch.errors import (
@@ -108,6 +109,7 @@ async def test_qemu_killed(make_world: MakeWorld, strategy: Strategy, state: Sta
 async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU that is told to quit in mid-stream: as one that is killed; if it hangs in that, once it is killed."""
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(snaporch.create, "DYING_SECONDS", 0.2)
     world = await make_world(append=SLOW)
     pid = await world.pid()
 
@@ -188,9 +190,35 @@ async def test_sink_killed(make_world: MakeWorld, strategy: Strategy) -> None:
     await world.check_consistent()
 
 
-async def test_qemu_hangs(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A QEMU that answers no more in mid-stream strands the create; once it answers, `recover` undoes all."""
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have little patience with what does not answer."""
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(snaporch.create, "DYING_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_qemu_hangs_and_dies(make_world: MakeWorld) -> None:
+    """A QEMU that hangs in mid-stream and is then killed: what the guest wrote into the overlays is not lost."""
+    world = await make_world(append=SLOW)
+    pid = await world.pid()
+
+    async def hang() -> None:
+        await world.reports(3)  # of what it writes to the overlays
+        os.kill(pid, signal.SIGSTOP)
+
+    with pytest.raises(Stranded):
+        await world.during(State.STREAMING, hang, world.create("hung", bandwidth=SLOW_BANDWIDTH))
+    os.kill(pid, signal.SIGKILL)
+    await world.orch.recover()
+    assert (await world.orch.operations(NAME))[-1].state == State.ROLLED_BACK
+    await world.check_no_orphans()
+    await world.check_nothing_lost()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_qemu_hangs(make_world: MakeWorld) -> None:
+    """A QEMU that answers no more in mid-stream strands the create; once it answers, `recover` undoes all."""
     world = await make_world(append=SLOW)
     pid = await world.pid()
     async with world.unchanged():
