@@ -23,7 +23,9 @@ def started(pid: int) -> int | None:
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name, in parentheses, may hold anything
-    return None if fields[0] in "ZX" else int(fields[19])
+    # A first thread that has ended looks like a zombie while others still hold files, and their locks.
+    gone = fields[0] in "ZX" and int(fields[17]) <= 1
+    return None if gone else int(fields[19])
 
 
 def alive(process: Process) -> bool:
