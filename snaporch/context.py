@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 
 import attrs
+import trio
 
 from snaporch.catalog import Catalog, domain_lock
 from snaporch.catalog.store import Change
@@ -14,7 +15,9 @@ from snaporch.drivers.base import Driver, Machine
 from snaporch.engine import Engine, Operation
 from snaporch.errors import HypervisorError, InvalidInput
 from snaporch.events import Broadcast
-from snaporch.models import DiskStatus, DomainRecord, check_name
+from snaporch.models import DiskStatus, DomainRecord, Process, check_name
+
+DYING_SECONDS = 2.0
 
 
 @attrs.frozen
@@ -83,14 +86,16 @@ class Context:
         process = record.process
         if process is not None and driver.alive(process):
             async with AsyncExitStack() as stack:
-                machine = None
+                machine, failure = None, None
                 try:
                     machine = await stack.enter_async_context(driver.connect(process, name))
-                except HypervisorError:
-                    if not hung_is_none:
-                        raise
-                yield record, machine
-            return
+                except HypervisorError as error:
+                    failure = error
+                if failure is None or not await _dies(driver, process):
+                    if failure is not None and not hung_is_none:
+                        raise failure
+                    yield record, machine
+                    return
         if process is not None:
             await self.clear(record)
             record = attrs.evolve(record, process=None)
@@ -108,3 +113,10 @@ class Context:
             size = await storage.virtual_size(disk.path, disk.format)
             found.append(DiskStatus(disk.target, disk.path, disk.format, disk.readonly, size, chain))
         return tuple(found)
+
+
+async def _dies(driver: Driver, process: Process) -> bool:
+    """Return whether a process that does not answer is just dying: with much memory that takes a while."""
+    with trio.move_on_after(DYING_SECONDS):
+        await driver.wait_gone(process)
+    return not driver.alive(process)
