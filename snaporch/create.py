@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import trio
@@ -22,7 +23,7 @@ import trio
 from snaporch.catalog.store import Change
 from snaporch.context import Context
 from snaporch.convert import dumps
-from snaporch.drivers.base import Capabilities, Driver, Machine, Overlay, Storage, Stream
+from snaporch.drivers.base import Capabilities, Driver, Guard, Machine, Overlay, Storage, Stream
 from snaporch.engine import Operation
 from snaporch.errors import (
     ConnectionGone,
@@ -86,6 +87,25 @@ async def check_create(storage: Storage, plan: CreatePlan, capabilities: Capabil
 # --- doing --------------------------------------------------------------------------------------------------
 
 
+@attrs.frozen
+class Held:
+    """What only whoever took a point can know of it: noted in the journal, for whoever goes on after a crash.
+
+    Attributes:
+        point: when the guest stood still, by our clock.
+        pause: the hypervisor's own time stamps of the beginning and the end of the pause.
+        between: our own time between the commands of the pause, in seconds.
+        memory: the memory file, once it is sealed.
+        images: by target, the frozen chain, once it is sealed.
+    """
+
+    point: float = 0.0
+    pause: tuple[float, float] | None = None
+    between: float | None = None
+    memory: FileRecord | None = None
+    images: dict[str, tuple[FileRecord, ...]] = attrs.field(factory=dict)
+
+
 @attrs.define
 class Participant:
     """One domain in a create: performs the steps that the tables name.
@@ -97,7 +117,7 @@ class Participant:
         driver: the domain's.
         machine: the domain's; None when inactive.
         known: sealed images by path, which need not be read again.
-        point: when the guest stood still, by our clock.
+        held: what it knows of the point.
         made: the files that this operation has made.
         result: the record, once it is complete.
     """
@@ -108,15 +128,13 @@ class Participant:
     driver: Driver
     machine: Machine | None
     known: dict[str, FileRecord]
-    point: float = 0.0
+    held: Held = attrs.field(factory=Held)
     made: set[str] = attrs.field(factory=set)
     result: SnapshotRecord | None = None
     _stream: Stream | None = None
-    _memory: FileRecord | None = None
-    _images: dict[str, tuple[FileRecord, ...]] = attrs.field(factory=dict)
+    _guard: Guard | None = None
     _commands: float = 0.0
     _pause_began: float | None = None
-    _between: float | None = None
     _unmerged: bool = False
 
     @property
@@ -150,8 +168,27 @@ class Participant:
             self._stream = self._hypervisor.stream(self.plan.stream)
         return self._stream
 
+    def _note(self, **found: Any) -> None:
+        """Note what was found out; the journal's next row has it."""
+        self.held = attrs.evolve(self.held, **found)
+        self.operation.notes[self.name] = dumps(self.held)
+
     def _overlay(self, target: str) -> Overlay:
         return next(overlay for overlay in self.plan.overlays if overlay.target == target)
+
+    # The guard: posted beside the running guest, dismissed when it runs again.
+
+    async def post_guard(self) -> None:
+        """Have somebody let the guest run again if we die while it is paused."""
+        if self.plan.state is DomainState.RUNNING:
+            background = self.plan.strategy is Strategy.BACKGROUND
+            self._guard = self._hypervisor.guard(keep_stream=background)
+            await self._guard.post()
+
+    async def dismiss_guard(self) -> None:
+        """The guest runs, or is to stand; also a compensation."""
+        if self._guard is not None:
+            await self._guard.dismiss()
 
     # The disk lanes, beside the running guest.
 
@@ -187,13 +224,14 @@ class Participant:
         if self.plan.state is DomainState.RUNNING:
             await self._hypervisor.pause()
             self._pause_began = trio.current_time()
-        self.point = time.time()
+        self.held = attrs.evolve(self.held, point=time.time())
 
     async def switch(self) -> None:
         """Put all disks on their overlays, in one transaction."""
         began = trio.current_time()
         if self.plan.strategy is Strategy.PRECOPY:  # the hypervisor has stopped the guest by itself
-            self.point, self._pause_began, self._commands = time.time(), began, 0.0
+            self._pause_began, self._commands = began, 0.0
+            self.held = attrs.evolve(self.held, point=time.time())
         if self.plan.overlays:
             await self._hypervisor.switch(self.plan.overlays)
         self._commands += trio.current_time() - began
@@ -213,6 +251,7 @@ class Participant:
     async def resume(self) -> None:
         """Let the guest run, if it ran before; also undoes `pause`."""
         if self.plan.state is not DomainState.RUNNING or self.machine is None:
+            self._note()
             return
         now = trio.current_time()
         try:
@@ -220,13 +259,17 @@ class Participant:
         except (ConnectionGone, OutcomeUnknown):
             if self.operation.machine.state is not State.ROLLING_BACK or not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
                 raise
+        between = None
         if self._pause_began is not None and self.plan.strategy is not Strategy.PAUSED:
-            self._between = now - self._pause_began - self._commands
+            between = now - self._pause_began - self._commands
+        self._note(pause=self.machine.pause_times(), between=between)
 
     # Afterwards: memory streams, the frozen images are sealed.
 
     async def finish_stream(self) -> None:
         """Wait until all memory has left the hypervisor; a limit on time is kept here."""
+        if self.held.memory is not None:
+            return  # known since before a crash of ours
         limit = self.plan.options.max_seconds
         with trio.move_on_after(limit if limit is not None else float("inf")) as scope:
             await self.stream.finished(self._progress)
@@ -244,13 +287,21 @@ class Participant:
         self.context.events.publish(self.operation.event("progress", done=done, total=total))
 
     async def seal_memory(self) -> None:
-        """Wait until the memory file is durable; the stream's checksum was computed on the way."""
-        self._memory = await self.stream.seal()
+        """Wait until the memory file is durable; the stream's checksum was computed on the way.
+
+        The checksum is in the journal before the stream forgets it: nobody could compute it again from a file that
+        nobody knows to be complete.
+        """
+        if self.held.memory is None:
+            self._note(memory=await self.stream.seal())
+            await self.context.catalog.write(Change(operation=self.operation.record()))
+        await self.stream.forget()
 
     async def seal_image(self, target: str) -> None:
         """Make the disk's frozen chain durable and take its checksums."""
         chain = self._overlay(target).base.chain
-        self._images[target] = tuple([await self.storage.seal(path, self.known.get(path)) for path in chain])
+        sealed = tuple([await self.storage.seal(path, self.known.get(path)) for path in chain])
+        self._note(images=self.held.images | {target: sealed})
 
     # Compensations: each looks at what is there.
 
@@ -323,8 +374,7 @@ class Participant:
         )
 
     def _record(self) -> SnapshotRecord:
-        plan, pause = self.plan, self.machine.pause_times() if self.machine else None
-        capabilities = self.machine.capabilities if self.machine else None
+        plan, held = self.plan, self.held
         return SnapshotRecord(
             domain=self.name,
             snapshot=plan.snapshot,
@@ -332,16 +382,16 @@ class Participant:
             domain_state=plan.state,
             strategy=plan.strategy,
             reason=plan.reason,
-            point=pause[0] if pause else self.point or time.time(),
-            memory=self._memory,
-            images={overlay.target: self._images[overlay.target] for overlay in plan.overlays},
+            point=held.pause[0] if held.pause else held.point or plan.snapshot.creation_time,
+            memory=held.memory,
+            images={overlay.target: held.images[overlay.target] for overlay in plan.overlays},
             definition=plan.domain.definition,
             template=plan.domain.template,
-            hypervisor={"name": capabilities.hypervisor, **capabilities.versions} if capabilities else {},
+            hypervisor=plan.hypervisor,
             timings=Timings(
-                pause=pause[1] - pause[0] if pause else None,
+                pause=held.pause[1] - held.pause[0] if held.pause else None,
                 total=trio.current_time() - self.operation.clock,
-                between=self._between,
+                between=held.between,
                 phases=dict(self.operation.phases),
             ),
         )
@@ -378,7 +428,7 @@ async def create(
             CREATE[plan.strategy],
             ROLLBACK_CREATE,
             [participant],
-            plan=dumps(plan),
+            plan=dumps([plan]),
             commit=participant.commit,
         )
     if participant.result is None:

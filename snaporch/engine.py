@@ -27,6 +27,7 @@ from snaporch.catalog.store import Catalog, Change
 from snaporch.errors import OperationFailed, Refused, SnaporchError, Stranded
 from snaporch.events import Broadcast
 from snaporch.models import Event, OperationRecord
+from snaporch.replay import phases_left
 from snaporch.states import OperationState, Signal, State
 from snaporch.steps import Lane, Phase, Undo
 
@@ -65,6 +66,7 @@ class Operation:
         clock: the same instant by Trio's, which durations are taken from: the host's may be set meanwhile.
         machine: its state.
         phases: seconds each phase took, in order.
+        notes: by domain, what its actor needs to go on after a crash of ours; each row of the journal carries it.
     """
 
     kind: str
@@ -75,6 +77,7 @@ class Operation:
     clock: float = attrs.field(factory=trio.current_time)
     machine: OperationState = attrs.field(factory=OperationState)
     phases: dict[str, float] = attrs.field(factory=dict)
+    notes: dict[str, str] = attrs.field(factory=dict)
 
     def record(self, *, ended: bool = False, error: str = "") -> OperationRecord:
         """Return what the catalog is to say of it now."""
@@ -88,6 +91,7 @@ class Operation:
             ended=time.time() if ended else None,
             phases=dict(self.phases),
             error=error,
+            notes={} if ended else dict(self.notes),
         )
 
     def event(self, kind: str = "state", *, done: int = 0, total: int = 0, text: str = "") -> Event:
@@ -169,21 +173,66 @@ class Engine:
                 with operation.timed(operation.machine.state):
                     await _perform(phase, actors)
             await self._enter(operation, Signal.COMMIT)
-            with trio.CancelScope(shield=True):  # from here on it is in the catalog or it is not
-                change = await commit()
-                operation.machine.send(Signal.DONE)
-                await self.catalog.write(attrs.evolve(change, operation=operation.record(ended=finish is None)))
+            await self._commit(operation, commit, ended=finish is None)
         except BaseException as error:
-            operation.machine = OperationState(_before_commit(operation.machine.state))
             # It shields itself, with a deadline.
-            await self._roll_back(operation, rollback, actors, begun, error)  # noqa: ASYNC102
-            cause = _cause(error)
-            if cause is None:
-                raise  # a cancellation or Ctrl-C, as it came
-            raise _translated(operation, cause) from cause  # noqa: ASYNC104 - where something failed, that is told
-        self.events.publish(operation.event())
+            await self._fail(operation, rollback, actors, begun, error)  # noqa: ASYNC102
+            raise  # a cancellation or Ctrl-C, as it came
         if finish is not None:
             await self.tidy_up(operation, finish)
+
+    async def go_on(
+        self,
+        operation: Operation,
+        phases: Sequence[Phase],
+        rollback: Sequence[Undo],
+        actors: Sequence[Actor],
+        *,
+        commit: Callable[[], Awaitable[Change]],
+    ) -> None:
+        """Complete an operation that was cut short in the state that it has: perform the phases left, and commit.
+
+        A cancellation leaves it as it was cut short, to be gone on with another time.
+
+        Raises:
+            OperationFailed: it could not be completed and was rolled back.
+            Stranded: nor could it be rolled back.
+        """
+        begun = _steps_of(phases)
+        try:
+            for phase in (left := phases_left(phases, operation.machine.state)):
+                if phase is not left[0]:
+                    await self._enter(operation, phase.signal)
+                with operation.timed(operation.machine.state):
+                    await _perform(phase, actors)
+            if left:
+                await self._enter(operation, Signal.COMMIT)
+            await self._commit(operation, commit, ended=True)
+        except BaseException as error:
+            if _cause(error) is not None:
+                await self._fail(operation, rollback, actors, begun, error)  # noqa: ASYNC102 - it shields itself
+            raise
+
+    async def _commit(self, operation: Operation, commit: Callable[[], Awaitable[Change]], *, ended: bool) -> None:
+        with trio.CancelScope(shield=True):  # from here on it is in the catalog or it is not
+            change = await commit()
+            operation.machine.send(Signal.DONE)
+            await self.catalog.write(attrs.evolve(change, operation=operation.record(ended=ended)))
+        self.events.publish(operation.event())
+
+    async def _fail(
+        self,
+        operation: Operation,
+        rollback: Sequence[Undo],
+        actors: Sequence[Actor],
+        begun: Collection[str],
+        error: BaseException,
+    ) -> None:
+        """Roll back; raise what is to be told of a failure, return when there is none but a cancellation."""
+        operation.machine = OperationState(_before_commit(operation.machine.state))
+        await self._roll_back(operation, rollback, actors, begun, error)
+        if (cause := _cause(error)) is not None:
+            raise _translated(operation, cause) from cause
 
     async def tidy_up(self, operation: Operation, finish: Callable[[], Awaitable[None]]) -> None:
         """Do what is left of a complete operation; what fails is left to `recover`."""
@@ -203,8 +252,7 @@ class Engine:
         Raises:
             Stranded: it still cannot be undone.
         """
-        begun = {step for phase in phases for _, steps in phase.lanes() for step in steps}
-        await self._roll_back(operation, rollback, actors, begun, OperationFailed("cut short"))
+        await self._roll_back(operation, rollback, actors, _steps_of(phases), OperationFailed("cut short"))
 
     async def _enter(self, operation: Operation, signal: Signal, *, quiet: bool = False) -> None:
         operation.machine.send(signal)
@@ -245,6 +293,10 @@ class Engine:
             raise Stranded(
                 f"{operation.kind} {operation.subject} failed: {why}", operation.id, tuple(remains)
             ) from error
+
+
+def _steps_of(phases: Sequence[Phase]) -> frozenset[str]:
+    return frozenset(step for phase in phases for _, steps in phase.lanes() for step in steps)
 
 
 def _before_commit(state: State) -> State:

@@ -455,6 +455,7 @@ class OperationRecord:
         ended: or None while it runs (or was cut short and awaits `recover`).
         phases: seconds each phase took.
         error: the error's text, when it failed.
+        notes: while it runs: what `recover` needs to go on with it, by domain (JSON).
     """
 
     id: str
@@ -466,6 +467,7 @@ class OperationRecord:
     ended: float | None = None
     phases: dict[str, float] = attrs.field(factory=dict)
     error: str = ""
+    notes: dict[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen

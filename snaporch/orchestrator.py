@@ -47,6 +47,7 @@ from snaporch.verify import verify
 _log = structlog.get_logger("snaporch")
 
 SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
+ADOPTION_SECONDS = 2.0  # that opening waits for a memory stream; the domain's next operation waits for the rest
 
 
 @attrs.define
@@ -58,6 +59,14 @@ class Orchestrator:
     """
 
     _context: Context
+
+    async def _mended(self, domain: str) -> None:
+        """Finish or undo what a crash left of this domain; a memory stream is waited for.
+
+        Raises:
+            Stranded: something cannot be undone, and nothing else is begun on top of it.
+        """
+        await recover(self._context, domain=domain)
 
     # --- domains ---
 
@@ -131,6 +140,7 @@ class Orchestrator:
         Raises:
             Refused: it is running, or cannot start: the hypervisor's words are in the error.
         """
+        await self._mended(name)
         async with self._context.locked(Operation("start", name, "")):
             async with self._context.machine_of(name) as (record, machine):
                 if machine is not None:
@@ -254,6 +264,7 @@ class Orchestrator:
                 was on, no file, node or row left. So it is when the call is cancelled.
             Stranded: the hypervisor is gone or refuses to undo.
         """
+        await self._mended(domain)
         return await create(self._context, domain, snapshot or DomainSnapshot(), flags, options or CreateOptions())
 
     async def revert(
@@ -282,6 +293,7 @@ class Orchestrator:
             OperationFailed: the domain is exactly as it was, its running guest included.
             Stranded: with FORCE only: the old guest is gone and the new one did not come up.
         """
+        await self._mended(domain)
         return await revert(self._context, domain, name, flags, save_current=save_current)
 
     async def delete(
@@ -311,6 +323,7 @@ class Orchestrator:
             Stranded: merging was cut short; every remaining snapshot is whole, and `recover` finishes it. So it is
                 when the call is cancelled.
         """
+        await self._mended(domain)
         return await delete(self._context, domain, name, flags, dry_run=dry_run)
 
     async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
@@ -348,13 +361,17 @@ class Orchestrator:
 
     # --- the rest ---
 
-    async def recover(self) -> tuple[OperationRecord, ...]:
+    async def recover(self, *, patience: float = float("inf")) -> tuple[OperationRecord, ...]:
         """Finish or undo what a crash left; also done when an orchestrator is opened. Idempotent.
+
+        Args:
+            patience: seconds to wait for the memory stream of a checkpoint that is still going; one that takes
+                longer is left as it is, for the next call, or for the next operation on its domain.
 
         Raises:
             Stranded: something still cannot be undone.
         """
-        return await recover(self._context)
+        return await recover(self._context, patience=patience)
 
     async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
         """Return running and past operations, oldest first."""
@@ -420,7 +437,7 @@ async def open_orchestrator(
         orchestrator = Orchestrator(Context(root, catalog, chosen, events, Engine(catalog, events)))
         if recover:
             try:
-                await orchestrator.recover()
+                await orchestrator.recover(patience=ADOPTION_SECONDS)
             except SnaporchError as error:  # to be seen in `operations`; all other domains can be worked with
                 _log.warning("not everything that was cut short could be mended", error=str(error))
         yield orchestrator

@@ -47,6 +47,7 @@ class CreatePlan:
         overlays: one for each disk that is taken.
         stream: how memory is streamed, when it is.
         options: the caller's.
+        hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
     """
 
     domain: DomainRecord
@@ -57,6 +58,7 @@ class CreatePlan:
     overlays: tuple[Overlay, ...]
     stream: StreamPlan | None
     options: CreateOptions
+    hypervisor: dict[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -118,7 +120,12 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         overlays=tuple(overlay for _, overlay in taken),
         stream=_stream_plan(scene, memory_file, strategy, options) if memory else None,
         options=options,
+        hypervisor=_hypervisor(scene.capabilities),
     )
+
+
+def _hypervisor(capabilities: Capabilities | None) -> dict[str, str]:
+    return {"name": capabilities.hypervisor, **capabilities.versions} if capabilities is not None else {}
 
 
 def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, memory: bool) -> None:

@@ -1,30 +1,47 @@
-"""Recover: what was cut short by a crash of ours is finished or undone.
+"""Recover: what was cut short by a crash of ours is gone on with, or undone.
 
-The journal's row says in which state the operation was and, in its plan, everything that it may have made. What is
-really there is asked of the hypervisor and the file system by the compensations themselves, the same ones that a
-failing operation runs: they are idempotent, so recovery too may be cut short and run again.
+The journal's row says in which state the operation was, what it may have made (its plan) and what it had found out
+(its notes); `snaporch.replay` says what is done about that. What is really there is asked of the hypervisor and the
+file system by the steps and compensations themselves, the same ones that an operation runs: they are idempotent, so
+recovery too may be cut short and run again.
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import AsyncExitStack, suppress
+
+import attrs
+import trio
+
+from snaporch.catalog.store import Change, merged
 from snaporch.context import Context
 from snaporch.convert import loads
-from snaporch.create import Participant
+from snaporch.create import Held, Participant
 from snaporch.delete import DeletePlan, finish_delete
 from snaporch.engine import Operation
-from snaporch.errors import Busy, SnaporchError
+from snaporch.errors import Busy, OperationFailed, SnaporchError
 from snaporch.models import OperationRecord
 from snaporch.planning import CreatePlan, RevertPlan
+from snaporch.replay import Action, after_create, after_revert
 from snaporch.revert import Reverter
 from snaporch.states import OperationState, State
 from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY
 from snaporch.verify import Trial
 
 
-async def recover(context: Context) -> tuple[OperationRecord, ...]:
-    """Finish or undo every operation that was cut short, and return how each ended.
+async def recover(
+    context: Context, *, domain: str | None = None, patience: float = float("inf")
+) -> tuple[OperationRecord, ...]:
+    """Go on with or undo every operation that was cut short, and return how each ended.
 
     Operations that still run, here or in another process, are left alone.
+
+    Args:
+        context: the orchestrator's.
+        domain: only what was done to this one.
+        patience: seconds to wait for a memory stream that is still going; one that takes longer is left as it is,
+            for the next time.
 
     Raises:
         Stranded: one could not be undone; the others were dealt with.
@@ -32,19 +49,16 @@ async def recover(context: Context) -> tuple[OperationRecord, ...]:
     ended: list[OperationRecord] = []
     failure: SnaporchError | None = None
     for record, plan in await context.catalog.unfinished():
-        operation = Operation(
-            record.kind,
-            record.domain,
-            record.subject,
-            id=record.id,
-            begun=record.begun,
-            machine=OperationState(State(record.state)),
-            phases=dict(record.phases),
-        )
+        if domain not in {None, record.domain}:
+            continue
+        operation = _recalled(record)
         mended = False
         try:
             async with context.locked(operation):
-                await _RECOVER[record.kind](context, operation, plan)
+                with trio.move_on_after(patience if record.kind == "create" else float("inf")) as scope:
+                    await _RECOVER[record.kind](context, operation, plan)
+            if scope.cancelled_caught:
+                continue
             mended = True
         except Busy:
             continue
@@ -56,12 +70,52 @@ async def recover(context: Context) -> tuple[OperationRecord, ...]:
     return tuple(ended)
 
 
+def _recalled(record: OperationRecord) -> Operation:
+    return Operation(
+        record.kind,
+        record.domain,
+        record.subject,
+        id=record.id,
+        begun=record.begun,
+        clock=trio.current_time() - max(0.0, time.time() - record.begun),
+        machine=OperationState(State(record.state)),
+        phases=dict(record.phases),
+        notes=dict(record.notes),
+    )
+
+
 async def _create(context: Context, operation: Operation, text: str) -> None:
-    plan = loads(text, CreatePlan)
-    async with context.machine_of(operation.domain) as (record, machine):
-        made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
-        participant = Participant(plan, operation, context, context.driver(record), machine, known={}, made=made)
-        await context.engine.undo(operation, CREATE[plan.strategy], ROLLBACK_CREATE, [participant])
+    async with AsyncExitStack() as stack:
+        participants = []
+        for plan in loads(text, tuple[CreatePlan, ...]):
+            record, machine = await stack.enter_async_context(context.machine_of(plan.domain.name))
+            made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
+            participant = Participant(
+                attrs.evolve(plan, domain=attrs.evolve(plan.domain, process=record.process)),
+                operation,
+                context,
+                context.driver(record),
+                machine,
+                known={},
+                made=made,
+            )
+            if record.name in operation.notes:
+                participant.held = loads(operation.notes[record.name], Held)
+            participants.append(participant)
+        await _complete_or_undo(context, operation, participants)
+
+
+async def _complete_or_undo(context: Context, operation: Operation, participants: list[Participant]) -> None:
+    phases, state = CREATE[participants[0].plan.strategy], operation.machine.state
+    if after_create(participants[0].plan.strategy, state) is Action.UNDO:
+        await context.engine.undo(operation, phases, ROLLBACK_CREATE, participants)
+        return
+
+    async def commit() -> Change:
+        return merged([await participant.commit() for participant in participants])
+
+    with suppress(OperationFailed):  # undone, then; that it is not is another error
+        await context.engine.go_on(operation, phases, ROLLBACK_CREATE, participants, commit=commit)
 
 
 async def _revert(context: Context, operation: Operation, text: str) -> None:
@@ -73,7 +127,7 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
         driver = context.driver(record)
         made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
         reverter = actor(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
-        if operation.machine.state is State.COMPLETE:
+        if after_revert(operation.machine.state) is Action.TIDY_UP:
             await context.engine.tidy_up(operation, reverter.clean_up)
         else:
             await context.engine.undo(operation, phases, rollback, [reverter])

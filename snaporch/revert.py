@@ -21,7 +21,7 @@ from snaporch.catalog.store import Change
 from snaporch.context import Context
 from snaporch.convert import dumps
 from snaporch.create import create
-from snaporch.drivers.base import Driver, Launch, Machine
+from snaporch.drivers.base import Driver, Guard, Launch, Machine
 from snaporch.engine import Operation
 from snaporch.errors import (
     CommandRefused,
@@ -100,6 +100,7 @@ class Reverter:
     old: Machine | None
     new: Process | None = None
     made: set[str] = attrs.field(factory=set)
+    _guard: Guard | None = None
 
     @property
     def name(self) -> str:
@@ -153,6 +154,17 @@ class Reverter:
                         "its memory would not load"
                     )
             await machine.load(record.memory.path)
+
+    async def post_guard(self) -> None:
+        """Have somebody end the new guest and let the old one run, if we die before the new one has taken over."""
+        if self.old is not None and self.plan.was is DomainState.RUNNING:
+            self._guard = self.old.guard(keep_stream=False, rival=self.new)
+            await self._guard.post()
+
+    async def dismiss_guard(self) -> None:
+        """The new guest has taken over, or the old one runs on."""
+        if self._guard is not None:
+            await self._guard.dismiss()
 
     async def stand_still(self) -> None:
         """Stop the old guest, if it runs; it can still run on."""

@@ -62,9 +62,14 @@ class Undo:
     after: frozenset[str]
 
 
-_PREPARE = Phase(Signal.PREPARE, disk=("make_overlay", "add_node"), memory=("make_memory_file", "open_stream"))
+_PREPARE = Phase(
+    Signal.PREPARE,
+    domain=("post_guard",),  # it stands by until the guest runs again, should we die in between
+    disk=("make_overlay", "add_node"),
+    memory=("make_memory_file", "open_stream"),
+)
 _PREPARE_OFFLINE = Phase(Signal.PREPARE, disk=("make_overlay",))
-_SEAL = Phase(Signal.SEAL, disk=("seal_image",), memory=("seal_memory",))
+_SEAL = Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",), memory=("seal_memory",))
 
 CREATE: dict[Strategy, tuple[Phase, ...]] = {
     # The point is where the guest stands; RAM is write-protected there and streams while the guest runs on.
@@ -74,7 +79,12 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
         Phase(Signal.SWITCH, domain=("switch",), paused=True),
         Phase(Signal.ARM, memory=("start_stream", "await_armed"), paused=True),
         Phase(Signal.RESUME, domain=("resume",), paused=True),
-        Phase(Signal.STREAM, disk=("seal_image",), memory=("finish_stream", "seal_memory")),
+        Phase(
+            Signal.STREAM,
+            domain=("dismiss_guard",),
+            disk=("seal_image",),
+            memory=("finish_stream", "seal_memory"),
+        ),
     ),
     # The point is where the hypervisor itself stops the guest: the last page is sent and nothing moves.
     Strategy.PRECOPY: (
@@ -91,7 +101,7 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
         Phase(Signal.SWITCH, domain=("switch",)),
         Phase(Signal.STREAM, memory=("start_stream", "finish_stream", "seal_memory")),
         Phase(Signal.RESUME, domain=("resume",)),
-        Phase(Signal.SEAL, disk=("seal_image",)),
+        Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",)),
     ),
     # An inactive domain: its disks stand still by themselves.
     Strategy.NONE: (_PREPARE_OFFLINE, Phase(Signal.SWITCH), Phase(Signal.SEAL, disk=("seal_image",))),
@@ -101,6 +111,7 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
 ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo("abort_stream", Lane.MEMORY, frozenset({"open_stream", "start_stream"})),
     Undo("resume", Lane.DOMAIN, frozenset({"pause", "finish_stream"})),
+    Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
     Undo("switch_back", Lane.DOMAIN, frozenset({"switch"})),
     Undo("remove_node", Lane.DISK, frozenset({"add_node"})),
     Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
@@ -112,7 +123,7 @@ REVERT: dict[str, tuple[Phase, ...]] = {
     "beside": (
         Phase(Signal.PREPARE, disk=("make_overlay",)),
         Phase(Signal.LOAD, domain=("launch", "load")),
-        Phase(Signal.SWAP, domain=("stand_still", "take_over")),
+        Phase(Signal.SWAP, domain=("post_guard", "stand_still", "take_over", "dismiss_guard")),
     ),
     # FORCE, where both cannot stand side by side, or the old one no longer answers.
     "displace": (
@@ -124,7 +135,7 @@ REVERT: dict[str, tuple[Phase, ...]] = {
     # The domain is to be inactive afterwards.
     "inactive": (
         Phase(Signal.PREPARE, disk=("make_overlay",)),
-        Phase(Signal.SWAP, domain=("stand_still",)),
+        Phase(Signal.SWAP, domain=("post_guard", "stand_still", "dismiss_guard")),
     ),
 }
 
@@ -143,6 +154,7 @@ ROLLBACK_VERIFY: tuple[Undo, ...] = (
 ROLLBACK_REVERT: tuple[Undo, ...] = (
     Undo("end_new", Lane.DOMAIN, frozenset({"launch"})),
     Undo("run_old", Lane.DOMAIN, frozenset({"stand_still"})),
+    Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
     Undo("mourn_old", Lane.DOMAIN, frozenset({"end_old"})),
     Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
 )

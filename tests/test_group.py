@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import chain
 from pathlib import Path
 
 import attrs
@@ -24,7 +23,7 @@ from snaporch import (
     Strategy,
     open_orchestrator,
 )
-from snaporch.catalog.store import Change
+from snaporch.catalog.store import Change, merged
 from snaporch.context import Context
 from snaporch.convert import dumps
 from snaporch.create import Participant
@@ -112,15 +111,6 @@ class Group:
             (process,) = self.host.processes(name)
             assert self.host.guest(process).running
             assert self.host.consistent(process), name
-
-
-def merged(changes: Sequence[Change]) -> Change:
-    """Make one transaction of several members' changes."""
-    return Change(
-        domains=tuple(chain.from_iterable(change.domains for change in changes)),
-        snapshots=tuple(chain.from_iterable(change.snapshots for change in changes)),
-        files=tuple(chain.from_iterable(change.files for change in changes)),
-    )
 
 
 @asynccontextmanager

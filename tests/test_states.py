@@ -8,6 +8,7 @@ import pytest
 
 from snaporch.create import Participant
 from snaporch.models import Strategy
+from snaporch.replay import Action, after_create, table, walk
 from snaporch.revert import Reverter
 from snaporch.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
 from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
@@ -75,3 +76,17 @@ def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
     """`python -c 'from snaporch.states import diagram; print(diagram())'` made it."""
     page = (Path(__file__).parents[1] / "docs" / "states.md").read_text()
     assert diagram() in page
+
+
+def test_the_table_in_the_docs_is_that_of_recovery() -> None:
+    """`python -c 'from snaporch.replay import table; print(table())'` made it."""
+    page = (Path(__file__).parents[1] / "docs" / "recovery.md").read_text()
+    assert table() in page
+
+
+@pytest.mark.parametrize("strategy", list(CREATE))
+def test_only_what_holds_its_point_is_gone_on_with(strategy: Strategy) -> None:
+    """From the first state that is gone on with there is no way back to one that is not."""
+    actions = [after_create(strategy, state) for state in walk(CREATE[strategy])]
+    assert actions == sorted(actions, key=[Action.UNDO, Action.GO_ON].index)
+    assert {actions[0], actions[-1]} == {Action.UNDO, Action.GO_ON}

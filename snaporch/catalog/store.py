@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,6 +77,15 @@ class Change:
     plan: str | None = None
     files: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+
+
+def merged(changes: Sequence[Change]) -> Change:
+    """Make one transaction of what several participants of one operation change."""
+    return Change(
+        domains=tuple(chain.from_iterable(change.domains for change in changes)),
+        snapshots=tuple(chain.from_iterable(change.snapshots for change in changes)),
+        files=tuple(chain.from_iterable(change.files for change in changes)),
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

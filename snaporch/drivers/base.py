@@ -133,7 +133,14 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     async def seal(self) -> FileRecord:
-        """Put the hypervisor's settings back, and return the file's record once it is fsynced."""
+        """Put the hypervisor's settings back, and return the file's record once it is fsynced.
+
+        May be called again, by whoever goes on after a crash of ours, until `forget`.
+        """
+
+    @abc.abstractmethod
+    async def forget(self) -> None:
+        """Remove what `seal` needed: its answer is in the journal. Idempotent."""
 
     @abc.abstractmethod
     async def abort(self) -> None:
@@ -141,6 +148,21 @@ class Stream(abc.ABC):
 
         Idempotent; returns quietly when the process is gone.
         """
+
+
+class Guard(abc.ABC):
+    """Stands by while a guest is paused by us: if our process dies meanwhile, it lets the guest run again.
+
+    It lives outside of our process, does nothing as long as we live, and leaves nothing behind.
+    """
+
+    @abc.abstractmethod
+    async def post(self) -> None:
+        """Have it stand by; from here on until `dismiss` the guest is never left paused by our death."""
+
+    @abc.abstractmethod
+    async def dismiss(self) -> None:
+        """Send it away. Idempotent; nothing happens where none was posted."""
 
 
 class Machine(abc.ABC):
@@ -167,6 +189,16 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def resume(self) -> None:
         """Let the CPUs run; nothing happens when they do."""
+
+    @abc.abstractmethod
+    def guard(self, *, keep_stream: bool, rival: Process | None = None) -> Guard:
+        """Return a guard for this machine's guest, which runs; nothing happens before `Guard.post`.
+
+        Args:
+            keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops
+                the guest at its end would.
+            rival: a process that was to take the guest's place; it is ended before the guest runs again.
+        """
 
     @abc.abstractmethod
     def pause_times(self) -> tuple[float, float] | None:

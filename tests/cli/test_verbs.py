@@ -153,7 +153,7 @@ def test_recover_says_what_was_recovered(
     """Operations are as in `operations`; it is this verb that recovers, not the opening of the root."""
     calls: list[OperationRecord] = []
 
-    async def recover(_: object) -> tuple[OperationRecord, ...]:
+    async def recover(_: object, **_limits: object) -> tuple[OperationRecord, ...]:
         await trio.lowlevel.checkpoint()
         calls.append(OperationRecord("0123abcd", "delete", "web", "one", "complete", 1000.0, 1001.0))
         return tuple(calls)

@@ -28,6 +28,8 @@ from snaporch.testing import SimulatedWorld, ThreadsHoldTime, open_simulated_wor
 
 # What the steps of the tables call on the driver.
 CALLS = {
+    "post_guard": "guard.post",
+    "dismiss_guard": "guard.dismiss",
     "make_overlay": "storage.make_overlay",
     "add_node": "machine.add_node",
     "make_memory_file": "storage.make_file",

@@ -13,7 +13,8 @@ from typing import Any
 
 import trio
 
-from snaporch.drivers.base import Capabilities, Machine, Overlay, Stream, StreamPlan
+from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Stream, StreamPlan
+from snaporch.drivers.qemu.leash import QemuGuard
 from snaporch.drivers.qemu.process import wait_gone
 from snaporch.drivers.qemu.stream import QemuStream
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown
@@ -175,6 +176,10 @@ class QemuMachine(Machine):
     async def resume(self) -> None:
         """See Machine."""
         await self.qmp.execute("cont")
+
+    def guard(self, *, keep_stream: bool, rival: Process | None = None) -> Guard:
+        """See Machine."""
+        return QemuGuard(self._process.socket, keep_stream=keep_stream, rival=rival)
 
     def pause_times(self) -> tuple[float, float] | None:
         """See Machine."""

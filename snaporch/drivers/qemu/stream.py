@@ -31,7 +31,7 @@ import trio
 
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.qemu import sink
-from snaporch.drivers.qemu.process import find_processes, kill, started
+from snaporch.drivers.qemu.process import find_processes, kill, started, wait_gone
 from snaporch.errors import (
     CommandRefused,
     ConnectionGone,
@@ -200,11 +200,24 @@ class QemuStream(Stream):
         total = info["ram"]["transferred"]
         progress(total, total)
 
+    def _sink_lives(self) -> bool:
+        """Return whether somebody writes the file: our sink, or one that a crash of ours has left to itself."""
+        if self._sink is not None:
+            return self._sink.poll() is None
+        return bool(find_processes(sink.__file__, self._plan.path))
+
+    async def _sink_ended(self) -> None:
+        if self._sink is not None:
+            await self._sink.wait()
+        for pid in find_processes(sink.__file__, self._plan.path):
+            await wait_gone(Process(pid, started(pid) or 0, ""))
+
     def _check_sink(self) -> None:
         """Raise when the sink has failed or was killed."""
-        if self._result.exists():  # while QEMU still writes this can only be a failure
+        lives = self._sink_lives()  # asked first: it leaves its result before it ends
+        if self._result.exists():
             self._result_or_error()
-        elif self._sink is not None and self._sink.poll() is not None:
+        elif not lives:
             raise OperationFailed(f"the process that writes {self._plan.path} was killed")
 
     def _result_or_error(self) -> dict[str, Any]:
@@ -217,15 +230,16 @@ class QemuStream(Stream):
         """See Stream."""
         await self._restore_settings()
         await self._close()
-        if self._sink is None:
-            raise AssertionError("a stream is opened before it is sealed")
         with trio.move_on_after(SINK_SECONDS):
-            await self._sink.wait()
+            await self._sink_ended()
         if not self._result.exists():
             raise OperationFailed(f"the process that writes {self._plan.path} ended without a result")
         answer = self._result_or_error()
-        self._result.unlink()
         return FileRecord(self._plan.path, answer["size"], answer["checksum"], identity(self._plan.path))
+
+    async def forget(self) -> None:
+        """See Stream."""
+        self._result.unlink(missing_ok=True)
 
     async def _restore_settings(self) -> None:
         settings = self._plan.settings

@@ -42,6 +42,7 @@ class Client:
     def __init__(self, host: SimulatedHost) -> None:
         self.host = host
         self.killed = False
+        self.on_death: set[Callable[[], None]] = set()
 
     def check_alive(self) -> None:
         """Raise SimulatedKill when the program no longer runs."""

@@ -42,11 +42,13 @@ class SimulatedDriver(Driver):
 
         Every call, of this driver and of all that was got from it, raises SimulatedKill without effect; its
         connections are closed. The host is as it was, for the driver of the next program. What has had its effect
-        keeps it, streams under way go on.
+        keeps it, streams under way go on; guards that were posted act.
         """
         self._client.killed = True
         for machine in tuple(self._machines):
             machine.close()
+        for act in tuple(self._client.on_death):
+            act()
 
     async def launch(self, launch: Launch) -> Process:
         """See Driver; when it raises, or is cancelled, no process is left."""

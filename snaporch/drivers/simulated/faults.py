@@ -18,9 +18,15 @@ from snaporch.drivers import base
 from snaporch.drivers.simulated.files import os_error
 from snaporch.errors import CommandRefused, Refused
 
-_FACES = {"driver": base.Driver, "machine": base.Machine, "stream": base.Stream, "storage": base.Storage}
+_FACES = {
+    "driver": base.Driver,
+    "machine": base.Machine,
+    "stream": base.Stream,
+    "guard": base.Guard,
+    "storage": base.Storage,
+}
 # They wait for nothing and ask nobody: nothing can happen in them.
-_SILENT = {"driver.alive", "machine.pause_times", "machine.forget_pauses", "machine.stream"}
+_SILENT = {"driver.alive", "machine.pause_times", "machine.forget_pauses", "machine.stream", "machine.guard"}
 _DISK = "machine.switch."
 
 POINTS = frozenset(

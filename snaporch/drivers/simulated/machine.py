@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 import trio
 
-from snaporch.drivers.base import Capabilities, Machine, Overlay, Progress, Stream, StreamPlan
+from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Progress, Stream, StreamPlan
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.files import os_error
+from snaporch.drivers.simulated.guard import SimulatedGuard
 from snaporch.drivers.simulated.migration import SAME, Migration, Phase
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import ConnectionGone, SnaporchError
-from snaporch.models import DiskStatus, DomainState, FileRecord, Strategy
+from snaporch.models import DiskStatus, DomainState, FileRecord, Process, Strategy
 
 T = TypeVar("T")
 
@@ -90,6 +91,10 @@ class SimulatedMachine(Machine):
     async def resume(self) -> None:
         """See Machine."""
         await self._call("resume", self.process.cont, self._speed.resume)
+
+    def guard(self, *, keep_stream: bool, rival: Process | None = None) -> Guard:
+        """See Machine; a `SimulatedDriver.die` is what it waits for."""
+        return SimulatedGuard(self.client, self.process, keep_stream=keep_stream, rival=rival)
 
     def pause_times(self) -> tuple[float, float] | None:
         """See Machine; instants are those of `SimulatedHost.epoch`."""
@@ -248,6 +253,9 @@ class SimulatedStream(Stream):
             return migration.file.record()
 
         return await self._call("seal", record, self._process.speed.fsync)
+
+    async def forget(self) -> None:
+        """See Stream: there is nothing."""
 
     async def abort(self) -> None:
         """See Stream; with the process gone there is nothing to end, and nothing is raised."""

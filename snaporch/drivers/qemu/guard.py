@@ -1,0 +1,102 @@
+"""A program of its own that lets a guest run again when we die: ``python guard.py SOCKET STREAM RIVAL < leash``.
+
+While a guest is paused by us, SIGKILL of our process must not leave it so. This process stands by from before
+the pause until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal;
+its end without one means that we are dead. Then it
+
+1. ends RIVAL, a process (``PID:START``, or ``-``) that was to take the guest's place: never two of them;
+2. with STREAM ``cancel`` ends a memory stream that would stop the guest once more at its end, where nobody would
+   be left to let it run; ``keep`` leaves it alone: a background stream stops nothing later, and QEMU 7.2 must not
+   lose it;
+3. lets the guest run.
+
+Whether the point was held by then nobody can say any more. The row in the journal from before the pause still
+stands, so recovery undoes the operation: see `snaporch.replay`.
+
+It connects when it must and not before: QEMU answers one client a socket, and until then that is us. It is only
+posted for a guest that ran, so it never lets one run that its user had paused. It imports only what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+READY = b"ready"
+DISMISSED = b"d"
+SECONDS = 30.0  # for a QEMU that is busy; one that does not answer for longer is not helped by waiting
+RETRY_SECONDS = 0.005  # a stream that is ending passes through states in which nothing can run
+_OVER = frozenset({"completed", "failed", "cancelled", "none"})
+
+
+class Monitor:
+    """QMP, as little of it as is needed: one command at a time, events passed over."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(SECONDS)
+        directory = os.open(
+            os.path.dirname(path), os.O_PATH
+        )  # a path of a socket may have 107 bytes, a file's more
+        try:
+            self.socket.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        finally:
+            os.close(directory)
+        self.lines = self.socket.makefile("rb")
+        self.lines.readline()  # the greeting comes when the client before us is gone
+        self.ask("qmp_capabilities")
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Return a command's answer; a refusal is an empty one: what counts is the state that is asked for next."""
+        self.socket.sendall(json.dumps({"execute": command}).encode() + b"\n")
+        while line := self.lines.readline():
+            answer = json.loads(line)
+            if "return" in answer or "error" in answer:
+                found: dict[str, Any] = answer.get("return") or {}
+                return found
+        raise ConnectionError
+
+
+def _end_rival(rival: str) -> None:
+    """Kill exactly the process that was named."""
+    if rival == "-":
+        return
+    pid, started = map(int, rival.split(":"))
+    with contextlib.suppress(OSError):
+        fd = os.pidfd_open(pid)
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if int(fields[19]) == started:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+
+def _run_again(path: str, *, cancel: bool) -> None:
+    monitor, deadline = Monitor(path), time.monotonic() + SECONDS
+    if cancel and monitor.ask("query-migrate").get("status", "none") not in _OVER:
+        monitor.ask("migrate_cancel")
+        while monitor.ask("query-migrate").get("status", "none") not in _OVER and time.monotonic() < deadline:
+            time.sleep(RETRY_SECONDS)
+    while not monitor.ask("query-status").get("running") and time.monotonic() < deadline:
+        monitor.ask("cont")
+        time.sleep(RETRY_SECONDS)
+
+
+def main() -> None:
+    """Stand by until dismissed, or until there is something to do."""
+    path, stream, rival = sys.argv[1:]
+    os.write(1, READY)
+    if os.read(0, 1) == DISMISSED:
+        return
+    _end_rival(rival)
+    with contextlib.suppress(OSError, ValueError):  # the QEMU is gone, and with it what was guarded
+        _run_again(path, cancel=stream == "cancel")
+
+
+if __name__ == "__main__":
+    main()

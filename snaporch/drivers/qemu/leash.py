@@ -1,0 +1,59 @@
+"""The guard of a QEMU guest, from our side: the process `guard.py`, and the leash that tells it of our death."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+
+import trio
+
+from snaporch.drivers.base import Guard
+from snaporch.drivers.qemu import guard
+from snaporch.errors import OperationFailed
+from snaporch.models import Process
+
+READY_SECONDS = 20.0  # for an interpreter to start, on a busy host
+END_SECONDS = 5.0
+
+
+class QemuGuard(Guard):
+    """See Guard."""
+
+    def __init__(self, socket: str, *, keep_stream: bool, rival: Process | None) -> None:
+        self._arguments = [
+            socket,
+            "keep" if keep_stream else "cancel",
+            f"{rival.pid}:{rival.started}" if rival is not None else "-",
+        ]
+        self._process: trio.Process | None = None
+
+    async def post(self) -> None:
+        """See Guard; its interpreter has started when this returns, as it would be slow to in the pause."""
+        self._process = await trio.lowlevel.open_process(
+            [sys.executable, "-I", "-S", guard.__file__, *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        said = b""
+        if self._process.stdout is not None:
+            async with self._process.stdout as output:
+                with trio.move_on_after(READY_SECONDS):
+                    said = bytes(await output.receive_some())
+        if said != guard.READY:
+            raise OperationFailed("the process that is to guard the pause does not start")
+
+    async def dismiss(self) -> None:
+        """See Guard."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return
+        with trio.CancelScope(shield=True), trio.move_on_after(END_SECONDS):
+            with suppress(trio.BrokenResourceError):  # somebody has killed it
+                await process.stdin.send_all(guard.DISMISSED)
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+        with trio.CancelScope(shield=True):
+            await process.stdin.aclose()

@@ -1,0 +1,95 @@
+"""What is done about an operation that was cut short: a table over its last row in the journal, no I/O.
+
+The row names the state; a phase's row is written before its first step, and none while a guest stands for a LIVE
+point (`snaporch.states`, rule 3). So:
+
+- In a state before the guest ran on, or in the one in which that happened, nobody can say any more whether the
+  point was held when the guest ran: the operation is undone.
+- In a later state the point is held and the guest has run on. What is left is to wait for the memory stream, which
+  goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails.
+- A revert is not complete before its commit: it is undone, the old guest is there. After it, it is tidied up.
+- A delete goes forward only.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from snaporch.models import Strategy
+from snaporch.states import OperationState, Signal, State
+from snaporch.steps import CREATE, REVERT, VERIFY, Phase
+
+# The last phase that cannot be gone on from: after it the point is held, and the guest is as it is to be.
+_HOLDS = {
+    Strategy.BACKGROUND: Signal.RESUME,
+    Strategy.PRECOPY: Signal.RESUME,
+    Strategy.PAUSED: Signal.RESUME,
+    Strategy.NONE: Signal.SWITCH,
+}
+
+
+class Action(enum.StrEnum):
+    """What is done."""
+
+    UNDO = "undo"
+    GO_ON = "go on"
+    TIDY_UP = "tidy up"
+    NOTHING = "nothing"
+
+
+def walk(phases: Sequence[Phase]) -> tuple[State, ...]:
+    """Return the state of each phase of a table, and that of the commit after them."""
+    machine = OperationState()
+    return tuple(machine.send(signal) for signal in [*(phase.signal for phase in phases), Signal.COMMIT])
+
+
+def phases_left(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
+    """Return the phases from the one that an operation was in; none when it was committing.
+
+    A state that is passed twice counts as its last time.
+    """
+    states = walk(phases)
+    last = len(states) - 1 - states[::-1].index(state)
+    return tuple(phases[last:])
+
+
+def after_create(strategy: Strategy, state: State) -> Action:
+    """Return what to do about a create that was cut short in a state."""
+    if state in {State.COMPLETE, State.ROLLED_BACK}:
+        return Action.NOTHING
+    phases = CREATE[strategy]
+    held = next(i for i, phase in enumerate(phases) if phase.signal is _HOLDS[strategy])
+    return Action.GO_ON if state in walk(phases)[held + 1 :] else Action.UNDO
+
+
+def after_revert(state: State) -> Action:
+    """Return what to do about a revert, or a verify, that was cut short in a state."""
+    if state is State.ROLLED_BACK:
+        return Action.NOTHING
+    return Action.TIDY_UP if state is State.COMPLETE else Action.UNDO
+
+
+def after_delete(state: State) -> Action:
+    """Return what to do about a delete that was cut short in a state."""
+    return Action.NOTHING if state is State.COMPLETE else Action.GO_ON
+
+
+def table() -> str:
+    """Return all of it as a Markdown table; docs/recovery.md holds it, and a test compares the two."""
+    rows: dict[str, dict[State, Action]] = {
+        f"create, {strategy}": {state: after_create(strategy, state) for state in walk(phases)}
+        for strategy, phases in CREATE.items()
+    }
+    reverts = {f"revert, {way}": phases for way, phases in REVERT.items()} | {"verify": VERIFY}
+    rows |= {
+        name: {state: after_revert(state) for state in (*walk(phases), State.COMPLETE)}
+        for name, phases in reverts.items()
+    }
+    rows["delete"] = {state: after_delete(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}
+    lines = ["| operation | the row says | what is done |", "|---|---|---|"]
+    for name, found in rows.items():
+        for action in dict.fromkeys(found.values()):
+            states = ", ".join(state for state, does in found.items() if does is action)
+            lines.append(f"| {name} | {states} | {action} |")
+    return "\n".join(lines) + "\n"
