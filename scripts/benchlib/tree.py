@@ -15,7 +15,6 @@ from snaporch import (
     DomainState,
     Orchestrator,
     RevertFlag,
-    SnapshotRecord,
 )
 
 OPERATIONS = ("create",) * 4 + ("revert",) * 2 + ("delete",) * 4 + ("switch",)
@@ -24,6 +23,14 @@ KINDS = {".qcow2", ".mem", ".sink"}
 
 Check = Callable[[str], Awaitable[None]]
 """Raises when the running guest is not well, that goes on (``on``), was ``restored``, or ``boots``."""
+
+
+async def files_known(orch: Orchestrator, domain: str) -> set[str]:
+    """Return all files that a domain and its snapshots are made of."""
+    records = await orch.list(domain)
+    known = {path for disk in (await orch.domain_info(domain)).disks for path in disk.chain}
+    known |= {file.path for record in records for chain in record.images.values() for file in chain}
+    return known | {record.memory.path for record in records if record.memory}
 
 
 @attrs.define
@@ -98,14 +105,9 @@ class Tree:
             report = await self.orch.verify(self.domain, record.name)
             assert report.ok, f"{record.name}: {report.problems}"  # noqa: S101 - a check is what this is
         found = {str(path) for path in self.home.iterdir() if path.suffix in KINDS}
-        unknown = found - await self._known(records)
+        unknown = found - await files_known(self.orch, self.domain)
         assert not unknown, f"nobody knows {unknown}"  # noqa: S101
         assert all(path.exists() for path in self.originals), "an image of the user's is gone"  # noqa: S101
-
-    async def _known(self, records: tuple[SnapshotRecord, ...]) -> set[str]:
-        known = {path for disk in (await self.orch.domain_info(self.domain)).disks for path in disk.chain}
-        known |= {file.path for record in records for chain in record.images.values() for file in chain}
-        return known | {record.memory.path for record in records if record.memory}
 
     async def revert_to_all(self) -> int:
         """Revert to every snapshot, ask the guest each time, and return how many there were."""

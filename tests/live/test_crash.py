@@ -26,8 +26,9 @@ STANDS_SECONDS = 1.0
 
 async def killed(world: World, where: str, *arguments: object) -> float:
     """Have another process operate on the world and be killed; return when it was, in seconds since the epoch."""
-    words = [sys.executable, "-m", "tests.live.dying", str(world.root), where, *map(str, arguments)]
-    done = await trio.run_process(words, capture_stdout=True, check=False, cwd=Path(__file__).parents[2])
+    module = [sys.executable, "-m", "snaporch.testing.dying"]
+    words = [*module, str(world.root), NAME, where, "us", *map(str, arguments)]
+    done = await trio.run_process(words, capture_stdout=True, check=False)
     assert done.returncode < 0, f"it was never {where}"
     return float(done.stdout.splitlines()[-1])
 
@@ -93,7 +94,7 @@ async def test_create_between_the_steps_of_the_pause(make_world: MakeWorld, step
     world = await make_world()
     before = await world.everything()
     async with watched(world) as (qmp, events):
-        died = await killed(world, f"after:{step}", "create", "point", Strategy.BACKGROUND)
+        died = await killed(world, f"after:{step}#1", "create", "point", Strategy.BACKGROUND)
         assert await stood(qmp, events, died) < STANDS_SECONDS
     (ended,) = await world.orch.recover()
     assert ended.state == State.ROLLED_BACK
@@ -133,7 +134,7 @@ async def test_adoption_of_what_died_too(make_world: MakeWorld, who: str) -> Non
         await world.check_nothing_lost()
 
 
-REVERT_PLACES = [*walk(REVERT["beside"]), State.COMPLETE, "after:stand_still", "after:take_over"]
+REVERT_PLACES = [*walk(REVERT["beside"]), State.COMPLETE, "after:stand_still#1", "after:take_over#1"]
 
 
 async def test_revert(make_world: MakeWorld) -> None:
@@ -162,7 +163,7 @@ async def test_paused_by_its_user(make_world: MakeWorld) -> None:
     world = await make_world()
     await world.create("point")
     await world.orch.pause(NAME)
-    for where, verb in ((State.SWITCHING, "create"), ("after:stand_still", "revert")):
+    for where, verb in ((State.SWITCHING, "create"), ("after:stand_still#1", "revert")):
         await killed(world, where, verb, "point" if verb == "revert" else "again", *["paused"] * (verb == "create"))
         await world.check_still()
         await world.orch.recover()

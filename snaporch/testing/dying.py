@@ -1,0 +1,153 @@
+"""A program that operates on a domain and dies in the middle of it, or kills the hypervisor, or both.
+
+    python -m snaporch.testing.dying ROOT DOMAIN WHERE VICTIM VERB [ARGUMENT…]
+
+WHERE is a state, at whose beginning it happens, or a point: `before:NAME#N` or `after:NAME#N`, the N-th call of a
+step of the tables, of a compensation, or of what a delete is made of. `trace` says all points that there are, one
+to a line, and nothing happens. VICTIM is `us`, `qemu` or `both`. The moment (seconds since the epoch) is the last
+line that it says. Its status is 0 when the operation was complete, 1 when it failed, and 3 when WHERE never came.
+
+VERB is `create NAME [STRATEGY] [BANDWIDTH]`, `revert NAME`, `delete NAME` or `recover`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from snaporch import events
+from snaporch.catalog.store import Catalog
+from snaporch.create import Participant
+from snaporch.drivers.qemu.machine import QemuMachine
+from snaporch.errors import SnaporchError
+from snaporch.images.files import LocalStorage
+from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, Event, Strategy
+from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.revert import Reverter
+from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
+
+NEVER = 3
+
+
+def _named(tables: Iterator[tuple[Phase, ...]], rollback: tuple[Undo, ...]) -> set[str]:
+    steps = {step for table in tables for phase in table for _, lane in phase.lanes() for step in lane}
+    return steps | {undo.name for undo in rollback}
+
+
+WATCHED: dict[type, set[str]] = {
+    Participant: _named(iter(CREATE.values()), ROLLBACK_CREATE),
+    Reverter: _named(iter(REVERT.values()), ROLLBACK_REVERT),
+    Catalog: {"write"},
+    # A delete's plan is made of these.
+    QemuMachine: {"settle_merges", "commit_image", "stream_image"},
+    LocalStorage: {"commit_image", "rebase", "seal", "remove"},
+}
+
+
+def hypervisors(root: str, domain: str) -> list[int]:
+    """Return the processes that run a domain: those that were launched for it under the root."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            words = (entry / "cmdline").read_text(errors="replace").split("\0")
+            if "qemu" in words[0] and any(f"{root}/{domain}/run-" in word for word in words[1:]):
+                found.append(int(entry.name))
+    return found
+
+
+class Death:
+    """What happens, where, and whether it has."""
+
+    def __init__(self, root: str, domain: str, where: str, victim: str) -> None:
+        self._root, self._domain, self._where, self._victim = root, domain, where, victim
+        self.came = where == "trace"
+        self._calls: Counter[str] = Counter()
+
+    def strike(self) -> None:
+        """Let it happen."""
+        self.came = True
+        if self._victim != "us":
+            for pid in hypervisors(self._root, self._domain):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        os.write(1, f"{time.time():.6f}\n".encode())
+        if self._victim != "qemu":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def reach(self, place: str) -> None:
+        """Be at a place: a state or a point."""
+        if place == self._where and not self.came:
+            self.strike()
+
+    def watch(self) -> None:
+        """Be told of all places."""
+        publish = events.Broadcast.publish
+
+        def last(broadcast: events.Broadcast, event: Event) -> None:
+            publish(broadcast, event)
+            if event.kind == "state":
+                self.reach(event.state)
+
+        events.Broadcast.publish = last  # type: ignore[assignment,method-assign]
+        for owner, names in WATCHED.items():
+            for name in names:
+                setattr(owner, name, self._watched(name, getattr(owner, name)))
+
+    def _watched(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def watched(*arguments: Any, **options: Any) -> Any:
+            self._calls[name] += 1
+            point = f"{name}#{self._calls[name]}"
+            if self._where == "trace":
+                os.write(1, f"{point}\n".encode())
+            self.reach(f"before:{point}")
+            result = await call(*arguments, **options)
+            self.reach(f"after:{point}")
+            return result
+
+        return watched
+
+
+async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -> None:
+    """Do what is to be interrupted."""
+    if verb == "create":
+        await create(orch, domain, *arguments)
+    elif verb == "revert":
+        await orch.revert(domain, arguments[0])
+    elif verb == "delete":
+        await orch.delete(domain, arguments[0])
+    else:
+        await orch.recover()
+
+
+async def create(orch: Orchestrator, domain: str, name: str, strategy: str = "auto", bandwidth: str = "0") -> None:
+    """Create a checkpoint; `paused` as a strategy stands for the absence of LIVE."""
+    flags = CreateFlag(0) if strategy == "paused" else CreateFlag.LIVE
+    asked = Strategy("auto" if strategy == "paused" else strategy)
+    await orch.create(domain, DomainSnapshot(name), flags, CreateOptions(strategy=asked, bandwidth=int(bandwidth)))
+
+
+async def main(*command: str) -> int:
+    """Operate until dead."""
+    root, domain, where, victim, *arguments = command
+    death = Death(root, domain, where, victim)
+    async with open_orchestrator(root, recover=False) as orch:
+        death.watch()
+        try:
+            await operate(orch, domain, *arguments)
+        except SnaporchError as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            return 1
+    return 0 if death.came else NEVER
+
+
+if __name__ == "__main__":
+    sys.exit(trio.run(main, *sys.argv[1:]))
