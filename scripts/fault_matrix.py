@@ -26,6 +26,8 @@ import trio
 from benchlib.faults import DYING, KINDS, VICTIMS, Bench, Kind, Wrong
 from benchlib.lab import CACHE, DOMAIN, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
+from snaporch import SnaporchError
+
 PLAN = GuestPlan(ram=96 * 2**20, dirty=20, rate=100, touched=16, report=20)
 # A kill after each point; one before the first is all that these leave out.
 PLACES = ("after",)
@@ -74,7 +76,7 @@ async def one(bench: Bench, kind: Kind, where: str, victim: str, table: Table) -
     """Kill once."""
     try:
         ended = await bench.strike(kind, where, victim)
-    except (Wrong, trio.TooSlowError) as error:
+    except (Wrong, SnaporchError, trio.TooSlowError) as error:
         ended = f"WRONG: {error or 'hangs'}"
     table.note(kind.name, where.replace(":", " "), victim, ended)
 
@@ -102,7 +104,7 @@ async def at_random(bench: Bench, kinds: Sequence[Kind], count: int, seed: int, 
             if kind.runs and kind.command[0] != "revert":
                 await bench.runs_again()
             ended = await bench.mend(kind, before)
-        except (Wrong, trio.TooSlowError) as error:
+        except (Wrong, SnaporchError, trio.TooSlowError) as error:
             ended = f"WRONG: {error or 'hangs'}"
         table.note(kind.name, f"#{number + 1} after {delay * 1000:.3f} ms", "us", ended)
 

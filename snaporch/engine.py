@@ -27,7 +27,7 @@ from snaporch.catalog.store import Catalog, Change
 from snaporch.errors import OperationFailed, Refused, SnaporchError, Stranded
 from snaporch.events import Broadcast
 from snaporch.models import Event, OperationRecord
-from snaporch.replay import phases_left
+from snaporch.replay import phases_begun, phases_left
 from snaporch.states import OperationState, Signal, State
 from snaporch.steps import Lane, Phase, Undo
 
@@ -247,12 +247,13 @@ class Engine:
     async def undo(
         self, operation: Operation, phases: Sequence[Phase], rollback: Sequence[Undo], actors: Sequence[Actor]
     ) -> None:
-        """Roll back an operation that was cut short: every step of `phases` may have begun.
+        """Roll back an operation that was cut short in the state that it has.
 
         Raises:
             Stranded: it still cannot be undone.
         """
-        await self._roll_back(operation, rollback, actors, _steps_of(phases), OperationFailed("cut short"))
+        begun = _steps_of(phases_begun(phases, operation.machine.state))
+        await self._roll_back(operation, rollback, actors, begun, OperationFailed("cut short"))
 
     async def _enter(self, operation: Operation, signal: Signal, *, quiet: bool = False) -> None:
         operation.machine.send(signal)

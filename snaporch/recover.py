@@ -90,6 +90,7 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
         for plan in loads(text, tuple[CreatePlan, ...]):
             record, machine = await stack.enter_async_context(context.machine_of(plan.domain.name))
             made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
+            await context.driver(record).storage.release(made)
             participant = Participant(
                 attrs.evolve(plan, domain=attrs.evolve(plan.domain, process=record.process)),
                 operation,
@@ -126,6 +127,7 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
     async with context.machine_of(operation.domain, hung_is_none=True) as (record, machine):
         driver = context.driver(record)
         made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
+        await driver.storage.release(made)
         reverter = actor(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
         if after_revert(operation.machine.state) is Action.TIDY_UP:
             await context.engine.tidy_up(operation, reverter.clean_up)
@@ -134,6 +136,9 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
 
 
 async def _delete(context: Context, operation: Operation, text: str) -> None:
+    record = await context.catalog.domain(operation.domain)
+    images = {disk.path for disk in record.disks} | await context.catalog.own_files(record.name)
+    await context.driver(record).storage.release(images)
     await finish_delete(context, operation, loads(text, DeletePlan))
 
 

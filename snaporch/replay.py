@@ -54,6 +54,21 @@ def phases_left(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
     return tuple(phases[last:])
 
 
+def phases_begun(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
+    """Return the phases of which a step may have begun, by the state in a row.
+
+    That of the row and those before it, and after it those that write none. All of them where the row does not say
+    it: the operation was being rolled back, or could not be.
+    """
+    states = walk(phases)
+    if state not in states:
+        return tuple(phases)
+    end = states.index(state) + 1
+    while end < len(phases) and phases[end].paused:
+        end += 1
+    return tuple(phases[:end])
+
+
 def after_create(strategy: Strategy, state: State) -> Action:
     """Return what to do about a create that was cut short in a state."""
     if state in {State.COMPLETE, State.ROLLED_BACK}:

@@ -8,7 +8,7 @@ import pytest
 
 from snaporch.create import Participant
 from snaporch.models import Strategy
-from snaporch.replay import Action, after_create, table, walk
+from snaporch.replay import Action, after_create, phases_begun, table, walk
 from snaporch.revert import Reverter
 from snaporch.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
 from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
@@ -90,3 +90,13 @@ def test_only_what_holds_its_point_is_gone_on_with(strategy: Strategy) -> None:
     actions = [after_create(strategy, state) for state in walk(CREATE[strategy])]
     assert actions == sorted(actions, key=[Action.UNDO, Action.GO_ON].index)
     assert {actions[0], actions[-1]} == {Action.UNDO, Action.GO_ON}
+
+
+def test_what_may_have_begun_is_what_the_row_says() -> None:
+    """The state of the row and those before; the pause's, which have no rows, with the one from before it."""
+    phases = CREATE[Strategy.BACKGROUND]
+    assert phases_begun(phases, State.PREPARING) == phases[:1]
+    assert phases_begun(phases, State.PAUSING) == phases[:5]
+    assert phases_begun(phases, State.STREAMING) == phases
+    assert phases_begun(CREATE[Strategy.PAUSED], State.PAUSING) == CREATE[Strategy.PAUSED][:2]
+    assert phases_begun(phases, State.STRANDED) == phases

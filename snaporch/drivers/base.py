@@ -16,7 +16,7 @@ it is gone, `OutcomeUnknown` when it did not answer. File errors are `OSError`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -371,6 +371,9 @@ class Storage(abc.ABC):
     async def rebase(self, path: str, backing: DeviceDisk | None, *, content: bool) -> None:
         """Back an image by another; with `content` what it reads stays, copied up into it where need be."""
         raise Unsupported(f"rebasing {path} to {backing} ({content}): this driver cannot")
+
+    async def release(self, paths: Collection[str]) -> None:  # noqa: B027 - nothing where all is done by ourselves
+        """End programs that we had started to work on files, and that a crash of ours has left to themselves."""
 
     @abc.abstractmethod
     async def remove(self, path: str) -> None:

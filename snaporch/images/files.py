@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import trio
 import xxhash
 
 from snaporch.drivers.base import ImageStatus, Storage
+from snaporch.drivers.qemu.process import command_line, find_processes, kill, started
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
-from snaporch.models import DeviceDisk, FileRecord
+from snaporch.models import DeviceDisk, FileRecord, Process
 
 _CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
 
@@ -100,6 +103,13 @@ class LocalStorage(Storage):
             words = done.stderr.decode(errors="replace").strip().splitlines()
             raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {done.returncode}")
         return bytes(done.stdout)
+
+    async def release(self, paths: Collection[str]) -> None:
+        """See Storage."""
+        for pid in find_processes(self.qemu_img):
+            with suppress(OSError):  # it has ended by itself
+                if not set(paths).isdisjoint(command_line(pid)):
+                    await kill(Process(pid, started(pid) or 0, ""))
 
     async def exists(self, path: str) -> bool:
         """See Storage; a dangling symbolic link exists."""
