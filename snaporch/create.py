@@ -421,7 +421,7 @@ async def create(
         await check_create(driver.storage, plan, scene.capabilities)
         if machine is not None:
             machine.forget_pauses()
-        known = await context.catalog.sealed()
+        known = await context.catalog.sealed(path for disk in plan.overlays for path in disk.base.chain)
         participant = Participant(plan, operation, context, driver, machine, known)
         await context.engine.run(
             operation,

@@ -19,7 +19,7 @@ from contextlib import suppress
 import attrs
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog.store import Change, files_of
 from snaporch.context import Context
 from snaporch.convert import dumps
 from snaporch.drivers.base import Driver, Machine
@@ -207,8 +207,9 @@ async def _note_merge(
 ) -> DomainRecord:
     """Put into the catalog what a merge has moved and changed; return the domain's record."""
     touched = {step.top, step.base, *step.repoint}
-    known, updated, driver = await context.catalog.sealed(), [], context.driver(record)
-    for snapshot in await context.catalog.snapshots(record.name):
+    updated, driver, snapshots = [], context.driver(record), await context.catalog.snapshots(record.name)
+    known = await context.catalog.sealed(file.path for file in files_of(snapshots))
+    for snapshot in snapshots:
         chains = {file.path for chain in snapshot.images.values() for file in chain}
         if snapshot.name in doomed or not touched & chains:
             continue
@@ -224,8 +225,9 @@ async def _seal_anew(
     context: Context, record: DomainRecord, doomed: frozenset[str], written: frozenset[str]
 ) -> None:
     """Put into the catalog what merges changed that were cut short before it knew."""
-    known, updated = await context.catalog.sealed(), []
-    for snapshot in await context.catalog.snapshots(record.name):
+    updated, snapshots = [], await context.catalog.snapshots(record.name)
+    known = await context.catalog.sealed(file.path for file in files_of(snapshots))
+    for snapshot in snapshots:
         if snapshot.name not in doomed and written & {f.path for c in snapshot.images.values() for f in c}:
             disks = [disk.disk for disk in snapshot.snapshot.disks]
             images = {disk.target: await _chain(context.driver(record), disk, known) for disk in disks}

@@ -48,9 +48,7 @@ async def recover(
     """
     ended: list[OperationRecord] = []
     failure: SnaporchError | None = None
-    for record, plan in await context.catalog.unfinished():
-        if domain not in {None, record.domain}:
-            continue
+    for record, plan in await context.catalog.unfinished(domain):
         operation = _recalled(record)
         mended = False
         try:

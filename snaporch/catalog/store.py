@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 from pathlib import Path
@@ -50,6 +50,16 @@ _MIGRATIONS = (
     );
     CREATE INDEX operation_domain ON operation (domain, begun);
     CREATE TABLE file (path TEXT PRIMARY KEY, domain TEXT NOT NULL, operation TEXT NOT NULL);
+    """,
+    # What one operation asks takes the same time whatever else is in the catalog.
+    """
+    CREATE TABLE sealed (path TEXT PRIMARY KEY, record TEXT NOT NULL);
+    INSERT OR REPLACE INTO sealed
+        SELECT json_extract(image.value, '$.path'), image.value
+        FROM snapshot, json_each(snapshot.record, '$.images') AS chain, json_each(chain.value) AS image
+        ORDER BY snapshot.id;
+    CREATE INDEX operation_unfinished ON operation (domain) WHERE ended IS NULL;
+    CREATE INDEX snapshot_name ON snapshot (name);
     """,
 )
 
@@ -128,6 +138,8 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             "UPDATE snapshot SET record = ? WHERE domain = ? AND name = ?",
             (dumps(record), record.domain, record.name),
         )
+    seals = [(file.path, dumps(file)) for file in files_of((*change.snapshots, *change.updated))]
+    connection.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?)", seals)
     connection.executemany("DELETE FROM snapshot WHERE domain = ? AND name = ?", change.dropped)
     if (op := change.operation) is not None:
         run(
@@ -140,6 +152,12 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
         run_many = [(path, op.domain, op.id) for path in change.files]
         connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", run_many)
     connection.executemany("DELETE FROM file WHERE path = ?", [(path,) for path in change.gone])
+    connection.executemany("DELETE FROM sealed WHERE path = ?", [(path,) for path in change.gone])
+
+
+def files_of(snapshots: Iterable[SnapshotRecord]) -> Iterator[FileRecord]:
+    """Yield the records of all images that snapshots are kept in."""
+    return (file for record in snapshots for chain in record.images.values() for file in chain)
 
 
 @attrs.define
@@ -221,11 +239,15 @@ class Catalog:
             raise NotFound(f"{domain} has no snapshot {name!r}; `snaporch list {domain}` shows those that it has")
         return loads(rows[0][0], SnapshotRecord)
 
-    async def sealed(self) -> dict[str, FileRecord]:
-        """Return the record of every sealed image, by path: what need not be read again."""
-        rows = await self._rows("SELECT record FROM snapshot ORDER BY id")
-        records = (loads(text, SnapshotRecord) for (text,) in rows)
-        return {file.path: file for record in records for chain in record.images.values() for file in chain}
+    async def sealed(self, paths: Iterable[str]) -> dict[str, FileRecord]:
+        """Return the records of those of `paths` that were sealed, by path: what need not be read again."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, FileRecord]:
+            query = "SELECT record FROM sealed WHERE path = ?"
+            found = ((path, connection.execute(query, (path,)).fetchone()) for path in set(paths))
+            return {path: loads(row[0], FileRecord) for path, row in found if row is not None}
+
+        return await self._in_thread(work)
 
     async def own_files(self, domain: str) -> frozenset[str]:
         """Return the paths of the files that snaporch made for a domain."""
@@ -239,9 +261,11 @@ class Catalog:
         rows = await self._rows(query, *values)
         return tuple(loads(text, OperationRecord) for (text,) in rows)
 
-    async def unfinished(self) -> tuple[tuple[OperationRecord, str], ...]:
-        """Return the operations that were cut short (or still run), with their plans."""
-        rows = await self._rows("SELECT record, plan FROM operation WHERE ended IS NULL ORDER BY begun")
+    async def unfinished(self, domain: str | None = None) -> tuple[tuple[OperationRecord, str], ...]:
+        """Return the operations, of one domain or all, that were cut short (or still run), with their plans."""
+        where, values = ("AND domain = ?", (domain,)) if domain else ("", ())
+        query = f"SELECT record, plan FROM operation WHERE ended IS NULL {where} ORDER BY begun"  # noqa: S608 - as above
+        rows = await self._rows(query, *values)
         return tuple((loads(text, OperationRecord), plan) for text, plan in rows)
 
 
