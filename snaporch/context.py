@@ -13,7 +13,7 @@ from snaporch.catalog import Catalog, domain_lock
 from snaporch.catalog.store import Change
 from snaporch.drivers.base import Driver, Machine
 from snaporch.engine import Engine, Operation
-from snaporch.errors import HypervisorError, InvalidInput
+from snaporch.errors import HypervisorError, InvalidInput, Refused
 from snaporch.events import Broadcast
 from snaporch.models import DiskStatus, DomainRecord, Process, check_name
 
@@ -102,15 +102,32 @@ class Context:
             await self.catalog.write(Change(domains=(record,)))
         yield record, None
 
-    async def disks_of(self, record: DomainRecord, machine: Machine | None) -> tuple[DiskStatus, ...]:
-        """Return a domain's disks, asked of its machine or, inactive, read from the images."""
+    async def disks_of(
+        self, record: DomainRecord, machine: Machine | None, *, strict: bool = True
+    ) -> tuple[DiskStatus, ...]:
+        """Return a domain's disks, asked of its machine or, inactive, read from the images.
+
+        Args:
+            record: the domain's.
+            machine: its machine.
+            strict: an image that cannot be read is an error; without, its size and what backs it are left out.
+
+        Raises:
+            Refused: an image cannot be read.
+        """
         if machine is not None:
             return await machine.disks()
         storage = self.driver(record).storage
         found = []
         for disk in record.disks:
-            chain = tuple(link.path for link in await storage.chain(disk.path, disk.format))
-            size = await storage.virtual_size(disk.path, disk.format)
+            chain: tuple[str, ...] = (disk.path,)
+            size = 0
+            try:
+                chain = tuple(link.path for link in await storage.chain(disk.path, disk.format))
+                size = await storage.virtual_size(disk.path, disk.format)
+            except Refused:
+                if strict:
+                    raise
             found.append(DiskStatus(disk.target, disk.path, disk.format, disk.readonly, size, chain))
         return tuple(found)
 

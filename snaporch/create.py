@@ -28,6 +28,7 @@ from snaporch.engine import Operation
 from snaporch.errors import (
     ConnectionGone,
     DeadlineExceeded,
+    HypervisorError,
     NotEnoughSpace,
     OperationFailed,
     OutcomeUnknown,
@@ -249,20 +250,33 @@ class Participant:
         self._commands += trio.current_time() - began
 
     async def resume(self) -> None:
-        """Let the guest run, if it ran before; also undoes `pause`."""
-        if self.plan.state is not DomainState.RUNNING or self.machine is None:
+        """Let the guest run, if it ran before; also undoes `pause`.
+
+        Raises:
+            HypervisorError: somebody else let it run meanwhile: its disks and its memory are not of one point.
+        """
+        if self.machine is None:
+            return
+        undoing = self.operation.machine.state is State.ROLLING_BACK
+        if self.plan.state is not DomainState.RUNNING:
             self._note()
+            self._check_stood(changes=0, undoing=undoing)
             return
         now = trio.current_time()
         try:
             await self._hypervisor.resume()
         except (ConnectionGone, OutcomeUnknown):
-            if self.operation.machine.state is not State.ROLLING_BACK or not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
+            if not undoing or not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
                 raise
         between = None
         if self._pause_began is not None and self.plan.strategy is not Strategy.PAUSED:
             between = now - self._pause_began - self._commands
         self._note(pause=self.machine.pause_times(), between=between)
+        self._check_stood(changes=2, undoing=undoing)
+
+    def _check_stood(self, *, changes: int, undoing: bool) -> None:
+        if not undoing and self._hypervisor.run_changes() > changes:
+            raise HypervisorError(f"{self.name}: somebody let the guest run while it stood for the point")
 
     # Afterwards: memory streams, the frozen images are sealed.
 

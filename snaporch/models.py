@@ -441,6 +441,50 @@ class VerifyReport:
 # --- operations -------------------------------------------------------------------------------------------
 
 
+class Trouble(enum.StrEnum):
+    """What `fsck` finds."""
+
+    UNFINISHED = "unfinished"
+    """An operation was cut short."""
+    BUSY = "busy"
+    """An operation runs: the domain was not looked at."""
+    GONE_PROCESS = "gone-process"
+    """The domain's process is gone."""
+    ORPHAN_PROCESS = "orphan-process"
+    """A process was launched for the domain and is not its process."""
+    ORPHAN_FILE = "orphan-file"
+    """Nothing needs a file."""
+    BROKEN_DISK = "broken-disk"
+    """A disk's image, or one that backs it, cannot be read."""
+    OTHER_IMAGE = "other-image"
+    """A running domain is on another image than it was left on."""
+    DAMAGED_SNAPSHOT = "damaged-snapshot"
+    """A file of a snapshot is missing or is not what was saved."""
+    FROZEN_WRITTEN = "frozen-written"
+    """A process has an image of a snapshot open for writing."""
+
+
+@attrs.frozen
+class Finding:
+    """Something that is not as the catalog has it.
+
+    Attributes:
+        domain: the domain's name.
+        trouble: what kind.
+        subject: a path, a name, a target, the id of an operation or a process.
+        text: for people.
+        certain: it is certain what mends it, and that nothing is lost by that.
+        repaired: that was done.
+    """
+
+    domain: str
+    trouble: Trouble
+    subject: str
+    text: str
+    certain: bool = False
+    repaired: bool = False
+
+
 @attrs.frozen
 class OperationRecord:
     """A running or past operation.

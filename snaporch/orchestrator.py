@@ -21,8 +21,9 @@ from snaporch.delete import delete
 from snaporch.drivers.base import Driver, Launch
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine import Engine, Operation
-from snaporch.errors import HypervisorError, InvalidInput, NotFound, Refused, SnaporchError, TargetExists
+from snaporch.errors import Busy, HypervisorError, InvalidInput, NotFound, Refused, SnaporchError, TargetExists
 from snaporch.events import Broadcast
+from snaporch.fsck import fsck
 from snaporch.images.merge import MergePlan
 from snaporch.models import (
     CreateFlag,
@@ -34,13 +35,14 @@ from snaporch.models import (
     DomainSnapshot,
     DomainState,
     Event,
+    Finding,
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
     VerifyReport,
     check_name,
 )
-from snaporch.recover import recover
+from snaporch.recover import recover, sweep
 from snaporch.revert import revert
 from snaporch.verify import verify
 
@@ -139,14 +141,31 @@ class Orchestrator:
 
         Raises:
             Refused: it is running, or cannot start: the hypervisor's words are in the error.
+            DamagedSnapshot: a frozen image under one of its disks is not what it was.
         """
         await self._mended(name)
         async with self._context.locked(Operation("start", name, "")):
             async with self._context.machine_of(name) as (record, machine):
                 if machine is not None:
                     raise Refused(f"{name} is {await machine.state()} already")
+            await sweep(self._context, record, end=True)
+            await self._check_frozen(record)
             await self._launch(record, paused=paused)
         return await self.domain_info(name)
+
+    async def _check_frozen(self, record: DomainRecord) -> None:
+        """Refuse to run on an image that was frozen for a snapshot and that somebody has written to since.
+
+        Raises:
+            DamagedSnapshot: the guest would find neither what it wrote nor what the snapshot holds.
+        """
+        storage = self._context.driver(record).storage
+        snapshots = await self._context.catalog.snapshots(record.name)
+        frozen = {f.path: f for s in snapshots for chain in s.images.values() for f in chain}
+        for disk in record.disks if frozen else ():
+            for link in await storage.chain(disk.path, disk.format):
+                if link.path in frozen:
+                    await storage.check(frozen[link.path])
 
     async def _launch(self, record: DomainRecord, *, paused: bool) -> None:
         driver = self._context.driver(record)
@@ -234,7 +253,7 @@ class Orchestrator:
                 async with driver.query(process, record.name) as machine:
                     state, disks = await machine.state(), await machine.disks()
         if disks is None:
-            disks = await self._context.disks_of(record, None)
+            disks = await self._context.disks_of(record, None, strict=False)
         return DomainInfo(record.name, state, disks, record.current, pid, record.definition.driver)
 
     # --- snapshots ---
@@ -371,7 +390,26 @@ class Orchestrator:
         Raises:
             Stranded: something still cannot be undone.
         """
-        return await recover(self._context, patience=patience)
+        ended = await recover(self._context, patience=patience)
+        if patience == float("inf"):
+            for record in await self._context.catalog.domains():
+                with suppress(Busy):
+                    async with self._context.locked(Operation("recover", record.name, "")):
+                        await sweep(self._context, await self._context.catalog.domain(record.name), end=True)
+        return ended
+
+    async def fsck(self, domain: str | None = None, *, repair: bool = False) -> tuple[Finding, ...]:
+        """Compare the catalog, the files and the running hypervisors, and say what is not as it should be.
+
+        Args:
+            domain: only this one; by default all.
+            repair: do what is certain: recover, end processes that nobody knows, remove files that snaporch made
+                and that nothing needs. No image is written to, and no file of anybody else's is removed.
+
+        Returns:
+            What was found, with what was repaired; damage is an answer here, not an error.
+        """
+        return await fsck(self._context, domain, repair=repair)
 
     async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
         """Return running and past operations, oldest first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 import attrs
 import trio
@@ -21,7 +22,7 @@ from snaporch.create import Held, Participant
 from snaporch.delete import DeletePlan, finish_delete
 from snaporch.engine import Operation
 from snaporch.errors import Busy, OperationFailed, SnaporchError
-from snaporch.models import OperationRecord
+from snaporch.models import DomainRecord, OperationRecord, Process
 from snaporch.planning import CreatePlan, RevertPlan
 from snaporch.replay import Action, after_create, after_revert
 from snaporch.revert import Reverter
@@ -66,6 +67,30 @@ async def recover(
     if failure is not None:
         raise failure
     return tuple(ended)
+
+
+async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[Process, ...]:
+    """Return the processes that were launched for a domain and are not its process; to be used under its lock.
+
+    A start that is killed leaves one when nobody knows it yet.
+
+    Args:
+        context: the orchestrator's.
+        record: the domain's.
+        end: end them, and remove their directories.
+    """
+    driver, found = context.driver(record), []
+    for directory in sorted(Path(context.directory(record.name)).glob("run-*")):
+        if record.process is not None and Path(record.process.socket).parent == directory:
+            continue
+        process = await driver.find(directory)
+        if process is not None and process.pid != (record.process.pid if record.process else None):
+            found.append(process)
+        if end:
+            if process is not None:
+                await driver.kill(process)
+            await driver.clear(directory)
+    return tuple(found)
 
 
 def _recalled(record: OperationRecord) -> Operation:

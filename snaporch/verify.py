@@ -61,8 +61,12 @@ async def check_files(driver: Driver, record: SnapshotRecord) -> tuple[str, ...]
             await driver.storage.check(file, thorough=True)
         except DamagedSnapshot as error:
             problems.append(str(error))
-    if problems:
-        return tuple(problems)
+    return tuple(problems) or await check_chains(driver, record)
+
+
+async def check_chains(driver: Driver, record: SnapshotRecord) -> tuple[str, ...]:
+    """Return what is wrong with the order and the structure of a snapshot's images, whose files are all there."""
+    problems = []
     for disk in record.snapshot.disks:
         try:
             found = await driver.storage.chain(disk.disk.path, disk.disk.format)

@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from snaporch.cli.output import size
 from snaporch.images.merge import MergePlan, render
-from snaporch.models import DomainInfo, DomainState, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.models import DomainInfo, DomainState, Finding, OperationRecord, SnapshotRecord, VerifyReport
 from snaporch.states import State
 
 _KIB = 1024
@@ -121,6 +121,23 @@ def recovered(records: Sequence[OperationRecord]) -> RenderableType:
     if not records:
         return line("nothing to recover")
     return Group(*(_text(f"{r.kind} {r.domain} {r.subject} ({r.id}): {r.state}") for r in records))
+
+
+def checked(found: Sequence[Finding]) -> RenderableType:
+    """Return a line for each thing that `fsck` found."""
+    if not found:
+        return line("all is as the catalog has it")
+    return Group(*(_text(f"{f.domain}: {f.trouble}: {f.text}{_subject(f)}{_remedy(f)}") for f in found))
+
+
+def _subject(found: Finding) -> str:
+    return "" if not found.subject or found.subject in found.text else f" ({found.subject})"
+
+
+def _remedy(found: Finding) -> str:
+    if found.repaired:
+        return ": repaired"
+    return "; --repair mends it" if found.certain else ""
 
 
 def domain(info: DomainInfo) -> RenderableType:

@@ -1,4 +1,4 @@
-"""``snaporch operations``, ``recover`` and ``doctor``: what was done, and what can be done."""
+"""``snaporch operations``, ``recover``, ``fsck`` and ``doctor``: what was done, and what can be done."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ async def recover(*, session: Here) -> Answer:
     async with session.open(recover=False) as orchestrator:
         records = await orchestrator.recover()
     return Answer([output.operation(record) for record in records], lambda human: human.recovered(records))
+
+
+async def fsck(domain: str | None = None, /, *, repair: bool = False, session: Here) -> Answer:
+    """Compare catalog, files and running hypervisors. Exit status 1 when something is left that is not right.
+
+    Parameters
+    ----------
+    domain
+        Only this domain.
+    repair
+        Do what is certain and takes nothing from anybody; without, nothing is touched.
+    """
+    async with session.open(recover=False) as orchestrator:
+        found = await orchestrator.fsck(domain, repair=repair)
+    documents = [output.finding(each) for each in found]
+    left = [each for each in found if not each.repaired]
+    return Answer(documents, lambda human: human.checked(found), status=int(bool(left)))
 
 
 async def doctor(domain: str | None = None, /, *, session: Here) -> Answer:
@@ -67,5 +84,5 @@ async def demo(
 
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (operations, recover, doctor, demo):
+    for verb in (operations, recover, fsck, doctor, demo):
         app.command(verb)

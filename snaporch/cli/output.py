@@ -15,7 +15,7 @@ from snaporch.cli.session import Answer
 from snaporch.convert import converter
 from snaporch.errors import OperationFailed, SnaporchError, Stranded
 from snaporch.images.merge import MergePlan
-from snaporch.models import DiskStatus, DomainInfo, OperationRecord, Outcome, SnapshotRecord, VerifyReport
+from snaporch.models import DiskStatus, DomainInfo, Finding, OperationRecord, Outcome, SnapshotRecord, VerifyReport
 from snaporch.states import State
 
 PIPE_WIDTH = 200  # columns where there is no terminal: a path must not be cut in two
@@ -204,7 +204,14 @@ def branches(records: Sequence[SnapshotRecord], current: str | None, parent: str
 def operation(record: OperationRecord) -> dict[str, Any]:
     """Return one entry of ``operations``; without an outcome it runs, or was cut short."""
     full: dict[str, Any] = converter.unstructure(record)
+    del full["notes"]  # for recovery only
     return full | {"outcome": record.state if record.state in _OUTCOMES else None}
+
+
+def finding(found: Finding) -> dict[str, Any]:
+    """Return one entry of ``fsck``."""
+    entry: dict[str, Any] = converter.unstructure(found)
+    return entry
 
 
 def size(record: SnapshotRecord) -> int:

@@ -205,6 +205,10 @@ class Machine(abc.ABC):
         """Return when the last pause since `forget_pauses` began and ended: the hypervisor's own time stamps."""
 
     @abc.abstractmethod
+    def run_changes(self) -> int:
+        """Return how often the guest was stopped or let run since `forget_pauses`, by us or by anybody else."""
+
+    @abc.abstractmethod
     def forget_pauses(self) -> None:
         """Begin a new account of pauses."""
 

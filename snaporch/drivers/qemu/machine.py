@@ -81,6 +81,7 @@ class QemuMachine(Machine):
         self._pauses: Subscription
         self._migration: Subscription
         self._times: dict[str, float] = {}
+        self._run_changes = 0
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[QemuMachine]:
@@ -186,16 +187,23 @@ class QemuMachine(Machine):
         with suppress(trio.WouldBlock):
             while True:
                 event = self._pauses.receive_nowait()
+                self._run_changes += 1
                 if event.name == "RESUME" or "STOP" not in self._times:
                     self._times[event.name] = event.timestamp
         if not self._times.keys() >= {"STOP", "RESUME"}:
             return None
         return self._times["STOP"], self._times["RESUME"]
 
+    def run_changes(self) -> int:
+        """See Machine."""
+        self.pause_times()
+        return self._run_changes
+
     def forget_pauses(self) -> None:
         """See Machine."""
         self.pause_times()
         self._times.clear()
+        self._run_changes = 0
 
     async def add_node(self, overlay: Overlay) -> None:
         """See Machine; the overlay's backing is left open: the transaction puts it on the present node."""

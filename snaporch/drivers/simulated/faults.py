@@ -26,7 +26,9 @@ _FACES = {
     "storage": base.Storage,
 }
 # They wait for nothing and ask nobody: nothing can happen in them.
-_SILENT = {"driver.alive", "machine.pause_times", "machine.forget_pauses", "machine.stream", "machine.guard"}
+_SILENT = {"driver.alive"} | {
+    f"machine.{name}" for name in ("pause_times", "run_changes", "forget_pauses", "stream", "guard")
+}
 _DISK = "machine.switch."
 
 POINTS = frozenset(

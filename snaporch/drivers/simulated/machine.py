@@ -105,6 +105,11 @@ class SimulatedMachine(Machine):
             return epoch + stopped[1], epoch + started[1]
         return None
 
+    def run_changes(self) -> int:
+        """See Machine."""
+        self.process.settle()
+        return self.process.guest.changes - self._pauses_from
+
     def forget_pauses(self) -> None:
         """See Machine."""
         self.process.settle()
