@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -13,7 +13,7 @@ from snaporch.catalog import Catalog, domain_lock
 from snaporch.catalog.store import Change
 from snaporch.drivers.base import Driver, Machine
 from snaporch.engine import Engine, Operation
-from snaporch.errors import HypervisorError, InvalidInput, Refused
+from snaporch.errors import HypervisorError, InvalidInput, OperationFailed, Refused
 from snaporch.events import Broadcast
 from snaporch.models import DiskStatus, DomainRecord, Process, check_name
 
@@ -59,11 +59,24 @@ class Context:
         if directory.parent == self.root / record.name and directory.name.startswith("run-"):
             await self.driver(record).clear(directory)
 
-    def locked(self, operation: Operation, *, wait: bool = False) -> AbstractAsyncContextManager[None]:
-        """Hold the lock of an operation's domain; see `domain_lock`."""
+    @asynccontextmanager
+    async def locked(self, operation: Operation, *, wait: bool = False) -> AsyncIterator[None]:
+        """Hold the lock of an operation's domain; see `domain_lock`.
+
+        Raises:
+            Busy: another operation holds it.
+            OperationFailed: a file could not be looked at, before anything was touched: the engine, which knows
+                what to undo, lets no other error of the system out.
+        """
         check_name(operation.domain, "domain")  # it becomes part of a path, before anybody knows it
         running = f"{operation.kind} {operation.subject}"
-        return domain_lock(self.root / "locks", operation.domain, operation.id, running, wait=wait)
+        try:
+            async with domain_lock(self.root / "locks", operation.domain, operation.id, running, wait=wait):
+                yield
+        except OSError as error:
+            what = f"{running} of {operation.domain} failed".replace("  ", " ")
+            words = error.strerror or str(error)
+            raise OperationFailed(f"{what}: {words} ({error.filename}); nothing was touched") from error
 
     @asynccontextmanager
     async def machine_of(

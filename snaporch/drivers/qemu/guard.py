@@ -90,7 +90,8 @@ def _run_again(path: str, *, cancel: bool) -> None:
 def main() -> None:
     """Stand by until dismissed, or until there is something to do."""
     path, stream, rival = sys.argv[1:]
-    os.write(1, READY)
+    with contextlib.suppress(BrokenPipeError):  # whoever posted it was cancelled meanwhile
+        os.write(1, READY)
     if os.read(0, 1) == DISMISSED:
         return
     _end_rival(rival)

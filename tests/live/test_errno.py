@@ -1,0 +1,204 @@
+"""Faults by errno at every file operation, answers of QEMU that are lost, a catalog that cannot be written to.
+
+On a real guest: each is complete, or undone with everything as it was; what is stranded is mended by `recover`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import Any
+
+import attrs
+import pytest
+
+from snaporch.catalog import store
+from snaporch.errors import OutcomeUnknown, SnaporchError, Stranded
+from snaporch.images.files import LocalStorage
+from snaporch.models import Strategy
+from snaporch.qmp import QMPClient
+from snaporch.states import State
+from tests.live.world import NAME, MakeWorld, World
+
+pytestmark = pytest.mark.live
+
+ERRNOS = (errno.ENOSPC, errno.EIO, errno.EROFS)
+FILE_OPERATIONS = (
+    "make_directory",
+    "make_file",
+    "make_overlay",
+    "seal",
+    "remove",
+    "inspect",
+    "chain",
+    "rebase",
+    "commit_image",
+)
+
+
+@attrs.define
+class Fault:
+    """Strikes at the n-th call."""
+
+    at: int
+    calls: int = 0
+
+    @property
+    def struck(self) -> bool:
+        """Whether it has."""
+        return self.calls >= self.at
+
+    def due(self) -> bool:
+        """Count a call; return whether it is the one."""
+        self.calls += 1
+        return self.calls == self.at
+
+
+NEVER = Fault(10**9)
+FIRST = (1, 2)  # calls of a file operation; the later ones are for other disks
+
+
+@contextmanager
+def failing(owner: Any, name: str, fault: Fault, error: Callable[[], Exception], *, after: bool) -> Iterator[None]:
+    """Have a coroutine method raise at one call: before it does anything, or after it has."""
+    original = getattr(owner, name)
+
+    async def method(*arguments: Any, **options: Any) -> Any:
+        due = fault.due()
+        if due and not after:
+            raise error()
+        result = await original(*arguments, **options)
+        if due:
+            raise error()
+        return result
+
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+async def fails_cleanly(world: World, call: Callable[[], Any], what: str) -> None:
+    """Assert that a call that fails has changed nothing; one that strands is mended by `recover`."""
+    before = await world.everything()
+    try:
+        await call()
+    except Stranded:
+        pass
+    except SnaporchError:
+        await world.check_same(before, what)
+    for record in await world.orch.recover():  # a complete revert may have left something to tidy up
+        assert record.state in {State.COMPLETE, State.ROLLED_BACK}, what
+    await world.check_no_orphans()
+    await world.check_runs(2)
+
+
+def oserror(code: int) -> OSError:
+    """Return an error as the kernel makes it."""
+    return OSError(code, os.strerror(code), "somewhere")
+
+
+async def settle(world: World, wanted: tuple[str, ...]) -> None:
+    """Have exactly these snapshots."""
+    there = [r.name for r in await world.orch.list(NAME)]
+    if there != list(wanted):
+        for name in reversed(there):
+            await world.orch.delete(NAME, name)
+        for name in wanted:
+            await world.create(name)
+
+
+async def test_file_operations(make_world: MakeWorld) -> None:
+    """ENOSPC, EIO and EROFS in turn at every file operation of a create, a revert and a delete."""
+    world = await make_world()
+    codes = (ERRNOS[number % len(ERRNOS)] for number in count())
+    verbs: tuple[tuple[str, tuple[str, ...], Callable[[], Any]], ...] = (
+        ("create", (), partial(world.create, "new")),
+        ("revert", ("a",), partial(world.revert, "a")),
+        ("delete", ("a", "b"), partial(world.orch.delete, NAME, "a")),
+    )
+    struck = set()
+    for verb, names, call in verbs:
+        for name in FILE_OPERATIONS:
+            for at in FIRST:
+                await settle(world, names)
+                fault, code = Fault(at), next(codes)
+                with failing(LocalStorage, name, fault, partial(oserror, code), after=False):
+                    await fails_cleanly(world, call, f"{verb}: {errno.errorcode[code]} at {name} #{at}")
+                if not fault.struck:
+                    break
+                struck.add((verb, name))
+    assert {name for _, name in struck} >= {"make_overlay", "make_file", "seal", "remove", "inspect"}
+
+
+COMMANDS = (
+    "getfd",
+    "blockdev-add",
+    "migrate-set-capabilities",
+    "stop",
+    "transaction",
+    "migrate",
+    "cont",
+    "query-migrate",
+)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PAUSED])
+async def test_lost_answers(make_world: MakeWorld, strategy: Strategy) -> None:
+    """QEMU does what it was told, and its answer never comes: complete, or undone, and the guest runs."""
+    world = await make_world()
+    execute = QMPClient.execute
+    for command in COMMANDS:
+        fault = Fault(1)
+
+        async def losing(
+            self: QMPClient, name: str, *arguments: Any, fault: Fault = fault, lost: str = command, **options: Any
+        ) -> Any:
+            answer = await execute(self, name, *arguments, **options)
+            if name == lost and fault.due():
+                raise OutcomeUnknown(NAME, name, 5.0)
+            return answer
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(QMPClient, "execute", losing)
+            await fails_cleanly(world, partial(world.create, f"lost-{command}", strategy), f"{command} unanswered")
+        assert fault.struck, command
+    await world.create("point", strategy)
+    await world.revert("point")
+    await world.check_consistent()
+
+
+async def test_catalog_full(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has no room, or is locked for too long, at every write of a create and a revert."""
+    world = await make_world()
+    monkeypatch.setattr(store, "_apply", apply := Applying(store._apply))
+    for verb, names in (("create", ()), ("revert", ("a",))):
+        for at in count(1):
+            await settle(world, names)
+            call = partial(world.create, "new") if verb == "create" else partial(world.revert, "a")
+            apply.fault = Fault(at)
+            await fails_cleanly(world, call, f"{verb}: write #{at}")
+            struck, apply.fault = apply.fault.struck, NEVER
+            if not struck:
+                break
+
+
+@attrs.define
+class Applying:
+    """The catalog's change of the database, with a fault in it."""
+
+    apply: Callable[..., None]
+    fault: Fault = NEVER
+
+    def __call__(self, connection: sqlite3.Connection, change: store.Change) -> None:
+        """Apply a change, or fail as SQLite does."""
+        if self.fault.due():
+            words = ("database or disk is full", "database is locked")
+            raise sqlite3.OperationalError(words[self.fault.at % len(words)])
+        self.apply(connection, change)
