@@ -15,11 +15,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 import trio
 
+from snaporch.bandwidth import SharedBandwidth
 from snaporch.catalog.store import Change
 from snaporch.context import Context
 from snaporch.convert import dumps
@@ -118,6 +120,7 @@ class Participant:
         driver: the domain's.
         machine: the domain's; None when inactive.
         known: sealed images by path, which need not be read again.
+        bandwidth: of which the memory stream has a part, or None.
         held: what it knows of the point.
         made: the files that this operation has made.
         result: the record, once it is complete.
@@ -129,6 +132,7 @@ class Participant:
     driver: Driver
     machine: Machine | None
     known: dict[str, FileRecord]
+    bandwidth: SharedBandwidth | None = None
     held: Held = attrs.field(factory=Held)
     made: set[str] = attrs.field(factory=set)
     result: SnapshotRecord | None = None
@@ -286,7 +290,7 @@ class Participant:
             return  # known since before a crash of ours
         limit = self.plan.options.max_seconds
         with trio.move_on_after(limit if limit is not None else float("inf")) as scope:
-            await self.stream.finished(self._progress)
+            await self._streamed()
         if not scope.cancelled_caught:
             return
         if self.plan.options.on_timeout is OnTimeout.FAIL:
@@ -295,7 +299,14 @@ class Participant:
                 "rolled back; allow more, let it pause the guest, or use the background strategy"
             )
         await self._hypervisor.pause()
-        await self.stream.finished(self._progress)
+        await self._streamed()
+
+    async def _streamed(self) -> None:
+        stream = partial(self.stream.finished, self._progress)
+        if self.bandwidth is None:
+            await stream()
+        else:
+            await self.bandwidth.during(stream, self.stream.limit)
 
     def _progress(self, done: int, total: int) -> None:
         self.context.events.publish(self.operation.event("progress", done=done, total=total))
@@ -412,9 +423,17 @@ class Participant:
 
 
 async def create(
-    context: Context, domain: str, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions
+    context: Context,
+    domain: str,
+    snapshot: DomainSnapshot,
+    flags: CreateFlag,
+    options: CreateOptions,
+    *,
+    bandwidth: SharedBandwidth | None = None,
 ) -> SnapshotRecord:
     """Create a snapshot; see `snaporch.Orchestrator.create`."""
+    if bandwidth is not None:
+        options = attrs.evolve(options, bandwidth=bandwidth.next_share)
     operation = Operation("create", domain, snapshot.name or "snapshot")
     async with context.locked(operation, wait=options.wait), context.machine_of(domain) as (record, machine):
         driver = context.driver(record)
@@ -436,7 +455,7 @@ async def create(
         if machine is not None:
             machine.forget_pauses()
         known = await context.catalog.sealed(path for disk in plan.overlays for path in disk.base.chain)
-        participant = Participant(plan, operation, context, driver, machine, known)
+        participant = Participant(plan, operation, context, driver, machine, known, bandwidth)
         await context.engine.run(
             operation,
             CREATE[plan.strategy],

@@ -13,7 +13,7 @@ checksums are no longer right), and which go in the end (what was merged away is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import attrs
@@ -142,10 +142,11 @@ async def _as_it_is(record: DomainRecord, machine: Machine | None) -> DomainReco
     return attrs.evolve(record, active=active)
 
 
-async def _doomed(context: Context, domain: str, name: str, flags: DeleteFlag) -> frozenset[str]:
-    await context.catalog.snapshot(domain, name)
-    snapshots = await context.catalog.snapshots(domain)
-    return doomed_by({snapshot.name: snapshot.parent for snapshot in snapshots}, name, flags)
+async def _doomed(context: Context, domain: str, names: Sequence[str], flags: DeleteFlag) -> frozenset[str]:
+    for name in names:
+        await context.catalog.snapshot(domain, name)
+    parents = {snapshot.name: snapshot.parent for snapshot in await context.catalog.snapshots(domain)}
+    return frozenset[str]().union(*(doomed_by(parents, name, flags) for name in names))
 
 
 # --- merging ------------------------------------------------------------------------------------------------
@@ -324,12 +325,12 @@ async def _cut_short(context: Context, operation: Operation, why: str) -> Strand
 
 
 async def delete(
-    context: Context, domain: str, name: str, flags: DeleteFlag, *, dry_run: bool = False
+    context: Context, domain: str, names: Sequence[str], flags: DeleteFlag, *, dry_run: bool = False
 ) -> MergePlan:
     """Delete snapshots; see `snaporch.Orchestrator.delete`."""
-    operation = Operation("delete", domain, name)
+    operation = Operation("delete", domain, ", ".join(names))
     async with context.locked(operation):
-        doomed = await _doomed(context, domain, name, flags)
+        doomed = await _doomed(context, domain, names, flags)
         if not doomed:
             return MergePlan()
         async with context.machine_of(domain) as (record, machine):

@@ -283,6 +283,7 @@ class DomainRecord:
         process: the hypervisor process, when one runs.
         template: of a domain that was attached to: the process as it was found; its command line says how the
             domain is launched, the definition only what could be seen.
+        tags: names that batches select it by.
     """
 
     definition: DomainDefinition
@@ -290,6 +291,7 @@ class DomainRecord:
     current: str | None = None
     process: Process | None = None
     template: Process | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -335,6 +337,7 @@ class DomainInfo:
     current: str | None
     pid: int | None = None
     driver: str = "qemu"
+    tags: tuple[str, ...] = ()
 
 
 # --- snapshots --------------------------------------------------------------------------------------------
@@ -395,6 +398,7 @@ class SnapshotRecord:
         timings: how long it took.
         outcome: `complete`, for everything that the catalog holds.
         deleting: a delete of it has begun: it can no longer be reverted to.
+        pinned: no retention deletes it.
     """
 
     domain: str
@@ -412,6 +416,7 @@ class SnapshotRecord:
     timings: Timings = Timings()
     outcome: Outcome = Outcome.COMPLETE
     deleting: bool = False
+    pinned: bool = False
 
     @property
     def name(self) -> str:

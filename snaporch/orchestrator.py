@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import attrs
 import structlog
 import trio
 
-from snaporch.catalog import open_catalog
+from snaporch.bandwidth import SharedBandwidth
+from snaporch.catalog import Catalog, open_catalog
 from snaporch.catalog.store import Change
 from snaporch.context import Context
 from snaporch.convert import load_definition
@@ -21,7 +22,16 @@ from snaporch.delete import delete
 from snaporch.drivers.base import Driver, Launch
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine import Engine, Operation
-from snaporch.errors import Busy, HypervisorError, InvalidInput, NotFound, Refused, SnaporchError, TargetExists
+from snaporch.errors import (
+    Busy,
+    DamagedSnapshot,
+    HypervisorError,
+    InvalidInput,
+    NotFound,
+    Refused,
+    SnaporchError,
+    TargetExists,
+)
 from snaporch.events import Broadcast
 from snaporch.fsck import fsck
 from snaporch.images.merge import MergePlan
@@ -61,6 +71,16 @@ class Orchestrator:
     """
 
     _context: Context
+
+    @property
+    def root(self) -> Path:
+        """The directory that holds all."""
+        return self._context.root
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is known; for what is built on top of this."""
+        return self._context.catalog
 
     async def _mended(self, domain: str) -> None:
         """Finish or undo what a crash left of this domain; a memory stream is waited for.
@@ -254,7 +274,21 @@ class Orchestrator:
                     state, disks = await machine.state(), await machine.disks()
         if disks is None:
             disks = await self._context.disks_of(record, None, strict=False)
-        return DomainInfo(record.name, state, disks, record.current, pid, record.definition.driver)
+        return DomainInfo(record.name, state, disks, record.current, pid, record.definition.driver, record.tags)
+
+    async def is_active(self, name: str) -> bool:
+        """Return whether a domain has a process: whether there is any memory to take."""
+        record = await self._context.catalog.domain(name)
+        return record.process is not None and self._context.driver(record).alive(record.process)
+
+    async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
+        """Give a domain these tags, in place of those that it has: batches select domains by them."""
+        for each in tags:
+            check_name(each, "tag")
+        async with self._context.locked(Operation("tag", name, "")):
+            record = attrs.evolve(await self._context.catalog.domain(name), tags=tuple(sorted(set(tags))))
+            await self._context.catalog.write(Change(domains=(record,)))
+        return await self.domain_info(name)
 
     # --- snapshots ---
 
@@ -264,6 +298,8 @@ class Orchestrator:
         snapshot: DomainSnapshot | None = None,
         flags: CreateFlag = CreateFlag(0),  # noqa: B008 - an immutable value
         options: CreateOptions | None = None,
+        *,
+        bandwidth: SharedBandwidth | None = None,
     ) -> SnapshotRecord:
         """Create a snapshot of a domain; `libxl_domain_snapshot_create`.
 
@@ -272,6 +308,7 @@ class Orchestrator:
             snapshot: what is to be taken; by default everything, under a name made from the time.
             flags: DISK_ONLY, LIVE, QUIESCE.
             options: strategy, bandwidth, limit on time, disks to leave out.
+            bandwidth: shared with other creates; while this one streams, its part changes as others come and go.
 
         Returns:
             The record: all files are fsynced, their sizes and checksums in it, and the catalog has it.
@@ -284,7 +321,8 @@ class Orchestrator:
             Stranded: the hypervisor is gone or refuses to undo.
         """
         await self._mended(domain)
-        return await create(self._context, domain, snapshot or DomainSnapshot(), flags, options or CreateOptions())
+        snapshot, options = snapshot or DomainSnapshot(), options or CreateOptions()
+        return await create(self._context, domain, snapshot, flags, options, bandwidth=bandwidth)
 
     async def revert(
         self,
@@ -318,7 +356,7 @@ class Orchestrator:
     async def delete(
         self,
         domain: str,
-        name: str,
+        name: str | Collection[str],
         flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
         *,
         dry_run: bool = False,
@@ -330,7 +368,7 @@ class Orchestrator:
 
         Args:
             domain: the domain's name.
-            name: the snapshot's.
+            name: the snapshot's; of several, what is between two that stay is merged once.
             flags: CHILDREN: this one and its descendants; CHILDREN_ONLY: its descendants.
             dry_run: only plan.
 
@@ -343,7 +381,8 @@ class Orchestrator:
                 when the call is cancelled.
         """
         await self._mended(domain)
-        return await delete(self._context, domain, name, flags, dry_run=dry_run)
+        names = (name,) if isinstance(name, str) else tuple(name)
+        return await delete(self._context, domain, names, flags, dry_run=dry_run)
 
     async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
         """Read every file of a snapshot in full and compare it with what was saved.
@@ -357,6 +396,28 @@ class Orchestrator:
             What was found; damage is an answer here, not an error.
         """
         return await verify(self._context, domain, name, boot=boot)
+
+    async def intact(self, domain: str, name: str) -> bool:
+        """Return whether a snapshot's files are there and are what was saved, as far as is quickly seen.
+
+        `verify` reads them in full.
+        """
+        storage = self._context.driver(await self._context.catalog.domain(domain)).storage
+        record = await self._context.catalog.snapshot(domain, name)
+        files = [file for chain in record.images.values() for file in chain]
+        try:
+            for file in [*files, *([record.memory] if record.memory else [])]:
+                await storage.check(file)
+        except DamagedSnapshot:
+            return False
+        return True
+
+    async def pin(self, domain: str, name: str, *, pinned: bool = True) -> SnapshotRecord:
+        """Let no retention delete a snapshot, or let it again."""
+        async with self._context.locked(Operation("pin", domain, name)):
+            record = attrs.evolve(await self._context.catalog.snapshot(domain, name), pinned=pinned)
+            await self._context.catalog.write(Change(updated=(record,)))
+        return record
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """Return a domain's snapshots, oldest first."""
@@ -380,18 +441,21 @@ class Orchestrator:
 
     # --- the rest ---
 
-    async def recover(self, *, patience: float = float("inf")) -> tuple[OperationRecord, ...]:
+    async def recover(
+        self, *, domain: str | None = None, patience: float = float("inf")
+    ) -> tuple[OperationRecord, ...]:
         """Finish or undo what a crash left; also done when an orchestrator is opened. Idempotent.
 
         Args:
+            domain: only what was done to this one.
             patience: seconds to wait for the memory stream of a checkpoint that is still going; one that takes
                 longer is left as it is, for the next call, or for the next operation on its domain.
 
         Raises:
             Stranded: something still cannot be undone.
         """
-        ended = await recover(self._context, patience=patience)
-        if patience == float("inf"):
+        ended = await recover(self._context, domain=domain, patience=patience)
+        if patience == float("inf") and domain is None:
             for record in await self._context.catalog.domains():
                 with suppress(Busy):
                     async with self._context.locked(Operation("recover", record.name, "")):

@@ -86,7 +86,7 @@ async def test_an_old_catalog_knows_what_was_sealed(
         records = [await orch.create("vm", DomainSnapshot(name), CreateFlag.LIVE) for name in "ab"]
         for statement in (
             "DROP INDEX operation_unfinished", "DROP INDEX snapshot_name",
-            "DROP TABLE sealed", "PRAGMA user_version = 1",
+            "DROP TABLE sealed", "DROP TABLE batch_item", "DROP TABLE batch", "PRAGMA user_version = 1",
         ):  # fmt: skip
             await catalog._rows(statement)
     paths = {file.path: file for record in records for file in record.images["vda"]}

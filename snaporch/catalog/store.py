@@ -61,6 +61,23 @@ _MIGRATIONS = (
     CREATE INDEX operation_unfinished ON operation (domain) WHERE ended IS NULL;
     CREATE INDEX snapshot_name ON snapshot (name);
     """,
+    """
+    CREATE TABLE batch (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, begun REAL NOT NULL, ended REAL, record TEXT NOT NULL
+    );
+    CREATE INDEX batch_name ON batch (name, begun);
+    CREATE TABLE batch_item (
+        batch TEXT NOT NULL REFERENCES batch (id),
+        position INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        snapshot TEXT NOT NULL,
+        state TEXT NOT NULL,
+        record TEXT NOT NULL,
+        PRIMARY KEY (batch, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX batch_item_state ON batch_item (batch, state, position);
+    CREATE INDEX batch_item_name ON batch_item (name);
+    """,
 )
 
 
@@ -171,30 +188,35 @@ class Catalog:
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await trio.to_thread.run_sync(work, self._connection, limiter=self._limiter)
 
-    async def write(self, change: Change) -> None:
-        """Apply a change: all of it, durable on return, or none.
+    async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `work` does in one transaction: all of it, durable on return, or none.
 
         Raises:
-            TargetExists: the snapshot's name was taken meanwhile.
+            TargetExists: something of that name is there already.
             SnaporchError: SQLite cannot (disk full, locked for too long).
         """
 
-        def work(connection: sqlite3.Connection) -> None:
+        def transaction(connection: sqlite3.Connection) -> T:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                _apply(connection, change)
+                result = work(connection)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            return result
 
         try:
-            await self._in_thread(work)
+            return await self._in_thread(transaction)
         except sqlite3.IntegrityError as error:
             raise TargetExists(f"the catalog has it already: {error}") from None
         except sqlite3.Error as error:
             raise SnaporchError(f"{self.path}: {error}") from error
+
+    async def write(self, change: Change) -> None:
+        """Apply a change; see `transact`."""
+        await self.transact(lambda connection: _apply(connection, change))
 
     async def _rows(self, query: str, *values: object) -> list[tuple[str, ...]]:
         def work(connection: sqlite3.Connection) -> list[tuple[str, ...]]:

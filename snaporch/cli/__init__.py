@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import structlog
 from cyclopts import App, CycloptsError, Parameter
 
-from snaporch.cli import domain, inspect, snapshot
+from snaporch.cli import batch, domain, inspect, snapshot
 from snaporch.cli.runner import ANYTHING, refuse, report, run
 from snaporch.cli.session import Answer, Session
 
@@ -36,6 +36,7 @@ def _application() -> App:
     plain = Parameter(negative=(), show_default=False)
     app = App(name="snaporch", help=_HELP, help_format="markdown", default_parameter=plain)
     app.command(domain.app)
+    app.command(batch.app)
     snapshot.register(app)
     inspect.register(app)
     return app

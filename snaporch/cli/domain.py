@@ -80,6 +80,15 @@ async def resume(name: str, /, *, session: Here) -> Answer:
 
 
 @app.command
+async def tag(name: str, /, *tags: str, session: Here) -> Answer:
+    """Give a domain these tags, in place of those that it has; batches select domains by them."""
+    async with session.open() as orchestrator:
+        info = await orchestrator.tag(name, tags)
+    said = ", ".join(info.tags) or "none"
+    return Answer(output.domain(info), lambda human: human.line(f"{info.name} has tags: {said}"))
+
+
+@app.command
 async def attach(name: str, /, *, qmp: Path, session: Here) -> Answer:
     """Take charge of a domain that something else started.
 

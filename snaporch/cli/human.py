@@ -74,6 +74,11 @@ def line(words: str) -> RenderableType:
     return _text(words)
 
 
+def lines(words: Iterable[str]) -> RenderableType:
+    """Return several."""
+    return Group(*(_text(each) for each in words))
+
+
 def created(record: SnapshotRecord) -> RenderableType:
     """Return what was done, in two lines."""
     kind = "checkpoint" if record.memory else "disk snapshot"
@@ -179,7 +184,7 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
     for record in records:
         table.add_row(
             "*" if record.name == current else "",
-            record.name + _deleting(record),
+            record.name + _marks(record),
             record.parent or "-",
             record.domain_state,
             human_size(record.memory.size) if record.memory else "-",
@@ -190,8 +195,8 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
     return table
 
 
-def _deleting(record: SnapshotRecord) -> str:
-    return " (deleting)" if record.deleting else ""
+def _marks(record: SnapshotRecord) -> str:
+    return (" (deleting)" if record.deleting else "") + (" (pinned)" if record.pinned else "")
 
 
 def tree(domain_name: str, records: Sequence[SnapshotRecord], current: str | None) -> RenderableType:
@@ -206,7 +211,7 @@ def _grow(branch: Tree, records: Sequence[SnapshotRecord], current: str | None, 
         here = record.name == current
         label = Text.assemble(
             (record.name, "bold green" if here else ""),
-            (_deleting(record), "red"),
+            (_marks(record), "red"),
             (f"  {'memory' if record.memory else 'disks only'}", "cyan" if record.memory else "yellow"),
             (f"  {human_size(size(record))}  {age(record.point)}", "dim"),
             ("  <- current", "green") if here else "",
@@ -219,7 +224,7 @@ def snapshot(record: SnapshotRecord, current: str | None) -> RenderableType:
     timings, memory = record.timings, record.memory
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.point))
     facts = {
-        "name": record.name + ("  (current)" if record.name == current else "") + _deleting(record),
+        "name": record.name + ("  (current)" if record.name == current else "") + _marks(record),
         "domain": f"{record.domain}, {record.domain_state} at the point",
         "description": record.snapshot.description,
         "point": f"{when} ({age(record.point)})",

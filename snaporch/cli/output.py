@@ -106,6 +106,7 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "current": info.current,
         "pid": info.pid,
         "driver": info.driver,
+        "tags": info.tags,
         "disks": [disk(status) for status in info.disks],
     }
 
@@ -174,6 +175,7 @@ def listed(records: Sequence[SnapshotRecord], current: str | None) -> list[dict[
             "strategy": record.strategy,
             "bytes": size(record),
             "deleting": record.deleting,
+            "pinned": record.pinned,
         }
         for record in records
     ]

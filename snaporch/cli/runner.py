@@ -126,7 +126,7 @@ async def _supervised(session: Session, work: Work) -> Answer:
                 raise Interrupted(f"interrupted by {names[0]}: {next(leaves(failed))}") from failed
             nursery.cancel_scope.cancel()
     if not answers:
-        ended = "rolled back: everything is as it was before" if session.subject else "ended"
+        ended = "rolled back: everything is as it was before" if session.subject else session.interrupted
         raise Interrupted(f"interrupted by {names[0]}; {ended}")
     return answers[0]
 

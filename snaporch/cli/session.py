@@ -25,12 +25,14 @@ class Session:
         verbose: how many times ``-v`` was given.
         subject: the domain and the snapshot that a create, revert or delete is about: an error's document names
             them, and says how the operation ended.
+        interrupted: what there is to say when a signal has ended the verb; for those without a subject.
     """
 
     root: Path | None = None
     as_json: bool = False
     verbose: int = 0
     subject: dict[str, str] = attrs.field(factory=dict)
+    interrupted: str = "ended"
 
     @asynccontextmanager
     async def open(self, *, recover: bool = True) -> AsyncIterator[Orchestrator]:

@@ -321,7 +321,26 @@ async def show(domain: str, name: str, /, *, session: Here) -> Answer:
     return Answer(output.shown(record, current), lambda human: human.snapshot(record, current))
 
 
+async def pin(domain: str, name: str, /, *, off: bool = False, session: Here) -> Answer:
+    """Let no retention delete a snapshot.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    name
+        The snapshot.
+    off
+        Let retention delete it again.
+    """
+    async with session.open() as orchestrator:
+        record = await orchestrator.pin(domain, name, pinned=not off)
+    said = f"{domain} {name} is {'no longer pinned' if off else 'pinned'}"
+    document = {"domain": domain, "name": name, "pinned": record.pinned}
+    return Answer(document, lambda human: human.line(said))
+
+
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (create, list_, tree, show, revert, delete, verify):
+    for verb in (create, list_, tree, show, revert, delete, verify, pin):
         app.command(verb, name=verb.__name__.rstrip("_"))

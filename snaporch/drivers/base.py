@@ -132,6 +132,13 @@ class Stream(abc.ABC):
         """Return when all memory has left the hypervisor."""
 
     @abc.abstractmethod
+    async def limit(self, bandwidth: int) -> None:
+        """Let it take so many bytes a second from now on, 0 for no limit; beside `finished` only.
+
+        One that was adopted after a crash of ours may keep to what it was told before.
+        """
+
+    @abc.abstractmethod
     async def seal(self) -> FileRecord:
         """Put the hypervisor's settings back, and return the file's record once it is fsynced.
 

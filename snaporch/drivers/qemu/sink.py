@@ -1,5 +1,8 @@
 """A program of its own that puts a memory stream on disk: ``python sink.py FILE RESULT RATE < pipe``.
 
+RATE is the number of a descriptor of eight bytes of shared memory: how many bytes a second it may take, 0 for no
+limit. Whoever started it may change that at any time, see `set_rate`.
+
 Why not let QEMU write the file: after `cont`, a guest that writes to a page waits until QEMU's migration thread
 has saved that page, and while that thread sits in a write() to a slow disk, so does the guest. QEMU therefore
 writes to a pipe, and this process empties it: one thread reads into a ring of buffers, another writes them with
@@ -23,6 +26,7 @@ import json
 import mmap
 import os
 import queue
+import struct
 import sys
 import threading
 import time
@@ -33,7 +37,16 @@ import xxhash
 READY = b"ready"  # said on standard output, by which a failure to start is told too
 BUFFER = 2 * 2**20  # one write: large enough for the disk, small enough that the pipe never waits long for a buffer
 RESULT_BYTES = 4096  # more than a result ever has
+SLICE = 0.05  # seconds in which a change of the rate is seen
 BUFFERS = 24  # how far the disk may fall behind before QEMU, and so the guest, feels it: 48 MiB
+
+
+_RATE = struct.Struct("=Q")
+
+
+def set_rate(fd: int, rate: int) -> None:
+    """Set the bytes a second that the sink with this RATE may take; 0 is no limit."""
+    os.pwrite(fd, _RATE.pack(rate), 0)
 
 
 def _open_direct(path: str) -> int:
@@ -53,8 +66,10 @@ def _write_all(fd: int, view: memoryview) -> None:
 class Sink:
     """The ring between the two threads."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, rate: int) -> None:
         self.fd = _open_direct(path)
+        self._rate = mmap.mmap(rate, _RATE.size, prot=mmap.PROT_READ)
+        self._owed, self._paid = 0.0, time.monotonic()
         self.empty: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         self.full: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
         for _ in range(BUFFERS):
@@ -78,9 +93,9 @@ class Sink:
             self.error = error
             self.empty.put(None)
 
-    def read(self, source: int, rate: int) -> None:
-        """Fill buffers from `source` until its end, or until the writer has failed; at `rate` bytes a second."""
-        filled, total, began = BUFFER, 0, time.monotonic()
+    def read(self, source: int) -> None:
+        """Fill buffers from `source` until its end, or until the writer has failed."""
+        filled = BUFFER
         while filled == BUFFER:
             buffer = self.empty.get()
             if buffer is None or self.error is not None:
@@ -88,11 +103,20 @@ class Sink:
             filled = 0
             while filled < BUFFER and (count := os.readv(source, [buffer[filled:]])):
                 filled += count
-            total += filled
             self.full.put((buffer, filled))
-            if rate:
-                time.sleep(max(0.0, total / rate - (time.monotonic() - began)))
+            self._pace(filled)
         self.full.put(None)
+
+    def _pace(self, size: int) -> None:
+        """Sleep until `size` more bytes are due, at the rate as it is from moment to moment."""
+        self._owed += size
+        while self._owed > 0:
+            (rate,) = _RATE.unpack(self._rate[:])
+            now = time.monotonic()
+            self._owed = max(0.0, self._owed - rate * (now - self._paid)) if rate else 0.0
+            self._paid = now
+            if self._owed:
+                time.sleep(min(SLICE, self._owed / rate))
 
 
 def _sync_directory(path: str) -> None:
@@ -147,11 +171,11 @@ def main() -> None:
     path, result, rate = sys.argv[1:]
     sink, error = None, None
     try:
-        sink = Sink(path)
+        sink = Sink(path, int(rate))
         writer = threading.Thread(target=sink.write)
         writer.start()
         _say(READY)
-        sink.read(0, int(rate))
+        sink.read(0)
         writer.join()
         if sink.error is None:
             _sync_directory(path)

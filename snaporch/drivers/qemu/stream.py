@@ -114,6 +114,7 @@ class QemuStream(Stream):
         self._result = _result_of(plan.path)
         self._sink: trio.Process | None = None
         self._read = -1
+        self._rate = -1
 
     async def open(self) -> None:
         """See Stream."""
@@ -129,10 +130,12 @@ class QemuStream(Stream):
     async def _start_sink(self) -> None:
         # QEMU keeps to a bandwidth by itself but in background streams, where its limit would hold up the guest's
         # write faults in a busy loop; there the pipe is emptied more slowly instead.
-        rate = self._plan.bandwidth if self._background else 0
+        self._rate = os.memfd_create("snaporch-rate", os.MFD_CLOEXEC)
+        sink.set_rate(self._rate, self._plan.bandwidth if self._background else 0)
         sink.reserve(self._result)
         self._sink = await trio.lowlevel.open_process(
-            [sys.executable, "-I", sink.__file__, self._plan.path, str(self._result), str(rate)],
+            [sys.executable, "-I", sink.__file__, self._plan.path, str(self._result), str(self._rate)],
+            pass_fds=(self._rate,),
             stdin=self._read,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -180,6 +183,13 @@ class QemuStream(Stream):
                 if ram.get("normal", 0) + ram.get("duplicate", 0) > 0 or info["status"] == "completed":
                     return
         raise DeadlineExceeded(f"{self._qmp.label}: QEMU did not take the point within {ARM_SECONDS:g} s")
+
+    async def limit(self, bandwidth: int) -> None:
+        """See Stream."""
+        if not self._background:
+            await self._qmp.execute("migrate-set-parameters", {"max-bandwidth": bandwidth})
+        elif self._rate >= 0:
+            sink.set_rate(self._rate, bandwidth)
 
     async def _query(self) -> dict[str, Any]:
         """Return query-migrate's answer; raises when the migration has failed."""
@@ -247,9 +257,10 @@ class QemuStream(Stream):
         await self._qmp.execute("migrate-set-parameters", settings["parameters"])
 
     def _close_ours(self) -> None:
-        if self._read >= 0:
-            os.close(self._read)
-            self._read = -1
+        for fd in (self._read, self._rate):
+            if fd >= 0:
+                os.close(fd)
+        self._read = self._rate = -1
 
     async def _close(self) -> None:
         """Close the pipe's ends, ours and QEMU's."""

@@ -240,6 +240,10 @@ class SimulatedStream(Stream):
                 raise
             migration.fail(error)
 
+    async def limit(self, bandwidth: int) -> None:
+        """See Stream."""
+        await self._call("limit", lambda: self._process.limit_stream(bandwidth), self._process.speed.query)
+
     def _check(self, migration: Migration) -> None:
         if migration.error is not None:
             raise migration.error

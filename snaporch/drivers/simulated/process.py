@@ -323,6 +323,13 @@ class SimulatedProcess:
         )
         self.notify()
 
+    def limit_stream(self, bandwidth: float) -> None:
+        """Let the stream under way go at another speed; nothing happens when there is none."""
+        if self.migration is not None and self.migration.active:
+            self.migration.bandwidth = min(bandwidth or math.inf, self.speed.bandwidth)
+            self.migration.limit = self.migration.bandwidth * self.speed.downtime_limit
+            self.notify()
+
     def _idle(self, command: str) -> None:
         if self.migration is not None and self.migration.active:
             raise self.refusal(command, "there is a migration process in progress")

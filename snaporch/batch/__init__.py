@@ -1,0 +1,14 @@
+"""Batches: one plan, many domains; retention, schedules and reports.
+
+plan        what is to be done: a TOML file as attrs values; schema: the same as a JSON schema
+select      which domains (pure)
+slots       which of them next, within the limits (pure)
+retention   which snapshots go (pure)
+timing      durations, windows, cron (pure)
+store       the durable record: a batch that was cut short goes on where it was
+runner      does it
+hooks       programs of the user's, before and after
+report      JSON, JUnit XML and an HTML page with a timeline
+schedule    runs plans when they are due
+rehearsal   runs a plan on the simulated driver, at full scale
+"""

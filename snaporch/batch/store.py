@@ -1,0 +1,302 @@
+"""The durable record of batches, in the catalog.
+
+Rule: what is to be taken is written down before anything is begun, the snapshot's name included, and how each item
+ended is written when it has. So whatever is cut short can be gone on with: an item without an end is looked at, and
+the snapshot of that name is there or it is not.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, TypeVar
+
+import attrs
+
+from snaporch.batch.plan import Plan
+from snaporch.batch.plan import converter as plan_converter
+from snaporch.batch.select import Item, places, selects
+from snaporch.catalog import Catalog
+from snaporch.convert import dumps, loads
+from snaporch.errors import NotFound, Unsupported
+from snaporch.models import DomainRecord, check_name
+
+T = TypeVar("T")
+
+PAGE = 500
+
+
+class Stage(enum.StrEnum):
+    """What a batch is doing."""
+
+    TAKING = "taking"
+    UNDOING = "undoing"
+    """One has failed, and the plan says that all are to be undone: what was taken is deleted."""
+    PRUNING = "pruning"
+    """Retention."""
+    COMPLETE = "complete"
+    """Every snapshot was taken."""
+    FAILED = "failed"
+    """Some were not."""
+    UNDONE = "undone"
+    ABANDONED = "abandoned"
+    """It was cut short, and another was begun in its place."""
+
+
+ENDED = frozenset({Stage.COMPLETE, Stage.FAILED, Stage.UNDONE, Stage.ABANDONED})
+
+
+class End(enum.StrEnum):
+    """What has become of an item."""
+
+    WAITING = "waiting"
+    """Not begun, or cut short with the batch."""
+    DONE = "done"
+    FAILED = "failed"
+    """Rolled back or refused, or damaged when it was verified: `ItemRecord.taken` says whether it is there."""
+    STRANDED = "stranded"
+    SKIPPED = "skipped"
+    UNDONE = "undone"
+
+
+@attrs.frozen
+class ItemRecord:
+    """An item of a batch, and how it went.
+
+    Attributes:
+        batch: the batch's id.
+        position: its place in the order in which items are begun.
+        item: what is taken.
+        snapshot: the snapshot's name.
+        end: what has become of it.
+        taken: the snapshot is there.
+        attempts: how often it was tried.
+        begun: when, in seconds since the epoch; 0 when it never was.
+        ended: likewise.
+        pause: seconds that the guest stood still, the longest of a group's; None where none was paused by us.
+        bytes: of memory that was saved.
+        verified: what verifying said; None when it was not asked.
+        error: why it failed or was skipped.
+    """
+
+    batch: str
+    position: int
+    item: Item
+    snapshot: str
+    end: End = End.WAITING
+    taken: bool = False
+    attempts: int = 0
+    begun: float = 0.0
+    ended: float = 0.0
+    pause: float | None = None
+    bytes: int = 0
+    verified: bool | None = None
+    error: str = ""
+
+
+@attrs.frozen
+class BatchRecord:
+    """A batch.
+
+    Attributes:
+        id: eight hexadecimal digits.
+        name: the plan's.
+        snapshot: the name of all its snapshots.
+        stage: where it is.
+        begun: when, in seconds since the epoch.
+        due: when its schedule wanted it, or 0.
+        ended: when, or None.
+        runs: how often it was begun or gone on with.
+        prepared: the hooks before it have run.
+        counts: how many items have come to which end; filled in when it ends.
+        deleted: by domain, snapshots that retention has deleted.
+        problems: what went wrong beside the items: hooks, retention, reports.
+        plan: the plan, as JSON.
+    """
+
+    id: str
+    name: str
+    snapshot: str
+    stage: Stage = Stage.TAKING
+    begun: float = 0.0
+    due: float = 0.0
+    ended: float | None = None
+    runs: int = 0
+    prepared: bool = False
+    counts: dict[str, int] = attrs.field(factory=dict)
+    deleted: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    problems: tuple[str, ...] = ()
+    plan: dict[str, Any] = attrs.field(factory=dict)
+
+
+# --- selecting ----------------------------------------------------------------------------------------------------
+
+
+def _domains(connection: sqlite3.Connection) -> Iterator[DomainRecord]:
+    """Yield all domains; one at a time is in memory."""
+    for (text,) in connection.execute("SELECT record FROM domain ORDER BY name"):
+        yield loads(text, DomainRecord)
+
+
+def _group(connection: sqlite3.Connection, root: str, name: str, members: tuple[str, ...]) -> Item:
+    found = [_domain(connection, member) for member in members]
+    return Item(name, members, frozenset().union(*(places(root, record) for record in found)))
+
+
+def _domain(connection: sqlite3.Connection, name: str) -> DomainRecord:
+    row = connection.execute("SELECT record FROM domain WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise NotFound(
+            f"no domain {name!r}, which the plan names; `snaporch domain list` shows those that there are"
+        )
+    return loads(row[0], DomainRecord)
+
+
+def _selected(connection: sqlite3.Connection, root: str, plan: Plan) -> Iterator[Item]:
+    for name in plan.select.names:
+        _domain(connection, name)
+    for name, members in plan.select.groups.items():
+        yield _group(connection, root, name, members)
+    for record in _domains(connection):
+        if selects(plan.select, record.name, record.tags):
+            yield Item(record.name, (record.name,), places(root, record))
+
+
+async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
+    """Return what a plan is about, in order.
+
+    Raises:
+        NotFound: a domain that it names is not there.
+    """
+    return await catalog.transact(lambda connection: tuple(_selected(connection, root, plan)))
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+def _name(plan: Plan, batch: str, now: float) -> str:
+    at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    return check_name(plan.snapshot.name.format(plan=plan.name, time=at, batch=batch))
+
+
+def _put(connection: sqlite3.Connection, batch: BatchRecord) -> None:
+    row = (batch.id, batch.name, batch.begun, batch.ended, dumps(batch))
+    connection.execute("INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?, ?)", row)
+
+
+async def begin(catalog: Catalog, root: str, plan: Plan, *, now: float, due: float = 0.0) -> BatchRecord:
+    """Write down a new batch with all its items.
+
+    Raises:
+        NotFound: a domain that the plan names is not there, or it selects none.
+        Unsupported: it has groups.
+    """
+    if plan.select.groups:
+        raise Unsupported("groups are not supported in batches yet")
+    id_ = secrets.token_hex(4)
+    batch = BatchRecord(
+        id_, plan.name, _name(plan, id_, now), begun=now, due=due, plan=plan_converter.unstructure(plan)
+    )
+
+    def work(connection: sqlite3.Connection) -> None:
+        _put(connection, batch)
+        for position, item in enumerate(_selected(connection, root, plan)):
+            record = ItemRecord(batch.id, position, item, batch.snapshot)
+            row = (batch.id, position, item.name, batch.snapshot, End.WAITING, dumps(record))
+            connection.execute("INSERT INTO batch_item VALUES (?, ?, ?, ?, ?, ?)", row)
+        if not connection.execute("SELECT 1 FROM batch_item WHERE batch = ?", (batch.id,)).fetchone():
+            raise NotFound(f"plan {plan.name} selects no domain; `snaporch domain list` shows those that there are")
+
+    await catalog.transact(work)
+    return batch
+
+
+async def save(catalog: Catalog, batch: BatchRecord) -> BatchRecord:
+    """Write how a batch is now, and return it."""
+
+    def work(connection: sqlite3.Connection) -> BatchRecord:
+        _put(connection, batch)
+        return batch
+
+    return await catalog.transact(work)
+
+
+async def unfinished(catalog: Catalog, name: str) -> BatchRecord | None:
+    """Return a plan's batch that was cut short, or None."""
+    query = "SELECT record FROM batch WHERE name = ? AND ended IS NULL ORDER BY begun DESC"
+    row = await catalog.transact(lambda connection: connection.execute(query, (name,)).fetchone())
+    return loads(row[0], BatchRecord) if row else None
+
+
+async def latest(catalog: Catalog, name: str) -> BatchRecord | None:
+    """Return a plan's last batch, or None."""
+    query = "SELECT record FROM batch WHERE name = ? ORDER BY begun DESC LIMIT 1"
+    row = await catalog.transact(lambda connection: connection.execute(query, (name,)).fetchone())
+    return loads(row[0], BatchRecord) if row else None
+
+
+async def batches(catalog: Catalog) -> tuple[BatchRecord, ...]:
+    """Return all batches, oldest first."""
+    query = "SELECT record FROM batch ORDER BY begun"
+    rows = await catalog.transact(lambda connection: connection.execute(query).fetchall())
+    return tuple(loads(text, BatchRecord) for (text,) in rows)
+
+
+# --- items --------------------------------------------------------------------------------------------------------
+
+
+async def save_item(catalog: Catalog, item: ItemRecord) -> None:
+    """Write how an item is now."""
+    row = (item.end, dumps(item), item.batch, item.position)
+    query = "UPDATE batch_item SET state = ?, record = ? WHERE batch = ? AND position = ?"
+    await catalog.transact(lambda connection: connection.execute(query, row))
+
+
+async def page(catalog: Catalog, batch: str, after: int = -1, end: End | None = None) -> tuple[ItemRecord, ...]:
+    """Return the next few items after a position: all, or those that have come to an end."""
+    where, values = ("AND state = ?", (end,)) if end else ("", ())
+    query = f"SELECT record FROM batch_item WHERE batch = ? {where} AND position > ? ORDER BY position LIMIT {PAGE}"  # noqa: S608 - there is no input in it
+    rows = await catalog.transact(lambda connection: connection.execute(query, (batch, *values, after)).fetchall())
+    return tuple(loads(text, ItemRecord) for (text,) in rows)
+
+
+async def items(catalog: Catalog, batch: str, end: End | None = None) -> AsyncGenerator[ItemRecord, None]:
+    """Yield the items of a batch, in order; a page of them is in memory. To be read to its end."""
+    after = -1
+    while found := await page(catalog, batch, after, end):
+        for record in found:
+            yield record
+        after = found[-1].position
+
+
+async def skip_the_rest(catalog: Catalog, batch: str, why: str) -> None:
+    """Note that what waits still will not be taken."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "UPDATE batch_item SET state = ?, record = json_set(record, '$.end', ?, '$.error', ?) "
+            "WHERE batch = ? AND state = ?",
+            (End.SKIPPED, End.SKIPPED, why, batch, End.WAITING),
+        )
+
+    await catalog.transact(work)
+
+
+async def counts(catalog: Catalog, batch: str) -> dict[str, int]:
+    """Return how many items have come to which end."""
+    query = "SELECT state, count(*) FROM batch_item WHERE batch = ? GROUP BY state ORDER BY state"
+    return dict(await catalog.transact(lambda connection: connection.execute(query, (batch,)).fetchall()))
+
+
+async def taken_by(catalog: Catalog, plan: str, item: str) -> dict[str, ItemRecord]:
+    """Return what batches of a plan have taken of an item, by the snapshot's name."""
+    query = (
+        "SELECT batch_item.record FROM batch_item JOIN batch ON batch.id = batch_item.batch "
+        "WHERE batch_item.name = ? AND batch.name = ? ORDER BY batch.begun"
+    )
+    rows = await catalog.transact(lambda connection: connection.execute(query, (item, plan)).fetchall())
+    records = (loads(json_text, ItemRecord) for (json_text,) in rows)
+    return {record.snapshot: record for record in records if record.taken}

@@ -1,0 +1,133 @@
+"""``snaporch batch``: many snapshots by one plan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App
+
+from snaporch.cli.session import Answer, Here, Session
+from snaporch.models import check_name
+
+if TYPE_CHECKING:
+    from snaporch.batch.plan import Plan
+    from snaporch.batch.store import BatchRecord, ItemRecord
+    from snaporch.orchestrator import Orchestrator
+
+app = App(name="batch", help="Many snapshots by one plan, a TOML file; see docs/batches.md.")
+
+FAILED, STRANDED = 1, 5
+
+
+def _load(file: Path) -> Plan:
+    from snaporch.batch.plan import load_plan  # noqa: PLC0415 - other verbs do without it, and start sooner
+
+    return load_plan(file)
+
+
+@app.command
+async def check(file: Path, /, *, session: Here) -> Answer:
+    """Check a plan, and say every place that is wrong."""
+    del session
+    plan = _load(file)
+    return Answer({"plan": plan.name, "ok": True}, lambda human: human.line(f"{file}: plan {plan.name} is well"))
+
+
+@app.command(name="plan")
+async def plan_(file: Path, /, *, session: Here) -> Answer:
+    """Say what a plan would do now: which domains it takes, and which snapshots retention would delete."""
+    from snaporch.batch import prune, store  # noqa: PLC0415 - as in `_load`
+
+    plan = _load(file)
+    async with session.open() as orchestrator:
+        items = await store.select(orchestrator.catalog, str(orchestrator.root), plan)
+        cut = await store.unfinished(orchestrator.catalog, plan.name)
+        now = time.time()
+        deletes = {
+            item.name: dict((await prune.prune(orchestrator, plan, item.name, now=now, dry_run=True)).delete)
+            for item in items
+            if plan.retention is not None
+        }
+    document = {
+        "plan": plan.name,
+        "goes_on_with": cut.id if cut else None,
+        "domains": [item.name for item in items],
+        "delete": {name: found for name, found in deletes.items() if found},
+    }
+    lines = [f"{len(items)} domain(s), {plan.limits.per_host} at once: {', '.join(item.name for item in items)}"]
+    lines += [f"goes on with batch {cut.id}, which was cut short"] if cut else []
+    lines += [f"{name}: would delete {each} ({why})" for name, d in deletes.items() for each, why in d.items()]
+    return Answer(document, lambda human: human.lines(lines))
+
+
+@app.command
+async def run(file: Path, /, *, anew: bool = False, session: Here) -> Answer:
+    """Run a plan; where its last batch was cut short, go on with that.
+
+    Exit status: 0 all were taken; 1 some were not; 5 something is stranded; 130 interrupted: run it again to go on.
+
+    Parameters
+    ----------
+    file
+        The plan.
+    anew
+        Begin another batch even where one was cut short.
+    """
+    from snaporch.batch.runner import run_batch  # noqa: PLC0415 - as in `_load`
+
+    plan = _load(file)
+    session.interrupted = "what it was doing is rolled back; run it again to go on where it was"
+    async with session.open() as orchestrator:
+        batch = await run_batch(orchestrator, plan, anew=anew, tell=_teller(session))
+        return await _answer(orchestrator, batch)
+
+
+def _teller(session: Session) -> Any:
+    """Return what tells of each item: failures always, the others on a terminal."""
+    terminal = sys.stderr.isatty()
+
+    def tell(record: ItemRecord) -> None:
+        if record.error:
+            session.say(f"snaporch: {record.item.name}: {' '.join(record.error.split())}")
+        elif terminal:
+            session.say(f"{record.item.name}: {record.end} in {record.ended - record.begun:.1f} s")
+
+    return tell
+
+
+async def _answer(orchestrator: Orchestrator, batch: BatchRecord) -> Answer:
+    from snaporch.batch import report, store  # noqa: PLC0415 - as in `_load`
+    from snaporch.batch.store import End, Stage  # noqa: PLC0415
+
+    items = [report.document(record) async for record in store.items(orchestrator.catalog, batch.id)]
+    status = 0 if batch.stage is Stage.COMPLETE else STRANDED if End.STRANDED in batch.counts else FAILED
+    lines = list(report.lines(batch))
+    return Answer(report.summary(batch) | {"items": items}, lambda human: human.lines(lines), status)
+
+
+@app.command(name="list")
+async def list_(*, session: Here) -> Answer:
+    """List all batches, oldest first."""
+    from snaporch.batch import report, store  # noqa: PLC0415 - as in `_load`
+
+    async with session.open() as orchestrator:
+        found = await store.batches(orchestrator.catalog)
+    lines = [line for batch in found for line in report.lines(batch)] or ["no batches"]
+    return Answer([report.summary(batch) for batch in found], lambda human: human.lines(lines))
+
+
+@app.command
+async def show(plan: str, /, *, session: Here) -> Answer:
+    """Show the last batch of a plan, by the plan's name."""
+    from snaporch.batch import store  # noqa: PLC0415 - as in `_load`
+    from snaporch.errors import NotFound  # noqa: PLC0415
+
+    check_name(plan, "plan")
+    async with session.open() as orchestrator:
+        if (batch := await store.latest(orchestrator.catalog, plan)) is None:
+            raise NotFound(f"no batch of a plan {plan!r}; `snaporch batch list` shows those that there are")
+        answer = await _answer(orchestrator, batch)
+    return Answer(answer.document, answer.human)

@@ -1,0 +1,316 @@
+"""Batches on simulated domains: limits, failures, retries, hooks, and going on where one was cut short."""
+# ruff: noqa: ARG001 - pytest-trio runs a test on the clock and with the instruments that it finds among the arguments
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from snaporch import Busy, CreateFlag, DomainSnapshot, HypervisorError, NotFound, Unsupported
+from snaporch.batch import store
+from snaporch.batch.store import End, Stage
+from snaporch.catalog.store import Change
+from snaporch.testing import SimulatedHost, ThreadsHoldTime
+from tests.batch.estate import EPOCH, GIB, Estate, booted, open_estate, plan
+
+Virtual = ThreadsHoldTime
+RATE = 1e9  # bytes a second of a simulated stream
+STREAM = GIB / RATE
+
+
+@attrs.define
+class Crowd:
+    """Counts how many streams run at once."""
+
+    host: SimulatedHost
+    most: int = 0
+    running: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.host.on_effect = self.see
+
+    def see(self, at: str, domain: str) -> None:
+        """See a call."""
+        del domain
+        self.running += {"stream.open": 1, "stream.seal": -1}.get(at, 0)
+        self.most = max(self.most, self.running)
+
+
+async def test_a_batch(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """Every domain gets its snapshot, three at a time, and the record says how it went."""
+    async with open_estate(tmp_path, 9) as estate:
+        crowd = Crowd(estate.host)
+        batch = await estate.run(plan(limits={"per_host": 3}))
+        assert crowd.most == 3
+        assert set(map(tuple, (await estate.snapshots()).values())) == {("s",)}
+        items = await estate.items(batch)
+    assert (batch.stage, batch.counts, batch.runs) == (Stage.COMPLETE, {"done": 9}, 1)
+    assert {record.bytes for record in items.values()} == {GIB}
+    assert all(EPOCH <= record.begun < record.ended <= (batch.ended or 0) for record in items.values())
+    assert 3 * STREAM <= (batch.ended or 0) - batch.begun < 3 * STREAM + 1
+
+
+async def test_bandwidth_is_shared(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """Whether one streams or four, together they have the plan's bandwidth, and all of it."""
+    async with open_estate(tmp_path, 9) as estate:
+        batch = await estate.run(plan(limits={"per_host": 4, "bandwidth": GIB // 10}))
+    assert (batch.ended or 0) - batch.begun == pytest.approx(9 * 10, rel=0.02)
+
+
+async def test_storage_directories(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """One busy directory does not hold up what is elsewhere."""
+    async with open_estate(tmp_path / "root", 0) as estate:
+        names = [f"{place}{number}" for place in "ab" for number in range(3)]
+        records = [booted(estate.host, name, directory=f"/{name[0]}") for name in names]
+        await estate.orch.catalog.write(Change(domains=tuple(records)))
+        one = plan(limits={"per_host": 6, "per_directory": 1})
+        assert all(str(tmp_path / "root") in item.places for item in await selected(estate, one))
+        crowd = Crowd(estate.host)
+        await estate.run(one)
+        assert crowd.most == 1  # all write to the root
+        crowd.most = 0
+        await estate.run(plan(snapshot={"name": "t"}, limits={"per_host": 6, "per_directory": 2}))
+        assert crowd.most == 2
+
+
+async def selected(estate: Estate, one: Any) -> tuple[Any, ...]:
+    return await store.select(estate.orch.catalog, str(estate.orch.root), one)
+
+
+async def test_select(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """By name, glob and tag, less what is excluded; a name that is not there is an error, first of all."""
+    async with open_estate(tmp_path, 5) as estate:
+        await estate.orch.tag("vm4", ["prod"])
+
+        async def names(**select: Any) -> list[str]:
+            return [item.name for item in await selected(estate, plan(select=select))]
+
+        assert await names(names=["vm1"], tags=["prod", "other"]) == ["vm1", "vm4"]
+        assert await names(globs=["vm[0-2]"], exclude=["*1"]) == ["vm0", "vm2"]
+        for wrong in ({"names": ["nope"]}, {"globs": ["nope*"]}):
+            with pytest.raises(NotFound):
+                await estate.run(plan(select=wrong))
+        with pytest.raises(Unsupported):
+            await estate.run(plan(select={"groups": {"g": ["vm0", "vm1"]}}))
+        assert not any((await estate.snapshots()).values())
+        assert not await store.batches(estate.orch.catalog)
+
+
+def break_(host: SimulatedHost, domain: str, times: float = 1) -> None:
+    """Let a domain's streams fail half way."""
+    host.faults.add("stream.half", domain=domain, times=times, error=HypervisorError("the stream broke"))
+
+
+async def test_continue(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """One that fails is in the record with its error; the others are taken."""
+    async with open_estate(tmp_path, 4) as estate:
+        break_(estate.host, "vm1")
+        batch = await estate.run(plan(limits={"per_host": 2}))
+        failed = (await estate.items(batch))["vm1"]
+        assert (await estate.snapshots())["vm1"] == []
+    assert (batch.stage, batch.counts) == (Stage.FAILED, {"done": 3, "failed": 1})
+    assert "the stream broke" in failed.error
+    assert (failed.end, failed.taken) == (End.FAILED, False)
+
+
+async def test_stop(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """What runs is finished, nothing else is begun."""
+    async with open_estate(tmp_path, 6) as estate:
+        break_(estate.host, "vm1")
+        batch = await estate.run(plan(limits={"per_host": 2}, on_failure="stop"))
+        items = await estate.items(batch)
+    assert batch.counts == {"done": 1, "failed": 1, "skipped": 4}
+    assert items["vm5"].error == "vm1 failed"
+
+
+async def test_undo_all(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """What runs when one fails is rolled back, and nothing else is begun; test_live has what was taken already."""
+    async with open_estate(tmp_path, 5) as estate:
+        break_(estate.host, "vm1")
+        batch = await estate.run(plan(limits={"per_host": 2}, on_failure="undo_all"))
+        assert not any((await estate.snapshots()).values())
+    assert (batch.stage, batch.counts) == (Stage.UNDONE, {"failed": 1, "skipped": 4})
+
+
+async def test_retries(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """What was rolled back is tried again, as often as the plan says; what is refused is not."""
+    async with open_estate(tmp_path, 3) as estate:
+        break_(estate.host, "vm0", times=2)
+        break_(estate.host, "vm1", times=3)
+        await estate.orch.create("vm2", DomainSnapshot("s"), CreateFlag.LIVE)
+        batch = await estate.run(plan(retries={"attempts": 3, "wait": "1min"}))
+        items = await estate.items(batch)
+    assert [(items[name].end, items[name].attempts) for name in ("vm0", "vm1", "vm2")] == [
+        (End.DONE, 3),
+        (End.FAILED, 3),
+        (End.FAILED, 1),
+    ]
+    assert "has a snapshot 's' already" in items["vm2"].error
+    assert items["vm0"].ended - items["vm0"].begun > 60 + 2 * 60 - 30
+
+
+async def test_deadline(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """After it nothing is begun, and what is not finished is rolled back."""
+    async with open_estate(tmp_path, 5) as estate:
+        batch = await estate.run(plan(limits={"per_host": 1, "deadline": 2.5 * STREAM}))
+        items, snapshots = await estate.items(batch), await estate.snapshots()
+    assert batch.counts == {"done": 2, "skipped": 3}
+    assert {name for name, found in snapshots.items() if found} == {
+        name for name, record in items.items() if record.end is End.DONE
+    }
+    assert items["vm2"].error == f"the deadline of {2.5 * STREAM:g} s ran out"
+
+
+async def test_a_create_that_commits_at_the_deadline(
+    tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual
+) -> None:
+    """Wherever the deadline falls, the record says of each snapshot what is so."""
+    for number in range(30):
+        async with open_estate(tmp_path / str(number), 1) as estate:
+            batch = await estate.run(plan(limits={"deadline": STREAM + number * 0.001}))
+            item = (await estate.items(batch))["vm0"]
+            assert bool((await estate.snapshots())["vm0"]) == (item.end is End.DONE) == item.taken
+
+
+async def test_window(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """Nothing is begun before it opens nor after it closes; what runs then is finished. EPOCH is 15:06:40 UTC."""
+    async with open_estate(tmp_path, 3) as estate:
+        window = {"opens": "22:00", "closes": "22:01"}
+        limits = {"per_host": 1, "window": window, "bandwidth": GIB // 40}
+        batch = await estate.run(plan(limits=limits))
+        items = await estate.items(batch)
+    opens = EPOCH + 6 * 3600 + 53 * 60 + 20
+    assert items["vm0"].begun == pytest.approx(opens, abs=1)
+    assert items["vm1"].begun < opens + 60 < items["vm1"].ended
+    assert (items["vm2"].end, items["vm2"].error) == (End.SKIPPED, "the window has closed")
+
+
+async def test_verify(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """A snapshot that is damaged as soon as it is there is a failure, and stays to be looked at."""
+    async with open_estate(tmp_path, 2) as estate:
+
+        def damage(at: str, domain: str) -> None:
+            path = str(tmp_path / "vm1" / "s.mem")
+            if at == "stream.seal" and domain == "vm1":
+                estate.host.damage(path, silent=True)
+
+        estate.host.on_effect = damage
+        batch = await estate.run(plan(snapshot={"name": "s", "verify": "files"}))
+        items = await estate.items(batch)
+    assert (items["vm0"].end, items["vm0"].verified) == (End.DONE, True)
+    assert (items["vm1"].end, items["vm1"].verified, items["vm1"].taken) == (End.FAILED, False, True)
+    assert "damaged" in items["vm1"].error
+
+
+NOTE = """
+import os, sys
+place, domain = sys.argv[1], os.environ.get("SNAPORCH_DOMAIN", "-")
+with open(os.environ["SNAPORCH_ROOT"] + "/log", "a") as log:
+    log.write(f"{place} {domain} {os.environ['SNAPORCH_SNAPSHOT']}\\n")
+if (place, domain) == ("before_each", "vm1"):
+    sys.exit("not vm1")
+"""
+
+
+async def test_hooks(tmp_path: Path) -> None:
+    """They run in their places, know where they are, and what they say when they fail is in the record."""
+    places = ("before", "before_each", "after_each", "failed_each", "after")
+    hooks = {place: [{"command": [sys.executable, "-c", NOTE, place]}] for place in places}
+    async with open_estate(tmp_path, 2) as estate:
+        estate.host.speed = attrs.evolve(estate.host.speed, bandwidth=1e12)
+        batch = await estate.run(plan(hooks=hooks, limits={"per_host": 1}, retries={"attempts": 2}))
+        items = await estate.items(batch)
+        assert (await estate.snapshots())["vm1"] == []
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "before - s",
+        "before_each vm0 s",
+        "after_each vm0 s",
+        "before_each vm1 s",
+        "failed_each vm1 s",
+        "after - s",
+    ]
+    assert items["vm1"].error.endswith("ended with status 1: not vm1")
+    assert batch.stage is Stage.FAILED
+
+
+HANG = """
+import subprocess, sys, time
+later = "import sys, time; time.sleep(1.5); open(sys.argv[1], 'w')"
+subprocess.Popen([sys.executable, "-c", later, sys.argv[1]])
+time.sleep(60)
+"""
+
+
+async def test_a_hook_that_hangs(tmp_path: Path) -> None:
+    """It is ended at its deadline, and what it has started too; when it is the first one, nothing is begun."""
+    marker = tmp_path / "alive"
+    hangs = {"command": [sys.executable, "-c", HANG, str(marker)], "deadline": 0.7}
+    async with open_estate(tmp_path / "root", 1) as estate:
+        with trio.fail_after(10):
+            batch = await estate.run(plan(hooks={"before": [hangs]}))
+        assert not any((await estate.snapshots()).values())
+    await trio.sleep(1)  # as long as it would take to see that it lived
+    assert not marker.exists()
+    assert batch.counts == {"skipped": 1}
+    assert "took longer than 0.7 s" in batch.problems[0]
+
+
+async def test_one_at_a_time(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """A plan that runs is busy."""
+    async with open_estate(tmp_path, 1) as estate, trio.open_nursery() as nursery:
+        nursery.start_soon(estate.run, plan())
+        await trio.sleep(STREAM / 2)
+        with pytest.raises(Busy):
+            await estate.run(plan())
+
+
+async def cut_short(estate: Estate, one: Any, seconds: float) -> None:
+    """Run a plan for some time."""
+    with trio.move_on_after(seconds) as scope:
+        await estate.run(one)
+    assert scope.cancelled_caught
+
+
+async def test_going_on(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """A batch that was interrupted goes on: same items, same name, each taken once; one that ended does not."""
+    one = plan(snapshot={"name": "{plan}-{time}"}, limits={"per_host": 1})
+    async with open_estate(tmp_path, 4) as estate:
+        await cut_short(estate, one, 2.5 * STREAM)
+        assert sum(map(len, (await estate.snapshots()).values())) == 2
+        await estate.orch.catalog.write(Change(domains=(booted(estate.host, "vm9"),)))
+        batch = await estate.run(one)
+        snapshots = await estate.snapshots()
+        assert (batch.stage, batch.counts, batch.runs) == (Stage.COMPLETE, {"done": 4}, 2)
+        assert {name: found == [batch.snapshot] for name, found in snapshots.items()} == {
+            "vm0": True, "vm1": True, "vm2": True, "vm3": True, "vm9": False,
+        }  # fmt: skip
+        other = await estate.run(one)
+    assert (other.id != batch.id, other.counts) == (True, {"done": 5})
+
+
+async def test_anew(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """What was cut short can be given up."""
+    one = plan(snapshot={"name": "{batch}"}, limits={"per_host": 1})
+    async with open_estate(tmp_path, 2) as estate:
+        await cut_short(estate, one, 1.5 * STREAM)
+        batch = await estate.run(one, anew=True)
+        first, second = await store.batches(estate.orch.catalog)
+        assert await store.counts(estate.orch.catalog, first.id) == {"done": 1, "skipped": 1}
+    assert (first.stage, second.stage, batch.counts) == (Stage.ABANDONED, Stage.COMPLETE, {"done": 2})
+
+
+async def test_many_pages(
+    tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items are read a few at a time; all of them are taken."""
+    monkeypatch.setattr(store, "PAGE", 4)
+    async with open_estate(tmp_path, 19) as estate:
+        batch = await estate.run(plan(limits={"per_host": 7}))
+        assert len(await estate.items(batch)) == 19
+    assert batch.counts == {"done": 19}
