@@ -10,15 +10,18 @@ import json
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import suppress
+from functools import partial
 from html import escape
 from string import Template
 from xml.sax.saxutils import quoteattr
 
+import trio
+
 from snaporch.batch import store
 from snaporch.batch.plan import Reports
 from snaporch.batch.store import BatchRecord, End, ItemRecord
-from snaporch.batch.timeline import Timeline, duration
+from snaporch.batch.timeline import Timeline, duration, printable
 from snaporch.catalog import Catalog
 from snaporch.convert import converter
 from snaporch.errors import TargetExists
@@ -61,10 +64,9 @@ async def as_json(batch: BatchRecord, items: Items) -> AsyncGenerator[str, None]
     """Yield a JSON document: the batch, and its items one a line."""
     yield f'{_JSON_HEAD}{json.dumps(summary(batch))},\n"items": [\n'
     before = ""
-    async with aclosing(items()) as found:
-        async for record in found:
-            yield before + json.dumps(document(record))
-            before = ",\n"
+    async for record in items():
+        yield before + json.dumps(document(record))
+        before = ",\n"
     yield "\n]}\n"
 
 
@@ -82,8 +84,7 @@ def _case(record: ItemRecord, plan: str) -> str:
 
 
 def _attr(text: str) -> str:
-    # XML has no way to write most control characters, not even escaped.
-    return quoteattr("".join(each if each.isprintable() else " " for each in text))
+    return quoteattr(printable(text))
 
 
 async def as_junit(batch: BatchRecord, items: Items) -> AsyncGenerator[str, None]:
@@ -95,9 +96,8 @@ async def as_junit(batch: BatchRecord, items: Items) -> AsyncGenerator[str, None
     said = " ".join(f'{name}="{count}"' for name, count in counts.items())
     seconds = (batch.ended or batch.begun) - batch.begun
     yield f'{_JUNIT_HEAD}>\n<testsuite name={_attr(batch.name)} {said} time="{seconds:.3f}">\n'
-    async with aclosing(items()) as found:
-        async for record in found:
-            yield _case(record, batch.name)
+    async for record in items():
+        yield _case(record, batch.name)
     yield "</testsuite>\n</testsuites>\n"
 
 
@@ -137,7 +137,7 @@ def _facts(batch: BatchRecord) -> str:
         "deleted by retention": str(sum(len(names) for names in batch.deleted.values())),
         "problems": "; ".join(batch.problems) or "none",
     }
-    return "".join(f"<dt>{escape(name)}<dd>{escape(value)}" for name, value in facts.items())
+    return "".join(f"<dt>{escape(name)}<dd>{escape(printable(value))}" for name, value in facts.items())
 
 
 def _utc(instant: float) -> str:
@@ -148,7 +148,7 @@ def _row(record: ItemRecord) -> str:
     pause = "" if record.pause is None else duration(record.pause)
     cells = (record.item.name, record.end, duration(record.ended - record.begun), pause, f"{record.bytes:,}")
     row = "".join(f"<td>{escape(str(cell))}" for cell in cells)
-    return f'<tr>{row}<td>{record.attempts}<td class="error">{escape(record.error)}\n'
+    return f'<tr>{row}<td>{record.attempts}<td class="error">{escape(printable(record.error))}\n'
 
 
 async def as_html(batch: BatchRecord, items: Items) -> AsyncGenerator[str, None]:
@@ -156,17 +156,14 @@ async def as_html(batch: BatchRecord, items: Items) -> AsyncGenerator[str, None]
     title = escape(f"Batch {batch.name} {batch.id}")
     yield _HTML_HEAD + _PAGE.substitute(title=title, facts=_facts(batch))
     timeline = Timeline(batch.begun, batch.ended or batch.begun)
-    async with aclosing(items()) as found:
-        async for record in found:  # once to see how many lanes there are
-            timeline.lane(record)
+    async for record in items():  # once to see how many lanes there are
+        timeline.lane(record)
     yield timeline.head()
-    async with aclosing(items()) as found:
-        async for record in found:
-            yield timeline.bar(record)
+    async for record in items():
+        yield timeline.bar(record)
     yield "</svg>\n<h2>Snapshots</h2>\n<table><tr><th>domain<th>end<th>took<th>pause<th>bytes<th>attempts<th>\n"
-    async with aclosing(items()) as found:
-        async for record in found:
-            yield _row(record)
+    async for record in items():
+        yield _row(record)
     yield "</table>\n"
 
 
@@ -204,14 +201,20 @@ def _check_ours(path: str, head: str) -> None:
 async def _write(path: str, parts: AsyncIterator[str]) -> None:
     """Write a file beside its place, and put it there when it is whole."""
     new = f"{path}.new"
-    with open(new, "x", encoding="utf-8", opener=_private) as file:  # noqa: ASYNC230 - a page at a time, to the cache
-        try:
+    await trio.to_thread.run_sync(partial(os.makedirs, os.path.dirname(path), mode=0o700, exist_ok=True))
+    try:
+        async with await trio.open_file(new, "x", encoding="utf-8", opener=_private) as file:
+            at_hand: list[str] = []
             async for part in parts:
-                file.write(part)
-        except BaseException:
+                at_hand.append(part)
+                if len(at_hand) == store.PAGE:
+                    await file.write("".join(at_hand))
+                    at_hand.clear()
+            await file.write("".join(at_hand))
+        os.replace(new, path)
+    finally:
+        with suppress(FileNotFoundError):
             os.unlink(new)
-            raise
-    os.replace(new, path)
 
 
 def _private(path: str, flags: int) -> int:

@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:.0f} min"
 
 
+def printable(text: str) -> str:
+    """Return text without control characters: XML has no way to write most of them, not even escaped."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
 @attrs.define
 class Timeline:
     """Puts each item into the first lane that is free when it begins.
@@ -78,6 +83,7 @@ class Timeline:
             return ""
         x, wide = self._x(record.begun), max(0.5, self._x(record.ended) - self._x(record.begun))
         y, tall = TOP + lane * self._tall, max(2.0, self._tall - 2)
-        words = escape(f"{record.item.name}: {record.end}, {duration(record.ended - record.begun)} {record.error}")
+        told = f"{record.item.name}: {record.end}, {duration(record.ended - record.begun)} {record.error}"
+        words = escape(printable(told))
         box = f'x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}"'
         return f'<rect class="{record.end}" {box}><title>{words.strip()}</title></rect>\n'

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import trio
 from cyclopts import App
 
 from snaporch.cli.session import Answer, Here, Session
@@ -22,17 +23,17 @@ app = App(name="batch", help="Many snapshots by one plan, a TOML file; see docs/
 FAILED, STRANDED = 1, 5
 
 
-def _load(file: Path) -> Plan:
+async def _load(file: Path) -> Plan:
     from snaporch.batch.plan import load_plan  # noqa: PLC0415 - other verbs do without it, and start sooner
 
-    return load_plan(file)
+    return await trio.to_thread.run_sync(load_plan, file)
 
 
 @app.command
 async def check(file: Path, /, *, session: Here) -> Answer:
     """Check a plan, and say every place that is wrong."""
     del session
-    plan = _load(file)
+    plan = await _load(file)
     return Answer({"plan": plan.name, "ok": True}, lambda human: human.line(f"{file}: plan {plan.name} is well"))
 
 
@@ -41,7 +42,7 @@ async def plan_(file: Path, /, *, session: Here) -> Answer:
     """Say what a plan would do now: which domains it takes, and which snapshots retention would delete."""
     from snaporch.batch import prune, store  # noqa: PLC0415 - as in `_load`
 
-    plan = _load(file)
+    plan = await _load(file)
     async with session.open() as orchestrator:
         items = await store.select(orchestrator.catalog, str(orchestrator.root), plan)
         cut = await store.unfinished(orchestrator.catalog, plan.name)
@@ -78,7 +79,7 @@ async def run(file: Path, /, *, anew: bool = False, session: Here) -> Answer:
     """
     from snaporch.batch.runner import run_batch  # noqa: PLC0415 - as in `_load`
 
-    plan = _load(file)
+    plan = await _load(file)
     session.interrupted = "what it was doing is rolled back; run it again to go on where it was"
     async with session.open() as orchestrator:
         batch = await run_batch(orchestrator, plan, anew=anew, tell=_teller(session))
