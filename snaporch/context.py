@@ -61,17 +61,21 @@ class Context:
 
     @asynccontextmanager
     async def locked(self, operation: Operation, *, wait: bool = False) -> AsyncIterator[None]:
-        """Hold the lock of an operation's domain; see `domain_lock`.
+        """Hold the lock of an operation's domain, of a group's all; see `domain_lock`.
 
         Raises:
-            Busy: another operation holds it.
+            Busy: another operation holds one; no other is then kept.
             OperationFailed: a file could not be looked at, before anything was touched: the engine, which knows
                 what to undo, lets no other error of the system out.
         """
-        check_name(operation.domain, "domain")  # it becomes part of a path, before anybody knows it
+        for name in operation.members:
+            check_name(name, "domain")  # it becomes part of a path, before anybody knows it
         running = f"{operation.kind} {operation.subject}"
         try:
-            async with domain_lock(self.root / "locks", operation.domain, operation.id, running, wait=wait):
+            async with AsyncExitStack() as stack:
+                for name in operation.members:
+                    lock = domain_lock(self.root / "locks", name, operation.id, running, wait=wait)
+                    await stack.enter_async_context(lock)
                 yield
         except OSError as error:
             what = f"{running} of {operation.domain} failed".replace("  ", " ")

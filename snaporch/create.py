@@ -1,6 +1,7 @@
 """Create: the story of a live checkpoint, from the request to the record. Read downwards.
 
     plan_create     (snaporch.planning) decides everything, or refuses; no I/O
+    at_one_point    (snaporch.planning) the same for several domains that are to be taken together
     check_create    looks whether it can be done here: files, directories, space
     Participant     performs the steps of `snaporch.steps.CREATE` on one domain, and their compensations
     create          puts them together
@@ -8,13 +9,18 @@
 In a background checkpoint the memory lane opens its stream while each disk's lane makes its overlay. They meet
 at the point: the guest is paused, all disks switch in one transaction, the hypervisor write-protects RAM, and the
 guest runs on, after milliseconds. Memory then streams while the disks' frozen images are sealed.
+
+Several domains are several participants: they finish each phase together, so that there is an instant at which all
+of them stand, and either all of them are taken or none is.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -22,10 +28,10 @@ import attrs
 import trio
 
 from snaporch.bandwidth import SharedBandwidth
-from snaporch.catalog.store import Change
+from snaporch.catalog.store import Change, merged
 from snaporch.context import Context
 from snaporch.convert import dumps
-from snaporch.drivers.base import Capabilities, Driver, Guard, Machine, Overlay, Storage, Stream
+from snaporch.drivers.base import Driver, Guard, Machine, Overlay, Storage, Stream
 from snaporch.engine import Operation
 from snaporch.errors import (
     ConnectionGone,
@@ -43,12 +49,14 @@ from snaporch.models import (
     DomainSnapshot,
     DomainState,
     FileRecord,
+    Group,
     OnTimeout,
     SnapshotRecord,
     Strategy,
     Timings,
+    joined,
 )
-from snaporch.planning import CreatePlan, Scene, plan_create
+from snaporch.planning import CreatePlan, Scene, at_one_point, plan_create
 from snaporch.states import State
 from snaporch.steps import CREATE, ROLLBACK_CREATE, Lane
 
@@ -62,29 +70,35 @@ DYING_SECONDS = 5.0  # from a lost connection to the end of a process with much 
 # --- looking ------------------------------------------------------------------------------------------------
 
 
-async def check_create(storage: Storage, plan: CreatePlan, capabilities: Capabilities | None) -> None:
+async def check_create(participants: Sequence[Participant]) -> None:
     """Refuse what can be seen to fail, before anything is touched.
 
     Raises:
-        TargetExists: a file is there already.
+        TargetExists: a file is there already, or a snapshot of that name.
         Refused: a directory cannot be written to.
-        NotEnoughSpace: what may be needed is more than what is free.
+        NotEnoughSpace: what may be needed by all together is more than what is free.
     """
-    needs = {overlay.path: OVERLAY_BYTES for overlay in plan.overlays}
-    if plan.stream is not None and capabilities is not None:
-        needs[plan.stream.path] = capabilities.ram + STREAM_BYTES
-    by_place: dict[str, tuple[int, int, str]] = {}
-    for path, needed in needs.items():
-        if await storage.exists(path):
-            raise TargetExists(f"{path} exists already: nothing is overwritten; choose another file", path)
-        directory = os.path.dirname(path)
-        await storage.check_writable(directory)
-        place, free = await storage.free(directory)
-        before = by_place.get(place, (0, free, directory))[0]
-        by_place[place] = before + needed, free, directory
-    for needed, free, directory in by_place.values():
-        if needed > free:
-            raise NotEnoughSpace(needed, free, directory)
+    needed: Counter[str] = Counter()
+    places: dict[str, tuple[int, str]] = {}
+    for each in participants:
+        await _check_name(each)
+        for path, size in each.needs().items():
+            if await each.storage.exists(path):
+                raise TargetExists(f"{path} exists already: nothing is overwritten; choose another file", path)
+            directory = os.path.dirname(path)
+            await each.storage.check_writable(directory)
+            place, free = await each.storage.free(directory)
+            needed[place] += size
+            places.setdefault(place, (free, directory))
+    for place, (free, directory) in places.items():
+        if needed[place] > free:
+            raise NotEnoughSpace(needed[place], free, directory)
+
+
+async def _check_name(participant: Participant) -> None:
+    name = participant.plan.snapshot.name
+    if name in {known.name for known in await participant.context.catalog.snapshots(participant.name)}:
+        raise TargetExists(f"{participant.name} has a snapshot {name!r} already; choose another name")
 
 
 # --- doing --------------------------------------------------------------------------------------------------
@@ -131,7 +145,7 @@ class Participant:
     context: Context
     driver: Driver
     machine: Machine | None
-    known: dict[str, FileRecord]
+    known: Mapping[str, FileRecord] = attrs.field(factory=dict)
     bandwidth: SharedBandwidth | None = None
     held: Held = attrs.field(factory=Held)
     made: set[str] = attrs.field(factory=set)
@@ -157,6 +171,20 @@ class Participant:
     def storage(self) -> Storage:
         """Where the domain's files are."""
         return self.driver.storage
+
+    def needs(self) -> dict[str, int]:
+        """Return the bytes that each file which is to be made may need."""
+        needs = {overlay.path: OVERLAY_BYTES for overlay in self.plan.overlays}
+        if self.plan.stream is not None and self.machine is not None:
+            needs[self.plan.stream.path] = self.machine.capabilities.ram + STREAM_BYTES
+        return needs
+
+    async def get_ready(self) -> None:
+        """Know what need not be read again, and begin a new account of pauses."""
+        chains = (path for overlay in self.plan.overlays for path in overlay.base.chain)
+        self.known = await self.context.catalog.sealed(chains)
+        if self.machine is not None:
+            self.machine.forget_pauses()
 
     @property
     def _hypervisor(self) -> Machine:
@@ -395,7 +423,7 @@ class Participant:
         return Change(
             snapshots=(record,),
             domains=(attrs.evolve(domain, active=domain.active | overlays, current=record.name),),
-            files=tuple(sorted(self.made)),
+            files={self.name: tuple(sorted(self.made))},
         )
 
     def _record(self) -> SnapshotRecord:
@@ -419,51 +447,66 @@ class Participant:
                 between=held.between,
                 phases=dict(self.operation.phases),
             ),
+            group=Group(self.operation.id, members) if len(members := self.operation.members) > 1 else None,
         )
 
 
 async def create(
     context: Context,
-    domain: str,
+    domains: Sequence[str],
     snapshot: DomainSnapshot,
     flags: CreateFlag,
     options: CreateOptions,
     *,
     bandwidth: SharedBandwidth | None = None,
-) -> SnapshotRecord:
-    """Create a snapshot; see `snaporch.Orchestrator.create`."""
+) -> tuple[SnapshotRecord, ...]:
+    """Create a snapshot of each of these domains, all at one point; see `snaporch.Orchestrator.create_group`."""
+    if bandwidth is None and options.bandwidth and len(domains) > 1:
+        bandwidth = SharedBandwidth(options.bandwidth)
     if bandwidth is not None:
         options = attrs.evolve(options, bandwidth=bandwidth.next_share)
-    operation = Operation("create", domain, snapshot.name or "snapshot")
-    async with context.locked(operation, wait=options.wait), context.machine_of(domain) as (record, machine):
-        driver = context.driver(record)
-        scene = Scene(
-            domain=record,
-            state=await machine.state() if machine else DomainState.INACTIVE,
-            disks=await context.disks_of(record, machine),
-            capabilities=machine.capabilities if machine else None,
-            settings=await machine.settings() if machine else {},
-            directory=context.directory(domain),
-            operation=operation.id,
-            now=time.time(),
-        )
-        plan = plan_create(scene, snapshot, flags, options)
-        operation.subject = plan.snapshot.name
-        if plan.snapshot.name in {known.name for known in await context.catalog.snapshots(domain)}:
-            raise TargetExists(f"{domain} has a snapshot {plan.snapshot.name!r} already; choose another name")
-        await check_create(driver.storage, plan, scene.capabilities)
-        if machine is not None:
-            machine.forget_pauses()
-        known = await context.catalog.sealed(path for disk in plan.overlays for path in disk.base.chain)
-        participant = Participant(plan, operation, context, driver, machine, known, bandwidth)
+    operation = Operation("create", joined(domains), snapshot.name or "snapshot")
+    async with context.locked(operation, wait=options.wait), AsyncExitStack() as stack:
+        scenes = [await _scene(context, name, operation, stack) for name in operation.members]
+        plans = at_one_point([plan_create(scene, snapshot, flags, options) for scene, _ in scenes])
+        operation.subject = plans[0].snapshot.name
+        participants = [
+            Participant(plan, operation, context, context.driver(plan.domain), machine, bandwidth=bandwidth)
+            for plan, (_, machine) in zip(plans, scenes, strict=True)
+        ]
+        await check_create(participants)
+        for each in participants:
+            await each.get_ready()
         await context.engine.run(
             operation,
-            CREATE[plan.strategy],
+            CREATE[plans[0].strategy],
             ROLLBACK_CREATE,
-            [participant],
-            plan=dumps([plan]),
-            commit=participant.commit,
+            participants,
+            plan=dumps(plans),
+            commit=partial(commit, participants),
         )
-    if participant.result is None:
-        raise AssertionError("the engine returns when it has committed")
-    return participant.result
+    made = {each.name: each.result for each in participants}
+    return tuple(record for name in domains if (record := made[name]) is not None)
+
+
+async def _scene(
+    context: Context, name: str, operation: Operation, stack: AsyncExitStack
+) -> tuple[Scene, Machine | None]:
+    """Look at a domain; its machine stays connected for as long as `stack` is open."""
+    record, machine = await stack.enter_async_context(context.machine_of(name))
+    scene = Scene(
+        domain=record,
+        state=await machine.state() if machine else DomainState.INACTIVE,
+        disks=await context.disks_of(record, machine),
+        capabilities=machine.capabilities if machine else None,
+        settings=await machine.settings() if machine else {},
+        directory=context.directory(name),
+        operation=operation.id,
+        now=operation.begun,
+    )
+    return scene, machine
+
+
+async def commit(participants: Sequence[Participant]) -> Change:
+    """Return what the catalog is to know of all of them, in one transaction."""
+    return merged([await each.commit() for each in participants])

@@ -26,7 +26,7 @@ import trio
 from snaporch.catalog.store import Catalog, Change
 from snaporch.errors import OperationFailed, Refused, SnaporchError, Stranded
 from snaporch.events import Broadcast
-from snaporch.models import Event, OperationRecord
+from snaporch.models import Event, OperationRecord, members_of
 from snaporch.replay import phases_begun, phases_left
 from snaporch.states import OperationState, Signal, State
 from snaporch.steps import Lane, Phase, Undo
@@ -59,7 +59,7 @@ class Operation:
 
     Attributes:
         kind: create, revert, delete or verify.
-        domain: what it works on.
+        domain: what it works on; see `snaporch.models.joined`.
         subject: the snapshot's name.
         id: eight hexadecimal digits.
         begun: by the host's clock.
@@ -78,6 +78,11 @@ class Operation:
     machine: OperationState = attrs.field(factory=OperationState)
     phases: dict[str, float] = attrs.field(factory=dict)
     notes: dict[str, str] = attrs.field(factory=dict)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the domains, in everybody's order: they are locked so, and nobody waits for ever."""
+        return members_of(self.domain)
 
     def record(self, *, ended: bool = False, error: str = "") -> OperationRecord:
         """Return what the catalog is to say of it now."""

@@ -75,14 +75,14 @@ async def fsck(context: Context, domain: str | None = None, *, repair: bool = Fa
 
 async def _unfinished(context: Context, domain: str, *, repair: bool) -> list[Finding]:
     """Report what was cut short; with `repair` it is recovered, and reported with what came of that."""
-    found, rows = [], [row for row, _ in await context.catalog.unfinished() if row.domain == domain]
+    found, rows = [], [row for row, _ in await context.catalog.unfinished(domain)]
     words = ""
     if repair and rows:
         try:
             await recover(context, domain=domain)
         except SnaporchError as error:
             words = f": {error}"
-    left = {row.id for row, _ in await context.catalog.unfinished()} if repair else {row.id for row in rows}
+    left = {row.id for row, _ in await context.catalog.unfinished(domain)} if repair else {row.id for row in rows}
     for row in rows:
         text = f"{row.kind} {row.subject} was cut short when {row.state}{words if row.id in left else ''}"
         found.append(Finding(domain, Trouble.UNFINISHED, row.id, text, certain=True, repaired=row.id not in left))

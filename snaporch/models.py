@@ -38,6 +38,23 @@ def check_name(name: str, what: str = "snapshot") -> str:
     return name
 
 
+def joined(domains: Iterable[str]) -> str:
+    """Return what an operation on these domains has as its domain: their names, sorted, joined by commas.
+
+    Raises:
+        InvalidInput: one is no domain's name, or is there twice; or there is none.
+    """
+    names = sorted(check_name(name, "domain") for name in domains)
+    if not names or len(set(names)) < len(names):
+        raise InvalidInput("a group is of one domain or more, each named once")
+    return ",".join(names)
+
+
+def members_of(domain: str) -> tuple[str, ...]:
+    """Return the names that `joined` has joined."""
+    return tuple(domain.split(","))
+
+
 class CreateFlag(enum.Flag):
     """Flags of `create`; DISK_ONLY and LIVE have the RFC's numbers."""
 
@@ -344,6 +361,19 @@ class DomainInfo:
 
 
 @attrs.frozen
+class Group:
+    """The snapshots that were taken together: one instant of several domains, the snapshots of one name.
+
+    Attributes:
+        id: of the operation that took them; a name may be used again, an id is not.
+        members: the names of the domains, sorted.
+    """
+
+    id: str
+    members: tuple[str, ...]
+
+
+@attrs.frozen
 class FileRecord:
     """A file as it was when it was sealed.
 
@@ -399,6 +429,7 @@ class SnapshotRecord:
         outcome: `complete`, for everything that the catalog holds.
         deleting: a delete of it has begun: it can no longer be reverted to.
         pinned: no retention deletes it.
+        group: of which it is a part, when several domains were taken at this one point.
     """
 
     domain: str
@@ -417,6 +448,7 @@ class SnapshotRecord:
     outcome: Outcome = Outcome.COMPLETE
     deleting: bool = False
     pinned: bool = False
+    group: Group | None = None
 
     @property
     def name(self) -> str:
@@ -497,7 +529,7 @@ class OperationRecord:
     Attributes:
         id: eight hexadecimal digits.
         kind: ``create``, ``revert``, ``delete`` or ``verify``.
-        domain: what it works on.
+        domain: what it works on; of a group the names of all, sorted and joined by commas.
         subject: the snapshot's name.
         state: a state of `snaporch.states`.
         begun: by the host's clock.
@@ -517,6 +549,11 @@ class OperationRecord:
     phases: dict[str, float] = attrs.field(factory=dict)
     error: str = ""
     notes: dict[str, str] = attrs.field(factory=dict)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the domains."""
+        return members_of(self.domain)
 
 
 @attrs.frozen

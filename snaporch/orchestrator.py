@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -320,9 +320,43 @@ class Orchestrator:
                 was on, no file, node or row left. So it is when the call is cancelled.
             Stranded: the hypervisor is gone or refuses to undo.
         """
-        await self._mended(domain)
+        (record,) = await self.create_group((domain,), snapshot, flags, options, bandwidth=bandwidth)
+        return record
+
+    async def create_group(
+        self,
+        domains: Sequence[str],
+        snapshot: DomainSnapshot | None = None,
+        flags: CreateFlag = CreateFlag(0),  # noqa: B008 - an immutable value
+        options: CreateOptions | None = None,
+        *,
+        bandwidth: SharedBandwidth | None = None,
+    ) -> tuple[SnapshotRecord, ...]:
+        """Create a snapshot of each of several domains, all at one point: a consistency group.
+
+        There is an instant at which all of them stand: none has received what another has not sent. What is on its
+        way between two of them then is in no snapshot, as if the wire had lost it. Either all are taken or none is.
+
+        Args:
+            domains: the domains' names, each once.
+            snapshot: what is taken of each, under one name; the files are named by snaporch.
+            flags: as of `create`. With LIVE all go by the background strategy, or it is refused.
+            options: as of `create`; a bandwidth is of all streams together, a limit on time of each.
+            bandwidth: as of `create`.
+
+        Returns:
+            The records in the order of `domains`; `SnapshotRecord.group` is in each.
+
+        Raises:
+            Refused: before anything was touched: one of them cannot, or not together with the others.
+            Busy: another operation runs on one of them, which the error names.
+            OperationFailed: all are rolled back, see `create`. So it is when the call is cancelled.
+            Stranded: a hypervisor is gone or refuses to undo; the others are rolled back.
+        """
+        for domain in domains:
+            await self._mended(domain)
         snapshot, options = snapshot or DomainSnapshot(), options or CreateOptions()
-        return await create(self._context, domain, snapshot, flags, options, bandwidth=bandwidth)
+        return await create(self._context, domains, snapshot, flags, options, bandwidth=bandwidth)
 
     async def revert(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,43 @@ def _stream_plan(scene: Scene, path: str, strategy: Strategy, options: CreateOpt
     if scene.state is DomainState.PAUSED and can and can.background and can.keeps_paused:
         strategy = Strategy.BACKGROUND
     return StreamPlan(path, strategy, options.bandwidth, scene.settings)
+
+
+def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
+    """Return the plans of several domains so that all can be taken at one point: by the steps of one strategy.
+
+    A guest that is paused already goes through the steps of a background stream with those that run.
+
+    Raises:
+        Unsupported: one of them cannot go with the others. Precopies never can: each ends when its own guest writes
+            slowly enough, and that guest would then stand until the last of the others has come so far.
+    """
+    if len(plans) == 1:
+        return tuple(plans)
+    paths = [path for plan in plans for path in _paths(plan)]
+    if len(set(paths)) < len(paths):
+        raise InvalidInput("two domains cannot have the same file: a group's files are named by snaporch")
+    live = any(plan.strategy is Strategy.BACKGROUND for plan in plans)
+    plans = [_as_background(plan) if live else plan for plan in plans]
+    chosen = {plan.strategy for plan in plans}
+    if len(chosen) > 1 or Strategy.PRECOPY in chosen:
+        each = "; ".join(f"{plan.domain.name}: {plan.strategy}, {plan.reason}" for plan in plans)
+        raise Unsupported(
+            f"these cannot be taken at one point as they are ({each}): all by background, or leave out LIVE and "
+            "all stand until their memory is saved"
+        )
+    return tuple(plans)
+
+
+def _paths(plan: CreatePlan) -> list[str]:
+    return [overlay.path for overlay in plan.overlays] + ([plan.stream.path] if plan.stream else [])
+
+
+def _as_background(plan: CreatePlan) -> CreatePlan:
+    """Return the plan of a guest that is paused already with the steps of those that run, if its stream fits."""
+    if plan.state is DomainState.PAUSED and plan.stream and plan.stream.strategy is Strategy.BACKGROUND:
+        return attrs.evolve(plan, strategy=Strategy.BACKGROUND, reason="the guest is paused already")
+    return plan
 
 
 # --- revert -------------------------------------------------------------------------------------------------------

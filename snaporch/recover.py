@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
 
-from snaporch.catalog.store import Change, merged
 from snaporch.context import Context
 from snaporch.convert import loads
-from snaporch.create import Held, Participant
+from snaporch.create import Held, Participant, commit
 from snaporch.delete import DeletePlan, finish_delete
 from snaporch.engine import Operation
 from snaporch.errors import Busy, OperationFailed, SnaporchError
@@ -120,7 +120,6 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
                 context,
                 context.driver(record),
                 machine,
-                known={},
                 made=made,
             )
             if record.name in operation.notes:
@@ -134,12 +133,10 @@ async def _complete_or_undo(context: Context, operation: Operation, participants
     if after_create(participants[0].plan.strategy, state) is Action.UNDO:
         await context.engine.undo(operation, phases, ROLLBACK_CREATE, participants)
         return
-
-    async def commit() -> Change:
-        return merged([await participant.commit() for participant in participants])
-
     with suppress(OperationFailed):  # undone, then; that it is not is another error
-        await context.engine.go_on(operation, phases, ROLLBACK_CREATE, participants, commit=commit)
+        await context.engine.go_on(
+            operation, phases, ROLLBACK_CREATE, participants, commit=partial(commit, participants)
+        )
 
 
 async def _revert(context: Context, operation: Operation, text: str) -> None:

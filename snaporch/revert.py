@@ -236,7 +236,7 @@ class Reverter:
 
     async def commit(self) -> Change:
         """Return what the catalog is to know."""
-        return Change(domains=(self.domain(),), files=tuple(sorted(self.made)))
+        return Change(domains=(self.domain(),), files={self.name: tuple(sorted(self.made))})
 
     async def clean_up(self) -> None:
         """End the old process and remove what no snapshot holds; the revert is complete already."""
@@ -363,4 +363,4 @@ async def _save(context: Context, domain: str, name: str, target: SnapshotRecord
         memory = machine is not None
     flags = CreateFlag.LIVE if memory else CreateFlag.DISK_ONLY
     snapshot = DomainSnapshot(name, f"before reverting to {target.name}", memory=memory)
-    await create(context, domain, snapshot, flags, CreateOptions())
+    await create(context, (domain,), snapshot, flags, CreateOptions())

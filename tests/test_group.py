@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
@@ -15,27 +15,28 @@ import trio
 from trio.testing import MockClock
 
 from snaporch import (
+    Busy,
     CreateFlag,
     CreateOptions,
     DomainDefinition,
     DomainSnapshot,
+    DomainState,
+    InvalidInput,
+    NotEnoughSpace,
+    NotFound,
     OperationFailed,
+    Refused,
+    SnapshotRecord,
     Strategy,
+    TargetExists,
+    Unsupported,
     open_orchestrator,
 )
-from snaporch.catalog.store import Change, merged
-from snaporch.context import Context
-from snaporch.convert import dumps
-from snaporch.create import Participant
-from snaporch.engine import Operation
 from snaporch.orchestrator import Orchestrator
-from snaporch.planning import Scene, plan_create
 from snaporch.states import State
-from snaporch.steps import CREATE, ROLLBACK_CREATE
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
 GIB = 2**30
-LIVE = (Strategy.BACKGROUND, Strategy.PRECOPY)
 
 
 @pytest.fixture
@@ -50,48 +51,21 @@ class Group:
     host: SimulatedHost
     orch: Orchestrator
     names: list[str]
-    operation: Operation = attrs.field(factory=lambda: Operation("create", "group", "g1"))
     log: list[tuple[str, str, str]] = attrs.field(factory=list)
 
-    async def participant(self, name: str, strategy: Strategy, stack: AsyncExitStack) -> Participant:
-        """Plan a create of one domain, as `snaporch.create.create` does."""
-        context: Context = self.orch._context
-        record, machine = await stack.enter_async_context(context.machine_of(name))
-        assert machine is not None
-        scene = Scene(
-            domain=record,
-            state=await machine.state(),
-            disks=await machine.disks(),
-            capabilities=machine.capabilities,
-            settings=await machine.settings(),
-            directory=context.directory(name),
-            operation=self.operation.id,
-            now=time.time(),
-        )
+    async def create(
+        self, strategy: Strategy = Strategy.BACKGROUND, name: str = "g1"
+    ) -> tuple[SnapshotRecord, ...]:
+        """Take one point of all domains."""
+        self.host.on_call = lambda at, domain: self.log.append(("call", at, domain))
+        self.host.on_effect = lambda at, domain: self.log.append(("effect", at, domain))
         flags = CreateFlag(0) if strategy is Strategy.PAUSED else CreateFlag.LIVE
         asked = Strategy.AUTO if strategy is Strategy.PAUSED else strategy
-        plan = plan_create(scene, DomainSnapshot("g1"), flags, CreateOptions(strategy=asked))
-        machine.forget_pauses()
-        return Participant(plan, self.operation, context, context.driver(record), machine, known={})
+        return await self.orch.create_group(self.names, DomainSnapshot(name), flags, CreateOptions(strategy=asked))
 
-    async def create(self, strategy: Strategy = Strategy.BACKGROUND) -> None:
-        """Take one point of all domains: one operation, one run of the engine."""
-        async with AsyncExitStack() as stack:
-            actors = [await self.participant(name, strategy, stack) for name in self.names]
-
-            async def commit() -> Change:
-                return merged([await actor.commit() for actor in actors])
-
-            self.host.on_call = lambda at, domain: self.log.append(("call", at, domain))
-            self.host.on_effect = lambda at, domain: self.log.append(("effect", at, domain))
-            await self.orch._context.engine.run(
-                self.operation,
-                CREATE[strategy],
-                ROLLBACK_CREATE,
-                actors,
-                plan=dumps([actor.plan for actor in actors]),
-                commit=commit,
-            )
+    async def last_state(self) -> str:
+        """Return how the last operation on the group ended."""
+        return (await self.orch.operations(self.names[-1]))[-1].state
 
     def when(self, kind: str, at: str) -> list[int]:
         """Return the places in the log of something that every domain has once; its disks' calls have no domain."""
@@ -126,6 +100,16 @@ async def open_group(root: Path, count: int) -> AsyncIterator[Group]:
         yield Group(host, orch, names)
 
 
+@contextmanager
+def domain_busy(root: Path, domain: str) -> Iterator[None]:
+    """Hold a domain's lock, as another process would."""
+    with (root / "locks" / f"{domain}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write('{"operation": "0", "running": "something"}')
+        file.flush()
+        yield
+
+
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PAUSED])
 @pytest.mark.parametrize("count", [2, 4])
 async def test_one_point(
@@ -147,17 +131,101 @@ async def test_one_point(
 async def test_one_point_precopy(
     tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
-    """A group whose memories are not done at once: who is first waits, and all stand when the first switches."""
+    """A group by precopy is refused: whose memory is done first would stand until all are done."""
     async with open_group(tmp_path, 2) as group:
-        group.host.models["web1"] = attrs.evolve(group.host.model, dirty_rate=400e6)
-        for name in group.names:  # a model is looked up when a process starts
-            await group.orch.destroy(name)
-            await group.orch.start(name)
-        await group.create(Strategy.PRECOPY)
-        assert max(group.when("effect", "stream.finished")) < min(group.when("call", "machine.switch"))
-        assert max(group.when("effect", "machine.switch")) < min(group.when("call", "machine.resume"))
-        guests = [group.host.guest(process) for process in group.host.processes()]
-        assert max(guest.stopped[1] for guest in guests) < min(guest.started[1] for guest in guests)
+        before, files = group.picture(group.names), group.host.files()
+        with pytest.raises(Unsupported, match=r"web0: precopy, asked for; web1: precopy"):
+            await group.create(Strategy.PRECOPY)
+        assert (group.picture(group.names), group.host.files()) == (before, files)
+        assert not await group.orch.operations("web0")
+
+
+async def test_one_cannot(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """Where one cannot go by background LIVE is refused, with its reason; without LIVE all stand until saved."""
+    async with open_group(tmp_path, 2) as group:
+        group.host.models["web1"] = attrs.evolve(group.host.model, background_blocker="VFIO")
+        await group.orch.destroy("web1")
+        await group.orch.start("web1")
+        with pytest.raises(Unsupported, match="web1: precopy, background is not possible: VFIO"):
+            await group.create(Strategy.AUTO)
+        records = await group.create(Strategy.PAUSED)
+        assert {record.strategy for record in records} == {Strategy.PAUSED}
+        group.check_consistent(group.names)
+
+
+async def test_one_paused(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """A guest that is paused already is taken with those that run, and is paused afterwards."""
+    async with open_group(tmp_path, 2) as group:
+        await group.orch.pause("web1")
+        web0, web1 = await group.create(Strategy.AUTO)
+        assert (web0.domain_state, web1.domain_state) == (DomainState.RUNNING, DomainState.PAUSED)
+        assert web0.strategy is web1.strategy is Strategy.BACKGROUND
+        assert [(await group.orch.domain_info(name)).state for name in group.names] == ["running", "paused"]
+
+
+async def test_inactive(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """Inactive domains stand still by themselves: their disks are a group; one that runs cannot be in it."""
+    async with open_group(tmp_path, 2) as group:
+        await group.orch.destroy("web1")
+        with pytest.raises(Refused, match="web1 is inactive"):
+            await group.create()
+        with pytest.raises(Refused, match="web0 is running"):
+            await group.orch.create_group(group.names, DomainSnapshot("g1"), CreateFlag.DISK_ONLY)
+        await group.orch.destroy("web0")
+        records = await group.orch.create_group(group.names, DomainSnapshot("g1"), CreateFlag.DISK_ONLY)
+        assert [record.memory for record in records] == [None, None]
+
+
+async def test_names(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """What cannot be one group is refused, and a name that one of them has; records are in the order asked for."""
+    async with open_group(tmp_path, 2) as group:
+        with pytest.raises(InvalidInput, match="once"):
+            await group.orch.create_group(["web0", "web0"])
+        with pytest.raises(NotFound, match="web7"):
+            await group.orch.create_group(["web0", "web7"], flags=CreateFlag.LIVE)
+        with pytest.raises(InvalidInput, match="same file"):
+            await group.orch.create_group(group.names, DomainSnapshot(memory_file="/m"), CreateFlag.LIVE)
+        await group.orch.create("web1", DomainSnapshot("g1"), CreateFlag.LIVE)
+        with pytest.raises(TargetExists, match="web1 has a snapshot 'g1'"):
+            await group.create()
+        group.names.reverse()
+        records = await group.create(name="")
+        assert [record.domain for record in records] == ["web1", "web0"]
+        assert len({record.name for record in records}) == 1
+        assert len({record.group for record in records}) == 1
+
+
+async def test_space(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """Space is compared with what all members together may need, where they share a file system."""
+    async with open_group(tmp_path, 2) as group:
+        group.host.mount(str(tmp_path), int(1.5 * GIB))
+        with pytest.raises(NotEnoughSpace) as refused:
+            await group.create()
+        assert refused.value.needed > 2 * GIB
+
+
+async def test_busy(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """One operation a domain: a group is refused with the busy member's name, and keeps no other busy."""
+    async with open_group(tmp_path, 3) as group:
+        with domain_busy(tmp_path, "web1"):
+            with pytest.raises(Busy) as refused:
+                await group.create()
+            assert (refused.value.domain, refused.value.running) == ("web1", "something")
+            await group.orch.create("web0", DomainSnapshot("s1"), CreateFlag.LIVE)
+        await group.create()
+
+
+async def test_no_deadlock(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """Groups that have members in common, in any order, wait for one another and all get there."""
+    orders = [("web0", "web1", "web2"), ("web2", "web1"), ("web1", "web0"), ("web2", "web0")]
+    async with open_group(tmp_path, 3) as group:
+        async with trio.open_nursery() as nursery:
+            for number, names in enumerate(orders):
+                snapshot, options = DomainSnapshot(f"g{number}"), CreateOptions(wait=True)
+                nursery.start_soon(group.orch.create_group, names, snapshot, CreateFlag.LIVE, options)
+        for name in group.names:
+            taken = {record.name for record in await group.orch.list(name)}
+            assert taken == {f"g{number}" for number, names in enumerate(orders) if name in names}
         group.check_consistent(group.names)
 
 
@@ -165,20 +233,23 @@ async def test_one_change(tmp_path: Path, autojump_clock: MockClock, threads_hol
     """What is committed is every member's snapshot, overlays and files; each can be reverted to by itself."""
     async with open_group(tmp_path, 3) as group:
         await group.create()
-        catalog = group.orch._context.catalog
+        catalog = group.orch.catalog
         numbers = {}
         for name in group.names:
             (record,) = await group.orch.list(name)
             assert record.memory is not None
+            assert record.group is not None
+            assert record.group.members == tuple(group.names)
             numbers[name] = group.host.number(record.memory.path)
             assert {group.host.number(chain[0].path) for chain in record.images.values()} == {numbers[name]}
             active = (await catalog.domain(name)).active
             assert (await group.orch.domain_info(name)).current == "g1"
             assert {disk.path for disk in active.values()} < set(group.host.files())
-        files = await catalog.own_files("group")
-        assert len(files) == 3 * len(group.names)
-        (operation,) = await group.orch.operations("web0") or await catalog.operations("group")
-        assert (operation.state, operation.ended is None) == (State.COMPLETE, False)
+            assert await catalog.own_files(name) == {disk.path for disk in active.values()} | {record.memory.path}
+            (operation,) = await group.orch.operations(name)
+            assert (operation.state, operation.ended is None) == (State.COMPLETE, False)
+            assert operation.members == tuple(group.names)
+            assert not await catalog.unfinished(name)
         await trio.sleep(1)
         await group.orch.revert("web1", "g1")
         group.check_consistent(group.names)
@@ -201,15 +272,14 @@ async def test_one_fails(
         with pytest.raises(OperationFailed, match="web1"):
             await group.create()
         assert fault.fired == 1
-        assert group.operation.machine.state is State.ROLLED_BACK
+        assert await group.last_state() == State.ROLLED_BACK
         assert group.host.files() == files
         assert group.picture(group.names) == before
         await trio.sleep(1)
         group.check_consistent(group.names)
         for name in group.names:
             assert not await group.orch.list(name)
-        group.operation = Operation("create", "group", "g2")
-        await group.create()
+        await group.create(name="g2")
         group.check_consistent(group.names)
 
 
@@ -227,7 +297,7 @@ async def test_one_dies(
         with pytest.raises(OperationFailed, match="web1"):
             await group.create()
         assert fault.fired == 1
-        assert group.operation.machine.state is State.ROLLED_BACK
+        assert await group.last_state() == State.ROLLED_BACK
         assert group.host.files() == files
         assert group.picture(others) == before
         await trio.sleep(1)
@@ -248,9 +318,9 @@ async def test_cancelled(tmp_path: Path, autojump_clock: MockClock, threads_hold
                 nursery.start_soon(group.create)
                 await trio.sleep(10)
                 group.when("call", "machine.switch")
-                assert group.operation.machine.state is State.SWITCHING
+                assert await group.last_state() == State.PAUSING  # no row is written in the pause
                 scope.cancel()
-        assert group.operation.machine.state is State.ROLLED_BACK
+        assert await group.last_state() == State.ROLLED_BACK
         assert group.host.files() == files
         assert group.picture(group.names) == before
         group.check_consistent(group.names)

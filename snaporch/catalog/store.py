@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 from pathlib import Path
@@ -78,6 +78,10 @@ _MIGRATIONS = (
     CREATE INDEX batch_item_state ON batch_item (batch, state, position);
     CREATE INDEX batch_item_name ON batch_item (name);
     """,
+    # Operations on several domains have all names in one; they are few, and a domain's are looked for among them.
+    """
+    CREATE INDEX operation_group ON operation (ended, domain) WHERE instr(domain, ',') > 0
+    """,
 )
 
 
@@ -92,7 +96,7 @@ class Change:
         dropped: (domain, name) of snapshots that go.
         operation: written, new or not.
         plan: the operation's plan as JSON, when it is new.
-        files: paths of files that the operation made: snaporch's own from now on.
+        files: by domain, paths of files that the operation made: snaporch's own from now on.
         gone: paths that are no longer there.
     """
 
@@ -102,7 +106,7 @@ class Change:
     dropped: tuple[tuple[str, str], ...] = ()
     operation: OperationRecord | None = None
     plan: str | None = None
-    files: tuple[str, ...] = ()
+    files: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     gone: tuple[str, ...] = ()
 
 
@@ -111,7 +115,7 @@ def merged(changes: Sequence[Change]) -> Change:
     return Change(
         domains=tuple(chain.from_iterable(change.domains for change in changes)),
         snapshots=tuple(chain.from_iterable(change.snapshots for change in changes)),
-        files=tuple(chain.from_iterable(change.files for change in changes)),
+        files=dict(chain.from_iterable(change.files.items() for change in changes)),
     )
 
 
@@ -166,8 +170,8 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
         run("UPDATE operation SET ended = ?, record = ? WHERE id = ?", (op.ended, dumps(op), op.id))
         if change.plan is not None:
             run("UPDATE operation SET plan = ? WHERE id = ?", (change.plan, op.id))
-        run_many = [(path, op.domain, op.id) for path in change.files]
-        connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", run_many)
+        files = [(path, domain, op.id) for domain, paths in change.files.items() for path in paths]
+        connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", files)
     connection.executemany("DELETE FROM file WHERE path = ?", [(path,) for path in change.gone])
     connection.executemany("DELETE FROM sealed WHERE path = ?", [(path,) for path in change.gone])
 
@@ -277,18 +281,22 @@ class Catalog:
         return frozenset(path for (path,) in rows)
 
     async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
-        """Return operations, oldest first, of one domain or all."""
-        where, values = ("WHERE domain = ?", (domain,)) if domain else ("", ())
-        query = f"SELECT record FROM operation {where} ORDER BY begun"  # noqa: S608 - there is no input in it
-        rows = await self._rows(query, *values)
+        """Return operations, oldest first, of one domain (those of its groups too) or all."""
+        rows = await self._operations("record", "", domain)
         return tuple(loads(text, OperationRecord) for (text,) in rows)
 
     async def unfinished(self, domain: str | None = None) -> tuple[tuple[OperationRecord, str], ...]:
         """Return the operations, of one domain or all, that were cut short (or still run), with their plans."""
-        where, values = ("AND domain = ?", (domain,)) if domain else ("", ())
-        query = f"SELECT record, plan FROM operation WHERE ended IS NULL {where} ORDER BY begun"  # noqa: S608 - as above
-        rows = await self._rows(query, *values)
+        rows = await self._operations("record, plan", "AND ended IS NULL", domain)
         return tuple((loads(text, OperationRecord), plan) for text, plan in rows)
+
+    async def _operations(self, columns: str, condition: str, domain: str | None) -> list[tuple[str, ...]]:
+        alone = f"SELECT {columns}, begun FROM operation WHERE"  # noqa: S608 - there is no input in it
+        if domain is None:
+            return [row[:-1] for row in await self._rows(f"{alone} TRUE {condition} ORDER BY begun")]
+        group = f"{alone} instr(domain, ',') > 0 AND instr(',' || domain || ',', ',' || ? || ',') > 0 {condition}"
+        query = f"{alone} domain = ? {condition} UNION ALL {group} ORDER BY begun"
+        return [row[:-1] for row in await self._rows(query, domain, domain)]
 
 
 @asynccontextmanager
