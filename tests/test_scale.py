@@ -85,7 +85,7 @@ async def test_an_old_catalog_knows_what_was_sealed(
         await catalog.write(Change(domains=(booted(host, "vm"),)))
         records = [await orch.create("vm", DomainSnapshot(name), CreateFlag.LIVE) for name in "ab"]
         for statement in (
-            "DROP INDEX operation_unfinished", "DROP INDEX snapshot_name",
+            "DROP INDEX operation_unfinished", "DROP INDEX snapshot_name", "DROP INDEX operation_group",
             "DROP TABLE sealed", "DROP TABLE batch_item", "DROP TABLE batch", "PRAGMA user_version = 1",
         ):  # fmt: skip
             await catalog._rows(statement)
