@@ -526,14 +526,22 @@ class Orchestrator:
             yield channel
 
     async def doctor(self, domain: str | None = None) -> dict[str, Any]:
-        """Return what this host, and a domain, can do, and what stands in the way."""
+        """Return what this host, and a domain, can do, and what stands in the way.
+
+        Raises:
+            Busy: an operation runs on the domain, which is not to be asked by trying things out.
+        """
         findings: dict[str, Any] = {name: await d.doctor() for name, d in self._context.drivers.items()}
         if domain is not None:
-            record = await self._context.catalog.domain(domain)
-            driver, process = self._context.driver(record), record.process
             findings[domain] = {"state": (await self.domain_info(domain)).state}
-            if process is not None and driver.alive(process):
-                async with driver.query(process, domain) as machine:
+            async with (
+                self._context.locked(Operation("doctor", domain, "")),
+                self._context.machine_of(domain) as (
+                    _,
+                    machine,
+                ),
+            ):
+                if machine is not None:
                     findings[domain] |= attrs.asdict(machine.capabilities)
         return findings
 

@@ -431,7 +431,10 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     def query(self, process: Process, label: str) -> AbstractAsyncContextManager[Machine]:
-        """As `connect`, for a look beside a running operation, where the process allows a second client."""
+        """As `connect`, for a look beside a running operation, where the process allows a second client.
+
+        It changes nothing in the hypervisor, not even for a moment; `background_blocker` may be left out for that.
+        """
 
     async def abandon(self, plan: StreamPlan) -> None:  # noqa: B027 - many a driver has nothing to do here
         """End whatever still writes to the memory file of a stream whose machine is gone; leave the file itself."""

@@ -11,6 +11,7 @@ import trio
 
 from snaporch.errors import Busy, SnaporchError
 from snaporch.models import DomainState, Strategy
+from snaporch.qmp import open_qmp
 from snaporch.states import State
 from tests.live.world import NAME, NEVER_CONVERGES, SLOW, SLOW_BANDWIDTH, MakeWorld, World, when
 
@@ -52,6 +53,25 @@ async def streaming(world: World, nursery: trio.Nursery, strategy: Strategy = St
     await nursery.start(when, world.orch, State.STREAMING, reached.set)
     nursery.start_soon(lambda: world.create("first", strategy, bandwidth=SLOW_BANDWIDTH))
     await reached.wait()
+
+
+async def test_a_look_sets_nothing(make_world: MakeWorld) -> None:
+    """Who looks beside an operation leaves alone what migrations are set to, even for a moment."""
+    world = await make_world()
+    seen: list[bool] = []
+    async with trio.open_nursery() as nursery, open_qmp(await world.socket(), label=NAME) as control:
+
+        async def watch() -> None:
+            while True:
+                found = await control.execute("query-migrate-capabilities")
+                seen.append(any(each["state"] for each in found))
+
+        nursery.start_soon(watch)
+        for _ in range(30):
+            await world.orch.domain_info(NAME)
+        nursery.cancel_scope.cancel()
+    assert seen
+    assert not any(seen)
 
 
 async def test_two_creates(make_world: MakeWorld) -> None:

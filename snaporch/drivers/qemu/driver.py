@@ -169,16 +169,18 @@ class QemuDriver(Driver):
         """See Driver: by the second socket of a QEMU of ours; one that was attached to has only the one."""
         beside = Path(process.socket).with_name(QUERY)
         path = str(beside) if beside.exists() and Path(process.socket).name == CONTROL else process.socket
-        async with self._connected(process, path, label, QUERY_SECONDS) as machine:
+        async with self._connected(process, path, label, QUERY_SECONDS, looking=True) as machine:
             yield machine
 
     @asynccontextmanager
-    async def _connected(self, process: Process, path: str, label: str, seconds: float) -> AsyncIterator[Machine]:
+    async def _connected(
+        self, process: Process, path: str, label: str, seconds: float, *, looking: bool = False
+    ) -> AsyncIterator[Machine]:
         if not self.alive(process):
             raise ConnectionGone(f"{label}: its QEMU (process {process.pid}) is gone")
         async with (
             open_qmp(path, label=label, timeout=seconds) as qmp,
-            QemuMachine(qmp, process).opened() as machine,
+            QemuMachine(qmp, process).opened(looking=looking) as machine,
         ):
             yield machine
 

@@ -84,21 +84,27 @@ class QemuMachine(Machine):
         self._run_changes = 0
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[QemuMachine]:
-        """Subscribe to what is needed later and ask what this QEMU can do."""
+    async def opened(self, *, looking: bool = False) -> AsyncIterator[QemuMachine]:
+        """Subscribe to what is needed later and ask what this QEMU can do.
+
+        Args:
+            looking: set nothing, not even for a moment: a create may just have set what its stream needs. What QEMU
+                has against background snapshots is then not known.
+        """
         subscribe = self.qmp.subscribe
         with subscribe("STOP", "RESUME") as self._pauses, subscribe("MIGRATION") as self._migration:
-            self.capabilities = await self._ask_capabilities()
+            self.capabilities = await self._ask_capabilities(looking=looking)
             yield self
 
-    async def _ask_capabilities(self) -> Capabilities:
+    async def _ask_capabilities(self, *, looking: bool) -> Capabilities:
         names = {c["capability"] for c in await self.qmp.execute("query-migrate-capabilities")}
         commands = {c["name"] for c in await self.qmp.execute("query-commands")}
         machine = await self.qmp.execute("qom-get", {"path": "/machine", "property": "type"})
         memory = await self.qmp.execute("query-memory-size-summary")
         # QEMU itself knows best whether RAM can be write-protected (kernel, file-backed or shared RAM, VFIO).
         blocker = "this QEMU has no background-snapshot" if "background-snapshot" not in names else ""
-        blocker = blocker or await self._background_blocker()
+        if not blocker and not looking:
+            blocker = await self._background_blocker()
         tcg = not (await self.qmp.execute("query-kvm"))["enabled"]
         version = ".".join(map(str, self.qmp.greeting.version))
         status = (await self.qmp.execute("query-status"))["status"]
