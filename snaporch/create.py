@@ -300,6 +300,7 @@ class Participant:
         except (ConnectionGone, OutcomeUnknown):
             if not undoing or not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
                 raise
+            return
         between = None
         if self._pause_began is not None and self.plan.strategy is not Strategy.PAUSED:
             between = now - self._pause_began - self._commands
