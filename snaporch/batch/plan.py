@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any, NewType, TypeVar
 
 import attrs
 import cattrs
@@ -26,6 +26,7 @@ from snaporch.models import OnTimeout, Strategy, check_name
 
 Seconds = NewType("Seconds", float)
 Size = NewType("Size", int)
+T = TypeVar("T")
 
 _SAMPLE = {"plan": "p", "time": "20260101T000000Z", "batch": "01234567"}
 
@@ -385,16 +386,25 @@ def _unknown(key: str, known: Iterable[str]) -> str:
     return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
 
 
+def _structured(data: Any, type_: type[T], where: str) -> T:
+    try:
+        return converter.structure(data, type_)
+    except (cattrs.BaseValidationError, InvalidInput, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput("; ".join(cattrs.transform_error(error, where, _in_words))) from None
+
+
 def plan_from(data: Any, where: str = "plan") -> Plan:
     """Structure a plan.
 
     Raises:
         InvalidInput: with every place that is wrong, as ``what @ where.table.key``.
     """
-    try:
-        return converter.structure(data, Plan)
-    except (cattrs.BaseValidationError, InvalidInput, TypeError, ValueError, AttributeError) as error:
-        raise InvalidInput("; ".join(cattrs.transform_error(error, where, _in_words))) from None
+    return _structured(data, Plan, where)
+
+
+def retention_from(data: Any, where: str = "retention") -> Retention:
+    """Structure a retention policy by itself; see `plan_from`."""
+    return _structured(data, Retention, where)
 
 
 def load_plan(path: Path) -> Plan:

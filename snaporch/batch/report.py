@@ -48,6 +48,8 @@ def document(record: ItemRecord) -> dict[str, object]:
         "memory_bytes": record.bytes,
         "verified": record.verified,
         "error": record.error,
+        "deleted": list(record.deleted),
+        "problems": list(record.problems),
     }
 
 
@@ -134,8 +136,8 @@ def _facts(batch: BatchRecord) -> str:
         "ended": f"{_utc(ended)}, after {duration(ended - batch.begun)}, in {batch.runs} run(s)",
         "snapshots": ", ".join(f"{count} {end}" for end, count in batch.counts.items()),
         "their name": batch.snapshot,
-        "deleted by retention": str(sum(len(names) for names in batch.deleted.values())),
-        "problems": "; ".join(batch.problems) or "none",
+        "deleted by retention": str(batch.deleted),
+        "problems": "; ".join(batch.problems) or (f"of {batch.troubled} below" if batch.troubled else "none"),
     }
     return "".join(f"<dt>{escape(name)}<dd>{escape(printable(value))}" for name, value in facts.items())
 
@@ -148,7 +150,8 @@ def _row(record: ItemRecord) -> str:
     pause = "" if record.pause is None else duration(record.pause)
     cells = (record.item.name, record.end, duration(record.ended - record.begun), pause, f"{record.bytes:,}")
     row = "".join(f"<td>{escape(str(cell))}" for cell in cells)
-    return f'<tr>{row}<td>{record.attempts}<td class="error">{escape(printable(record.error))}\n'
+    troubles = "; ".join(filter(None, (record.error, *record.problems)))
+    return f'<tr>{row}<td>{record.attempts}<td class="error">{escape(printable(troubles))}\n'
 
 
 async def as_html(batch: BatchRecord, items: Items) -> AsyncGenerator[str, None]:
@@ -226,7 +229,7 @@ def lines(batch: BatchRecord) -> Iterator[str]:
     took = duration((batch.ended or batch.begun) - batch.begun)
     ends = ", ".join(f"{count} {end}" for end, count in batch.counts.items()) or "nothing"
     yield f"batch {batch.name} ({batch.id}) {batch.stage}: {ends}, in {took}; snapshots are named {batch.snapshot}"
-    for domain, names in batch.deleted.items():
-        yield f"  {domain}: deleted {', '.join(names)}"
+    if batch.deleted:
+        yield f"  retention deleted {batch.deleted} older snapshot(s)"
     for problem in batch.problems:
         yield f"  {problem}"

@@ -26,7 +26,7 @@ from snaporch.bandwidth import SharedBandwidth
 from snaporch.batch import store
 from snaporch.batch.hooks import HookFailed, run_hooks
 from snaporch.batch.plan import Check, OnFailure, Plan
-from snaporch.batch.prune import prune
+from snaporch.batch.prune import prune_by_plan
 from snaporch.batch.report import write_reports
 from snaporch.batch.select import Item
 from snaporch.batch.slots import Slots
@@ -95,7 +95,8 @@ class Runner:
 
     async def save(self, **changes: Any) -> None:
         """Write down where the batch is."""
-        self.batch = await store.save(self.catalog, attrs.evolve(self.batch, **changes))
+        self.batch = attrs.evolve(self.batch, **changes)  # at once: another task may note something meanwhile
+        await store.save(self.catalog, self.batch)
 
     async def note(self, problem: str) -> None:
         """Write down what went wrong beside the items."""
@@ -220,7 +221,13 @@ class Runner:
         try:
             await run_hooks(self.plan.hooks.failed_each, {**variables, "ERROR": record.error})
         except HookFailed as error:
-            await self.note(f"{record.item.name}: {error}")
+            await self._note_of(record, error)
+
+    async def _note_of(self, record: ItemRecord, error: Exception) -> None:
+        """Write down what went wrong with an item beside its snapshot."""
+        record = attrs.evolve(record, problems=(*record.problems, str(error)))
+        await store.save_item(self.catalog, record)
+        self.tell(record)
 
     async def _attempts(self, record: ItemRecord) -> ItemRecord:
         """Return the record of an item that was taken, after as many attempts as it may have."""
@@ -306,9 +313,11 @@ class Runner:
         """Delete what retention does not keep, of the domains that were taken."""
 
         async def one(record: ItemRecord) -> None:
-            verdict = await prune(self.orch, self.plan, record.item.name, now=self.now())
-            if verdict.delete:
-                await self.save(deleted=self.batch.deleted | {record.item.name: tuple(verdict.delete)})
+            for domain in record.item.members:
+                verdict = await prune_by_plan(self.orch, self.plan, record.item.name, domain, now=self.now())
+                if verdict.delete:
+                    record = attrs.evolve(record, deleted=(*record.deleted, *verdict.delete))
+                    await store.save_item(self.catalog, record)
 
         await self._each_taken(one)
 
@@ -320,7 +329,7 @@ class Runner:
             try:
                 await work(record)
             except (SnaporchError, OSError) as error:
-                await self.note(f"{record.item.name}: {error}")
+                await self._note_of(record, error)
             finally:
                 limit.release_on_behalf_of(record.position)
 
@@ -341,10 +350,12 @@ class Runner:
         except HookFailed as error:
             await self.note(str(error))
         counts = await store.counts(self.catalog, self.batch.id)
-        stage = Stage.COMPLETE if set(counts) == {End.DONE} and not self.batch.problems else Stage.FAILED
-        if self.batch.stage is Stage.UNDOING and not self.batch.problems:
+        deleted, troubled = await store.lengths(self.catalog, self.batch.id)
+        well = not self.batch.problems and not troubled
+        stage = Stage.COMPLETE if set(counts) == {End.DONE} and well else Stage.FAILED
+        if self.batch.stage is Stage.UNDOING and well:
             stage = Stage.UNDONE
-        await self.save(stage=stage, ended=self.now(), counts=counts)
+        await self.save(stage=stage, ended=self.now(), counts=counts, deleted=deleted, troubled=troubled)
         try:
             await write_reports(self.catalog, self.batch, self.plan.report)
         except (SnaporchError, OSError) as error:

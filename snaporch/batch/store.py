@@ -80,6 +80,8 @@ class ItemRecord:
         bytes: of memory that was saved.
         verified: what verifying said; None when it was not asked.
         error: why it failed or was skipped.
+        deleted: older snapshots of it that retention has deleted.
+        problems: what went wrong beside the snapshot: hooks after it failed, undoing it, retention.
     """
 
     batch: str
@@ -95,6 +97,8 @@ class ItemRecord:
     bytes: int = 0
     verified: bool | None = None
     error: str = ""
+    deleted: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -112,8 +116,9 @@ class BatchRecord:
         runs: how often it was begun or gone on with.
         prepared: the hooks before it have run.
         counts: how many items have come to which end; filled in when it ends.
-        deleted: by domain, snapshots that retention has deleted.
-        problems: what went wrong beside the items: hooks, retention, reports.
+        deleted: how many snapshots retention has deleted; likewise.
+        troubled: how many items have problems beside their snapshots; likewise.
+        problems: what went wrong beside the items: hooks, reports.
         plan: the plan, as JSON.
     """
 
@@ -127,7 +132,8 @@ class BatchRecord:
     runs: int = 0
     prepared: bool = False
     counts: dict[str, int] = attrs.field(factory=dict)
-    deleted: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    deleted: int = 0
+    troubled: int = 0
     problems: tuple[str, ...] = ()
     plan: dict[str, Any] = attrs.field(factory=dict)
 
@@ -214,14 +220,9 @@ async def begin(catalog: Catalog, root: str, plan: Plan, *, now: float, due: flo
     return batch
 
 
-async def save(catalog: Catalog, batch: BatchRecord) -> BatchRecord:
-    """Write how a batch is now, and return it."""
-
-    def work(connection: sqlite3.Connection) -> BatchRecord:
-        _put(connection, batch)
-        return batch
-
-    return await catalog.transact(work)
+async def save(catalog: Catalog, batch: BatchRecord) -> None:
+    """Write how a batch is now."""
+    await catalog.transact(lambda connection: _put(connection, batch))
 
 
 async def unfinished(catalog: Catalog, name: str) -> BatchRecord | None:
@@ -234,6 +235,15 @@ async def unfinished(catalog: Catalog, name: str) -> BatchRecord | None:
 async def latest(catalog: Catalog, name: str) -> BatchRecord | None:
     """Return a plan's last batch, or None."""
     query = "SELECT record FROM batch WHERE name = ? ORDER BY begun DESC LIMIT 1"
+    row = await catalog.transact(lambda connection: connection.execute(query, (name,)).fetchone())
+    return loads(row[0], BatchRecord) if row else None
+
+
+async def last_due(catalog: Catalog, name: str) -> BatchRecord | None:
+    """Return the last batch that a plan's schedule wanted, or None."""
+    query = (
+        "SELECT record FROM batch WHERE name = ? AND json_extract(record, '$.due') > 0 ORDER BY begun DESC LIMIT 1"
+    )
     row = await catalog.transact(lambda connection: connection.execute(query, (name,)).fetchone())
     return loads(row[0], BatchRecord) if row else None
 
@@ -289,6 +299,16 @@ async def counts(catalog: Catalog, batch: str) -> dict[str, int]:
     """Return how many items have come to which end."""
     query = "SELECT state, count(*) FROM batch_item WHERE batch = ? GROUP BY state ORDER BY state"
     return dict(await catalog.transact(lambda connection: connection.execute(query, (batch,)).fetchall()))
+
+
+async def lengths(catalog: Catalog, batch: str) -> tuple[int, int]:
+    """Return how many snapshots retention has deleted, and how many items have problems beside their snapshots."""
+    query = (
+        "SELECT coalesce(sum(json_array_length(record, '$.deleted')), 0), "
+        "coalesce(sum(json_array_length(record, '$.problems') > 0), 0) FROM batch_item WHERE batch = ?"
+    )
+    row: tuple[int, int] = await catalog.transact(lambda connection: connection.execute(query, (batch,)).fetchone())
+    return row
 
 
 async def taken_by(catalog: Catalog, plan: str, item: str) -> dict[str, ItemRecord]:

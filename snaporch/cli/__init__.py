@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import structlog
 from cyclopts import App, CycloptsError, Parameter
 
-from snaporch.cli import batch, domain, inspect, snapshot
+from snaporch.cli import batch, domain, inspect, prune, snapshot
 from snaporch.cli.runner import ANYTHING, refuse, report, run
 from snaporch.cli.session import Answer, Session
 
@@ -38,6 +38,7 @@ def _application() -> App:
     app.command(domain.app)
     app.command(batch.app)
     snapshot.register(app)
+    prune.register(app)
     inspect.register(app)
     return app
 

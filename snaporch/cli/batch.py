@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 from cyclopts import App
 
@@ -48,9 +50,9 @@ async def plan_(file: Path, /, *, session: Here) -> Answer:
         cut = await store.unfinished(orchestrator.catalog, plan.name)
         now = time.time()
         deletes = {
-            item.name: dict((await prune.prune(orchestrator, plan, item.name, now=now, dry_run=True)).delete)
+            name: (await prune.prune_by_plan(orchestrator, plan, item.name, name, now=now, dry_run=True)).delete
             for item in items
-            if plan.retention is not None
+            for name in item.members
         }
     document = {
         "plan": plan.name,
@@ -62,6 +64,47 @@ async def plan_(file: Path, /, *, session: Here) -> Answer:
     lines += [f"goes on with batch {cut.id}, which was cut short"] if cut else []
     lines += [f"{name}: would delete {each} ({why})" for name, d in deletes.items() for each, why in d.items()]
     return Answer(document, lambda human: human.lines(lines))
+
+
+@app.command
+async def rehearse(file: Path, /, *, html: Path | None = None, session: Here) -> Answer:
+    """Run a plan on simulated machines of the same sizes: how long it would take, how large it would be.
+
+    Nothing is touched. Sizes and speeds are those of each domain's last snapshots. Exit status 1 when not all would
+    be taken.
+
+    Parameters
+    ----------
+    file
+        The plan.
+    html
+        Where to put a page with a timeline.
+    """
+    from snaporch.batch import rehearsal  # noqa: PLC0415 - as in `_load`
+
+    plan = await _load(file)
+    async with session.open() as orchestrator:
+        forecast = await rehearsal.rehearse(orchestrator, plan, html=os.path.abspath(html) if html else "")
+    status = FAILED if set(forecast.counts) != {"done"} else 0
+    return Answer(attrs.asdict(forecast), lambda human: human.lines(rehearsal.lines(forecast)), status)
+
+
+@app.command
+async def schedule(directory: Path, /, *, session: Here) -> Answer:
+    """Run the plans of a directory when they are due, until a signal ends it; the service does the same.
+
+    Plans that come, change and go are seen. Interrupted, it rolls back what it is just doing; the next one goes on.
+
+    Parameters
+    ----------
+    directory
+        Of plans with a schedule, *.toml.
+    """
+    from snaporch.batch.schedule import Scheduler  # noqa: PLC0415 - as in `_load`
+
+    session.interrupted = "what it was doing is rolled back; the next one goes on where it was"
+    async with session.open() as orchestrator:
+        await Scheduler(orchestrator, directory).run()
 
 
 @app.command
@@ -83,7 +126,7 @@ async def run(file: Path, /, *, anew: bool = False, session: Here) -> Answer:
     session.interrupted = "what it was doing is rolled back; run it again to go on where it was"
     async with session.open() as orchestrator:
         batch = await run_batch(orchestrator, plan, anew=anew, tell=_teller(session))
-        return await _answer(orchestrator, batch)
+        return await _answer(orchestrator, batch, items=session.as_json)
 
 
 def _teller(session: Session) -> Any:
@@ -91,22 +134,23 @@ def _teller(session: Session) -> Any:
     terminal = sys.stderr.isatty()
 
     def tell(record: ItemRecord) -> None:
-        if record.error:
-            session.say(f"snaporch: {record.item.name}: {' '.join(record.error.split())}")
+        if wrong := " ".join("; ".join(filter(None, (record.error, *record.problems))).split()):
+            session.say(f"snaporch: {record.item.name}: {wrong}")
         elif terminal:
             session.say(f"{record.item.name}: {record.end} in {record.ended - record.begun:.1f} s")
 
     return tell
 
 
-async def _answer(orchestrator: Orchestrator, batch: BatchRecord) -> Answer:
+async def _answer(orchestrator: Orchestrator, batch: BatchRecord, *, items: bool) -> Answer:
     from snaporch.batch import report, store  # noqa: PLC0415 - as in `_load`
     from snaporch.batch.store import End, Stage  # noqa: PLC0415
 
-    items = [report.document(record) async for record in store.items(orchestrator.catalog, batch.id)]
+    found = store.items(orchestrator.catalog, batch.id)
+    documents = [report.document(record) async for record in found] if items else []
     status = 0 if batch.stage is Stage.COMPLETE else STRANDED if End.STRANDED in batch.counts else FAILED
     lines = list(report.lines(batch))
-    return Answer(report.summary(batch) | {"items": items}, lambda human: human.lines(lines), status)
+    return Answer(report.summary(batch) | {"items": documents}, lambda human: human.lines(lines), status)
 
 
 @app.command(name="list")
@@ -130,5 +174,5 @@ async def show(plan: str, /, *, session: Here) -> Answer:
     async with session.open() as orchestrator:
         if (batch := await store.latest(orchestrator.catalog, plan)) is None:
             raise NotFound(f"no batch of a plan {plan!r}; `snaporch batch list` shows those that there are")
-        answer = await _answer(orchestrator, batch)
+        answer = await _answer(orchestrator, batch, items=session.as_json)
     return Answer(answer.document, answer.human)

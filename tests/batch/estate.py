@@ -45,6 +45,11 @@ class Estate:
     host: SimulatedHost
     orch: Orchestrator
 
+    async def boot(self, count: int) -> None:
+        """Make domains."""
+        domains = tuple(booted(self.host, f"vm{number}") for number in range(count))
+        await self.orch.catalog.write(Change(domains=domains))
+
     async def run(self, plan: Plan, **options: Any) -> BatchRecord:
         """Run a plan on Trio's clock."""
         return await run_batch(self.orch, plan, now=now, **options)
@@ -64,9 +69,10 @@ async def open_estate(root: Path, count: int, host: SimulatedHost | None = None)
     """Make domains; those that a host has already are as they are."""
     known, host = host is not None, host or SimulatedHost()
     async with open_orchestrator(root, drivers={"simulated": SimulatedDriver(host)}) as orch:
+        estate = Estate(host, orch)
         if not known:
-            await orch.catalog.write(Change(domains=tuple(booted(host, f"vm{i}") for i in range(count))))
-        yield Estate(host, orch)
+            await estate.boot(count)
+        yield estate
 
 
 def plan(**data: Any) -> Plan:

@@ -45,6 +45,7 @@ class SimulatedHost:
 
     Attributes:
         speed: how long things take.
+        speeds: how long they take in the processes of single domains; looked up as `models`.
         model: the kind of every guest that is not in `models`.
         models: the kinds of guests, by domain; one is looked up when its process starts.
         epoch: seconds since the epoch, UTC, when the host's time began: a day of 2025, always the same.
@@ -56,6 +57,7 @@ class SimulatedHost:
     """
 
     speed: SimulatedSpeed = attrs.field(factory=SimulatedSpeed)
+    speeds: dict[str, SimulatedSpeed] = attrs.field(factory=dict)
     model: GuestModel = attrs.field(factory=GuestModel)
     models: dict[str, GuestModel] = attrs.field(factory=dict)
     epoch: float = 1_750_000_000.0
@@ -290,7 +292,7 @@ class SimulatedHost:
             launch=launch,
             files=self.disk,
             locks=self.locks,
-            speed=self.speed,
+            speed=self.speeds.get(launch.definition.name, self.speed),
             versions=dict(self.versions),
             clock=self.now,
             forget=self._forget,

@@ -1,0 +1,220 @@
+"""Runs plans when they are due: every one in a directory that has a schedule. No HTTP, and no process of its own.
+
+Rules:
+
+1. A plan never runs twice at once. What comes due while it runs is dropped: it ran then.
+2. What came due while nobody was there counts as one, and runs at once, or not at all: `Schedule.missed` says so.
+   How far things had come is in the catalog: the last batch that the schedule wanted. Nothing is missed from before
+   the file was written.
+3. A batch of the schedule's that was cut short, with the service or the host, is gone on with at once.
+4. The directory is looked at again and again: a plan that is new, changed or gone is so without a restart. That one
+   makes no sense is said, and the others go on.
+
+Time is what `now` says; it is waited for on Trio's clock, in short pieces: a clock may be set, a host may sleep.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+import structlog
+import trio
+
+from snaporch.batch import store
+from snaporch.batch.plan import Missed, Plan, load_plan
+from snaporch.batch.runner import run_batch
+from snaporch.engine import leaves
+from snaporch.errors import InvalidInput, SnaporchError
+from snaporch.orchestrator import Orchestrator
+
+_log = structlog.get_logger("snaporch")
+
+LOOK_SECONDS = 30.0
+
+Stamp = tuple[int, int, int]
+Due = tuple[float, float]
+"""When by the expression, and when with the jitter, in seconds since the epoch."""
+
+
+@attrs.frozen
+class ScheduleInfo:
+    """A plan of the directory, for people and programs.
+
+    Attributes:
+        plan: its name; of a file that is no plan, the file's.
+        file: its path.
+        cron: the expression; empty where it has none, or makes no sense.
+        zone: where the expression holds.
+        next: when it will run, with the jitter, in seconds since the epoch; None when it never will.
+        running: it runs now.
+        batch: the id of its last batch here.
+        outcome: how that ended.
+        error: why the file is no plan, or why the last batch could not run.
+    """
+
+    plan: str
+    file: str
+    cron: str = ""
+    zone: str = ""
+    next: float | None = None
+    running: bool = False
+    batch: str = ""
+    outcome: str = ""
+    error: str = ""
+
+
+@attrs.define
+class _Entry:
+    """A file of the directory."""
+
+    path: Path
+    stamp: Stamp
+    plan: Plan | None = None
+    due: Due | None = None
+    running: bool = False
+    batch: str = ""
+    outcome: str = ""
+    error: str = ""
+
+    def info(self) -> ScheduleInfo:
+        schedule = self.plan.schedule if self.plan else None
+        return ScheduleInfo(
+            plan=self.plan.name if self.plan else self.path.stem,
+            file=str(self.path),
+            cron=schedule.cron if schedule else "",
+            zone=schedule.zone if schedule else "",
+            next=self.due[1] if self.due and not self.running else None,
+            running=self.running,
+            batch=self.batch,
+            outcome=self.outcome,
+            error=self.error,
+        )
+
+
+def _stamps(directory: Path) -> Mapping[Path, Stamp]:
+    """Return the plans of a directory, and by what a change of each is seen."""
+    found = {}
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            continue  # it has just gone
+        found[path] = status.st_mtime_ns, status.st_size, status.st_ino
+    return found
+
+
+@attrs.define
+class Scheduler:
+    """Runs the plans of one directory when they are due; `run` does, for as long as it is not cancelled.
+
+    Attributes:
+        orch: the orchestrator.
+        directory: of plans, ``*.toml``.
+        now: seconds since the epoch.
+        look_every: seconds after which the directory is looked at again.
+    """
+
+    orch: Orchestrator
+    directory: Path
+    now: Callable[[], float] = time.time
+    look_every: float = LOOK_SECONDS
+    _entries: dict[Path, _Entry] = attrs.field(factory=dict)
+    _wake: trio.Event = attrs.field(factory=trio.Event)
+
+    def schedules(self) -> tuple[ScheduleInfo, ...]:
+        """Return what there is in the directory, as it was last seen."""
+        return tuple(entry.info() for entry in self._entries.values())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Run plans when they are due. Cancelled, it rolls back what they are just doing; the next run goes on.
+
+        Raises:
+            InvalidInput: there is no such directory.
+        """
+        if not self.directory.is_dir():
+            raise InvalidInput(f"{self.directory} is no directory; it is to hold plans with a schedule")
+        async with trio.open_nursery() as nursery:
+            await self._look()
+            task_status.started()
+            while True:
+                self._wake = trio.Event()
+                for entry in self._due():
+                    entry.running = True
+                    nursery.start_soon(self._run, entry)
+                with trio.move_on_after(self._idle()):
+                    await self._wake.wait()
+                await self._look()
+
+    def _due(self) -> Iterator[_Entry]:
+        now = self.now()
+        return (e for e in self._entries.values() if e.due is not None and not e.running and e.due[1] <= now)
+
+    def _idle(self) -> float:
+        """Return how long there is nothing to do."""
+        times = [entry.due[1] for entry in self._entries.values() if entry.due is not None and not entry.running]
+        return max(0.0, min([self.look_every, *(at - self.now() for at in times)]))
+
+    # --- the directory ----------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Take up what is new or has changed, and let go of what is gone."""
+        stamps = await trio.to_thread.run_sync(_stamps, self.directory)
+        for path in [path for path, e in self._entries.items() if stamps.get(path) != e.stamp and not e.running]:
+            del self._entries[path]
+        for path, stamp in stamps.items():
+            if path not in self._entries:
+                self._entries[path] = entry = _Entry(path, stamp)
+                await self._take_up(entry)
+
+    async def _take_up(self, entry: _Entry) -> None:
+        try:
+            plan = await trio.to_thread.run_sync(load_plan, entry.path)
+            if any(other.plan and other.plan.name == plan.name for other in self._entries.values()):
+                raise InvalidInput(f"{entry.path}: another file here is plan {plan.name} already")
+            entry.plan = plan
+            entry.due = await self._first(plan, entry.stamp[0] / 1e9)
+        except SnaporchError as error:
+            entry.error = str(error)
+            _log.warning("not a plan that can be scheduled", file=str(entry.path), error=entry.error)
+
+    async def _first(self, plan: Plan, written: float) -> Due | None:
+        """Return when a plan is due that has just been seen for the first time: also in the past."""
+        if plan.schedule is None:
+            return None
+        cut = await store.unfinished(self.orch.catalog, plan.name)
+        if cut is not None and cut.due:
+            return cut.due, self.now()
+        last = await store.last_due(self.orch.catalog, plan.name)
+        due = _after(plan, max(written, last.due, last.ended or 0.0) if last else written)
+        if due is not None and due[1] <= self.now() and plan.schedule.missed is Missed.SKIP:
+            _log.warning("a run was missed and is skipped", plan=plan.name, due=due[0])
+            return _after(plan, self.now())
+        return due
+
+    # --- one plan ---------------------------------------------------------------------------------------------
+
+    async def _run(self, entry: _Entry) -> None:
+        """Run a plan that is due, and find out when it is so next."""
+        if entry.plan is None or entry.due is None:
+            raise AssertionError("what is due has a plan")
+        name, due = entry.plan.name, entry.due[0]
+        _log.info("a plan is due", plan=name, due=due)
+        try:
+            batch = await run_batch(self.orch, entry.plan, due=due, now=self.now)
+            entry.batch, entry.outcome, entry.error = batch.id, str(batch.stage), ""
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other plans go on
+            entry.error = "; ".join(str(leaf) or type(leaf).__name__ for leaf in leaves(error))
+            _log.warning("a plan could not run", plan=name, error=entry.error)
+        # Not from what was due: a cron expression that came due meanwhile has had its run.
+        entry.due, entry.running = _after(entry.plan, max(self.now(), due)), False
+        self._wake.set()
+
+
+def _after(plan: Plan, instant: float) -> Due | None:
+    """Return when a plan is due after an instant; None when it never is."""
+    return next(plan.cron.after(instant), None) if plan.cron is not None else None
