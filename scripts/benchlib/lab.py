@@ -155,34 +155,39 @@ class Guest:
             sys.exit(f"the guest is not well: {'; '.join(troubles)}")
 
 
+async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) -> tuple[DomainDefinition, Serial]:
+    """Make fresh disks in `home`; return a domain on them, and what it will say."""
+    serial = Serial(home / f"{name}.log")
+    disks = [DeviceDisk(f"vd{letter}", str(home / f"{name}-vd{letter}.qcow2")) for letter in "abcd"[: plan.disks]]
+    for disk in disks:
+        await trio.run_process([qemu.img, "create", "-q", "-f", "qcow2", disk.path, "64M"])
+    definition = DomainDefinition(
+        name=name,
+        memory=plan.ram,
+        accel="tcg",
+        machine="q35",
+        kernel=str(build_tiny(cache / "guest")),
+        append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report}",
+        serial=str(serial.path),
+        emulator=qemu.emulator,
+        disks=tuple(disks),
+    )
+    return definition, serial
+
+
 @asynccontextmanager
 async def running_guest(place: Path, cache: Path, qemu: Qemu, plan: GuestPlan) -> AsyncIterator[Guest]:
     """Start a guest on fresh disks under a fresh root in `place`; end it and remove its files afterwards."""
     home = Path(tempfile.mkdtemp(prefix="guest-", dir=place))
-    kernel = build_tiny(cache / "guest")
-    disks = [DeviceDisk(f"vd{letter}", str(home / f"vd{letter}.qcow2")) for letter in "abcd"[: plan.disks]]
-    for disk in disks:
-        await trio.run_process([qemu.img, "create", "-q", "-f", "qcow2", disk.path, "64M"])
-    definition = DomainDefinition(
-        name=DOMAIN,
-        memory=plan.ram,
-        accel="tcg",
-        machine="q35",
-        kernel=str(kernel),
-        append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report}",
-        serial=str(home / "serial.log"),
-        emulator=qemu.emulator,
-        disks=tuple(disks),
-    )
     root = home / "root"
     root.mkdir(mode=0o700)
     drivers = {"qemu": QemuDriver(storage=LocalStorage(qemu.img))}
     try:
         async with open_orchestrator(root, drivers=drivers) as orchestrator:
             try:
+                definition, serial = await made(DOMAIN, home, cache, qemu, plan)
                 await orchestrator.define(definition)
                 await orchestrator.start(DOMAIN)
-                serial = Serial(home / "serial.log")
                 await serial.more(0, 3, UP_SECONDS)
                 yield Guest(orchestrator, serial, home, plan, qemu, booted=serial.mark())
             finally:
