@@ -123,9 +123,9 @@ def report(options: argparse.Namespace, qemu: Qemu, result: Result) -> str:
     answer = "yes" if kept(result, limit) else "NO"
     return f"""# A bandwidth shared by a batch
 
-Written by `scripts/batch-bandwidth {" ".join(sys.argv[1:])}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC;
-QEMU {qemu.version}, TCG, {options.guests} guests of {RAM_MIB} MiB, {options.at_once} at a time, background. How it is
-measured is said in the script's head.
+Written by `scripts/batch-bandwidth {" ".join(sys.argv[1:])}`
+on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; QEMU {qemu.version}, TCG, {options.guests} guests of {RAM_MIB} MiB,
+{options.at_once} at a time, background. How it is measured is said in the script's head.
 
 | | MiB/s | of the limit |
 |---|---:|---:|

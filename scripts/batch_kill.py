@@ -169,11 +169,12 @@ def report(options: argparse.Namespace, qemu: Qemu, tally: Tally, good: int) -> 
     wrong = "\n".join(f"- {each}" for each in tally.wrong) or "Nothing was wrong."
     return f"""# A batch that is killed again and again
 
-Written by `scripts/batch-kill {" ".join(sys.argv[1:])}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC;
-QEMU {qemu.version}, TCG, {options.guests} guests of {RAM_MIB} MiB, 2 at a time, seed {options.seed}. What is looked at
-is said in the script's head.
+Written by `scripts/batch-kill {" ".join(sys.argv[1:])}`
+on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; QEMU {qemu.version}, TCG, {options.guests} guests of {RAM_MIB} MiB,
+2 at a time, seed {options.seed}. What is looked at is said in the script's head.
 
-- {tally.kills} times SIGKILL, after {FIRST:g} to {LAST:g} s, in {tally.batches} batches, each gone on with to its end;
+- {tally.kills} times SIGKILL, after {FIRST:g} to {LAST:g} s, in {tally.batches} batches, each gone on with to its
+  end;
 - {tally.snapshots} of {expected} times a domain had exactly the one snapshot of the batch that it should have,
   verified whole;
 - {good} of {expected} snapshots were reverted to, and the guest was whole by its own word.

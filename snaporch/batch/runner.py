@@ -13,7 +13,7 @@ an item that was cut short is there, complete, or it is not there at all; that i
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -253,35 +253,34 @@ class Runner:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    async def _left(self, record: ItemRecord) -> SnapshotRecord | None:
-        """Return the snapshot that a run which was cut short has left."""
-        (domain,) = record.item.members
-        await self.orch.recover(domain=domain)
+    async def _left(self, record: ItemRecord) -> Sequence[SnapshotRecord] | None:
+        """Return the snapshots that a run which was cut short has left: of a group those of all, or none."""
+        for domain in record.item.members:
+            await self.orch.recover(domain=domain)
         try:
-            return await self.orch.show(domain, record.snapshot)
+            return tuple([await self.orch.show(domain, record.snapshot) for domain in record.item.members])
         except NotFound:
             return None
 
-    async def _create(self, record: ItemRecord) -> SnapshotRecord:
-        (domain,) = record.item.members
-        how = self.plan.snapshot
+    async def _create(self, record: ItemRecord) -> Sequence[SnapshotRecord]:
+        members, how = record.item.members, self.plan.snapshot
         flags = CreateFlag.QUIESCE if how.quiesce else CreateFlag(0)
-        memory = how.memory and await self.orch.is_active(domain)
+        memory = how.memory and any([await self.orch.is_active(domain) for domain in members])
         if memory and how.live:
             flags |= CreateFlag.LIVE
         options = CreateOptions(strategy=how.strategy, max_seconds=how.max_seconds, on_timeout=how.on_timeout)
         snapshot = DomainSnapshot(record.snapshot, how.description, memory=memory)
-        return await self.orch.create(domain, snapshot, flags, options, bandwidth=self._bandwidth)
+        return await self.orch.create_group(members, snapshot, flags, options, bandwidth=self._bandwidth)
 
     async def _verified(self, record: ItemRecord) -> ItemRecord:
         if self.plan.snapshot.verify is Check.NONE:
             return record
-        (domain,) = record.item.members
         boot = self.plan.snapshot.verify is Check.BOOT
-        report = await self.orch.verify(domain, record.snapshot, boot=boot)
-        record = attrs.evolve(record, verified=report.ok)
-        if not report.ok:
-            raise _ItemFailed(record, OperationFailed(f"damaged: {'; '.join(report.problems)}"))
+        reports = [await self.orch.verify(domain, record.snapshot, boot=boot) for domain in record.item.members]
+        problems = [f"{report.domain}: {problem}" for report in reports for problem in report.problems]
+        record = attrs.evolve(record, verified=all(report.ok for report in reports))
+        if not record.verified:
+            raise _ItemFailed(record, OperationFailed(f"damaged: {'; '.join(problems)}"))
         return record
 
     def _variables(self, record: ItemRecord | None = None) -> dict[str, str]:
@@ -375,9 +374,10 @@ def _end(error: Exception) -> End:
     return End.STRANDED if isinstance(error, Stranded) else End.FAILED
 
 
-def _with(record: ItemRecord, made: SnapshotRecord) -> ItemRecord:
-    size = made.memory.size if made.memory else 0
-    return attrs.evolve(record, taken=True, pause=made.timings.pause, bytes=size)
+def _with(record: ItemRecord, made: Sequence[SnapshotRecord]) -> ItemRecord:
+    pauses = [each.timings.pause for each in made if each.timings.pause is not None]
+    size = sum(each.memory.size for each in made if each.memory)
+    return attrs.evolve(record, taken=True, pause=max(pauses, default=None), bytes=size)
 
 
 async def run_batch(

@@ -21,7 +21,7 @@ from snaporch.batch.plan import converter as plan_converter
 from snaporch.batch.select import Item, places, selects
 from snaporch.catalog import Catalog
 from snaporch.convert import dumps, loads
-from snaporch.errors import NotFound, Unsupported
+from snaporch.errors import InvalidInput, NotFound
 from snaporch.models import DomainRecord, check_name
 
 T = TypeVar("T")
@@ -148,6 +148,8 @@ def _domains(connection: sqlite3.Connection) -> Iterator[DomainRecord]:
 
 
 def _group(connection: sqlite3.Connection, root: str, name: str, members: tuple[str, ...]) -> Item:
+    if connection.execute("SELECT 1 FROM domain WHERE name = ?", (name,)).fetchone():
+        raise InvalidInput(f"the plan's group {name!r} has the name of a domain; call it something else")
     found = [_domain(connection, member) for member in members]
     return Item(name, members, frozenset().union(*(places(root, record) for record in found)))
 
@@ -176,6 +178,7 @@ async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
 
     Raises:
         NotFound: a domain that it names is not there.
+        InvalidInput: a group has the name of a domain.
     """
     return await catalog.transact(lambda connection: tuple(_selected(connection, root, plan)))
 
@@ -198,10 +201,7 @@ async def begin(catalog: Catalog, root: str, plan: Plan, *, now: float, due: flo
 
     Raises:
         NotFound: a domain that the plan names is not there, or it selects none.
-        Unsupported: it has groups.
     """
-    if plan.select.groups:
-        raise Unsupported("groups are not supported in batches yet")
     id_ = secrets.token_hex(4)
     batch = BatchRecord(
         id_, plan.name, _name(plan, id_, now), begun=now, due=due, plan=plan_converter.unstructure(plan)

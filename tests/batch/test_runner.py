@@ -12,12 +12,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from snaporch import Busy, CreateFlag, DomainSnapshot, HypervisorError, NotFound, Unsupported
+from snaporch import Busy, CreateFlag, DomainSnapshot, HypervisorError, InvalidInput, NotFound
 from snaporch.batch import store
+from snaporch.batch.prune import prune_by_plan
 from snaporch.batch.store import End, Stage
 from snaporch.catalog.store import Change
 from snaporch.testing import SimulatedHost, ThreadsHoldTime
-from tests.batch.estate import EPOCH, GIB, Estate, booted, open_estate, plan
+from tests.batch.estate import EPOCH, GIB, Estate, booted, now, open_estate, plan
 
 Virtual = ThreadsHoldTime
 RATE = 1e9  # bytes a second of a simulated stream
@@ -96,10 +97,44 @@ async def test_select(tmp_path: Path, autojump_clock: MockClock, virtual_time: V
         for wrong in ({"names": ["nope"]}, {"globs": ["nope*"]}):
             with pytest.raises(NotFound):
                 await estate.run(plan(select=wrong))
-        with pytest.raises(Unsupported):
-            await estate.run(plan(select={"groups": {"g": ["vm0", "vm1"]}}))
+        with pytest.raises(InvalidInput, match="has the name of a domain"):
+            await names(groups={"vm1": ["vm1", "vm4"]})
+        assert await names(globs=["vm[0-2]"], groups={"pair": ["vm1", "vm4"]}) == ["pair", "vm0", "vm2"]
         assert not any((await estate.snapshots()).values())
         assert not await store.batches(estate.orch.catalog)
+
+
+async def test_groups(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """A group is one item, taken at one point or not at all; one that was cut short is gone on with as a whole."""
+    select = {"globs": ["vm*"], "groups": {"pair": ["vm1", "vm3"]}}
+    async with open_estate(tmp_path, 4) as estate:
+        break_(estate.host, "vm3")
+        failed = await estate.run(plan(snapshot={"name": "a"}, select=select))
+        taken = {name for name, found in (await estate.snapshots()).items() if found}
+        assert (failed.counts, taken) == ({"done": 2, "failed": 1}, {"vm0", "vm2"})
+        one = plan(snapshot={"name": "b", "verify": "files"}, select=select, limits={"per_host": 1})
+        await cut_short(estate, one, STREAM / 2)  # the group is first
+        batch = await estate.run(one)
+        pair = (await estate.items(batch))["pair"]
+        records = [await estate.orch.show(name, "b") for name in pair.item.members]
+    assert (batch.counts, batch.runs, pair.verified, pair.bytes) == ({"done": 3}, 2, True, 2 * GIB)
+    assert records[0].group == records[1].group
+    assert records[0].group is not None
+    assert pair.pause == max(record.timings.pause or 0.0 for record in records)
+
+
+async def test_retention_of_a_group(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """What a group's plan has taken of each member is that plan's to delete."""
+    retention = {"last": 1}
+    select = {"groups": {"pair": ["vm0", "vm1"]}}
+    async with open_estate(tmp_path, 2) as estate:
+        for name in "ab":
+            one = plan(snapshot={"name": name}, select=select, retention=retention)
+            await estate.run(attrs.evolve(one, retention=None))
+        verdicts = [
+            await prune_by_plan(estate.orch, one, "pair", n, now=now(), dry_run=True) for n in ("vm0", "vm1")
+        ]
+    assert [list(verdict.delete) for verdict in verdicts] == [["a"], ["a"]]
 
 
 def break_(host: SimulatedHost, domain: str, times: float = 1) -> None:
