@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 
 import trio
 
@@ -112,11 +113,12 @@ async def _supervised(session: Session, work: Work) -> Answer:
     Raises:
         Interrupted: a signal came, and the verb did not get to its end.
     """
-    scope, names = trio.CancelScope(), list[str]()
+    scope, names, heeded = trio.CancelScope(), list[str](), _signals()
     answers: list[Answer] = []  # none when it was cancelled
-    with trio.open_signal_receiver(*_signals()) as signals:
+    with trio.open_signal_receiver(*heeded) if heeded else nullcontext() as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch, session, signals, scope, names)
+            if signals is not None:
+                nursery.start_soon(_watch, session, signals, scope, names)
             try:
                 with scope:
                     answers.append(await work())

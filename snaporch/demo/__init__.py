@@ -63,7 +63,7 @@ async def run(say: Say, *, keep: bool, tiny: bool, accel: str) -> Ending:
     async with _place(say, keep=keep) as directory, open_orchestrator(directory / "root") as orchestrator:
         guest = Guest(directory)
         try:
-            await _start(orchestrator, guest, boot, accel, say)
+            await start(orchestrator, guest, boot, accel, say)
             document = await _story(orchestrator, guest, say) | {"guest": boot.name}
             records, info = await orchestrator.list(NAME), await orchestrator.domain_info(NAME)
             return Ending(document, records, info.current)
@@ -86,14 +86,21 @@ async def _place(say: Say, *, keep: bool) -> AsyncIterator[Path]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, accel: str, say: Say) -> None:
+async def start(
+    orchestrator: Orchestrator, guest: Guest, boot: Boot, accel: str, say: Say, *, name: str = NAME
+) -> None:
+    """Start the guest on two fresh disks, and wait until it counts.
+
+    Raises:
+        DemoFailed: it does not.
+    """
     disks = []
     for target in ("vda", "vdb"):
         path = str(guest.directory / f"{target}.qcow2")
         await _qemu_img("create", "-q", "-f", "qcow2", path, "64M")
         disks.append(DeviceDisk(target, path))
     definition = DomainDefinition(
-        NAME,
+        name,
         memory=MEMORY,
         accel=accel,
         machine="q35",
@@ -105,7 +112,7 @@ async def _start(orchestrator: Orchestrator, guest: Guest, boot: Boot, accel: st
     )
     await orchestrator.define(definition)
     say(f"Starting the {boot.name} guest: {MEMORY >> 20} MiB of memory, two disks; it writes numbers to both.")
-    await orchestrator.start(NAME)
+    await orchestrator.start(name)
 
     def counts(reports: Sequence[Report]) -> bool:
         return len(reports) > 1 and reports[-1].seq > reports[0].seq

@@ -155,3 +155,14 @@ def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert out
     assert not err
+
+
+def test_signals_that_are_to_be_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    """Below a parent that has set all of them so (``trap '' INT TERM``), a verb runs all the same."""
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert execute(["--json", "--root", "/proc/nowhere", "list", "x"]) == errors.InvalidInput.exit_code
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "InvalidInput"
