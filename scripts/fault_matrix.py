@@ -1,12 +1,17 @@
 """Kills snaporch, QEMU or both at every point of every operation, and checks that nothing is lost.
 
-    scripts/fault-matrix [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both]… [--random N --seed N] [--out FILE]
+    scripts/fault-matrix [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both]… [--random N --seed N]
+                         [--record FILE [--minutes N]] [--page FILE]
 
-The points of an operation are found by doing it once: each call of a step of the tables, of a compensation, of the
-journal, and of what a delete is made of, so a new step is in the matrix without anyone remembering. After each
-kill: recovery; the operation is complete or undone; the guest runs with memory equal to disks (booted first where
-QEMU was killed); each snapshot that there is verifies and is reverted to; each file has an owner. With --random
-the kills are at random instants instead.
+The points of an operation are found by doing it once: each call of a step of the tables, of a compensation, of
+the journal, of what a delete is made of, and of commands that are sent to QEMU in the midst of a step, so a new
+step is in the matrix without anyone remembering. The kill comes after each point, which is before the next, and
+once before the first. After it: recovery; the operation is complete or undone; the guest runs with memory equal to
+disks (booted first where QEMU was killed); each snapshot verifies, those that the operation was about are reverted
+to; each file has an owner. With --random the kills are at random instants of random operations instead.
+
+With --record every kill is noted in a file, and those that are noted there are not done again: what takes hours can
+be done in parts. --page writes what is noted.
 
 Exit status: 0 all that must hold holds, 1 not all.
 """
@@ -14,113 +19,188 @@ Exit status: 0 all that must hold holds, 1 not all.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attrs
 import trio
-from benchlib.faults import DYING, KINDS, VICTIMS, Bench, Kind, Wrong
-from benchlib.lab import CACHE, DOMAIN, GuestPlan, Qemu, pick, qemus, running_guest, workplace
+from benchlib.faults import KINDS, VICTIMS, Bench, Kind, Wrong, open_bench
+from benchlib.lab import CACHE, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
 from snaporch import SnaporchError
 
-PLAN = GuestPlan(ram=96 * 2**20, dirty=20, rate=100, touched=16, report=20)
-# A kill after each point; one before the first is all that these leave out.
-PLACES = ("after",)
+PLAN = GuestPlan(ram=64 * 2**20, dirty=5, rate=50, touched=16, report=20, filled=4)
+RANDOM = "at random"
+
+
+@attrs.frozen
+class Kill:
+    """One kill and how it ended.
+
+    Attributes:
+        qemu: version.
+        kind: of operation.
+        point: where; at random: when.
+        victim: us, qemu or both.
+        ended: complete, undone, never begun, not reached, or what was wrong.
+        group: kind, or RANDOM.
+    """
+
+    qemu: str
+    kind: str
+    point: str
+    victim: str
+    ended: str
+    group: str
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something that must hold did not."""
+        return self.ended.startswith("WRONG")
 
 
 @attrs.define
-class Table:
-    """What was found: by kind, by point, by victim, how it ended."""
+class Record:
+    """The kills that were done, in a file where one is given; and how long more may be done."""
 
-    cells: dict[str, dict[str, dict[str, str]]] = attrs.field(factory=dict)
-    wrong: list[str] = attrs.field(factory=list)
-    count: int = 0
+    path: Path | None
+    end: float
+    kills: list[Kill] = attrs.field(factory=list)
 
-    def note(self, kind: str, point: str, victim: str, ended: str) -> None:
-        """Note one kill."""
-        self.cells.setdefault(kind, {}).setdefault(point, {})[victim] = ended
-        self.count += 1
-        print(f"{self.count:4}  {kind:18} {point:28} {victim:5} {ended}", flush=True)
-        if ended.startswith("WRONG"):
-            self.wrong.append(f"{kind}, {point}, {victim}: {ended}")
+    def load(self) -> None:
+        """Read what is noted."""
+        if self.path is not None and self.path.exists():
+            self.kills = [Kill(**json.loads(line)) for line in self.path.read_text().splitlines()]
 
-    def markdown(self) -> list[str]:
-        """Return it as tables."""
-        lines = []
-        for kind, points in self.cells.items():
-            ends = Counter(end.split(":")[0] for cells in points.values() for end in cells.values())
-            counts = ", ".join(f"{n} {end}" for end, n in sorted(ends.items()))
-            victims = [v for v in VICTIMS if any(v in cells for cells in points.values())]
-            lines += [f"### {kind}: {sum(ends.values())} kills, {counts}", ""]
-            lines += [f"| killed | {' | '.join(victims)} |", "| --- |" + " --- |" * len(victims)]
-            lines += [f"| {p} | {' | '.join(cells.get(v, '') for v in victims)} |" for p, cells in points.items()]
-            lines.append("")
-        return lines
+    def note(self, kill: Kill) -> None:
+        """Note one."""
+        self.kills.append(kill)
+        print(f"{len(self.kills):4}  {kill.kind:24} {kill.point:28} {kill.victim:5} {kill.ended}", flush=True)
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(f"{json.dumps(attrs.asdict(kill))}\n")
+
+    def has(self, qemu: str, group: str, point: str, victim: str) -> bool:
+        """Return whether a kill was done."""
+        wanted = (qemu, group, point, victim)
+        return any((kill.qemu, kill.group, kill.point, kill.victim) == wanted for kill in self.kills)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no time for more."""
+        return time.monotonic() > self.end
 
 
-async def every_point(bench: Bench, kind: Kind, victims: Sequence[str], table: Table) -> None:
+async def every_point(bench: Bench, kind: Kind, victims: Sequence[str], record: Record) -> None:
     """Kill at every point of a kind of operation."""
     points = await bench.trace(kind)
-    for where in [f"before:{points[0]}", *(f"{place}:{point}" for place in PLACES for point in points)]:
+    for where in [f"before:{points[0]}", *(f"after:{point}" for point in points)]:
         for victim in victims:
-            if victim == "us" or kind.runs:
-                await one(bench, kind, where, victim, table)
+            point, version = where.replace(":", " "), bench.guest.qemu.version
+            if (victim != "us" and not kind.runs) or record.has(version, kind.name, point, victim):
+                continue
+            if record.over:
+                return
+            try:
+                ended = await bench.strike(kind, where, victim)
+            except (Wrong, SnaporchError, trio.TooSlowError) as error:
+                ended = f"WRONG: {error or 'hangs'}"
+            record.note(Kill(version, kind.name, point, victim, ended, kind.name))
 
 
-async def one(bench: Bench, kind: Kind, where: str, victim: str, table: Table) -> None:
-    """Kill once."""
-    try:
-        ended = await bench.strike(kind, where, victim)
-    except (Wrong, SnaporchError, trio.TooSlowError) as error:
-        ended = f"WRONG: {error or 'hangs'}"
-    table.note(kind.name, where.replace(":", " "), victim, ended)
-
-
-async def at_random(bench: Bench, kinds: Sequence[Kind], count: int, seed: int, table: Table) -> None:
+async def at_random(bench: Bench, kinds: Sequence[Kind], count: int, seed: int, record: Record) -> None:
     """Kill us at random instants of random operations."""
-    chance = random.Random(seed)  # noqa: S311 - no secret
-    spans: dict[str, float] = {}
-    for number in range(count):
+    version, spans = bench.guest.qemu.version, {}
+    done = sum(kill.group == RANDOM and kill.qemu == version for kill in record.kills)
+    for number in range(done + 1, count + 1):
+        if record.over:
+            return
+        chance = random.Random(f"{seed} {number}")  # noqa: S311 - no secret
         kind = chance.choice(kinds)
-        await bench.prepare(kind)
         if kind.name not in spans:
-            began = time.monotonic()
-            await bench.run("trace", "us", *kind.command)
+            prepared, began = await bench.prepare(kind), time.monotonic()
+            await bench.run("never", "us", *prepared.command)
             spans[kind.name] = time.monotonic() - began
-            await bench.prepare(kind)
-        before, delay = await bench.picture(), chance.uniform(0.3, 1.0) * spans[kind.name]
-        words = [*DYING, str(bench.guest.place / "root"), DOMAIN, "never", "us", *kind.command]
-        process = await trio.lowlevel.open_process(words)
-        with trio.move_on_after(delay):
-            await process.wait()
-        process.kill()
-        await process.wait()
+        delay = chance.uniform(0.0, 1.0) * spans[kind.name]
         try:
-            if kind.runs and kind.command[0] != "revert":
-                await bench.runs_again()
-            ended = await bench.mend(kind, before)
+            ended = await bench.strike_after(kind, delay)
         except (Wrong, SnaporchError, trio.TooSlowError) as error:
             ended = f"WRONG: {error or 'hangs'}"
-        table.note(kind.name, f"#{number + 1} after {delay * 1000:.3f} ms", "us", ended)
+        record.note(Kill(version, kind.name, f"after {delay * 1e6:.0f} µs", "us", ended, RANDOM))
 
 
-async def run(options: argparse.Namespace, qemu: Qemu, place: Path) -> Table:
+async def run(options: argparse.Namespace, qemu: Qemu, place: Path, record: Record) -> None:
     """Do what was asked for."""
-    table = Table()
     kinds = [kind for kind in KINDS if not options.kind or kind.name in options.kind]
     if options.random:
-        async with running_guest(place, CACHE, qemu, PLAN) as guest:
-            await at_random(Bench(guest), [k for k in kinds if not k.first], options.random, options.seed, table)
-        return table
+        async with running_guest(place, CACHE, qemu, PLAN) as guest, open_bench(guest) as bench:
+            await at_random(bench, [k for k in kinds if not k.first], options.random, options.seed, record)
+        return
     for kind in kinds:
-        async with running_guest(place, CACHE, qemu, PLAN) as guest:
-            await every_point(Bench(guest), kind, options.victim or VICTIMS, table)
-    return table
+        if not record.over:
+            async with running_guest(place, CACHE, qemu, PLAN) as guest, open_bench(guest) as bench:
+                await every_point(bench, kind, options.victim or VICTIMS, record)
+
+
+def _counts(kills: Iterable[Kill]) -> str:
+    ends = Counter(kill.ended.split(":")[0] for kill in kills)
+    return ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+
+
+def _table(kills: Sequence[Kill]) -> list[str]:
+    """Return the kills of one kind, a point a line."""
+    victims = [victim for victim in VICTIMS if any(kill.victim == victim for kill in kills)]
+    lines = [f"| killed | {' | '.join(victims)} |", "| --- |" + " --- |" * len(victims)]
+    for point in dict.fromkeys(kill.point for kill in kills):
+        cells = {kill.victim: kill.ended for kill in kills if kill.point == point}
+        lines.append(f"| {point} | {' | '.join(cells.get(victim, '') for victim in victims)} |")
+    return lines
+
+
+def page(kills: Sequence[Kill]) -> str:
+    """Return all that is noted, as Markdown."""
+    wrong = [kill for kill in kills if kill.wrong]
+    lines = [
+        "# The fault matrix",
+        "",
+        "Written by `scripts/fault-matrix`, which says what is done and what is checked. Each cell is a SIGKILL of",
+        "snaporch (us), of QEMU, or of both, on a real guest: *complete*, *undone* or *never begun* is how the",
+        "operation had ended after recovery; *not reached* is a point that this run did not come by.",
+        "",
+        f"{len(kills)} kills: {_counts(kills)}. Not as promised: {len(wrong)}.",
+        "",
+        *(f"- {kill.kind}, {kill.point}, {kill.victim}, QEMU {kill.qemu}: {kill.ended}" for kill in wrong),
+        "| QEMU | operation | kills | ended |",
+        "| --- | --- | ---: | --- |",
+    ]
+    groups: dict[tuple[str, str], list[Kill]] = {}
+    for kill in kills:
+        groups.setdefault((kill.qemu, kill.group), []).append(kill)
+    for (version, group), found in sorted(groups.items(), key=lambda item: _order(*item[0])):
+        lines.append(f"| {version} | {group} | {len(found)} | {_counts(found)} |")
+    for (version, group), found in sorted(groups.items(), key=lambda item: _order(*item[0])):
+        table = _table_at_random(found) if group == RANDOM else _table(found)
+        lines += ["", f"## {group}, QEMU {version}", "", *table]
+    return "\n".join(lines) + "\n"
+
+
+def _table_at_random(kills: Sequence[Kill]) -> list[str]:
+    lines = ["| operation | kills | earliest | latest | ended |", "| --- | ---: | ---: | ---: | --- |"]
+    for kind in dict.fromkeys(kill.kind for kill in kills):
+        found = [kill for kill in kills if kill.kind == kind]
+        when = sorted(int(kill.point.split()[1]) for kill in found)
+        lines.append(f"| {kind} | {len(found)} | {when[0]} µs | {when[-1]} µs | {_counts(found)} |")
+    return lines
+
+
+def _order(version: str, group: str) -> tuple[list[int], int]:
+    names = [*(kind.name for kind in KINDS), RANDOM]
+    return [-int(number) for number in version.split(".")], names.index(group)
 
 
 def main() -> int:
@@ -131,19 +211,20 @@ def main() -> int:
     parser.add_argument("--victim", action="append", choices=VICTIMS)
     parser.add_argument("--random", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    qemu, began = pick(qemus(CACHE), options.qemu), time.monotonic()
+    qemu = pick(qemus(CACHE), options.qemu)
+    record = Record(options.record, time.monotonic() + 60 * options.minutes)
+    record.load()
     with workplace(CACHE / "lab") as place:
-        table = trio.run(run, options, qemu, place)
-    minutes = (time.monotonic() - began) / 60
-    words = f"QEMU {qemu.version}: {table.count} kills in {minutes:.0f} minutes, {len(table.wrong)} not as promised"
-    print(words, *table.wrong, sep="\n")
-    if options.out:
-        command = f"`scripts/fault-matrix {' '.join(sys.argv[1:])}`"
-        head = ["# The fault matrix", "", f"Written by {command}.", "", words + ".", "", *table.wrong, ""]
-        options.out.write_text("\n".join([*head, *table.markdown()]))
-    return 1 if table.wrong else 0
+        trio.run(run, options, qemu, place, record)
+    wrong = [kill for kill in record.kills if kill.wrong]
+    print(f"{len(record.kills)} kills, {len(wrong)} not as promised", *wrong, sep="\n")
+    if options.page:
+        options.page.write_text(page(record.kills))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

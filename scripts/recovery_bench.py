@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
-from benchlib.faults import Bench
+from benchlib.faults import Bench, open_bench
 from benchlib.lab import CACHE, DOMAIN, Guest, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
 from snaporch import CreateFlag, DomainSnapshot
@@ -34,9 +34,9 @@ SECONDS = 30.0
 RAM = 256 * 2**20
 
 
-async def kill_in_pause(guest: Guest, step: str) -> float:
+async def kill_in_pause(bench: Bench, step: str) -> float:
     """Kill a create after a step of its pause; return the milliseconds until the guest runs."""
-    bench = Bench(guest)
+    guest = bench.guest
     async with open_qmp(guest.socket().with_name("query.sock"), label=DOMAIN, timeout=SECONDS) as qmp:
         with qmp.subscribe("RESUME") as events:
             _, said = await bench.run(f"after:{step}#1", "us", "create", "killed", "background")
@@ -110,8 +110,8 @@ QEMU {qemu.version}, TCG, a guest of {RAM // 2**20} MiB that dirties 20 MB/s. Me
 
 async def run(options: argparse.Namespace, qemu: Qemu, place: Path) -> str:
     """Measure both."""
-    async with running_guest(place, CACHE, qemu, GuestPlan(ram=RAM, dirty=20)) as guest:
-        stood = [await kill_in_pause(guest, STEPS[number % len(STEPS)]) for number in range(options.kills)]
+    async with running_guest(place, CACHE, qemu, GuestPlan(ram=RAM, dirty=20)) as guest, open_bench(guest) as bench:
+        stood = [await kill_in_pause(bench, STEPS[number % len(STEPS)]) for number in range(options.kills)]
         return report(qemu, stood, await compare(guest, options.rounds))
 
 

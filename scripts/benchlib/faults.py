@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
 from benchlib.lab import DOMAIN, Guest
 from benchlib.tree import files_known
 
-from snaporch import CreateFlag, DomainSnapshot, DomainState, Orchestrator, RevertFlag, SnaporchError
+from snaporch import CreateFlag, DomainSnapshot, DomainState, Orchestrator, RevertFlag
 from snaporch.guest.report import Report
+from snaporch.models import OperationRecord
 from snaporch.states import State
-from snaporch.testing.dying import NEVER
+from snaporch.testing.dying import NEVER, Mortals
 
-DYING = [sys.executable, "-m", "snaporch.testing.dying"]
 VICTIMS = ("us", "qemu", "both")
-SECONDS = 60.0
+SECONDS = 240.0  # for what takes two on a host that does nothing else
 NUMBERS = 5
 KINDS_OF_FILE = {".qcow2", ".mem", ".sink", ".new"}
+MANY = 6  # snapshots: those that kills have left are deleted, all in one
 
 
 class Wrong(Exception):
@@ -32,30 +35,40 @@ class Kind:
 
     Attributes:
         name: for the table.
-        command: of `snaporch.testing.dying`; NEW stands for a fresh name.
-        snapshots: names that are there before.
+        command: of `snaporch.testing.dying`; NEW is a fresh name, and LAST and BEFORE are snapshots that there are.
+        snapshots: how many there are at least; and at most, but for a create.
         runs: whether the domain runs.
-        first: a command that is killed `us` at the point `at`, before this one: for recovery.
-        at: see `first`.
+        first: for recovery: the command that is killed before it, and where.
     """
 
     name: str
     command: tuple[str, ...]
-    snapshots: tuple[str, ...] = ()
+    snapshots: int = 0
     runs: bool = True
-    first: tuple[str, ...] = ()
-    at: str = ""
+    first: tuple[str, tuple[str, ...]] | None = None
+
+    @property
+    def what(self) -> tuple[str, ...]:
+        """The operation that is to be complete or undone."""
+        return self.first[1] if self.first else self.command
 
 
-NEW = "new"
+NEW, LAST, BEFORE = "NEW", "LAST", "BEFORE"
+RECOVER = ("recover",)
+SLOWLY = str(40 * 2**20)  # bytes a second of a stream that is to outlive us
 KINDS = (
     Kind("create background", ("create", NEW, "background")),
     Kind("create precopy", ("create", NEW, "precopy")),
     Kind("create paused", ("create", NEW, "paused")),
-    Kind("revert", ("revert", "a"), ("a",)),
-    Kind("delete live", ("delete", "b"), ("a", "b", "c")),
-    Kind("delete offline", ("delete", "b"), ("a", "b", "c"), runs=False),
-    Kind("recover", ("recover",), first=("create", NEW, "background"), at="after:resume#1"),
+    Kind("revert", ("revert", LAST), 1),
+    Kind("delete live", ("delete", LAST), 1),
+    Kind("delete live, a middle", ("delete", BEFORE), 3),
+    Kind("delete offline", ("delete", LAST), 1, runs=False),
+    Kind("delete offline, a middle", ("delete", BEFORE), 3, runs=False),
+    Kind("recover by undoing", RECOVER, first=("after:resume#1", ("create", NEW, "background"))),
+    Kind("recover by adopting", RECOVER, first=(State.STREAMING, ("create", NEW, "background", SLOWLY))),
+    Kind("recover a revert", RECOVER, 1, first=(State.COMPLETE, ("revert", LAST))),
+    Kind("recover a delete", RECOVER, 1, first=("after:block-commit#1", ("delete", LAST))),
 )
 
 
@@ -64,6 +77,7 @@ class Bench:
     """A guest on which operations are killed."""
 
     guest: Guest
+    mortals: Mortals
 
     @property
     def _orch(self) -> Orchestrator:
@@ -73,47 +87,54 @@ class Bench:
         """Return the names of the domain's snapshots."""
         return [record.name for record in await self._orch.list(DOMAIN)]
 
-    async def picture(self) -> tuple[list[str], str]:
-        """Return the names of the domain's snapshots, and the id of its last operation."""
-        operations = await self._orch.operations(DOMAIN)
-        return await self.names(), operations[-1].id if operations and operations[-1].ended is not None else ""
+    async def _last(self) -> OperationRecord | None:
+        return next(reversed(await self._orch.operations(DOMAIN)), None)
 
     async def _state(self) -> DomainState:
         return (await self._orch.domain_info(DOMAIN)).state
 
-    async def run(self, *command: str) -> tuple[int, str]:
+    async def run(self, where: str, victim: str, *command: str) -> tuple[int, str]:
         """Run `snaporch.testing.dying` on the guest; return its status and what it said."""
-        words = [*DYING, str(self.guest.place / "root"), DOMAIN, *command]
+        await self._begin(where, victim, command)
         with trio.fail_after(SECONDS):
-            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
-        return done.returncode, done.stdout.decode()
+            return await self.mortals.ended()
 
-    async def prepare(self, kind: Kind) -> None:
-        """Have the domain as the kind wants it: running or not, with its snapshots and no other."""
+    async def _begin(self, where: str, victim: str, command: Sequence[str]) -> int:
+        return await self.mortals.start(str(self.guest.place / "root"), DOMAIN, where, victim, *command)
+
+    async def _named(self, command: Sequence[str]) -> tuple[str, ...]:
+        """Return a command with real names in it."""
+        names = await self.names()
+        there = {NEW: self.guest.fresh_name(), **dict(zip((LAST, BEFORE), names[::-1], strict=False))}
+        return tuple(there.get(word, word) for word in command)
+
+    async def prepare(self, kind: Kind) -> Kind:
+        """Have the domain as the kind wants it, running or not, with snapshots; return it with their names."""
         if await self._state() is not DomainState.RUNNING:
             await self._orch.start(DOMAIN)
-        for name in reversed(await self.names()):
-            if name not in kind.snapshots:
-                await self._orch.delete(DOMAIN, name)
-        for name in kind.snapshots:
-            if name not in await self.names():
-                for later in reversed(kind.snapshots[kind.snapshots.index(name) :]):
-                    with suppress(SnaporchError):
-                        await self._orch.delete(DOMAIN, later)
-                await self._orch.create(DOMAIN, DomainSnapshot(name), CreateFlag.LIVE)
-                await self.well(restored=False)
+        names = await self.names()
+        if superfluous := names[: max(0, len(names) - (kind.snapshots or MANY))]:
+            await self._orch.delete(DOMAIN, superfluous)
+        while len(names) < kind.snapshots:
+            names.append(self.guest.fresh_name())
+            await self._orch.create(DOMAIN, DomainSnapshot(names[-1]), CreateFlag.LIVE)
         if not kind.runs:
             await self._orch.destroy(DOMAIN)
-        if kind.first:
-            await self.run(kind.at, "us", *kind.first)
+        if not kind.first:
+            return attrs.evolve(kind, command=await self._named(kind.command))
+        first = (kind.first[0], await self._named(kind.first[1]))
+        status, _ = await self.run(first[0], "us", *first[1])
+        if status != -signal.SIGKILL:
+            raise Wrong(f"{first[1]} was not killed at {first[0]}")
+        return attrs.evolve(kind, first=first)
 
     async def trace(self, kind: Kind) -> list[str]:
         """Do an operation with nobody killed, and return all points of it."""
-        await self.prepare(kind)
-        status, said = await self.run("trace", "us", *kind.command)
+        prepared = await self.prepare(kind)
+        status, said = await self.run("trace", "us", *prepared.command)
         if status:
             raise Wrong(f"{kind.name} fails by itself")
-        return said.split()
+        return [line for line in said.splitlines() if "#" in line and " " not in line]
 
     async def strike(self, kind: Kind, where: str, victim: str) -> str:
         """Kill at a point, recover, check everything, and return how it ended.
@@ -121,50 +142,63 @@ class Bench:
         Raises:
             Wrong: something that must hold does not.
         """
-        await self.prepare(kind)
-        before = await self.picture()
+        kind = await self.prepare(kind)
+        before, last = await self.names(), await self._last()
         status, _ = await self.run(where, victim, *kind.command)
         if status == NEVER:
             return "not reached"
-        if status < 0 and victim == "us" and kind.runs and kind.command[0] != "revert":
-            await self.runs_again()
-        return await self.mend(kind, before)
+        if status < 0 and victim == "us":
+            await self._runs_again(kind)
+        return await self._mend(kind, before, last)
 
-    async def runs_again(self) -> None:
-        """See the guest run, with nobody's help."""
+    async def strike_after(self, kind: Kind, seconds: float) -> str:
+        """Kill us so long after the beginning of an operation; as `strike`."""
+        kind = await self.prepare(kind)
+        before, last = await self.names(), await self._last()
+        pid = await self._begin("never", "us", kind.command)
+
+        async def kill() -> None:
+            await trio.sleep(seconds)
+            os.kill(pid, signal.SIGKILL)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            status, _ = await self.mortals.ended()
+            nursery.cancel_scope.cancel()
+        if status < 0:
+            await self._runs_again(kind)
+        return await self._mend(kind, before, last)
+
+    async def _runs_again(self, kind: Kind) -> None:
+        """See the guest run, with nobody's help; the new one of a revert may stand still, as its old one runs."""
+        if not kind.runs or kind.what[0] == "revert":
+            return
         mark = self.guest.serial.mark()
         try:
-            await self.guest.serial.more(mark, 2, 10)
+            await self.guest.serial.more(mark, 2, SECONDS)
         except trio.TooSlowError:
             raise Wrong("the guest was left standing") from None
 
-    async def mend(self, kind: Kind, before: tuple[list[str], str]) -> str:
+    async def _mend(self, kind: Kind, before: list[str], last: OperationRecord | None) -> str:
         """Recover, and check everything."""
         ended = await self._orch.recover()
         if await self._orch.recover():
             raise Wrong("recovery has more to do after it was done")
         if any(record.state not in {State.COMPLETE, State.ROLLED_BACK} for record in ended):
             raise Wrong(f"recovery left {[record.state for record in ended]}")
-        last = (await self._orch.operations(DOMAIN))[-1]
-        names, begun = await self.names(), last.id != before[1]
-        self._check_outcome(kind, last.state if begun else State.ROLLED_BACK, before[0], names)
+        now, names = await self._last(), await self.names()
+        begun = now is not None and (kind.first is not None or last is None or now.id != last.id)
+        complete = begun and now is not None and now.state == State.COMPLETE
+        verb, subject = kind.what[:2]
+        changed = {"create": [*before, subject], "revert": before, "delete": [n for n in before if n != subject]}
+        if names != (changed[verb] if complete else before):
+            raise Wrong(f"{now and now.state}, and of the snapshots {before} there are {names}")
         await self.well(restored=False)
         await self._check_files()
-        for name in names:
+        for name in names if verb == "delete" else {subject}.intersection(names):
             await self._orch.revert(DOMAIN, name, RevertFlag.RUNNING)
             await self.well(restored=True)
-        await self._check_files()
-        if not begun:
-            return "never begun"
-        return "complete" if last.state == State.COMPLETE else "undone"
-
-    def _check_outcome(self, kind: Kind, state: str, before: list[str], names: list[str]) -> None:
-        """See that the catalog has what the operation's end says."""
-        verb = kind.command[0] if not kind.first else kind.first[0]
-        changed = {"create": [*before, NEW], "revert": before, "delete": [n for n in before if n != "b"]}[verb]
-        wanted = changed if state == State.COMPLETE else before
-        if names != wanted:
-            raise Wrong(f"{state}, and the snapshots are {names} in place of {wanted}")
+        return "complete" if complete else "undone" if begun else "never begun"
 
     async def well(self, *, restored: bool) -> None:
         """Start the guest if it was killed, and see that it runs and its memory and disks are of one instant."""
@@ -197,6 +231,16 @@ class Bench:
             raise Wrong(f"orphans: {sorted(unknown)}")
         if len(runs := [path.name for path in home.iterdir() if path.name.startswith("run-")]) > 1:
             raise Wrong(f"directories of processes that are gone: {runs}")
+
+
+@asynccontextmanager
+async def open_bench(guest: Guest) -> AsyncIterator[Bench]:
+    """Yield a bench around a guest."""
+    mortals = Mortals()
+    try:
+        yield Bench(guest, mortals)
+    finally:
+        mortals.close()
 
 
 def _enough(reports: list[Report], *, restored: bool) -> bool:

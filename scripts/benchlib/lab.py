@@ -77,6 +77,7 @@ class GuestPlan:
         touched: MiB of RAM that it fills and checks.
         report: milliseconds between reports.
         disks: how many.
+        filled: MiB on each that the guest does not touch.
     """
 
     ram: int
@@ -85,6 +86,7 @@ class GuestPlan:
     touched: int = ALL_RAM
     report: int = 50
     disks: int = 2
+    filled: int = 0
 
 
 @attrs.define
@@ -159,8 +161,12 @@ async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) 
     """Make fresh disks in `home`; return a domain on them, and what it will say."""
     serial = Serial(home / f"{name}.log")
     disks = [DeviceDisk(f"vd{letter}", str(home / f"{name}-vd{letter}.qcow2")) for letter in "abcd"[: plan.disks]]
+    content = home / f"{name}-content"
+    content.write_bytes(bytes(32 * 2**20) + os.urandom(plan.filled * 2**20))
+    os.truncate(content, 64 * 2**20)
     for disk in disks:
-        await trio.run_process([qemu.img, "create", "-q", "-f", "qcow2", disk.path, "64M"])
+        await trio.run_process([qemu.img, "convert", "-f", "raw", "-O", "qcow2", str(content), disk.path])
+    content.unlink()
     definition = DomainDefinition(
         name=name,
         memory=plan.ram,

@@ -3,17 +3,24 @@
     python -m snaporch.testing.dying ROOT DOMAIN WHERE VICTIM VERB [ARGUMENT…]
 
 WHERE is a state, at whose beginning it happens, or a point: `before:NAME#N` or `after:NAME#N`, the N-th call of a
-step of the tables, of a compensation, or of what a delete is made of. `trace` says all points that there are, one
-to a line, and nothing happens. VICTIM is `us`, `qemu` or `both`. The moment (seconds since the epoch) is the last
-line that it says. Its status is 0 when the operation was complete, 1 when it failed, and 3 when WHERE never came.
+step of the tables, of a compensation, of what a delete is made of, or of a command to QEMU in the midst of a step
+that sends several. `trace` says all points that there are, one to a line, and nothing happens. VICTIM is `us`,
+`qemu` or `both`. The moment (seconds since the epoch) is the last line that it says. Its status is 0 when the
+operation was complete, 1 when it failed, and 3 when WHERE never came.
 
 VERB is `create NAME [STRATEGY] [BANDWIDTH]`, `revert NAME`, `delete NAME` or `recover`.
+
+Without arguments it reads them from its standard input, as a JSON list a line, and does each in a fork of its own;
+it says the fork's process id, and after its end its status and what it said. `Mortals` is the other end of that:
+most of what such a program costs is its imports.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -32,6 +39,7 @@ from snaporch.errors import SnaporchError
 from snaporch.images.files import LocalStorage
 from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, Event, Strategy
 from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.qmp import QMPClient
 from snaporch.revert import Reverter
 from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
 
@@ -51,6 +59,10 @@ WATCHED: dict[type, set[str]] = {
     QemuMachine: {"settle_merges", "commit_image", "stream_image"},
     LocalStorage: {"commit_image", "rebase", "seal", "remove"},
 }
+
+# Those that are not alone in their step.
+COMMANDS = {"getfd", "closefd", "migrate-incoming", "blockdev-del"}
+COMMANDS |= {"block-commit", "block-stream", "job-complete", "job-finalize"}
 
 
 def hypervisors(root: str, domain: str) -> list[int]:
@@ -101,6 +113,13 @@ class Death:
         for owner, names in WATCHED.items():
             for name in names:
                 setattr(owner, name, self._watched(name, getattr(owner, name)))
+        execute = QMPClient.execute
+
+        async def executed(client: QMPClient, command: str, *arguments: Any, **options: Any) -> Any:
+            call = self._watched(command, execute) if command in COMMANDS else execute
+            return await call(client, command, *arguments, **options)
+
+        QMPClient.execute = executed  # type: ignore[assignment,method-assign]
 
     def _watched(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def watched(*arguments: Any, **options: Any) -> Any:
@@ -109,9 +128,10 @@ class Death:
             if self._where == "trace":
                 os.write(1, f"{point}\n".encode())
             self.reach(f"before:{point}")
-            result = await call(*arguments, **options)
-            self.reach(f"after:{point}")
-            return result
+            try:
+                return await call(*arguments, **options)
+            finally:
+                self.reach(f"after:{point}")
 
         return watched
 
@@ -149,5 +169,53 @@ async def main(*command: str) -> int:
     return 0 if death.came else NEVER
 
 
+class Mortals:
+    """Operations that may die, each in a process of its own: a program that has all imports forks them."""
+
+    def __init__(self) -> None:
+        self._program = subprocess.Popen(  # noqa: S603 - ourselves
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    async def start(self, *words: str) -> int:
+        """Begin an operation; return its process id."""
+        if self._program.stdin is None:
+            raise AssertionError("it is a pipe")
+        self._program.stdin.write(f"{json.dumps(words)}\n")
+        self._program.stdin.flush()
+        return int(await self._line())
+
+    async def ended(self) -> tuple[int, str]:
+        """Wait for the end of the one that was begun; return its status (a signal is negative) and what it said."""
+        status, said = json.loads(await self._line())
+        return status, said
+
+    async def _line(self) -> str:
+        if self._program.stdout is None:
+            raise AssertionError("it is a pipe")
+        return await trio.to_thread.run_sync(self._program.stdout.readline, abandon_on_cancel=True)
+
+    def close(self) -> None:
+        """End the program; no operation may be under way."""
+        self._program.communicate()
+
+
+def serve() -> None:
+    """Do what is read from standard input, see above."""
+    for line in sys.stdin:
+        read, write = os.pipe()
+        if not (pid := os.fork()):
+            os.dup2(write, 1)
+            os.closerange(3, write + 1)
+            sys.exit(trio.run(main, *json.loads(line)))
+        os.close(write)
+        print(pid, flush=True)  # noqa: T201 - said to `Mortals`
+        with os.fdopen(read) as output:
+            said = output.read()
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said]), flush=True)  # noqa: T201
+
+
 if __name__ == "__main__":
-    sys.exit(trio.run(main, *sys.argv[1:]))
+    if sys.argv[1:]:
+        sys.exit(trio.run(main, *sys.argv[1:]))
+    serve()
