@@ -208,13 +208,15 @@ class Reverter:
             await self.old.resume()
 
     async def mourn_old(self) -> None:
-        """Say what FORCE has cost: the process that was ended first cannot be brought back."""
-        if self.plan.domain.process is not None:
-            await self.context.catalog.write(Change(domains=(attrs.evolve(self.plan.domain, process=None),)))
-            raise OperationFailed(
-                f"FORCE has ended the old guest and its memory is lost; its disks are whole: "
-                f"`snaporch domain start {self.name}` boots it"
-            )
+        """Say, once, what FORCE has cost: the process that was ended first cannot be brought back."""
+        domain, old = await self.context.catalog.domain(self.name), self.plan.domain.process
+        if domain.process is None or domain.process != old or self.driver.alive(old):
+            return  # it is known, or not so
+        await self.context.catalog.write(Change(domains=(attrs.evolve(domain, process=None),)))
+        raise OperationFailed(
+            f"FORCE has ended the old guest and its memory is lost; its disks are whole: "
+            f"`snaporch domain start {self.name}` boots it"
+        )
 
     async def remove_overlay(self, target: str) -> None:
         """Remove the fresh overlay."""
