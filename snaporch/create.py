@@ -75,13 +75,15 @@ async def check_create(participants: Sequence[Participant]) -> None:
 
     Raises:
         TargetExists: a file is there already, or a snapshot of that name.
-        Refused: a directory cannot be written to.
+        Refused: a directory cannot be written to, or somebody else writes to an image of an inactive domain.
         NotEnoughSpace: what may be needed by all together is more than what is free.
     """
     needed: Counter[str] = Counter()
     places: dict[str, tuple[int, str]] = {}
     for each in participants:
         await _check_name(each)
+        for overlay in each.plan.overlays if each.machine is None else ():  # else its images are its hypervisor's
+            await each.storage.chain(overlay.base.active, overlay.base.format, still=True)
         for path, size in each.needs().items():
             if await each.storage.exists(path):
                 raise TargetExists(f"{path} exists already: nothing is overwritten; choose another file", path)

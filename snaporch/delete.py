@@ -334,9 +334,12 @@ async def delete(
         if not doomed:
             return MergePlan()
         async with context.machine_of(domain) as (record, machine):
-            _, plan = await look(context, await _as_it_is(record, machine), machine, doomed)
+            graph, plan = await look(context, await _as_it_is(record, machine), machine, doomed)
         if dry_run:
             return plan
+        for step in plan.steps:
+            if step.where == "offline":  # refused before anything is touched, where somebody else has them open
+                await context.driver(record).storage.chain(step.top, graph.images[step.top].format, still=True)
         snapshots = await context.catalog.snapshots(domain)
         marked = tuple(attrs.evolve(s, deleting=True) for s in snapshots if s.name in doomed)
         operation.machine.send(Signal.PREPARE)

@@ -178,12 +178,13 @@ class Orchestrator:
 
         Raises:
             DamagedSnapshot: the guest would find neither what it wrote nor what the snapshot holds.
+            Refused: somebody else has one of the images open for writing.
         """
         storage = self._context.driver(record).storage
         snapshots = await self._context.catalog.snapshots(record.name)
         frozen = {f.path: f for s in snapshots for chain in s.images.values() for f in chain}
         for disk in record.disks if frozen else ():
-            for link in await storage.chain(disk.path, disk.format):
+            for link in await storage.chain(disk.path, disk.format, still=True):
                 if link.path in frozen:
                     await storage.check(frozen[link.path])
 

@@ -59,6 +59,7 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
 
     Raises:
         DamagedSnapshot: a file is missing, or its size, checksum or chain is not what was saved.
+        Refused: somebody else has an image of the snapshot open for writing.
         NotEnoughSpace: there is no room for the fresh overlays.
     """
     storage, record = driver.storage, plan.snapshot
@@ -68,7 +69,7 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
         for file in chain:
             await storage.check(file)
         base = plan.frozen[target]
-        found = await storage.chain(base.path, base.format)
+        found = await storage.chain(base.path, base.format, still=True)
         if [os.path.realpath(link.path) for link in found] != [os.path.realpath(file.path) for file in chain]:
             raise DamagedSnapshot(f"the backing chain of {base.path} is not what was saved", base.path)
     directory = os.path.dirname(plan.directory)

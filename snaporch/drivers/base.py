@@ -328,11 +328,12 @@ class Storage(abc.ABC):
         """Return an id of the file system that `directory` is (or will be) on, and the bytes free in it."""
 
     @abc.abstractmethod
-    async def chain(self, path: str, format_: str) -> tuple[DeviceDisk, ...]:
+    async def chain(self, path: str, format_: str, *, still: bool = False) -> tuple[DeviceDisk, ...]:
         """Return the chain of the image at `path`, itself first.
 
         Raises:
-            Refused: a link is missing or is no image.
+            Refused: a link is missing or is no image; or, where it is to be `still`, a process has one of them open
+                for writing.
         """
 
     @abc.abstractmethod

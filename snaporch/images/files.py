@@ -138,17 +138,19 @@ class LocalStorage(Storage):
         status = os.statvfs(place)
         return str(place.stat().st_dev), status.f_bavail * status.f_frsize
 
-    async def _info(self, path: str, format_: str, *options: str) -> Any:
+    async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> Any:
         # -U: the image may be open in a running QEMU, and reading its header then is what we want.
+        share = [] if still else ["-U"]
         try:
-            out = await self._qemu_img("info", "-U", "--output=json", *options, "-f", format_, path)
+            out = await self._qemu_img("info", *share, "--output=json", *options, "-f", format_, path)
         except OperationFailed as error:
-            raise Refused(f"cannot read image {path}: {error}") from None
+            who = "; `snaporch fsck` says which one" if "another process" in str(error) else ""
+            raise Refused(f"cannot read image {path}: {error}{who}") from None
         return json.loads(out)
 
-    async def chain(self, path: str, format_: str) -> tuple[DeviceDisk, ...]:
+    async def chain(self, path: str, format_: str, *, still: bool = False) -> tuple[DeviceDisk, ...]:
         """See Storage; targets are empty."""
-        images = await self._info(path, format_, "--backing-chain")
+        images = await self._info(path, format_, "--backing-chain", still=still)
         return tuple(DeviceDisk("", os.path.abspath(i["filename"]), i["format"]) for i in images)
 
     async def check_image(self, path: str, format_: str) -> None:

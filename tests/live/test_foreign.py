@@ -13,10 +13,10 @@ import trio
 from snaporch.create import Participant
 from snaporch.drivers.base import Launch
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
-from snaporch.models import DomainState, Strategy, Trouble
+from snaporch.models import CreateFlag, DomainState, Strategy, Trouble
 from snaporch.states import State
 from tests.live.test_crash import killed
-from tests.live.world import NAME, SLOW, MakeWorld, World
+from tests.live.world import NAME, SECONDS, SLOW, MakeWorld, World
 
 pytestmark = pytest.mark.live
 
@@ -36,17 +36,28 @@ async def test_nothing_is_wrong(world: World) -> None:
 
 
 async def test_started_by_its_old_command_line(world: World) -> None:
-    """A frozen image that somebody boots from: seen while it is open, and nothing runs on it afterwards."""
+    """A frozen image that somebody boots from: prevented, seen while it is open, nothing runs on it afterwards."""
     await world.create("point")
-    await world.orch.destroy(NAME)
     base = world.definition.disks[0].path
     drive = ["-drive", f"file={base},format=qcow2"]
     command = [world.qemu.emulator, "-accel", "tcg", "-display", "none", "-S", *drive]
+    done = await trio.run_process(command, check=False, capture_stderr=True)
+    assert b'Failed to get "write" lock' in done.stderr  # while our guest runs, its QEMU sees to that
+    await world.orch.destroy(NAME)
     async with trio.open_nursery() as nursery:
         process = await nursery.start(partial(trio.run_process, command, check=False))
-        with trio.fail_after(10):
+        with trio.fail_after(SECONDS):
             while (Trouble.FROZEN_WRITTEN, False) not in await troubles(world):  # noqa: ASYNC110 - it starts
                 await trio.sleep(0.02)
+        async with world.unchanged():
+            for call in (
+                world.orch.start(NAME),
+                world.revert("point"),
+                world.create("disks", flags=CreateFlag.DISK_ONLY),
+                world.orch.delete(NAME, "point"),
+            ):
+                with pytest.raises(Refused, match=f"another process using the image.*{base}.*fsck"):
+                    await call
         process.kill()
     assert not await troubles(world)  # it has not written yet
     with open(base, "r+b") as image:

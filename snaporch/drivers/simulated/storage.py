@@ -62,11 +62,15 @@ class SimulatedStorage(Storage):
 
         return await self._call("free", free)
 
-    async def chain(self, path: str, format_: str) -> tuple[DeviceDisk, ...]:
+    async def chain(self, path: str, format_: str, *, still: bool = False) -> tuple[DeviceDisk, ...]:
         """See Storage; targets are empty."""
 
         def chain() -> tuple[DeviceDisk, ...]:
-            return tuple(DeviceDisk("", image.path, image.format) for image in self._disk.chain(path, format_))
+            links = tuple(DeviceDisk("", image.path, image.format) for image in self._disk.chain(path, format_))
+            for link in links if still else ():
+                if why := self._host.locks.writing(link.path):
+                    raise Refused(f"cannot read image {path}: {why}")
+            return links
 
         return await self._call("chain", chain)
 
