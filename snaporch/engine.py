@@ -16,6 +16,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -37,6 +38,21 @@ TIDY_SECONDS = 60.0
 ROLLBACK_SECONDS = 300.0  # merging back what a busy guest wrote may take long; for ever it must not
 
 _log = structlog.get_logger("snaporch")
+
+
+_next_id: ContextVar[str] = ContextVar("snaporch_next_id", default="")
+
+
+def new_id() -> str:
+    """Return the id for an operation, eight hexadecimal digits: a new one, or what `name_next` has said."""
+    named = _next_id.get()
+    _next_id.set("")
+    return named or secrets.token_hex(4)
+
+
+def name_next(identifier: str) -> None:
+    """Say what the first operation is called that this task begins: it was promised to somebody under that id."""
+    _next_id.set(identifier)
 
 
 class Actor(Protocol):
@@ -72,7 +88,7 @@ class Operation:
     kind: str
     domain: str
     subject: str
-    id: str = attrs.field(factory=lambda: secrets.token_hex(4))
+    id: str = attrs.field(factory=new_id)
     begun: float = attrs.field(factory=time.time)
     clock: float = attrs.field(factory=trio.current_time)
     machine: OperationState = attrs.field(factory=OperationState)

@@ -6,12 +6,17 @@
     │   ├── TargetExists                2   409   a name or a file is taken
     │   ├── NotEnoughSpace              2   507   both figures are in it
     │   ├── Unsupported                 2   409   this hypervisor or this domain cannot do it
-    │   └── DamagedSnapshot             2   409   a file is missing or is not what was saved
+    │   ├── DamagedSnapshot             2   409   a file is missing or is not what was saved
+    │   ├── Unauthenticated             2   401   the service does not know who asks
+    │   ├── Forbidden                   2   403   who asks may not do it
+    │   ├── TooLarge                    2   413   the request is larger than the service takes
+    │   └── Unavailable                 2   503   the service takes nothing just now: it stops, or is full
     ├── NotFound                        3   404
     ├── Busy                            4   409   another operation runs on the domain
     ├── OperationFailed                 1   500   it failed, and everything is as it was before
     │   └── DeadlineExceeded            1   504
     ├── Stranded                        5   500   it failed and could not be undone; says what mends it
+    ├── ServiceGone                     1   502   the service does not answer; what it does goes on
     └── HypervisorError                 1   502
         ├── CommandRefused              1   502   the hypervisor answered with an error
         ├── ConnectionGone              1   502   closed by the other side, or never there
@@ -32,6 +37,7 @@ __all__ = [
     "ConnectionGone",
     "DamagedSnapshot",
     "DeadlineExceeded",
+    "Forbidden",
     "HypervisorError",
     "InvalidInput",
     "NotEnoughSpace",
@@ -40,9 +46,13 @@ __all__ = [
     "OutcomeUnknown",
     "ProtocolError",
     "Refused",
+    "ServiceGone",
     "SnaporchError",
     "Stranded",
     "TargetExists",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
     "Unsupported",
 ]
 
@@ -113,6 +123,30 @@ class DamagedSnapshot(Refused):
         self.path = path
 
 
+class Unauthenticated(Refused):
+    """The service does not know who asks: there is no token, or not one that it has made."""
+
+    http_status = 401
+
+
+class Forbidden(Refused):
+    """Who asks is known, and may not do this."""
+
+    http_status = 403
+
+
+class TooLarge(Refused):
+    """The request is larger than the service takes."""
+
+    http_status = 413
+
+
+class Unavailable(Refused):
+    """The service takes nothing just now: it stops, or has as much to do as it may have."""
+
+    http_status = 503
+
+
 class NotFound(SnaporchError):
     """There is no such domain, snapshot or operation."""
 
@@ -163,6 +197,12 @@ class Stranded(SnaporchError):
         super().__init__(f"{what}; not undone: {'; '.join(remains)}. `snaporch recover` mends it")
         self.operation = operation
         self.remains = remains
+
+
+class ServiceGone(SnaporchError):
+    """The service does not answer, or no longer: an operation of it goes on, or is mended at its next start."""
+
+    http_status = 502
 
 
 class HypervisorError(SnaporchError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import attrs
@@ -22,9 +22,12 @@ class Broadcast:
     """
 
     _listeners: list[trio.MemorySendChannel[Event]] = attrs.field(factory=list)
+    _taps: list[Callable[[Event], None]] = attrs.field(factory=list)
 
     def publish(self, event: Event) -> None:
         """Deliver an event; returns at once."""
+        for hear in self._taps:
+            hear(event)
         for listener in tuple(self._listeners):
             try:
                 listener.send_nowait(event)
@@ -37,6 +40,15 @@ class Broadcast:
     def _drop(self, listener: trio.MemorySendChannel[Event]) -> None:
         listener.close()
         self._listeners.remove(listener)
+
+    @contextmanager
+    def tapped(self, hear: Callable[[Event], None]) -> Iterator[None]:
+        """Call `hear` with every event, in the task in which it happens: it must be quick, and must not raise."""
+        self._taps.append(hear)
+        try:
+            yield
+        finally:
+            self._taps.remove(hear)
 
     @contextmanager
     def listen(self) -> Iterator[trio.MemoryReceiveChannel[Event]]:

@@ -78,6 +78,11 @@ class Orchestrator:
         return self._context.root
 
     @property
+    def broadcast(self) -> Broadcast:
+        """Where everything that happens is told; for what is built on top of this."""
+        return self._context.events
+
+    @property
     def catalog(self) -> Catalog:
         """What is known; for what is built on top of this."""
         return self._context.catalog

@@ -285,6 +285,11 @@ class Catalog:
         rows = await self._operations("record", "", domain)
         return tuple(loads(text, OperationRecord) for (text,) in rows)
 
+    async def operation(self, identifier: str) -> OperationRecord | None:
+        """Return one operation, or None."""
+        rows = await self._rows("SELECT record FROM operation WHERE id = ?", identifier)
+        return loads(rows[0][0], OperationRecord) if rows else None
+
     async def unfinished(self, domain: str | None = None) -> tuple[tuple[OperationRecord, str], ...]:
         """Return the operations, of one domain or all, that were cut short (or still run), with their plans."""
         rows = await self._operations("record, plan", "AND ended IS NULL", domain)

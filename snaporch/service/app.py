@@ -1,0 +1,259 @@
+"""The ASGI application: who asks, how much, and what errors look like; what is asked is in `api.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cattrs
+import structlog
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
+from starlette.routing import Route as Path_
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from snaporch.convert import dumps
+from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
+from snaporch.service.api import ROUTES, Call, Route
+from snaporch.service.metrics import exposition
+from snaporch.service.openapi import document
+from snaporch.service.problems import MEDIA_TYPE, problem
+from snaporch.service.roles import Caller, Role, connected_peer, identify
+from snaporch.service.service import Service
+from snaporch.service.strict import structured
+
+BODY_SECONDS = 30.0  # for a request's body to arrive
+BEAT_SECONDS = 15.0  # between comments on an event stream that has nothing to say: who is gone is found out so
+PACE_SECONDS = 0.1  # between two writes to one follower: what has happened meanwhile goes in one
+COOKIE = "snaporch_token"
+STATIC = Path(__file__).parent / "static"
+
+_log = structlog.get_logger("snaporch.service")
+
+Answering = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(service: Service) -> Starlette:
+    """Return the application of a service that is open."""
+    rows: list[BaseRoute] = [
+        Path_(row.path, _guarded(service, row.role, partial(_answer, service, row)), methods=[row.method])
+        for row in ROUTES
+    ]
+    described = dumps(document(ROUTES))
+
+    def ready(_: Request) -> Response:
+        if service.jobs.closing:
+            raise Unavailable("the service is stopping")
+        return _json('{"ready":true}')
+
+    for path, role, answer in (
+        ("/v1/events", Role.VIEWER, partial(_events, service)),
+        ("/v1/openapi.json", None, lambda _: _json(described)),
+        ("/v1/health", None, lambda _: _json('{"ok":true}')),
+        ("/v1/ready", None, ready),
+        ("/metrics", Role.VIEWER, lambda _: exposition(service)),
+    ):
+        rows.append(Path_(path, _guarded(service, role, _at_once(answer))))
+    rows.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
+    return Starlette(routes=rows, exception_handlers={HTTPException: _http_error, Exception: _defect})
+
+
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")
+
+
+def _at_once(answer: Callable[[Request], Response]) -> Answering:
+    async def answering(request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        return answer(request)
+
+    return answering
+
+
+def _guarded(service: Service, role: Role | None, answering: Answering) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint: who asks is known and may, what is wrong becomes a problem, what changes is audited."""
+
+    async def endpoint(request: Request) -> Response:
+        caller = Caller("anonymous", None)
+        try:
+            async with service.quiet.passage():
+                caller = identify(connected_peer.get(), _secret(request), service.tokens, service.config.users)
+                request.state.caller = caller
+                if role is not None:
+                    caller.must_be(role)
+            response = await answering(request)
+        except SnaporchError as error:
+            response = problem_response(error)
+            _note(service, request, caller, response.status_code, str(error))
+            return response
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        if request.method not in {"GET", "HEAD"}:
+            _note(service, request, caller, response.status_code, None)
+        return response
+
+    return endpoint
+
+
+def _note(service: Service, request: Request, caller: Caller, status: int, error: str | None) -> None:
+    more = {"error": error} if error else {}
+    service.audit(caller, f"{request.method} {request.url.path}", status, **more)
+
+
+def _secret(request: Request) -> str:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return secret.strip()
+    return request.cookies.get(COOKIE, "")
+
+
+def problem_response(error: SnaporchError) -> Response:
+    """Return the answer that says what was wrong."""
+    headers = {"www-authenticate": "Bearer"} if error.http_status == 401 else {}  # noqa: PLR2004 - HTTP's number
+    return Response(dumps(problem(error)), error.http_status, headers, MEDIA_TYPE)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """Answer for what the router refuses: no such place, no such method."""
+    await trio.lowlevel.checkpoint()
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    found = NotFound("there is nothing at this URL; /v1/openapi.json says what there is")
+    if status == 404:  # noqa: PLR2004 - HTTP's number
+        return problem_response(found)
+    refused = Refused(f"this is not how it is asked: {error.detail if isinstance(error, HTTPException) else error}")
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return Response(dumps(problem(refused) | {"status": status}), status, headers, MEDIA_TYPE)
+
+
+async def _defect(_: Request, error: Exception) -> Response:
+    await trio.lowlevel.checkpoint()
+    _log.error("a defect in snaporch", exc_info=error)
+    return problem_response(SnaporchError(f"{type(error).__name__}: a defect in snaporch; the log shows where"))
+
+
+async def _answer(service: Service, row: Route, request: Request) -> Response:
+    raw = b"" if request.method == "GET" else await _body(request, service.config.body_bytes)
+    key = request.headers.get("idempotency-key", "")
+    call = Call(
+        service,
+        request.state.caller,
+        request.path_params,
+        request.query_params,
+        _parsed(raw, row.body) if row.body else None,
+        key,
+        hashlib.sha256(b"\0".join([row.path.encode(), str(request.url).encode(), raw])).hexdigest() if key else "",
+    )
+    async with service.quiet.passage():
+        pass
+    found = await row.handler(call)
+    if isinstance(found, Response):
+        return found
+    if row.status == 204:  # noqa: PLR2004 - HTTP's number
+        return Response(status_code=204)
+    status = 200 if row.status == 202 and getattr(found, "ended", None) else row.status  # noqa: PLR2004
+    return Response(dumps(found), status, media_type="application/json")
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """Read a body, and no more of it than is allowed.
+
+    Raises:
+        TooLarge: it is larger, or does not come.
+    """
+    too_large = TooLarge(f"the body is larger than {most:,} bytes, which is all that the service takes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > most:
+        raise too_large
+    body = bytearray()
+    with trio.move_on_after(BODY_SECONDS) as scope:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise too_large
+    if scope.cancelled_caught:
+        raise TooLarge(f"the body did not come within {BODY_SECONDS:g} s")
+    return bytes(body)
+
+
+def _parsed(raw: bytes, kind: Any) -> Any:
+    """Return a body as a value; one that is empty is an empty object.
+
+    Raises:
+        InvalidInput: it is not JSON, or not such a value; the places are named.
+    """
+    try:
+        data = json.loads(raw or b"{}")
+    except (ValueError, RecursionError):
+        raise InvalidInput("the body is not JSON") from None
+    try:
+        return structured(data, kind)
+    except SnaporchError:
+        raise
+    except (cattrs.BaseValidationError, cattrs.ForbiddenExtraKeysError, TypeError, ValueError) as error:
+        raise InvalidInput("; ".join(cattrs.transform_error(error, path="body"))) from None
+
+
+# --- events -------------------------------------------------------------------------------------------------
+
+
+def _events(service: Service, request: Request) -> Response:
+    if service.streams >= service.config.streams:
+        raise Unavailable(f"{service.streams} clients follow events, which is as many as may; try again later")
+    last = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    return EventStream(service, last, request.query_params.get("domain"))
+
+
+class EventStream(Response):
+    """An endless answer: what happens, as it happens, until the client goes or the service stops."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, service: Service, last: str | None, domain: str | None) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._service = service
+        self._follower = service.feed.follow(last, domain)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events; see ASGI."""
+        del scope
+        self._service.streams += 1
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_gone, receive, nursery.cancel_scope)
+                await self._send_all(send)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._service.streams -= 1
+
+    @staticmethod
+    async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _send_all(self, send: Send) -> None:
+        async def write(data: bytes, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        feed = self._service.feed
+        await write(f": {feed.boot}\nretry: 2000\n\n".encode())
+        going = True
+        while going:
+            with trio.move_on_after(BEAT_SECONDS):
+                going = await self._follower.more()
+            async with self._service.quiet.passage():
+                data = self._follower.take()
+                await write(data or b": still here\n\n")
+            await trio.sleep(PACE_SECONDS)
+        await write(self._follower.farewell(), more=False)

@@ -1,0 +1,99 @@
+"""What a service is told: ``service.toml`` in its root, or another file; read anew on SIGHUP."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import attrs
+import cattrs
+
+from snaporch.convert import converter
+from snaporch.errors import InvalidInput
+from snaporch.service.roles import role_of
+
+NAME = "service.toml"
+
+
+@attrs.frozen
+class Config:
+    """A service's configuration.
+
+    Attributes:
+        socket: the unix socket; empty: ``service.sock`` in the root.
+        listen: ``ADDRESS:PORT`` for TCP; empty: none.
+        certificate: a PEM file: TCP is TLS then. Without, TCP is for loopback addresses only.
+        key: its key, a PEM file.
+        directories: where paths in requests may lead, beside the root itself.
+        users: roles by user name, for the unix socket; root and the service's own user are admins.
+        running: operations that run at once.
+        queued: operations that wait for that.
+        streams: followers of events at once.
+        connections: connections at once.
+        body_bytes: the largest request body.
+        stop_seconds: on a stop, how long operations may take to come to where they can be left.
+        log: ``json`` or ``console``.
+    """
+
+    socket: str = ""
+    listen: str = ""
+    certificate: str = ""
+    key: str = ""
+    directories: tuple[str, ...] = ()
+    users: dict[str, str] = attrs.field(factory=dict)
+    running: int = 8
+    queued: int = 100
+    streams: int = 500
+    connections: int = 1_000
+    body_bytes: int = 1 << 20
+    stop_seconds: float = 60.0
+    log: str = "json"
+
+    def __attrs_post_init__(self) -> None:
+        for role in self.users.values():
+            role_of(role)
+        if self.log not in {"json", "console"}:
+            raise InvalidInput(f"log: {self.log!r} is neither json nor console")
+        if bool(self.certificate) != bool(self.key):
+            raise InvalidInput("certificate and key: one is nothing without the other")
+        for name in ("running", "streams", "connections", "body_bytes"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name}: must be at least 1")
+        if any(not path.startswith("/") for path in self.directories):
+            raise InvalidInput("directories: must be absolute paths")
+        if self.listen and not self.certificate and not _is_loopback(self.address[0]):
+            raise InvalidInput(f"listen: {self.listen} is not a loopback address: it needs a certificate and a key")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InvalidInput(f"listen: {self.listen!r} is not ADDRESS:PORT")
+        return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def load_config(path: Path, *, must_exist: bool = False, **overrides: Any) -> Config:
+    """Read a configuration; a file that is not there says nothing.
+
+    Raises:
+        InvalidInput: it cannot be read, is not TOML, has an unknown key or a wrong value.
+    """
+    try:
+        data = tomllib.loads(path.read_text()) if must_exist or path.exists() else {}
+        return converter.structure(data | overrides, Config)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
+    except (cattrs.BaseValidationError, cattrs.ForbiddenExtraKeysError, TypeError) as error:
+        raise InvalidInput("; ".join(cattrs.transform_error(error, path=str(path)))) from None
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path}: {error}") from None

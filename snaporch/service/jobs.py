@@ -1,0 +1,258 @@
+"""The operations that clients have asked for: queued, running, ended.
+
+1. A job is the service's, not the request's: a client that goes away ends nothing.
+2. No more than `running` jobs run at once and `queued` wait for that; what comes beyond is refused.
+3. A job has the id of its operation, from before it begins: it is promised to the client.
+4. What has ended stays for a while, so that whoever asks later is told; the journal has it for good.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import attrs
+import structlog
+import trio
+
+from snaporch.convert import converter
+from snaporch.engine import leaves, name_next, new_id
+from snaporch.errors import (
+    Busy,
+    InvalidInput,
+    NotFound,
+    OperationFailed,
+    Refused,
+    SnaporchError,
+    Stranded,
+    Unavailable,
+)
+from snaporch.models import Event, OperationRecord
+from snaporch.service.problems import problem
+from snaporch.service.shapes import OperationStatus
+from snaporch.states import State
+
+KEPT = 1_000  # jobs that have ended
+BEGIN_SECONDS = 5.0  # a refusal that takes longer to find is told by the operation
+
+_log = structlog.get_logger("snaporch.service")
+
+Work = Callable[[], Awaitable[Any]]
+
+
+@attrs.define(eq=False)
+class Job:
+    """One operation that was asked for.
+
+    Attributes:
+        kind: create, revert, delete, verify, recover or fsck.
+        domain: what it works on; empty: all.
+        subject: the snapshot's name.
+        by: who asked.
+        work: does it.
+        waits: it may wait for another operation on its domain.
+    """
+
+    kind: str
+    domain: str
+    subject: str
+    by: str
+    work: Work
+    waits: bool = False
+    id: str = attrs.field(factory=new_id)
+    begun: float = attrs.field(factory=time.time)
+    ended: float | None = None
+    state: str = "queued"
+    done: int = 0
+    total: int = 0
+    result: Any = None
+    error: SnaporchError | None = None
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    under_way: trio.Event = attrs.field(factory=trio.Event)
+    over: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def outcome(self) -> str | None:
+        """How it ended."""
+        if self.ended is None:
+            return None
+        match self.error:
+            case None:
+                return "complete"
+            case Stranded():
+                return "stranded"
+            case OperationFailed():
+                return "rolled-back"
+            case Refused() | NotFound() | Busy():
+                return "refused"
+        return "failed"
+
+    def status(self, record: OperationRecord | None = None) -> OperationStatus:
+        """Return what is told of it; `record` is what the journal has."""
+        return OperationStatus(
+            id=self.id,
+            kind=self.kind,
+            domain=self.domain,
+            subject=self.subject or (record.subject if record else ""),
+            state=self.state,
+            begun=self.begun,
+            ended=self.ended,
+            outcome=self.outcome,
+            phases=record.phases if record else {},
+            done=self.done,
+            total=self.total,
+            by=self.by,
+            result=converter.unstructure(self.result),
+            error=problem(self.error) if self.error else None,
+        )
+
+
+def past(record: OperationRecord) -> OperationStatus:
+    """Return what is told of an operation that only the journal knows."""
+    known = record.state if record.state in {State.COMPLETE, State.ROLLED_BACK, State.STRANDED} else None
+    error = SnaporchError(record.error) if record.error else None
+    return OperationStatus(
+        record.id,
+        record.kind,
+        record.domain,
+        record.subject,
+        record.state,
+        record.begun,
+        record.ended,
+        known,
+        record.phases,
+        error=problem(error) if error else None,
+    )
+
+
+def _failure(job: Job, error: BaseException) -> SnaporchError:
+    found = [leaf for leaf in leaves(error) if isinstance(leaf, Exception)]
+    for kind in (Stranded, SnaporchError):
+        for leaf in found:
+            if isinstance(leaf, kind):
+                return leaf
+    _log.error("a defect in snaporch", operation=job.id, exc_info=error)
+    words = f"{type(found[0]).__name__}: {found[0]}" if found else type(error).__name__
+    return SnaporchError(f"{words}: a defect in snaporch; the service's log shows where")
+
+
+@attrs.define(eq=False)
+class Jobs:
+    """All of them.
+
+    Attributes:
+        nursery: runs them.
+        tell: is told of a job that is queued or has ended without a word of the engine.
+        running: how many run at once.
+        queued: how many wait for that.
+        closing: nothing is taken any more.
+    """
+
+    nursery: trio.Nursery
+    tell: Callable[[Event], None]
+    queued: int
+    limiter: trio.CapacityLimiter
+    closing: bool = False
+    _jobs: dict[str, Job] = attrs.field(factory=dict)
+    _keys: dict[tuple[str, str], tuple[str, Job]] = attrs.field(factory=dict)
+
+    def hear(self, event: Event) -> None:
+        """Take note of what the engine says of a job."""
+        if (job := self._jobs.get(event.operation)) is not None:
+            job.state = event.state
+            if event.kind == "progress":
+                job.done, job.total = event.done, event.total
+            job.under_way.set()
+
+    def active(self) -> Iterable[Job]:
+        """Yield the jobs that have not ended."""
+        return (job for job in tuple(self._jobs.values()) if job.ended is None)
+
+    def all(self) -> tuple[Job, ...]:
+        """Return all that are known, oldest first."""
+        return tuple(self._jobs.values())
+
+    def get(self, identifier: str) -> Job | None:
+        """Return a job by its id."""
+        return self._jobs.get(identifier)
+
+    def known(self, by: str, key: str, request: str) -> Job | None:
+        """Return the job that a caller's idempotency key stands for.
+
+        Args:
+            by: who asks.
+            key: the key.
+            request: what is asked.
+
+        Raises:
+            InvalidInput: the key was used for something else.
+        """
+        if (by, key) not in self._keys:
+            return None
+        first, job = self._keys[by, key]
+        if first != request:
+            raise InvalidInput(f"the idempotency key {key!r} was used for another request; choose another")
+        return job
+
+    def submit(self, job: Job, *, key: str = "", request: str = "") -> Job:
+        """Take a job; returns at once.
+
+        Raises:
+            Unavailable: the service stops, or its queue is full.
+            Busy: another job is on the domain.
+        """
+        if self.closing:
+            raise Unavailable("the service is stopping; try again when it has started anew")
+        others = list(self.active())
+        if len(others) >= self.queued + int(self.limiter.total_tokens):
+            raise Unavailable(f"{len(others)} operations run or wait, which is as many as may; try again later")
+        for other in others:
+            if other.domain == job.domain and not job.waits:
+                raise Busy(job.domain, other.id, f"{other.kind} {other.subject}".strip())
+        self._jobs[job.id] = job
+        if key:
+            self._keys[job.by, key] = request, job
+        self._forget()
+        self.nursery.start_soon(self._run, job)
+        return job
+
+    def _forget(self) -> None:
+        over = [job for job in self._jobs.values() if job.ended is not None]
+        for job in over[: max(0, len(over) - KEPT)]:
+            del self._jobs[job.id]
+            self._keys = {key: value for key, value in self._keys.items() if value[1] is not job}
+
+    async def _run(self, job: Job) -> None:
+        self._say(job, "queued")
+        with job.scope:
+            try:
+                async with self.limiter:
+                    job.state = "running"
+                    name_next(job.id)
+                    job.result = await job.work()
+            except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asked, not to the service
+                job.error = _failure(job, error)
+        if job.scope.cancelled_caught:
+            what = f"{job.kind} {job.subject} of {job.domain}".replace("  ", " ")
+            job.error = OperationFailed(f"{what} was cancelled; everything is as it was before")
+        job.ended = time.time()
+        job.under_way.set()
+        job.over.set()
+        if job.state in {"queued", "running"}:  # the engine had nothing to say
+            self._say(job, str(job.outcome))
+        _log.info(
+            "operation ended",
+            operation=job.id,
+            kind=job.kind,
+            domain=job.domain,
+            subject=job.subject,
+            outcome=job.outcome,
+            by=job.by,
+            seconds=round(job.ended - job.begun, 3),
+        )
+
+    def _say(self, job: Job, state: str) -> None:
+        text = str(job.error) if job.error else f"{job.kind} {job.subject}".strip()
+        self.tell(Event(job.id, job.domain, "state", time.time(), state, text=text))
+        job.state = state

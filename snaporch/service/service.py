@@ -1,0 +1,78 @@
+"""What the service consists of, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+import attrs
+import structlog
+import trio
+
+from snaporch.orchestrator import Orchestrator
+from snaporch.service.config import Config
+from snaporch.service.feed import Feed
+from snaporch.service.jobs import Jobs
+from snaporch.service.quiet import Quiet
+from snaporch.service.roles import TOKENS, Caller, Tokens
+
+_audit = structlog.get_logger("snaporch.audit")
+
+
+@attrs.define(eq=False)
+class Service:
+    """Everything that answers a request.
+
+    Attributes:
+        orchestrator: does the work.
+        config: what it was told; replaced by `reload`.
+        jobs: what was asked for.
+        feed: what happened.
+        quiet: whether a guest stands.
+        tokens: who may come in.
+        nursery: for what runs beside all requests: schedules, watchdogs.
+        streams: followers at present.
+    """
+
+    orchestrator: Orchestrator
+    config: Config
+    jobs: Jobs
+    feed: Feed
+    quiet: Quiet
+    tokens: Tokens
+    nursery: trio.Nursery
+    streams: int = 0
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """Where paths in requests may lead."""
+        return (str(self.orchestrator.root), *self.config.directories)
+
+    def reload(self, config: Config) -> None:
+        """Go on with another configuration; what is open stays open."""
+        self.config = config
+        self.jobs.limiter.total_tokens = config.running
+        self.jobs.queued = config.queued
+
+    def audit(self, caller: Caller, what: str, status: int, **more: str | int | None) -> None:
+        """Note who did what, or tried to."""
+        _audit.info("audit", by=caller.name, what=what, status=status, **more)
+
+
+@asynccontextmanager
+async def open_service(orchestrator: Orchestrator, config: Config | None = None) -> AsyncIterator[Service]:
+    """Open a service on an orchestrator; when the body ends, jobs that still run are cancelled, and roll back.
+
+    `snaporch.service.stop` brings them to where they can be left before that.
+    """
+    config = config or Config()
+    feed, quiet = Feed(), Quiet()
+    async with trio.open_nursery() as nursery:
+        jobs = Jobs(nursery, feed.publish, config.queued, trio.CapacityLimiter(config.running))
+        tokens = Tokens(orchestrator.root / TOKENS)
+        with ExitStack() as stack:
+            for hear in (quiet.hear, jobs.hear, feed.publish):  # in this order: a guest stands before it is told
+                stack.enter_context(orchestrator.broadcast.tapped(hear))
+            # What runs for as long as the service does (schedules of batches) starts here, in the nursery.
+            yield Service(orchestrator, config, jobs, feed, quiet, tokens, nursery)
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,165 @@
+"""What is sent to the service and what it answers, beyond the library's own values; OpenAPI comes from both."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import attrs
+
+from snaporch.errors import InvalidInput
+from snaporch.models import CreateOptions, DomainSnapshot
+
+F = TypeVar("F", bound=enum.Flag)
+
+SHUTDOWN_SECONDS = 60.0
+
+
+def flag_names(flags: enum.Flag) -> tuple[str, ...]:
+    """Return flags as they are sent: ``("disk-only", "quiesce")``."""
+    return tuple((flag.name or "").lower().replace("_", "-") for flag in flags)
+
+
+def flags_of(kind: type[F], names: Iterable[str]) -> F:
+    """Return what `flag_names` made of flags.
+
+    Raises:
+        InvalidInput: there is no such flag.
+    """
+    known = {name: flag for flag in kind for name in flag_names(flag)}
+    flags = kind(0)
+    for name in names:
+        if name not in known:
+            raise InvalidInput(f"{name!r} is no flag; there are {', '.join(known)}")
+        flags |= known[name]
+    return flags
+
+
+@attrs.frozen
+class Attach:
+    """Take charge of a domain that something else started: its control socket."""
+
+    socket: str
+    driver: str = "qemu"
+
+
+@attrs.frozen
+class Start:
+    """Start a domain; `paused`: it stands before its first instruction."""
+
+    paused: bool = False
+
+
+@attrs.frozen
+class Shutdown:
+    """Ask the guest to power off; wait no longer than `timeout` seconds."""
+
+    timeout: float = SHUTDOWN_SECONDS
+
+
+@attrs.frozen
+class Tags:
+    """The tags that a domain is to have."""
+
+    tags: tuple[str, ...]
+
+
+@attrs.frozen
+class Pin:
+    """Whether retention must leave the snapshot."""
+
+    pinned: bool = True
+
+
+@attrs.frozen
+class Create:
+    """Take a snapshot; flags: ``disk-only``, ``live``, ``quiesce``."""
+
+    snapshot: DomainSnapshot = DomainSnapshot()  # noqa: RUF009 - an immutable value
+    flags: tuple[str, ...] = ()
+    options: CreateOptions = CreateOptions()  # noqa: RUF009 - as above
+
+
+@attrs.frozen
+class Revert:
+    """Go back to a snapshot; flags: ``running``, ``paused``, ``force``."""
+
+    flags: tuple[str, ...] = ()
+    save_current: str = ""
+
+
+@attrs.frozen
+class Verify:
+    """Read a snapshot in full; `boot`: load it in a throw-away copy, too."""
+
+    boot: bool = False
+
+
+@attrs.frozen
+class Delete:
+    """Delete snapshots; flags: ``children``, ``children-only``."""
+
+    names: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Recover:
+    """Finish or undo what a crash left, of one domain or all; `patience`: seconds for a stream, or no limit."""
+
+    domain: str | None = None
+    patience: float | None = None
+
+
+@attrs.frozen
+class Fsck:
+    """Compare catalog, files and hypervisors, of one domain or all."""
+
+    domain: str | None = None
+    repair: bool = False
+
+
+@attrs.frozen
+class OperationStatus:
+    """An operation that was asked for.
+
+    Attributes:
+        id: eight hexadecimal digits.
+        kind: ``create``, ``revert``, ``delete``, ``verify``, ``recover`` or ``fsck``.
+        domain: what it works on; empty: all.
+        subject: the snapshot's name.
+        state: ``queued``, a state of `snaporch.states`, ``running`` where there is none, or ``refused``.
+        begun: seconds since the epoch.
+        ended: the same; None while it runs.
+        outcome: ``complete``, ``rolled-back``, ``stranded``, ``failed`` or ``refused``; None while it runs.
+        phases: seconds that each phase took.
+        done: bytes of memory streamed, or of images merged.
+        total: bytes there are, as far as is known.
+        by: who asked for it; empty where that is not known any more.
+        result: what the library's method returns.
+        error: a problem document.
+    """
+
+    id: str
+    kind: str
+    domain: str
+    subject: str
+    state: str
+    begun: float
+    ended: float | None = None
+    outcome: str | None = None
+    phases: dict[str, float] = attrs.field(factory=dict)
+    done: int = 0
+    total: int = 0
+    by: str = ""
+    result: Any = None
+    error: dict[str, Any] | None = None
+
+
+@attrs.frozen
+class Page:
+    """A part of a list: `next` is the `after` of what follows, or None."""
+
+    items: tuple[Any, ...]
+    next: str | None
