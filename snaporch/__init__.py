@@ -8,23 +8,31 @@ await orch.revert("web1", "before-upgrade")
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from snaporch.errors import (
     Busy,
     CommandRefused,
     ConnectionGone,
     DamagedSnapshot,
     DeadlineExceeded,
+    Forbidden,
     HypervisorError,
     InvalidInput,
+    Left,
     NotEnoughSpace,
     NotFound,
     OperationFailed,
     OutcomeUnknown,
     ProtocolError,
     Refused,
+    ServiceGone,
     SnaporchError,
     Stranded,
     TargetExists,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
     Unsupported,
 )
 from snaporch.models import (
@@ -51,9 +59,14 @@ from snaporch.models import (
 )
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 
+if TYPE_CHECKING:
+    from snaporch.client import Client, open_client
+
 __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "open_orchestrator",
     "Orchestrator",
+    "open_client",
+    "Client",
     # the RFC's structures and flags
     "DomainSnapshot",
     "DiskSnapshot",
@@ -95,4 +108,20 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "ConnectionGone",
     "ProtocolError",
     "OutcomeUnknown",
+    "Left",
+    # errors of the service
+    "ServiceGone",
+    "Unauthenticated",
+    "Forbidden",
+    "TooLarge",
+    "Unavailable",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Give the client's names: whoever does without them need not wait until HTTP is imported."""
+    if name in {"open_client", "Client"}:
+        from snaporch import client  # noqa: PLC0415
+
+        return getattr(client, name)
+    raise AttributeError(name)

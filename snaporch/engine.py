@@ -6,7 +6,7 @@ hypervisor and no file. It guarantees:
 1. The journal says what may have been touched before anything is; while a guest stands for a LIVE point nothing is
    written, the row written before the pause covers all of it.
 2. An operation that does not complete is rolled back, whatever ended it: an error, a cancellation, a deadline.
-   Rolling back is shielded from cancellation and has a deadline of its own.
+   Rolling back is shielded from cancellation and has a deadline of its own. The one exception is `leave`.
 3. What could not be undone is in the `Stranded` error and in the journal; nothing is left out silently.
 """
 
@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from snaporch.catalog.store import Catalog, Change
-from snaporch.errors import OperationFailed, Refused, SnaporchError, Stranded
+from snaporch.errors import Left, OperationFailed, Refused, SnaporchError, Stranded
 from snaporch.events import Broadcast
 from snaporch.models import Event, OperationRecord, members_of
 from snaporch.replay import phases_begun, phases_left
@@ -157,6 +157,38 @@ class Engine:
 
     catalog: Catalog
     events: Broadcast
+    _leaving: bool = False
+    _left: set[trio.CancelScope] = attrs.field(factory=set)
+
+    def leave(self) -> None:
+        """Leave every operation, from now on, as soon as it is where it goes on without us; the others run on.
+
+        What is left is not rolled back: its row in the journal stays, and `recover` goes on with it.
+        """
+        self._leaving = True
+        for scope in self._left:
+            scope.cancel()
+
+    async def _perform(self, operation: Operation, phase: Phase, actors: Sequence[Actor]) -> None:
+        """Perform a phase.
+
+        Raises:
+            Left: it goes on without us.
+        """
+        if not phase.goes_on:
+            await _perform(phase, actors)
+            return
+        with trio.CancelScope() as scope:
+            self._left.add(scope)
+            if self._leaving:
+                scope.cancel()
+            try:
+                await _perform(phase, actors)
+            finally:
+                self._left.discard(scope)
+        if scope.cancelled_caught:
+            what = f"{operation.kind} {operation.subject} of {operation.domain}"
+            raise Left(f"{what} goes on without us, and is completed at the next start")
 
     async def run(
         self,
@@ -183,6 +215,7 @@ class Engine:
         Raises:
             OperationFailed: it was rolled back (Refused, when a step found a reason to refuse).
             Stranded: it could not be rolled back.
+            Left: see `leave`; nothing was rolled back.
             trio.Cancelled: it was rolled back because of this.
         """
         begun: set[str] = set()
@@ -192,9 +225,11 @@ class Engine:
                 await self._enter(operation, phase.signal, quiet=phase.paused)
                 begun.update(*(steps for _, steps in phase.lanes()))
                 with operation.timed(operation.machine.state):
-                    await _perform(phase, actors)
+                    await self._perform(operation, phase, actors)
             await self._enter(operation, Signal.COMMIT)
             await self._commit(operation, commit, ended=finish is None)
+        except Left:
+            raise
         except BaseException as error:
             # It shields itself, with a deadline.
             await self._fail(operation, rollback, actors, begun, error)  # noqa: ASYNC102

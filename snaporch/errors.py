@@ -16,6 +16,7 @@
     ├── OperationFailed                 1   500   it failed, and everything is as it was before
     │   └── DeadlineExceeded            1   504
     ├── Stranded                        5   500   it failed and could not be undone; says what mends it
+    ├── Left                            1   503   we stopped; the hypervisor goes on with it, the next start ends it
     ├── ServiceGone                     1   502   the service does not answer; what it does goes on
     └── HypervisorError                 1   502
         ├── CommandRefused              1   502   the hypervisor answered with an error
@@ -40,6 +41,7 @@ __all__ = [
     "Forbidden",
     "HypervisorError",
     "InvalidInput",
+    "Left",
     "NotEnoughSpace",
     "NotFound",
     "OperationFailed",
@@ -197,6 +199,12 @@ class Stranded(SnaporchError):
         super().__init__(f"{what}; not undone: {'; '.join(remains)}. `snaporch recover` mends it")
         self.operation = operation
         self.remains = remains
+
+
+class Left(SnaporchError):
+    """We stopped while an operation could go on without us: `recover`, at the next start, completes it."""
+
+    http_status = 503
 
 
 class ServiceGone(SnaporchError):

@@ -502,6 +502,13 @@ class Orchestrator:
                         await sweep(self._context, await self._context.catalog.domain(record.name), end=True)
         return ended
 
+    def leave(self) -> None:
+        """Leave creates, from now on, as soon as their point is held: for a process that is about to end.
+
+        The call raises `Left`. The hypervisor goes on with it, and whoever opens the root next completes it.
+        """
+        self._context.engine.leave()
+
     async def fsck(self, domain: str | None = None, *, repair: bool = False) -> tuple[Finding, ...]:
         """Compare the catalog, the files and the running hypervisors, and say what is not as it should be.
 

@@ -39,6 +39,7 @@ class Phase:
         disk: steps of each disk's lane.
         memory: steps of the memory lane.
         paused: the guest stands still for a LIVE point: no database write, no fsync, nothing but the hypervisor.
+        goes_on: what it does goes on, or can be done again, without us: it may be left, see `snaporch.replay`.
     """
 
     signal: Signal
@@ -46,6 +47,7 @@ class Phase:
     disk: tuple[str, ...] = ()
     memory: tuple[str, ...] = ()
     paused: bool = False
+    goes_on: bool = False
 
     def lanes(self) -> tuple[tuple[Lane, tuple[str, ...]], ...]:
         """Return the lanes that have something to do."""
@@ -69,7 +71,7 @@ _PREPARE = Phase(
     memory=("make_memory_file", "open_stream"),
 )
 _PREPARE_OFFLINE = Phase(Signal.PREPARE, disk=("make_overlay",))
-_SEAL = Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",), memory=("seal_memory",))
+_SEAL = Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",), memory=("seal_memory",), goes_on=True)
 
 CREATE: dict[Strategy, tuple[Phase, ...]] = {
     # The point is where the guest stands; RAM is write-protected there and streams while the guest runs on.
@@ -84,6 +86,7 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
             domain=("dismiss_guard",),
             disk=("seal_image",),
             memory=("finish_stream", "seal_memory"),
+            goes_on=True,
         ),
     ),
     # The point is where the hypervisor itself stops the guest: the last page is sent and nothing moves.
@@ -101,10 +104,10 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
         Phase(Signal.SWITCH, domain=("switch",)),
         Phase(Signal.STREAM, memory=("start_stream", "finish_stream", "seal_memory")),
         Phase(Signal.RESUME, domain=("resume",)),
-        Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",)),
+        Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",), goes_on=True),
     ),
     # An inactive domain: its disks stand still by themselves.
-    Strategy.NONE: (_PREPARE_OFFLINE, Phase(Signal.SWITCH), Phase(Signal.SEAL, disk=("seal_image",))),
+    Strategy.NONE: (_PREPARE_OFFLINE, Phase(Signal.SWITCH), Phase(Signal.SEAL, disk=("seal_image",), goes_on=True)),
 }
 
 # The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.

@@ -11,7 +11,7 @@ from snaporch.models import Strategy
 from snaporch.replay import Action, after_create, phases_begun, table, walk
 from snaporch.revert import Reverter
 from snaporch.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
-from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
+from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, VERIFY, Phase, Undo
 
 
 def test_every_state_has_a_row_and_terminal_ones_an_empty_one() -> None:
@@ -90,6 +90,14 @@ def test_only_what_holds_its_point_is_gone_on_with(strategy: Strategy) -> None:
     actions = [after_create(strategy, state) for state in walk(CREATE[strategy])]
     assert actions == sorted(actions, key=[Action.UNDO, Action.GO_ON].index)
     assert {actions[0], actions[-1]} == {Action.UNDO, Action.GO_ON}
+
+
+@pytest.mark.parametrize("strategy", list(CREATE))
+def test_what_may_be_left_is_what_is_gone_on_with(strategy: Strategy) -> None:
+    """A phase is marked as one that goes on without us exactly where recovery goes on with it."""
+    for phase, state in zip(CREATE[strategy], walk(CREATE[strategy]), strict=False):
+        assert phase.goes_on == (after_create(strategy, state) is Action.GO_ON), state
+    assert not any(phase.goes_on for phases in (*REVERT.values(), VERIFY) for phase in phases)
 
 
 def test_what_may_have_begun_is_what_the_row_says() -> None:

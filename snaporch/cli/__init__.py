@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import structlog
 from cyclopts import App, CycloptsError, Parameter
 
-from snaporch.cli import batch, domain, inspect, prune, snapshot
+from snaporch.cli import batch, domain, inspect, prune, service, snapshot
 from snaporch.cli.runner import ANYTHING, refuse, report, run
 from snaporch.cli.session import Answer, Session
 
@@ -37,6 +37,8 @@ def _application() -> App:
     app = App(name="snaporch", help=_HELP, help_format="markdown", default_parameter=plain)
     app.command(domain.app)
     app.command(batch.app)
+    app.command(service.serve)
+    app.command(service.app)
     snapshot.register(app)
     prune.register(app)
     inspect.register(app)

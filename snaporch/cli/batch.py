@@ -45,7 +45,7 @@ async def plan_(file: Path, /, *, session: Here) -> Answer:
     from snaporch.batch import prune, store  # noqa: PLC0415 - as in `_load`
 
     plan = await _load(file)
-    async with session.open() as orchestrator:
+    async with session.open_here() as orchestrator:
         items = await store.select(orchestrator.catalog, str(orchestrator.root), plan)
         cut = await store.unfinished(orchestrator.catalog, plan.name)
         now = time.time()
@@ -83,7 +83,7 @@ async def rehearse(file: Path, /, *, html: Path | None = None, session: Here) ->
     from snaporch.batch import rehearsal  # noqa: PLC0415 - as in `_load`
 
     plan = await _load(file)
-    async with session.open() as orchestrator:
+    async with session.open_here() as orchestrator:
         forecast = await rehearsal.rehearse(orchestrator, plan, html=os.path.abspath(html) if html else "")
     status = FAILED if set(forecast.counts) != {"done"} else 0
     return Answer(attrs.asdict(forecast), lambda human: human.lines(rehearsal.lines(forecast)), status)
@@ -103,7 +103,7 @@ async def schedule(directory: Path, /, *, session: Here) -> Answer:
     from snaporch.batch.schedule import Scheduler  # noqa: PLC0415 - as in `_load`
 
     session.interrupted = "what it was doing is rolled back; the next one goes on where it was"
-    async with session.open() as orchestrator:
+    async with session.open_here() as orchestrator:
         await Scheduler(orchestrator, directory).run()
 
 
@@ -124,7 +124,7 @@ async def run(file: Path, /, *, anew: bool = False, session: Here) -> Answer:
 
     plan = await _load(file)
     session.interrupted = "what it was doing is rolled back; run it again to go on where it was"
-    async with session.open() as orchestrator:
+    async with session.open_here() as orchestrator:
         batch = await run_batch(orchestrator, plan, anew=anew, tell=_teller(session))
         return await _answer(orchestrator, batch, items=session.as_json)
 
@@ -158,7 +158,7 @@ async def list_(*, session: Here) -> Answer:
     """List all batches, oldest first."""
     from snaporch.batch import report, store  # noqa: PLC0415 - as in `_load`
 
-    async with session.open() as orchestrator:
+    async with session.open_here() as orchestrator:
         found = await store.batches(orchestrator.catalog)
     lines = [line for batch in found for line in report.lines(batch)] or ["no batches"]
     return Answer([report.summary(batch) for batch in found], lambda human: human.lines(lines))
@@ -171,7 +171,7 @@ async def show(plan: str, /, *, session: Here) -> Answer:
     from snaporch.errors import NotFound  # noqa: PLC0415
 
     check_name(plan, "plan")
-    async with session.open() as orchestrator:
+    async with session.open_here() as orchestrator:
         if (batch := await store.latest(orchestrator.catalog, plan)) is None:
             raise NotFound(f"no batch of a plan {plan!r}; `snaporch batch list` shows those that there are")
         answer = await _answer(orchestrator, batch, items=session.as_json)

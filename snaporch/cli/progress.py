@@ -14,11 +14,12 @@ from snaporch.orchestrator import Orchestrator
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from snaporch.client import Client
     from snaporch.models import Event
 
 
 @asynccontextmanager
-async def shown(orchestrator: Orchestrator, domain: str) -> AsyncIterator[None]:
+async def shown(orchestrator: Orchestrator | Client, domain: str) -> AsyncIterator[None]:
     """Show what happens to a domain while the body runs; nothing where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield

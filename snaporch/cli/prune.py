@@ -58,7 +58,7 @@ async def prune(
     counts = {"last": last, "hourly": hourly, "daily": daily, "weekly": weekly, "monthly": monthly}
     sizes = {"max_bytes": max_bytes} if max_bytes else {}
     policy = retention_from({**counts, "within": within, "zone": zone, "pin": [pin] if pin else [], **sizes})
-    async with session.open() as orchestrator:
+    async with session.open_here() as orchestrator:
         names = domains or tuple(record.name for record in await orchestrator.catalog.domains())
         verdicts = {
             name: await prune_one(orchestrator, policy, name, now=time.time(), dry_run=dry_run) for name in names

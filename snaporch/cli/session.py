@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 from cyclopts import Parameter
 
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, default_root, open_orchestrator
+from snaporch.service.owner import owner
+
+if TYPE_CHECKING:
+    from snaporch.client import Client
 
 
 @attrs.define
@@ -35,8 +39,20 @@ class Session:
     interrupted: str = "ended"
 
     @asynccontextmanager
-    async def open(self, *, recover: bool = True) -> AsyncIterator[Orchestrator]:
-        """Open the orchestrator on the root."""
+    async def open(self, *, recover: bool = True) -> AsyncIterator[Orchestrator | Client]:
+        """Open the orchestrator on the root, or a client of the service that owns it."""
+        if owner(self.root or default_root()) is not None:
+            from snaporch.client import open_client  # noqa: PLC0415 - slow, and needed only here
+
+            async with open_client(self.root) as client:
+                yield client
+            return
+        async with self.open_here(recover=recover) as orchestrator:
+            yield orchestrator
+
+    @asynccontextmanager
+    async def open_here(self, *, recover: bool = True) -> AsyncIterator[Orchestrator]:
+        """Open the orchestrator on the root, in this process: also beside a service, as both keep to the locks."""
         async with open_orchestrator(self.root, recover=recover) as orchestrator:
             yield orchestrator
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import cattrs
 import structlog
@@ -19,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.routing import Route as Path_
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from snaporch.convert import dumps
 from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
@@ -37,12 +39,14 @@ PACE_SECONDS = 0.1  # between two writes to one follower: what has happened mean
 COOKIE = "snaporch_token"
 STATIC = Path(__file__).parent / "static"
 
+_READING = frozenset({"GET", "HEAD"})
+
 _log = structlog.get_logger("snaporch.service")
 
 Answering = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service) -> Starlette:
+def make_app(service: Service) -> ASGIApp:
     """Return the application of a service that is open."""
     rows: list[BaseRoute] = [
         Path_(row.path, _guarded(service, row.role, partial(_answer, service, row)), methods=[row.method])
@@ -64,7 +68,15 @@ def make_app(service: Service) -> Starlette:
     ):
         rows.append(Path_(path, _guarded(service, role, _at_once(answer))))
     rows.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
-    return Starlette(routes=rows, exception_handlers={HTTPException: _http_error, Exception: _defect})
+    app = Starlette(routes=rows, exception_handlers={HTTPException: _http_error, Exception: _defect})
+
+    async def with_raw_path(scope: Scope, receive: Receive, send: Send) -> None:
+        # Parts of a URL are told apart before they are decoded: a slash in a name is no place of its own.
+        if "raw_path" in scope:
+            scope["path"] = scope["raw_path"].decode("ascii")
+        await app(scope, receive, send)
+
+    return with_raw_path
 
 
 def _json(text: str) -> Response:
@@ -93,11 +105,12 @@ def _guarded(service: Service, role: Role | None, answering: Answering) -> Calla
             response = await answering(request)
         except SnaporchError as error:
             response = problem_response(error)
-            _note(service, request, caller, response.status_code, str(error))
+            if request.method not in _READING or response.status_code in {401, 403}:
+                _note(service, request, caller, response.status_code, str(error))
             return response
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
-        if request.method not in {"GET", "HEAD"}:
+        if request.method not in _READING:
             _note(service, request, caller, response.status_code, None)
         return response
 
@@ -146,7 +159,7 @@ async def _answer(service: Service, row: Route, request: Request) -> Response:
     call = Call(
         service,
         request.state.caller,
-        request.path_params,
+        {name: unquote(value) for name, value in request.path_params.items()},
         request.query_params,
         _parsed(raw, row.body) if row.body else None,
         key,
@@ -175,10 +188,11 @@ async def _body(request: Request, most: int) -> bytes:
         raise too_large
     body = bytearray()
     with trio.move_on_after(BODY_SECONDS) as scope:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise too_large
+        async with aclosing(request.stream()) as stream:
+            async for chunk in stream:
+                body += chunk
+                if len(body) > most:
+                    raise too_large
     if scope.cancelled_caught:
         raise TooLarge(f"the body did not come within {BODY_SECONDS:g} s")
     return bytes(body)

@@ -21,6 +21,7 @@ from snaporch.engine import leaves, name_next, new_id
 from snaporch.errors import (
     Busy,
     InvalidInput,
+    Left,
     NotFound,
     OperationFailed,
     Refused,
@@ -37,6 +38,15 @@ KEPT = 1_000  # jobs that have ended
 BEGIN_SECONDS = 5.0  # a refusal that takes longer to find is told by the operation
 
 _log = structlog.get_logger("snaporch.service")
+
+_OUTCOMES: tuple[tuple[type[SnaporchError], str], ...] = (
+    (Stranded, "stranded"),
+    (Left, "left"),
+    (OperationFailed, "rolled-back"),
+    (Refused, "refused"),
+    (NotFound, "refused"),
+    (Busy, "refused"),
+)
 
 Work = Callable[[], Awaitable[Any]]
 
@@ -77,16 +87,9 @@ class Job:
         """How it ended."""
         if self.ended is None:
             return None
-        match self.error:
-            case None:
-                return "complete"
-            case Stranded():
-                return "stranded"
-            case OperationFailed():
-                return "rolled-back"
-            case Refused() | NotFound() | Busy():
-                return "refused"
-        return "failed"
+        if self.error is None:
+            return "complete"
+        return next((name for kind, name in _OUTCOMES if isinstance(self.error, kind)), "failed")
 
     def status(self, record: OperationRecord | None = None) -> OperationStatus:
         """Return what is told of it; `record` is what the journal has."""
@@ -103,6 +106,7 @@ class Job:
             done=self.done,
             total=self.total,
             by=self.by,
+            journaled=record is not None,
             result=converter.unstructure(self.result),
             error=problem(self.error) if self.error else None,
         )
@@ -122,6 +126,7 @@ def past(record: OperationRecord) -> OperationStatus:
         record.ended,
         known,
         record.phases,
+        journaled=True,
         error=problem(error) if error else None,
     )
 
@@ -230,6 +235,7 @@ class Jobs:
                 async with self.limiter:
                     job.state = "running"
                     name_next(job.id)
+                    structlog.contextvars.bind_contextvars(operation=job.id)
                     job.result = await job.work()
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asked, not to the service
                 job.error = _failure(job, error)

@@ -132,11 +132,13 @@ class OperationStatus:
         state: ``queued``, a state of `snaporch.states`, ``running`` where there is none, or ``refused``.
         begun: seconds since the epoch.
         ended: the same; None while it runs.
-        outcome: ``complete``, ``rolled-back``, ``stranded``, ``failed`` or ``refused``; None while it runs.
+        outcome: ``complete``, ``rolled-back``, ``stranded``, ``left``, ``failed`` or ``refused``; None while it
+            runs.
         phases: seconds that each phase took.
         done: bytes of memory streamed, or of images merged.
         total: bytes there are, as far as is known.
         by: who asked for it; empty where that is not known any more.
+        journaled: the journal has it: it was not refused, and does more than read.
         result: what the library's method returns.
         error: a problem document.
     """
@@ -153,6 +155,7 @@ class OperationStatus:
     done: int = 0
     total: int = 0
     by: str = ""
+    journaled: bool = False
     result: Any = None
     error: dict[str, Any] | None = None
 

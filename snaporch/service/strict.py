@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+import types
+import typing
+from typing import Any, TypeVar, cast
 
 from cattrs.preconf.json import make_converter
 
@@ -24,6 +26,23 @@ def _only(kind: type[T]) -> Any:
     return structure
 
 
+def _sequence(kind: Any) -> bool:
+    return typing.get_origin(kind) in {tuple, frozenset}
+
+
+def _from_list(kind: Any) -> Any:
+    """Return a hook that takes a JSON array only: a string, too, is a sequence."""
+    origin, items = typing.get_origin(kind), cast("Any", types.GenericAlias(list, typing.get_args(kind)[:1]))
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, list):
+            raise TypeError(f"expected an array, not {value!r:.60}")
+        return origin(_converter.structure(value, items))
+
+    return structure
+
+
+_converter.register_structure_hook_factory(_sequence, _from_list)
 for _kind in (bool, int, float, str):
     _converter.register_structure_hook(_kind, _only(_kind))
 
@@ -34,5 +53,7 @@ def structured(data: Any, kind: type[T]) -> T:
     Raises:
         cattrs.BaseValidationError: it is none.
     """
+    if not isinstance(data, dict):
+        raise TypeError(f"expected an object, not {data!r:.60}")
     value: T = _converter.structure(data, kind)
     return value

@@ -1,0 +1,46 @@
+"""The beginning of a service: what its predecessor left, or was killed in, is gone on with or undone.
+
+Each is a job under the id that it had, so that whoever was promised it can still ask for it, and wait for it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from snaporch.errors import Busy, OperationFailed
+from snaporch.models import OperationRecord
+from snaporch.service.jobs import Job
+from snaporch.service.service import Service
+from snaporch.states import State
+
+ADOPTED = "snaporch"  # in the place of who asked: the service itself
+
+
+async def adopt(service: Service) -> None:
+    """Begin to recover every operation that was cut short; of a domain, all that there are with the first."""
+    domains: set[str] = set()
+    for record, _ in await service.orchestrator.catalog.unfinished():
+        if record.domain not in domains:
+            domains.add(record.domain)
+            work = partial(_recover, service, record)
+            service.jobs.submit(Job(record.kind, record.domain, record.subject, ADOPTED, work, id=record.id))
+
+
+async def _recover(service: Service, record: OperationRecord) -> Any:
+    """Recover an operation and return what it was to return, as far as there is such a thing.
+
+    Raises:
+        OperationFailed: it was undone.
+        Busy: it was not cut short: another process does it.
+    """
+    what = f"{record.kind} {record.subject}"
+    await service.orchestrator.recover(domain=record.domain)
+    now = await service.orchestrator.catalog.operation(record.id)
+    if now is None or now.ended is None:
+        raise Busy(record.domain, record.id, what)
+    if now.state == State.ROLLED_BACK:
+        raise OperationFailed(f"{what} of {record.domain} was cut short; everything is as it was before")
+    if record.kind == "create":
+        return await service.orchestrator.show(record.domain, now.subject)
+    return None

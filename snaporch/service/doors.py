@@ -1,0 +1,181 @@
+"""Where connections come in: who is at the other end is noted, no more come in than may, and none holds us up."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import cast
+
+import trio
+
+from snaporch.errors import InvalidInput
+from snaporch.service.config import Config
+from snaporch.service.owner import address
+from snaporch.service.roles import connected_peer, peer_of
+from snaporch.service.systemd import activated
+
+BACKLOG = 512
+SEND_SECONDS = 30.0  # for a client to read what it has asked for; the server itself waits for ever, and shielded
+
+
+class Visitor(trio.abc.HalfCloseableStream):
+    """A connection, which gives its place back when it is closed, and whose client must read."""
+
+    def __init__(self, stream: trio.SocketStream, places: trio.Semaphore) -> None:
+        self._stream = stream
+        self._places: trio.Semaphore | None = places
+        self.socket = stream.socket  # the server asks it for its addresses
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See trio; a client that does not read is gone."""
+        with trio.move_on_after(SEND_SECONDS) as scope:
+            await self._stream.send_all(data)
+        if scope.cancelled_caught:
+            await trio.aclose_forcefully(self)
+            raise trio.BrokenResourceError(f"the client has read nothing for {SEND_SECONDS:g} s")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See trio."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """See trio."""
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        """See trio."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """See trio."""
+        if self._places is not None:
+            self._places.release()
+            self._places = None
+        await self._stream.aclose()
+
+
+class Door(trio.abc.Listener[Visitor]):
+    """A listening socket."""
+
+    def __init__(self, sock: socket.socket, places: trio.Semaphore) -> None:
+        sock.setblocking(False)
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        self._places = places
+
+    async def accept(self) -> Visitor:
+        """See trio; whatever is done for this connection, in tasks begun by its own, finds who is there."""
+        await self._places.acquire()
+        try:
+            stream = await self._listener.accept()
+        except BaseException:
+            self._places.release()
+            raise
+        connected_peer.set(peer_of(cast("socket.socket", stream.socket)))
+        return Visitor(stream, self._places)
+
+    async def aclose(self) -> None:
+        """See trio."""
+        await self._listener.aclose()
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """Return what TCP connections are encrypted with; None where they are not.
+
+    Raises:
+        InvalidInput: the certificate or the key cannot be used.
+    """
+    if not config.certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    load_certificate(context, config)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, config: Config) -> None:
+    """Take a certificate for the connections from now on; see `tls_context`."""
+    try:
+        context.load_cert_chain(config.certificate, config.key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(f"certificate {config.certificate}, key {config.key}: {error}") from None
+
+
+@contextmanager
+def _unix_socket(path: str) -> Iterator[socket.socket]:
+    """Listen at a path that only we may use; what an earlier service left there goes: we own the root."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, address(path) as where:
+        try:
+            if os.path.exists(path) and not _is_socket(path):
+                raise InvalidInput(f"socket: {path} is there, and is no socket")
+            if os.path.lexists(path):
+                os.unlink(path)
+            before = os.umask(0o177)
+            try:
+                sock.bind(where)
+            finally:
+                os.umask(before)
+        except OSError as error:
+            raise InvalidInput(f"socket: {path}: {error.strerror or error}") from None
+        sock.listen(BACKLOG)
+        try:
+            yield sock
+        finally:
+            os.unlink(path)
+
+
+def _is_socket(path: str) -> bool:
+    return Path(path).is_socket()
+
+
+@contextmanager
+def _tcp_socket(config: Config) -> Iterator[socket.socket]:
+    try:
+        sock = socket.create_server(config.address, backlog=BACKLOG, family=_family(config))
+    except OSError as error:
+        raise InvalidInput(f"listen: {config.listen}: {error.strerror or error}") from None
+    with sock:
+        yield sock
+
+
+def _family(config: Config) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in config.address[0] else socket.AF_INET
+
+
+@contextmanager
+def listening(config: Config, path: str) -> Iterator[Sequence[socket.socket]]:
+    """Yield the sockets that a configuration names, or those that systemd has given to us.
+
+    Raises:
+        InvalidInput: one cannot be had.
+    """
+    with ExitStack() as stack:
+        if sockets := activated():
+            yield [stack.enter_context(sock) for sock in sockets]
+            return
+        sockets = [stack.enter_context(_unix_socket(path))]
+        if config.listen:
+            sockets.append(stack.enter_context(_tcp_socket(config)))
+        yield sockets
+
+
+def doors(
+    sockets: Sequence[socket.socket], config: Config, tls: ssl.SSLContext | None
+) -> list[trio.abc.Listener[trio.abc.Stream]]:
+    """Return the listeners of sockets: TCP with TLS, where there is a certificate.
+
+    Raises:
+        InvalidInput: a socket from systemd is for all the world, and there is no certificate.
+    """
+    places = trio.Semaphore(config.connections, max_value=config.connections)
+    found: list[trio.abc.Listener[trio.abc.Stream]] = []
+    for sock in sockets:
+        door = Door(sock, places)
+        if sock.family == socket.AF_UNIX or tls is None:
+            found.append(door)
+        else:
+            found.append(trio.SSLListener(door, tls, https_compatible=True))
+    return found

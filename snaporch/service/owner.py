@@ -1,0 +1,80 @@
+"""Who owns a root: one service at most, by the kernel's word; and where its socket is. No HTTP in here."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+
+from snaporch.errors import Refused
+
+LOCK = "service.lock"
+SOCKET = "service.sock"
+_LONGEST = 100  # of a unix socket's address the kernel takes 107 bytes
+
+
+@attrs.frozen
+class Owner:
+    """The service that owns a root."""
+
+    pid: int
+    socket: str
+
+
+def owner(root: Path) -> Owner | None:
+    """Return the service that owns a root; None where there is none, or none that takes anything yet."""
+    try:
+        fd = os.open(root / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(ValueError, KeyError, TypeError):
+            said = json.loads(os.pread(fd, 4096, 0))
+            return Owner(int(said["pid"]), str(said["socket"]))
+    finally:
+        os.close(fd)
+    return None
+
+
+@contextmanager
+def owned(root: Path) -> Iterator[int]:
+    """Own a root while the body runs; yields the lock's descriptor, for `tell`.
+
+    Raises:
+        Refused: another service owns it.
+    """
+    fd = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"a service owns {root} already; stop it first, or use another root") from None
+        os.truncate(fd, 0)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def tell(lock: int, socket: str) -> None:
+    """Say where the socket is, now that it is."""
+    os.pwrite(lock, json.dumps({"pid": os.getpid(), "socket": socket}).encode(), 0)
+
+
+@contextmanager
+def address(path: str) -> Iterator[str]:
+    """Yield an address for a unix socket's path, however long that is; it holds while the body runs."""
+    if len(os.fsencode(path)) <= _LONGEST:
+        yield path
+        return
+    fd = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
+    finally:
+        os.close(fd)

@@ -1,0 +1,235 @@
+"""The client over a real socket: what it returns and raises is what the orchestrator does."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx2
+import pytest
+import trio
+
+from snaporch import (
+    Busy,
+    Client,
+    CreateFlag,
+    CreateOptions,
+    DomainSnapshot,
+    Orchestrator,
+    ServiceGone,
+    SnaporchError,
+    open_client,
+)
+from snaporch.models import Event
+from snaporch.service.config import Config
+from snaporch.service.doors import doors, listening
+from snaporch.service.owner import address, owned, tell
+from snaporch.service.server import run_http
+from snaporch.service.service import Service, open_service
+from snaporch.testing import SimulatedWorld, open_simulated_world
+
+HERE_ONLY = {"catalog", "broadcast", "leave", "create_group"}  # of the process that the operations run in
+SECONDS = 30.0
+
+
+@attrs.frozen
+class Served:
+    """A service on a simulated domain, and a client of it."""
+
+    world: SimulatedWorld
+    service: Service
+    client: Client
+    socket: str
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    """Serve a root whose path is longer than a unix socket's address may be."""
+    root = tmp_path / ("long-" * 20)
+    path = str(root / "service.sock")
+    async with open_simulated_world(root) as world:
+        with owned(root) as lock, listening(Config(), path) as sockets:
+            async with (
+                open_service(world.orchestrator, Config(directories=("/images",))) as service,
+                trio.open_nursery() as nursery,
+            ):
+                stopping = trio.Event()
+                nursery.start_soon(run_http, service, doors(sockets, service.config, None), stopping)
+                tell(lock, path)
+                async with open_client(root) as client:
+                    yield Served(world, service, client, path)
+                service.feed.drain()
+                stopping.set()
+
+
+def test_the_methods_are_the_same() -> None:
+    """Whatever the orchestrator has in public, the client has under the same name with the same parameters."""
+    for name, method in inspect.getmembers(Orchestrator, inspect.isfunction):
+        if name.startswith("_") or name in HERE_ONLY:
+            continue
+        ours = inspect.signature(getattr(Client, name))
+        theirs = inspect.signature(method)
+        assert [*ours.parameters] == [*theirs.parameters], name
+        for ours_, theirs_ in zip(ours.parameters.values(), theirs.parameters.values(), strict=True):
+            assert (ours_.default, ours_.kind) == (theirs_.default, theirs_.kind), name
+
+
+async def test_answers_and_errors_are_the_same(served: Served) -> None:
+    """Each call through the service gives what the same call in process gives."""
+    client, orch = served.client, served.world.orchestrator
+    record = await client.create("web1", DomainSnapshot("one", "said"), CreateFlag.LIVE)
+    assert record == await orch.show("web1", "one") == await client.show("web1", "one")
+    assert await client.list("web1") == await orch.list("web1")
+    assert await client.tree("web1") == await orch.tree("web1") == {None: ("one",)}
+    assert await client.current("web1") == "one"
+    assert await client.verify("web1", "one") == await orch.verify("web1", "one")
+    assert await client.intact("web1", "one")
+    assert (await client.pin("web1", "one")).pinned
+    assert await client.revert("web1", "one") == await orch.show("web1", "one")
+    assert (await client.pause("web1")).state == "paused"
+    assert await client.resume("web1") == await orch.domain_info("web1")
+    assert (await client.tag("web1", ["a", "b"])).tags == ("a", "b")
+    assert await client.domains() == await orch.domains()
+    assert await client.is_active("web1")
+    journal = {record.id for record in await orch.operations()}
+    assert {record.id for record in await client.operations("web1")} == journal
+    assert await client.recover() == await orch.recover() == ()
+    assert await client.fsck() == await orch.fsck()
+    assert await client.doctor() == await orch.doctor()
+    calls: list[Callable[[Any], Awaitable[Any]]] = [
+        lambda o: o.create("web1", DomainSnapshot("one"), CreateFlag.LIVE),
+        lambda o: o.show("web1", "none"),
+        lambda o: o.domain_info("a/b"),
+        lambda o: o.operations("nobody"),
+        lambda o: o.undefine("web1"),
+    ]
+    for call in calls:
+        errors = []
+        for who in (client, orch):
+            with pytest.raises(SnaporchError) as caught:
+                await call(who)
+            errors.append((type(caught.value), str(caught.value), vars(caught.value)))
+        assert errors[0] == errors[1]
+
+
+async def test_events_are_the_same(served: Served) -> None:
+    """The client's channel has what the orchestrator's has, from the first state to the last."""
+    seen: dict[str, list[tuple[str, str]]] = {"client": [], "orchestrator": []}
+
+    async def follow(who: str, channel: trio.MemoryReceiveChannel[Event]) -> None:
+        async for event in channel:
+            if event.state != "queued":
+                seen[who].append((event.kind, event.state))
+            if event.state == "complete":
+                return
+
+    async with (
+        served.client.events() as theirs,
+        served.world.orchestrator.events() as ours,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(follow, "client", theirs)
+        nursery.start_soon(follow, "orchestrator", ours)
+        await served.client.create("web1", DomainSnapshot("one"), CreateFlag.LIVE)
+    assert seen["client"] == seen["orchestrator"]
+    assert ("state", "streaming") in seen["client"]
+
+
+async def test_a_cancelled_call_cancels_its_operation(served: Served) -> None:
+    """When the call ends, the operation is rolled back; the next one is not busy."""
+    before = (await served.world.everything())["files"]
+    slow = CreateOptions(bandwidth=served.world.slow)
+    with trio.CancelScope() as scope:
+        async with served.client.events() as events, trio.open_nursery() as nursery:
+            nursery.start_soon(served.client.create, "web1", DomainSnapshot("one"), CreateFlag.LIVE, slow)
+            async for event in events:
+                if event.state == "streaming":
+                    with pytest.raises(Busy, match=event.operation):
+                        await served.client.revert("web1", "one")
+                    scope.cancel()
+    assert scope.cancelled_caught
+    assert (await served.world.everything())["files"] == before
+    assert not await served.client.list("web1")
+    assert [op.state for op in await served.client.operations()] == ["rolled-back"]
+
+
+async def test_a_client_that_dies_ends_nothing(served: Served) -> None:
+    """The operation is the service's; whoever asks with its id is told how it ended."""
+    with address(served.socket) as where:
+        transport = httpx2.AsyncHTTPTransport(uds=where)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x") as http:
+            body = {"snapshot": {"name": "one"}, "flags": ["live"]}
+            begun = (await http.post("/v1/domains/web1/snapshots", json=body)).json()
+    async with open_client(served.client.root) as another:
+        assert (
+            await another.create("web1", DomainSnapshot("two"), options=CreateOptions(wait=True))
+        ).parent == "one"
+        ended = {record.id: record.state for record in await another.operations()}
+    assert ended[begun["id"]] == "complete"
+
+
+async def test_a_follower_that_comes_back_misses_nothing(served: Served) -> None:
+    """Its connection breaks in mid-stream; the events go on after the last one that it has seen."""
+    numbers: list[int] = []
+    last = ""
+
+    async def read(count: int) -> None:
+        nonlocal last
+        headers = {"last-event-id": last} if last else {}
+        with trio.CancelScope() as broken:
+            async with served.client._http.stream("GET", "/v1/events", headers=headers) as response:
+                async for line in response.aiter_lines():
+                    if line.startswith("id: "):
+                        last = line[4:]
+                        numbers.append(int(last.partition("-")[2]))
+                    if len(numbers) >= count:
+                        broken.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, 3)
+        while not served.service.streams:  # noqa: ASYNC110 - nothing tells that a follower has come
+            await trio.sleep(0.01)
+        await served.client.create("web1", DomainSnapshot("one"), CreateFlag.LIVE)
+    await read(served.service.feed._next - 1)
+    assert numbers == list(range(1, served.service.feed._next))
+
+
+async def test_followers_are_limited_and_end(served: Served) -> None:
+    """One more than may is refused; when the service stops each is told, and its connection ends."""
+    served.service.reload(attrs.evolve(served.service.config, streams=1))
+    async with served.client._http.stream("GET", "/v1/events") as response:
+        lines = response.aiter_lines()
+        await anext(lines)
+        assert (await served.client._http.get("/v1/events")).status_code == 503
+        served.service.feed.drain()
+        said = [line async for line in lines]
+    assert "event: draining" in said
+
+
+async def test_a_slow_client_holds_nothing_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not read what it has asked for is let go; the others never notice."""
+    monkeypatch.setattr("snaporch.service.doors.SEND_SECONDS", 0.2)
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as slow, address(served.socket) as where:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        await slow.connect(where)
+        with trio.fail_after(SECONDS):
+            try:
+                while True:
+                    await slow.send(b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+    assert (await served.client.domain_info("web1")).name == "web1"
+
+
+async def test_a_service_that_is_gone_is_told(tmp_path: Path) -> None:
+    """Where no service is, or no longer, that is what the error says."""
+    with pytest.raises(ServiceGone):
+        async with open_client(tmp_path):
+            pass
+    async with open_client(url="http://127.0.0.1:9") as nobody:
+        with pytest.raises(ServiceGone):
+            await nobody.domains()
