@@ -9,7 +9,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 from snaporch.catalog import store
 from snaporch.errors import OutcomeUnknown, SnaporchError, Stranded
 from snaporch.images.files import LocalStorage
-from snaporch.models import Strategy
+from snaporch.models import CreateFlag, Strategy
 from snaporch.qmp import QMPClient
 from snaporch.states import State
 from tests.live.world import NAME, MakeWorld, World
@@ -135,6 +135,32 @@ async def test_file_operations(make_world: MakeWorld) -> None:
                     break
                 struck.add((verb, name))
     assert {name for _, name in struck} >= {"make_overlay", "make_file", "seal", "remove", "inspect"}
+
+
+async def test_offline_merges(make_world: MakeWorld) -> None:
+    """The same at every file operation of a delete of an inactive domain: it fails, and `recover` finishes it."""
+    world = await make_world()
+    await world.check_runs(2)
+    await world.orch.destroy(NAME)
+    codes = (ERRNOS[number % len(ERRNOS)] for number in count())
+    struck, fresh = set(), count()
+    for name in ("inspect", "chain", "commit_image", "rebase", "seal", "remove"):
+        for which in (0, 1):  # the first one's children go down into its large image, a middle one's go up
+            while len(names := [record.name for record in await world.orch.list(NAME)]) < 3:
+                await world.create(f"s{next(fresh)}", flags=CreateFlag.DISK_ONLY)
+            fault, code = Fault(1), next(codes)
+            what = f"{errno.errorcode[code]} at {name}"
+            fails = failing(LocalStorage, name, fault, partial(oserror, code), after=False)
+            with fails, suppress(SnaporchError):
+                await world.orch.delete(NAME, names[which])
+            ended = await world.orch.recover()
+            assert {record.state for record in ended} <= {State.COMPLETE}, what
+            for record in await world.orch.list(NAME):
+                assert (await world.orch.verify(NAME, record.name)).ok, what
+            await world.check_no_orphans()
+            struck |= {name} if fault.struck else set()
+    assert struck >= {"inspect", "commit_image", "rebase", "seal", "remove"}
+    await world.check_nothing_lost()
 
 
 COMMANDS = (
