@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -219,12 +219,27 @@ class Client:
         Raises:
             InvalidInput: `bandwidth` was given; `options` has one for this create alone.
         """
-        if bandwidth is not None:
-            raise InvalidInput("a bandwidth is shared within one process; give each create its own in options")
+        _not_shared(bandwidth)
         body = {"snapshot": snapshot or DomainSnapshot(), "options": options or CreateOptions()}
         url = f"{_domain(domain)}/snapshots"
         record = await self._operate(SnapshotRecord, url, flags=flag_names(flags), **body)
         return cast("SnapshotRecord", record)
+
+    async def create_group(
+        self,
+        domains: Sequence[str],
+        snapshot: DomainSnapshot | None = None,
+        flags: CreateFlag = CreateFlag(0),  # noqa: B008 - an immutable value
+        options: CreateOptions | None = None,
+        *,
+        bandwidth: SharedBandwidth | None = None,
+    ) -> tuple[SnapshotRecord, ...]:
+        """See `Orchestrator.create_group`, and `create` for the bandwidth."""
+        _not_shared(bandwidth)
+        body = {"snapshot": snapshot or DomainSnapshot(), "options": options or CreateOptions()}
+        kind = tuple[SnapshotRecord, ...]
+        records = await self._operate(kind, "groups", domains=domains, flags=flag_names(flags), **body)
+        return cast("tuple[SnapshotRecord, ...]", records)
 
     async def revert(
         self,
@@ -361,6 +376,11 @@ class Client:
     async def doctor(self, domain: str | None = None) -> dict[str, Any]:
         """See `Orchestrator.doctor`."""
         return cast("dict[str, Any]", await self._ask("GET", "doctor", params={"domain": domain} if domain else {}))
+
+
+def _not_shared(bandwidth: SharedBandwidth | None) -> None:
+    if bandwidth is not None:
+        raise InvalidInput("a bandwidth is shared within one process; give each create its own in options")
 
 
 def _timeout(seconds: float) -> httpx2.Timeout:

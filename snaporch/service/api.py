@@ -12,7 +12,6 @@ from typing import Any
 
 import attrs
 import trio
-from starlette.responses import Response
 
 from snaporch.errors import InvalidInput, NotFound
 from snaporch.images.merge import MergePlan
@@ -26,6 +25,7 @@ from snaporch.models import (
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
+    joined,
 )
 from snaporch.service import shapes
 from snaporch.service.confine import check_definition, check_snapshot, confined
@@ -229,7 +229,7 @@ async def tree(call: Call) -> list[Any]:
 # --- operations ---------------------------------------------------------------------------------------------
 
 
-async def create(call: Call) -> Response | OperationStatus:
+async def create(call: Call) -> OperationStatus:
     """Take a snapshot of a domain."""
     asked: shapes.Create = call.body
     check_snapshot(asked.snapshot, call.service.directories)
@@ -239,6 +239,20 @@ async def create(call: Call) -> Response | OperationStatus:
         return await call.service.orchestrator.create(call.domain, asked.snapshot, flags, asked.options)
 
     return await _begin(call, "create", call.domain, asked.snapshot.name, work, waits=asked.options.wait)
+
+
+async def create_group(call: Call) -> OperationStatus:
+    """Take a snapshot of each of several domains, all at one point."""
+    asked: shapes.CreateGroup = call.body
+    check_snapshot(asked.snapshot, call.service.directories)
+    flags = flags_of(CreateFlag, asked.flags)
+
+    async def work() -> tuple[SnapshotRecord, ...]:
+        orchestrator = call.service.orchestrator
+        return await orchestrator.create_group(asked.domains, asked.snapshot, flags, asked.options)
+
+    group, waits = joined(asked.domains), asked.options.wait
+    return await _begin(call, "create", group, asked.snapshot.name, work, waits=waits)
 
 
 async def revert(call: Call) -> OperationStatus:
@@ -330,7 +344,7 @@ async def operations(call: Call) -> shapes.Page:
     """List running and past operations, oldest first."""
     wanted = call.query.get("domain")
     records = {record.id: record for record in await call.service.orchestrator.operations(wanted)}
-    jobs = [job for job in call.service.jobs.all() if wanted in {None, job.domain}]
+    jobs = [job for job in call.service.jobs.all() if wanted in {None, *job.members}]
     known = {job.id: job.status(records.get(job.id)) for job in jobs}
     found = [*known.values(), *(past(record) for record in records.values() if record.id not in known)]
     items = tuple(sorted(found, key=lambda status: status.begun))
@@ -392,6 +406,7 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", f"{_DOMAIN}/tags", O, tag, shapes.Tags, DomainInfo),
     Route("GET", f"{_DOMAIN}/snapshots", V, snapshots, answer=SnapshotRecord, page=True, query=_PAGED),
     Route("POST", f"{_DOMAIN}/snapshots", O, create, shapes.Create, OperationStatus, status=202, query=("wait",)),
+    Route("POST", "/v1/groups", O, create_group, shapes.CreateGroup, OperationStatus, status=202, query=("wait",)),
     Route("GET", _SNAPSHOT, V, snapshot, answer=SnapshotRecord),
     Route("GET", f"{_SNAPSHOT}/intact", V, intact, answer=dict[str, bool]),
     Route("PUT", f"{_SNAPSHOT}/pin", O, pin, shapes.Pin, SnapshotRecord),

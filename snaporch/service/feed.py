@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from snaporch.convert import dumps
-from snaporch.models import Event
+from snaporch.models import Event, members_of
 
 CAPACITY = 10_000  # events, of about 300 bytes
 GAP, DRAINING = "gap", "draining"
@@ -110,7 +110,7 @@ class Follower:
         entries = self.feed.since(self.position)
         before = self.position - 1
         self.position += len(entries)
-        frames = [entry.frame for entry in entries if self.domain in {None, entry.domain}]
+        frames = [entry.frame for entry in entries if self.domain in {None, *members_of(entry.domain)}]
         if self.lost:
             self.lost = False
             frames.insert(0, frame(f"{self.feed.boot}-{before}", GAP, _data(boot=self.feed.boot, next=before + 1)))

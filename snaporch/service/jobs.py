@@ -29,7 +29,7 @@ from snaporch.errors import (
     Stranded,
     Unavailable,
 )
-from snaporch.models import Event, OperationRecord
+from snaporch.models import Event, OperationRecord, members_of
 from snaporch.service.problems import problem
 from snaporch.service.shapes import OperationStatus
 from snaporch.states import State
@@ -57,7 +57,7 @@ class Job:
 
     Attributes:
         kind: create, revert, delete, verify, recover or fsck.
-        domain: what it works on; empty: all.
+        domain: what it works on; empty: all; of several the names with commas between.
         subject: the snapshot's name.
         by: who asked.
         work: does it.
@@ -81,6 +81,11 @@ class Job:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     under_way: trio.Event = attrs.field(factory=trio.Event)
     over: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The names of the domains."""
+        return frozenset(members_of(self.domain))
 
     @property
     def outcome(self) -> str | None:
@@ -213,7 +218,7 @@ class Jobs:
         if len(others) >= self.queued + int(self.limiter.total_tokens):
             raise Unavailable(f"{len(others)} operations run or wait, which is as many as may; try again later")
         for other in others:
-            if other.domain == job.domain and not job.waits:
+            if other.members & job.members and not job.waits:
                 raise Busy(job.domain, other.id, f"{other.kind} {other.subject}".strip())
         self._jobs[job.id] = job
         if key:

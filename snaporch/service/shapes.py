@@ -82,6 +82,16 @@ class Create:
 
 
 @attrs.frozen
+class CreateGroup:
+    """Take a snapshot of several domains at one point; the rest as in `Create`."""
+
+    domains: tuple[str, ...]
+    snapshot: DomainSnapshot = DomainSnapshot()  # noqa: RUF009 - an immutable value
+    flags: tuple[str, ...] = ()
+    options: CreateOptions = CreateOptions()  # noqa: RUF009 - as above
+
+
+@attrs.frozen
 class Revert:
     """Go back to a snapshot; flags: ``running``, ``paused``, ``force``."""
 

@@ -32,7 +32,7 @@ from snaporch.service.server import run_http
 from snaporch.service.service import Service, open_service
 from snaporch.testing import SimulatedWorld, open_simulated_world
 
-HERE_ONLY = {"catalog", "broadcast", "leave", "create_group"}  # of the process that the operations run in
+HERE_ONLY = {"catalog", "broadcast", "leave"}  # of the process that the operations run in
 SECONDS = 30.0
 
 
@@ -98,6 +98,9 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     journal = {record.id for record in await orch.operations()}
     assert {record.id for record in await client.operations("web1")} == journal
     assert await client.recover() == await orch.recover() == ()
+    assert await client.create_group(["web1"], DomainSnapshot("two"), CreateFlag.LIVE) == (
+        await orch.show("web1", "two"),
+    )
     assert await client.fsck() == await orch.fsck()
     assert await client.doctor() == await orch.doctor()
     calls: list[Callable[[Any], Awaitable[Any]]] = [
