@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -59,6 +59,21 @@ class Context:
         if directory.parent == self.root / record.name and directory.name.startswith("run-"):
             await self.driver(record).clear(directory)
 
+    async def read_elsewhere(self, domain: str) -> dict[str, list[str]]:
+        """Return, by name of every other domain, the images that it reads: of its snapshots and of its disks."""
+        paths: dict[str, list[str]] = {}
+        for record in await self.catalog.domains():
+            if record.name == domain:
+                continue
+            reads = [path for snapshot in await self.catalog.snapshots(record.name) for path in snapshot.paths]
+            for disk in record.disks:
+                reads.append(disk.path)
+                with suppress(Refused):  # an image that cannot be read is nobody's to be kept whole
+                    links = await self.driver(record).storage.chain(disk.path, disk.format)
+                    reads += [link.path for link in links]
+            paths[record.name] = reads
+        return paths
+
     @asynccontextmanager
     async def locked(self, operation: Operation, *, wait: bool = False) -> AsyncIterator[None]:
         """Hold the lock of an operation's domain, of a group's all; see `domain_lock`.
@@ -108,7 +123,7 @@ class Context:
                     machine = await stack.enter_async_context(driver.connect(process, name))
                 except HypervisorError as error:
                     failure = error
-                if failure is None or not await _dies(driver, process):
+                if failure is None or not await dies(driver, process):
                     if failure is not None and not hung_is_none:
                         raise failure
                     yield record, machine
@@ -149,7 +164,7 @@ class Context:
         return tuple(found)
 
 
-async def _dies(driver: Driver, process: Process) -> bool:
+async def dies(driver: Driver, process: Process) -> bool:
     """Return whether a process that does not answer is just dying: with much memory that takes a while."""
     with trio.move_on_after(DYING_SECONDS):
         await driver.wait_gone(process)

@@ -31,7 +31,7 @@ from snaporch.bandwidth import SharedBandwidth
 from snaporch.catalog.store import Change, merged
 from snaporch.context import Context
 from snaporch.convert import dumps
-from snaporch.drivers.base import Driver, Guard, Machine, Overlay, Storage, Stream
+from snaporch.drivers.base import Driver, Guard, Inside, Machine, Overlay, Storage, Stream
 from snaporch.engine import Operation
 from snaporch.errors import (
     ConnectionGone,
@@ -42,6 +42,7 @@ from snaporch.errors import (
     OutcomeUnknown,
     TargetExists,
 )
+from snaporch.inside import forget
 from snaporch.models import (
     CreateFlag,
     CreateOptions,
@@ -74,7 +75,7 @@ async def check_create(participants: Sequence[Participant]) -> None:
     """Refuse what can be seen to fail, before anything is touched.
 
     Raises:
-        TargetExists: a file is there already, or a snapshot of that name.
+        TargetExists: a file is there already, or a snapshot of that name, in the catalog or inside an image.
         Refused: a directory cannot be written to, or somebody else writes to an image of an inactive domain.
         NotEnoughSpace: what may be needed by all together is more than what is free.
     """
@@ -82,11 +83,12 @@ async def check_create(participants: Sequence[Participant]) -> None:
     places: dict[str, tuple[int, str]] = {}
     for each in participants:
         await _check_name(each)
-        for overlay in each.plan.overlays if each.machine is None else ():  # else its images are its hypervisor's
-            await each.storage.chain(overlay.base.active, overlay.base.format, still=True)
-        for path, size in each.needs().items():
+        for base in each.plan.bases if each.machine is None else ():  # else its images are its hypervisor's
+            await each.storage.chain(base.active, base.format, still=True)
+        for path in each.plan.files:
             if await each.storage.exists(path):
                 raise TargetExists(f"{path} exists already: nothing is overwritten; choose another file", path)
+        for path, size in each.needs().items():
             directory = os.path.dirname(path)
             await each.storage.check_writable(directory)
             place, free = await each.storage.free(directory)
@@ -101,6 +103,9 @@ async def _check_name(participant: Participant) -> None:
     name = participant.plan.snapshot.name
     if name in {known.name for known in await participant.context.catalog.snapshots(participant.name)}:
         raise TargetExists(f"{participant.name} has a snapshot {name!r} already; choose another name")
+    for point in participant.plan.inside:
+        if point.tag in await participant.storage.inside(point.base.active):
+            raise TargetExists(f"{point.base.active} has a snapshot {point.tag!r} inside; choose another name")
 
 
 # --- doing --------------------------------------------------------------------------------------------------
@@ -116,6 +121,7 @@ class Held:
         between: our own time between the commands of the pause, in seconds.
         memory: the memory file, once it is sealed.
         images: by target, the frozen chain, once it is sealed.
+        inside: by target, the point inside the image, once it is sealed.
     """
 
     point: float = 0.0
@@ -123,6 +129,7 @@ class Held:
     between: float | None = None
     memory: FileRecord | None = None
     images: dict[str, tuple[FileRecord, ...]] = attrs.field(factory=dict)
+    inside: dict[str, FileRecord] = attrs.field(factory=dict)
 
 
 @attrs.define
@@ -167,6 +174,8 @@ class Participant:
         """See `snaporch.engine.Actor`."""
         if lane is Lane.DISK:
             return [overlay.target for overlay in self.plan.overlays]
+        if lane is Lane.INSIDE:
+            return [point.target for point in self.plan.inside]
         return [""] if lane is Lane.DOMAIN or self.plan.stream else []
 
     @property
@@ -175,15 +184,15 @@ class Participant:
         return self.driver.storage
 
     def needs(self) -> dict[str, int]:
-        """Return the bytes that each file which is to be made may need."""
+        """Return the bytes that each file which is to be made, or to be kept inside of, may need."""
         needs = {overlay.path: OVERLAY_BYTES for overlay in self.plan.overlays}
-        if self.plan.stream is not None and self.machine is not None:
-            needs[self.plan.stream.path] = self.machine.capabilities.ram + STREAM_BYTES
+        if self.machine is not None and self.plan.memory_place:
+            needs[self.plan.memory_place] = self.machine.capabilities.ram + STREAM_BYTES
         return needs
 
     async def get_ready(self) -> None:
         """Know what need not be read again, and begin a new account of pauses."""
-        chains = (path for overlay in self.plan.overlays for path in overlay.base.chain)
+        chains = (path for base in self.plan.bases for path in base.chain)
         self.known = await self.context.catalog.sealed(chains)
         if self.machine is not None:
             self.machine.forget_pauses()
@@ -210,6 +219,9 @@ class Participant:
 
     def _overlay(self, target: str) -> Overlay:
         return next(overlay for overlay in self.plan.overlays if overlay.target == target)
+
+    def _inside(self, target: str) -> Inside:
+        return next(point for point in self.plan.inside if point.target == target)
 
     # The guard: posted beside the running guest, dismissed when it runs again.
 
@@ -355,9 +367,38 @@ class Participant:
 
     async def seal_image(self, target: str) -> None:
         """Make the disk's frozen chain durable and take its checksums."""
-        chain = self._overlay(target).base.chain
+        await self._seal(target, self._overlay(target).base.chain)
+
+    async def _seal(self, target: str, chain: Sequence[str]) -> None:
         sealed = tuple([await self.storage.seal(path, self.known.get(path)) for path in chain])
         self._note(images=self.held.images | {target: sealed})
+
+    # Points inside images.
+
+    async def save_inside(self) -> None:
+        """Let the hypervisor save memory and disks inside their images; it stops the guest for that by itself."""
+        self.held = attrs.evolve(self.held, point=time.time())
+        points = self.plan.inside
+        await self._hypervisor.save_inside(points[0].tag, [point.target for point in points])
+        self._note(pause=self._hypervisor.pause_times())
+
+    async def keep_inside(self, target: str) -> None:
+        """Keep an inactive disk inside its image."""
+        point = self._inside(target)
+        await self.storage.save_inside(point.base.active, point.tag)
+
+    async def seal_inside(self, target: str) -> None:
+        """Take the checksum of the point, and seal what is below the image."""
+        point = self._inside(target)
+        await self._seal(target, point.base.chain[1:])
+        sealed = await self.storage.seal_inside(point.base.active, point.tag)
+        self._note(inside=self.held.inside | {target: sealed})
+
+    async def forget_inside(self, target: str) -> None:
+        """Delete the point, if it is there: no other snapshot inside the image had its name."""
+        point = self._inside(target)
+        image = DeviceDisk(target, point.base.active, point.base.format)
+        await forget(self.driver, self.machine, self.plan.domain.process, image, point.tag)
 
     # Compensations: each looks at what is there.
 
@@ -440,7 +481,8 @@ class Participant:
             reason=plan.reason,
             point=held.pause[0] if held.pause else held.point or plan.snapshot.creation_time,
             memory=held.memory,
-            images={overlay.target: held.images[overlay.target] for overlay in plan.overlays},
+            images={disk.disk.target: held.images[disk.disk.target] for disk in plan.snapshot.disks},
+            inside={point.target: held.inside[point.target] for point in plan.inside},
             definition=plan.domain.definition,
             template=plan.domain.template,
             hypervisor=plan.hypervisor,

@@ -14,7 +14,6 @@ checksums are no longer right), and which go in the end (what was merged away is
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 import attrs
 import trio
@@ -24,9 +23,10 @@ from snaporch.context import Context
 from snaporch.convert import dumps
 from snaporch.drivers.base import Driver, Machine
 from snaporch.engine import Operation
-from snaporch.errors import Refused, SnaporchError, Stranded, Unsupported
+from snaporch.errors import SnaporchError, Stranded, Unsupported
 from snaporch.images.chain import Graph, Image, doomed_by, graph_of, heir
 from snaporch.images.merge import MergePlan, MergeStep, plan_delete
+from snaporch.inside import check_forgettable, forget, points_inside
 from snaporch.models import (
     DeleteFlag,
     DeviceDisk,
@@ -82,25 +82,9 @@ async def _images(
                 allocated=link.allocated,
                 virtual_size=link.virtual_size,
                 own=link.path in own,
+                inside=await driver.storage.inside(link.path) if link.path in own else (),
             )
     return found
-
-
-async def _others(context: Context, domain: str) -> dict[str, list[str]]:
-    """Return, by name of every other domain, the images that it reads: of its snapshots and of its disks."""
-    paths: dict[str, list[str]] = {}
-    for record in await context.catalog.domains():
-        if record.name == domain:
-            continue
-        snapshots = await context.catalog.snapshots(record.name)
-        reads = [file.path for s in snapshots for chain in s.images.values() for file in chain]
-        for disk in record.disks:
-            reads.append(disk.path)
-            with suppress(Refused):  # an image that cannot be read is nobody's to be kept whole
-                links = await context.driver(record).storage.chain(disk.path, disk.format)
-                reads += [link.path for link in links]
-        paths[record.name] = reads
-    return paths
 
 
 def _points(snapshots: Iterable[SnapshotRecord]) -> list[DeviceDisk]:
@@ -121,7 +105,7 @@ async def look(
         disk.path for disk in [*record.disks, *_points(s for s in snapshots if not s.deleting)]
     }
     images = await _images(context.driver(record), [*record.disks, *_points(snapshots)], own, given_up)
-    others = await _others(context, record.name)
+    others = await context.read_elsewhere(record.name)
     there = [s for s in snapshots if all(disk.path in images for disk in _points([s]))]
     graph = graph_of(record, there, images.values(), running=machine is not None, others=others)
     plan = plan_delete(graph, doomed)
@@ -198,9 +182,10 @@ def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapsh
     return attrs.evolve(disk, disk=attrs.evolve(disk.disk, path=image.path, format=image.format))
 
 
-async def _chain(driver: Driver, disk: DeviceDisk, known: dict[str, FileRecord]) -> tuple[FileRecord, ...]:
-    links = await driver.storage.chain(disk.path, disk.format)
-    return tuple([await driver.storage.seal(link.path, known.get(link.path)) for link in links])
+async def _chain(driver: Driver, disk: DiskSnapshot, known: dict[str, FileRecord]) -> tuple[FileRecord, ...]:
+    links = await driver.storage.chain(disk.disk.path, disk.disk.format)
+    sealed = links if disk.external else links[1:]  # an image with the point inside may change
+    return tuple([await driver.storage.seal(link.path, known.get(link.path)) for link in sealed])
 
 
 async def _note_merge(
@@ -215,7 +200,7 @@ async def _note_merge(
         if snapshot.name in doomed or not touched & chains:
             continue
         disks = tuple(_moved_disk(disk, step, graph) for disk in snapshot.snapshot.disks)
-        images = {disk.disk.target: await _chain(driver, disk.disk, known) for disk in disks}
+        images = {disk.disk.target: await _chain(driver, disk, known) for disk in disks}
         updated.append(attrs.evolve(snapshot, snapshot=attrs.evolve(snapshot.snapshot, disks=disks), images=images))
     record = _moved_domain(record, step, graph)
     await context.catalog.write(Change(domains=(record,), updated=tuple(updated)))
@@ -229,9 +214,9 @@ async def _seal_anew(
     updated, snapshots = [], await context.catalog.snapshots(record.name)
     known = await context.catalog.sealed(file.path for file in files_of(snapshots))
     for snapshot in snapshots:
-        if snapshot.name not in doomed and written & {f.path for c in snapshot.images.values() for f in c}:
-            disks = [disk.disk for disk in snapshot.snapshot.disks]
-            images = {disk.target: await _chain(context.driver(record), disk, known) for disk in disks}
+        if snapshot.name not in doomed and written & {file.path for file in snapshot.frozen}:
+            driver, disks = context.driver(record), snapshot.snapshot.disks
+            images = {disk.disk.target: await _chain(driver, disk, known) for disk in disks}
             updated.append(attrs.evolve(snapshot, images=images))
     await context.catalog.write(Change(updated=tuple(updated)))
 
@@ -240,7 +225,7 @@ async def _still_read(context: Context, record: DomainRecord, doomed: frozenset[
     """Return all files that anything but the doomed snapshots reads."""
     points = _points(s for s in await context.catalog.snapshots(record.name) if s.name not in doomed)
     images = await _images(context.driver(record), [*record.disks, *points], frozenset())
-    others = await _others(context, record.name)
+    others = await context.read_elsewhere(record.name)
     return frozenset({*images, *(path for paths in others.values() for path in paths)})
 
 
@@ -254,6 +239,9 @@ async def _go_on(context: Context, operation: Operation, journal: DeletePlan) ->
         if machine is not None:
             await machine.settle_merges({disk.target: disk.path for disk in record.disks})
         now = await _as_it_is(record, machine)
+        snapshots = await context.catalog.snapshots(record.name)
+        for image, tag in points_inside(s for s in snapshots if s.name in doomed):
+            await forget(context.driver(now), machine, now.process, image, tag)
         driver = context.driver(now)
         graph, plan = await look(context, now, machine, doomed)
         goes_on, before = journal.going_on(plan), frozenset(journal.written)
@@ -334,18 +322,20 @@ async def delete(
         if not doomed:
             return MergePlan()
         async with context.machine_of(domain) as (record, machine):
+            marked = [s for s in await context.catalog.snapshots(domain) if s.name in doomed]
+            inside = points_inside(marked)
+            await check_forgettable(context, domain, machine, inside)
             graph, plan = await look(context, await _as_it_is(record, machine), machine, doomed)
         if dry_run:
             return plan
         for step in plan.steps:
             if step.where == "offline":  # refused before anything is touched, where somebody else has them open
                 await context.driver(record).storage.chain(step.top, graph.images[step.top].format, still=True)
-        snapshots = await context.catalog.snapshots(domain)
-        marked = tuple(attrs.evolve(s, deleting=True) for s in snapshots if s.name in doomed)
         operation.machine.send(Signal.PREPARE)
         operation.machine.send(Signal.MERGE)
-        journal = DeletePlan(tuple(sorted(doomed)))
-        await context.catalog.write(Change(updated=marked, operation=operation.record(), plan=dumps(journal)))
+        journal = DeletePlan(tuple(sorted(doomed)), written=tuple(sorted({image.path for image, _ in inside})))
+        going = tuple(attrs.evolve(snapshot, deleting=True) for snapshot in marked)
+        await context.catalog.write(Change(updated=going, operation=operation.record(), plan=dumps(journal)))
         context.events.publish(operation.event())
         return await _forward(context, operation, journal)
 

@@ -58,7 +58,7 @@ def name_next(identifier: str) -> None:
 class Actor(Protocol):
     """Performs steps on one domain: a method for each step name, called with a key of its lane.
 
-    A disk step is called with the disk's target, the others with nothing.
+    A step of a disk's lane is called with the disk's target, the others with nothing.
     """
 
     @property
@@ -245,10 +245,12 @@ class Engine:
         actors: Sequence[Actor],
         *,
         commit: Callable[[], Awaitable[Change]],
+        finish: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Complete an operation that was cut short in the state that it has: perform the phases left, and commit.
 
-        A cancellation leaves it as it was cut short, to be gone on with another time.
+        A cancellation leaves it as it was cut short, to be gone on with another time. As for `commit` and `finish`,
+        see `run`.
 
         Raises:
             OperationFailed: it could not be completed and was rolled back.
@@ -263,11 +265,13 @@ class Engine:
                     await _perform(phase, actors)
             if left:
                 await self._enter(operation, Signal.COMMIT)
-            await self._commit(operation, commit, ended=True)
+            await self._commit(operation, commit, ended=finish is None)
         except BaseException as error:
             if _cause(error) is not None:
                 await self._fail(operation, rollback, actors, begun, error)  # noqa: ASYNC102 - it shields itself
             raise
+        if finish is not None:
+            await self.tidy_up(operation, finish)
 
     async def _commit(self, operation: Operation, commit: Callable[[], Awaitable[Change]], *, ended: bool) -> None:
         with trio.CancelScope(shield=True):  # from here on it is in the catalog or it is not
@@ -390,7 +394,7 @@ async def _perform(phase: Phase, actors: Sequence[Actor]) -> None:
 
     await _together(
         [
-            partial(walk, actor, steps, (key,) if lane is Lane.DISK else ())
+            partial(walk, actor, steps, (key,) if key else ())
             for lane, steps in phase.lanes()
             for actor in actors
             for key in actor.keys(lane)
@@ -409,9 +413,5 @@ async def _undo(undo: Undo, actors: Sequence[Actor], remains: list[str]) -> None
             remains.append(f"{actor.name}: cannot {what}: {str(error) or type(error).__name__}")
 
     await _together(
-        [
-            partial(attempt, actor, (key,) if undo.lane is Lane.DISK else ())
-            for actor in actors
-            for key in actor.keys(undo.lane)
-        ]
+        [partial(attempt, actor, (key,) if key else ()) for actor in actors for key in actor.keys(undo.lane)]
     )

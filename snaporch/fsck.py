@@ -47,11 +47,11 @@ class Scene:
 
     def frozen(self) -> dict[str, FileRecord]:
         """Return the images that snapshots hold, by path."""
-        return {f.path: f for s in self.snapshots for chain in s.images.values() for f in chain}
+        return {file.path: file for snapshot in self.snapshots for file in snapshot.frozen}
 
     async def needed(self) -> set[str]:
         """Return the files that the domain and its snapshots are made of, as far as their chains can be read."""
-        paths = set(self.frozen()) | {s.memory.path for s in self.snapshots if s.memory is not None}
+        paths = set[str]().union(*(snapshot.paths for snapshot in self.snapshots))
         for disk in self.record.disks:
             paths.add(disk.path)
             with suppress(Refused):
@@ -155,10 +155,8 @@ async def _snapshots(scene: Scene) -> list[Finding]:
     """Report snapshots of which a file is missing or is not what was saved; nothing is read that is unchanged."""
     found = []
     for snapshot in scene.snapshots:
-        files = [f for chain in snapshot.images.values() for f in chain]
-        files += [snapshot.memory] if snapshot.memory is not None else []
         problems = []
-        for file in {f.path: f for f in files}.values():
+        for file in {file.path: file for file in snapshot.files}.values():
             try:
                 await scene.driver.storage.check(file)
             except DamagedSnapshot as error:

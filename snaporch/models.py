@@ -94,6 +94,8 @@ class Strategy(enum.StrEnum):
     """The point is at the end, as in a live migration."""
     PAUSED = "paused"
     """The guest stands still from the point until its memory is on disk."""
+    INTERNAL = "internal"
+    """Inside the qcow2 images, by the hypervisor itself, which lets the guest stand meanwhile."""
     NONE = "none"
 
 
@@ -420,8 +422,11 @@ class SnapshotRecord:
         strategy: how memory was streamed.
         reason: why that strategy was chosen.
         point: the instant that the snapshot holds, by the host's clock.
-        memory: the sealed memory file, or None.
-        images: by target, the sealed chain that holds the disk's point: the frozen image first, its base last.
+        memory: the sealed memory file, or None: no memory, or it is inside the image of the first disk.
+        images: by target, the sealed chain that holds the disk's point: the frozen image first, its base last. Of a
+            point inside an image, only what is below that image.
+        inside: by target, the point inside an image: the image's path, the bytes that are the snapshot's (memory
+            too), and their checksum. The file around it may change.
         definition: the launch definition at the point.
         template: as in `DomainRecord`, at the point.
         hypervisor: version and machine type that the memory belongs to.
@@ -442,6 +447,7 @@ class SnapshotRecord:
     memory: FileRecord | None
     images: dict[str, tuple[FileRecord, ...]]
     definition: DomainDefinition
+    inside: dict[str, FileRecord] = attrs.field(factory=dict, kw_only=True)
     template: Process | None = None
     hypervisor: dict[str, Any] = attrs.field(factory=dict)
     timings: Timings = Timings()
@@ -454,6 +460,35 @@ class SnapshotRecord:
     def name(self) -> str:
         """The snapshot's name."""
         return self.snapshot.name
+
+    @property
+    def kind(self) -> str:
+        """For people: ``checkpoint`` or ``disks``, and where it is kept when not in files of its own."""
+        what = "checkpoint" if self.snapshot.memory else "disks"
+        external = any(disk.external for disk in self.snapshot.disks)
+        return f"{what}, {'partly ' if external else ''}internal" if self.inside else what
+
+    @property
+    def frozen(self) -> tuple[FileRecord, ...]:
+        """The images that must stay byte for byte what they were."""
+        return tuple(file for chain in self.images.values() for file in chain)
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Its sealed files: memory and frozen images."""
+        return ((self.memory,) if self.memory is not None else ()) + self.frozen
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """All files that something of the snapshot is in."""
+        return frozenset(file.path for file in (*self.files, *self.inside.values()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of its own: memory, each disk's frozen image (not the bases), and what is inside an image."""
+        own = [chain[0].size for target, chain in self.images.items() if target not in self.inside]
+        own += [file.size for file in self.inside.values()]
+        return sum(own) + (self.memory.size if self.memory is not None else 0)
 
 
 @attrs.frozen

@@ -187,7 +187,7 @@ class Orchestrator:
         """
         storage = self._context.driver(record).storage
         snapshots = await self._context.catalog.snapshots(record.name)
-        frozen = {f.path: f for s in snapshots for chain in s.images.values() for f in chain}
+        frozen = {file.path: file for snapshot in snapshots for file in snapshot.frozen}
         for disk in record.disks if frozen else ():
             for link in await storage.chain(disk.path, disk.format, still=True):
                 if link.path in frozen:
@@ -444,10 +444,12 @@ class Orchestrator:
         """
         storage = self._context.driver(await self._context.catalog.domain(domain)).storage
         record = await self._context.catalog.snapshot(domain, name)
-        files = [file for chain in record.images.values() for file in chain]
         try:
-            for file in [*files, *([record.memory] if record.memory else [])]:
+            for file in record.files:
                 await storage.check(file)
+            for disk in record.snapshot.disks:
+                if not disk.external and disk.name not in await storage.inside(disk.disk.path):
+                    return False
         except DamagedSnapshot:
             return False
         return True

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from snaporch.drivers.base import Capabilities, Overlay, StreamPlan
+from snaporch.drivers.base import Capabilities, Inside, Overlay, StreamPlan
 from snaporch.errors import InvalidInput, Unsupported
 from snaporch.models import (
     CreateFlag,
@@ -44,7 +44,8 @@ class CreatePlan:
         state: what the domain did.
         strategy: chosen for the memory.
         reason: why.
-        overlays: one for each disk that is taken.
+        overlays: one for each disk that is taken in files of its own.
+        inside: one for each disk that is taken inside its image; the first one's holds the memory as well.
         stream: how memory is streamed, when it is.
         options: the caller's.
         hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
@@ -59,6 +60,24 @@ class CreatePlan:
     stream: StreamPlan | None
     options: CreateOptions
     hypervisor: dict[str, str] = attrs.field(factory=dict)
+    inside: tuple[Inside, ...] = ()
+
+    @property
+    def bases(self) -> tuple[DiskStatus, ...]:
+        """The disks that are taken, as they were."""
+        return tuple([overlay.base for overlay in self.overlays] + [point.base for point in self.inside])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that will be made."""
+        return tuple([o.path for o in self.overlays] + ([self.stream.path] if self.stream else []))
+
+    @property
+    def memory_place(self) -> str:
+        """The file that memory goes to: one of its own, or the first image that is saved inside of; else empty."""
+        if self.stream is not None:
+            return self.stream.path
+        return self.inside[0].base.active if self.snapshot.memory and self.inside else ""
 
 
 @attrs.frozen
@@ -99,9 +118,16 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
     _check_kind(scene, snapshot, flags, memory=memory)
     name = check_name(snapshot.name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(scene.now)))
     taken = _taken_disks(scene, snapshot, options.exclude, name)
-    strategy, reason = _choose_strategy(scene, flags, options) if memory else (Strategy.NONE, "disks only")
-    memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if memory else ""
-    if memory_file in {overlay.path for _, overlay in taken}:
+    inside = tuple(how for _, how in taken if isinstance(how, Inside))
+    overlays = tuple(how for _, how in taken if isinstance(how, Overlay))
+    strategy, reason = Strategy.NONE, "disks only"
+    if memory:
+        strategy, reason = _choose_strategy(scene, flags, options) if not inside else _internal(scene, overlays)
+    streamed = memory and not inside
+    if snapshot.memory_file and not streamed:
+        raise InvalidInput("there is no memory that a file is needed for: it is inside an image, or not saved")
+    memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if streamed else ""
+    if memory_file in {overlay.path for overlay in overlays}:
         raise InvalidInput("memory and a disk cannot have the same file")
     complete = attrs.evolve(
         snapshot,
@@ -117,10 +143,11 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         state=scene.state,
         strategy=strategy,
         reason=reason,
-        overlays=tuple(overlay for _, overlay in taken),
-        stream=_stream_plan(scene, memory_file, strategy, options) if memory else None,
+        overlays=overlays,
+        stream=_stream_plan(scene, memory_file, strategy, options) if streamed else None,
         options=options,
         hypervisor=_hypervisor(scene.capabilities),
+        inside=inside,
     )
 
 
@@ -142,17 +169,13 @@ def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, me
             f"{scene.domain.name} is {scene.state}: disks alone would not be one point with its memory; "
             "take a checkpoint, or shut it down first"
         )
-    if internal and len(internal) < len(snapshot.disks):
-        raise InvalidInput("all disks internal, or all external: mixed, one point cannot be kept")
-    if internal:
-        raise Unsupported(f"internal snapshots ({', '.join(internal)}) are not supported yet; leave out --internal")
     if CreateFlag.QUIESCE in flags:
         raise Unsupported("QUIESCE is not supported yet; a checkpoint with memory needs none")
 
 
 def _taken_disks(
     scene: Scene, snapshot: DomainSnapshot, exclude: Collection[str], name: str
-) -> tuple[tuple[DiskSnapshot, Overlay], ...]:
+) -> tuple[tuple[DiskSnapshot, Overlay | Inside], ...]:
     """Return what is done with each disk that is taken."""
     asked = {disk.disk.target: disk for disk in snapshot.disks}
     if len(asked) < len(snapshot.disks):
@@ -166,7 +189,7 @@ def _taken_disks(
         raise InvalidInput(f"{target} is read-only: there is nothing to switch")
     taken = [disk for disk in scene.disks if not disk.readonly and disk.target not in exclude]
     result = tuple(_one_disk(scene, disk, asked.get(disk.target), name) for disk in taken)
-    paths = [overlay.path for _, overlay in result]
+    paths = [how.path for _, how in result if isinstance(how, Overlay)]
     if len(set(paths)) < len(paths):
         raise InvalidInput("two disks cannot have the same overlay")
     return result
@@ -174,12 +197,34 @@ def _taken_disks(
 
 def _one_disk(
     scene: Scene, status: DiskStatus, asked: DiskSnapshot | None, name: str
-) -> tuple[DiskSnapshot, Overlay]:
+) -> tuple[DiskSnapshot, Overlay | Inside]:
+    frozen = DeviceDisk(status.target, status.active, status.format)
+    if asked is not None and not asked.external:
+        if status.format != "qcow2":
+            raise InvalidInput(f"{status.target} is {status.format}: only inside a qcow2 image is there room")
+        tag = tag_of(asked.name or name)
+        return DiskSnapshot(frozen, tag, external=False), Inside(status, tag)
     path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""
     path = os.path.abspath(path or f"{scene.directory}/{status.target}.{scene.operation}.qcow2")
     overlay = Overlay(base=status, path=path, node=f"sp-{scene.operation}-{status.target}")
-    frozen = DeviceDisk(status.target, status.active, status.format)
     return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
+
+
+def tag_of(name: str) -> str:
+    """Return a snapshot's name inside images: QEMU takes one of digits only for another snapshot's number."""
+    return f"snapshot-{name}" if name.isdecimal() else name
+
+
+def _internal(scene: Scene, overlays: tuple[Overlay, ...]) -> tuple[Strategy, str]:
+    if overlays:
+        outside = ", ".join(overlay.target for overlay in overlays)
+        raise InvalidInput(
+            f"all disks internal, or all external: with {outside} in files of their own, one point cannot be kept; "
+            "ask for all of them inside, or leave some out"
+        )
+    if scene.capabilities is not None and scene.capabilities.memory_blocker:
+        raise Unsupported(f"{scene.domain.name}: {scene.capabilities.memory_blocker}")
+    return Strategy.INTERNAL, "asked for inside the images"
 
 
 def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) -> tuple[Strategy, str]:
@@ -220,27 +265,24 @@ def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
 
     Raises:
         Unsupported: one of them cannot go with the others. Precopies never can: each ends when its own guest writes
-            slowly enough, and that guest would then stand until the last of the others has come so far.
+            slowly enough, and that guest would then stand until the last of the others has come so far. Nor can
+            those inside images: each hypervisor stops its guest when it comes to it.
     """
     if len(plans) == 1:
         return tuple(plans)
-    paths = [path for plan in plans for path in _paths(plan)]
+    paths = [path for plan in plans for path in plan.files]
     if len(set(paths)) < len(paths):
         raise InvalidInput("two domains cannot have the same file: a group's files are named by snaporch")
     live = any(plan.strategy is Strategy.BACKGROUND for plan in plans)
     plans = [_as_background(plan) if live else plan for plan in plans]
     chosen = {plan.strategy for plan in plans}
-    if len(chosen) > 1 or Strategy.PRECOPY in chosen:
+    if len(chosen) > 1 or chosen & {Strategy.PRECOPY, Strategy.INTERNAL}:
         each = "; ".join(f"{plan.domain.name}: {plan.strategy}, {plan.reason}" for plan in plans)
         raise Unsupported(
             f"these cannot be taken at one point as they are ({each}): all by background, or leave out LIVE and "
             "all stand until their memory is saved"
         )
     return tuple(plans)
-
-
-def _paths(plan: CreatePlan) -> list[str]:
-    return [overlay.path for overlay in plan.overlays] + ([plan.stream.path] if plan.stream else [])
 
 
 def _as_background(plan: CreatePlan) -> CreatePlan:
@@ -266,6 +308,8 @@ class RevertPlan:
         frozen: of each disk that the snapshot holds, the image that its fresh overlay is made over.
         way: a key of `snaporch.steps.REVERT`.
         directory: of the new process.
+        inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
+        kept: the name of the snapshot that holds, inside these images, what they held before.
     """
 
     domain: DomainRecord
@@ -276,6 +320,13 @@ class RevertPlan:
     frozen: dict[str, DeviceDisk]
     way: str
     directory: str
+    inside: dict[str, str] = attrs.field(factory=dict)
+    kept: str = ""
+
+    @property
+    def memory_inside(self) -> bool:
+        """Whether the snapshot's memory is inside an image."""
+        return self.snapshot.snapshot.memory and bool(self.inside)
 
     @property
     def run_directory(self) -> Path:
@@ -300,14 +351,35 @@ def fresh_disks(
     domain: DomainRecord, record: SnapshotRecord, directory: str, operation: str
 ) -> tuple[tuple[DeviceDisk, ...], dict[str, DeviceDisk]]:
     """Return the disks that a snapshot's guest is to run on, and the frozen images that their overlays are over."""
-    frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks}
+    frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks if disk.external}
+    inside = {disk.disk.target: disk.disk for disk in record.snapshot.disks if not disk.external}
     disks = (
         attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation}.qcow2", format="qcow2")
         if disk.target in frozen
-        else disk
+        else inside.get(disk.target, disk)
         for disk in attrs.evolve(domain, definition=record.definition).disks
     )
     return tuple(disks), frozen
+
+
+def inside_blocker(
+    record: SnapshotRecord, others: Iterable[SnapshotRecord], elsewhere: Mapping[str, Iterable[str]]
+) -> str:
+    """Return why images cannot go back in place to a snapshot that is inside them, or an empty string.
+
+    Args:
+        record: the snapshot.
+        others: the domain's other snapshots.
+        elsewhere: by name of every other domain, the images that it reads.
+    """
+    for image in {file.path for file in record.inside.values()}:
+        for other in others:
+            if other.name != record.name and image in {file.path for file in other.frozen}:
+                return f"snapshot {other.name} is in what {image} holds now; delete that one first"
+        for name, paths in elsewhere.items():
+            if image in paths:
+                return f"domain {name} reads {image}"
+    return ""
 
 
 def plan_revert(
@@ -332,6 +404,11 @@ def plan_revert(
             "FORCE goes back to that definition"
         )
     disks, frozen = fresh_disks(domain, record, directory, operation)
+    inside = {disk.disk.target: disk.name for disk in record.snapshot.disks if not disk.external}
+    if inside:
+        way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{operation}"
+        place = f"{directory}/run-{operation}"
+        return RevertPlan(domain, record, state, was, disks, frozen, way, place, inside=inside, kept=kept)
     shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(
@@ -342,3 +419,23 @@ def plan_revert(
     if shared and was is not DomainState.INACTIVE and way == "beside":
         way = "displace"
     return RevertPlan(domain, record, state, was, disks, frozen, way, directory=f"{directory}/run-{operation}")
+
+
+def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> str:
+    """Return how a domain goes back to a point inside images, which can only go back in place.
+
+    Raises:
+        Unsupported: without FORCE: somebody has.
+    """
+    if was is DomainState.INACTIVE:
+        return "inside, inactive"
+    present = {disk.target: disk.path for disk in domain.disks}
+    here = all(present.get(target) == file.path for target, file in record.inside.items())
+    if here and record.snapshot.memory and record.definition == domain.definition:
+        return "inside"
+    if not force:
+        raise Unsupported(
+            f"{domain.name} is {was}: {record.name} is inside images that go back in place, and the guest would "
+            "have to be ended first; shut it down, or FORCE does it"
+        )
+    return "inside, displace"

@@ -113,7 +113,7 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
         for plan in loads(text, tuple[CreatePlan, ...]):
             record, machine = await stack.enter_async_context(context.machine_of(plan.domain.name))
             made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
-            await context.driver(record).storage.release(made)
+            await context.driver(record).storage.release(made | {point.base.active for point in plan.inside})
             participant = Participant(
                 attrs.evolve(plan, domain=attrs.evolve(plan.domain, process=record.process)),
                 operation,
@@ -147,10 +147,15 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
     async with context.machine_of(operation.domain, hung_is_none=True) as (record, machine):
         driver = context.driver(record)
         made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
-        await driver.storage.release(made)
+        await driver.storage.release({disk.path for disk in plan.disks})
         reverter = actor(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
-        if after_revert(operation.machine.state) is Action.TIDY_UP:
+        action = after_revert(operation.machine.state, plan.way)
+        if action is Action.TIDY_UP:
             await context.engine.tidy_up(operation, reverter.clean_up)
+        elif action is Action.GO_ON:
+            with suppress(OperationFailed):  # undone, then
+                commit, finish = reverter.commit, reverter.clean_up
+                await context.engine.go_on(operation, phases, rollback, [reverter], commit=commit, finish=finish)
         else:
             await context.engine.undo(operation, phases, rollback, [reverter])
 

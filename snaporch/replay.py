@@ -8,6 +8,8 @@ point (`snaporch.states`, rule 3). So:
 - In a later state the point is held and the guest has run on. What is left is to wait for the memory stream, which
   goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails.
 - A revert is not complete before its commit: it is undone, the old guest is there. After it, it is tidied up.
+  Only one that loads a point in the running process has, once it may have begun to, no old guest any more: it is
+  gone on with, by loading the point again, and undone (what the guest held was kept) if that fails.
 - A delete goes forward only.
 """
 
@@ -25,8 +27,11 @@ _HOLDS = {
     Strategy.BACKGROUND: Signal.RESUME,
     Strategy.PRECOPY: Signal.RESUME,
     Strategy.PAUSED: Signal.RESUME,
+    Strategy.INTERNAL: Signal.STREAM,
     Strategy.NONE: Signal.SWITCH,
 }
+
+_LOADED_IN_PLACE = {State.LOADING, State.SWAPPING, State.COMMITTING}
 
 
 class Action(enum.StrEnum):
@@ -78,10 +83,12 @@ def after_create(strategy: Strategy, state: State) -> Action:
     return Action.GO_ON if state in walk(phases)[held + 1 :] else Action.UNDO
 
 
-def after_revert(state: State) -> Action:
+def after_revert(state: State, way: str = "beside") -> Action:
     """Return what to do about a revert, or a verify, that was cut short in a state."""
     if state is State.ROLLED_BACK:
         return Action.NOTHING
+    if way == "inside" and state in _LOADED_IN_PLACE:
+        return Action.GO_ON
     return Action.TIDY_UP if state is State.COMPLETE else Action.UNDO
 
 
@@ -98,7 +105,9 @@ def table() -> str:
     }
     reverts = {f"revert, {way}": phases for way, phases in REVERT.items()} | {"verify": VERIFY}
     rows |= {
-        name: {state: after_revert(state) for state in (*walk(phases), State.COMPLETE)}
+        name: {
+            state: after_revert(state, name.removeprefix("revert, ")) for state in (*walk(phases), State.COMPLETE)
+        }
         for name, phases in reverts.items()
     }
     rows["delete"] = {state: after_delete(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}

@@ -13,30 +13,36 @@ the catalog does the old process go. Until then the old guest is there, and runs
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 
 import attrs
 
 from snaporch.catalog.store import Change
-from snaporch.context import Context
+from snaporch.context import Context, dies
 from snaporch.convert import dumps
-from snaporch.create import create
-from snaporch.drivers.base import Driver, Guard, Launch, Machine
+from snaporch.create import STREAM_BYTES, create
+from snaporch.drivers.base import Driver, Guard, Launch, Machine, Storage
 from snaporch.engine import Operation
 from snaporch.errors import (
     CommandRefused,
+    ConnectionGone,
     DamagedSnapshot,
     HypervisorError,
     NotEnoughSpace,
     OperationFailed,
+    OutcomeUnknown,
     Refused,
     TargetExists,
     Unsupported,
 )
+from snaporch.inside import forget
 from snaporch.models import (
     CreateFlag,
     CreateOptions,
     DeviceDisk,
+    DiskSnapshot,
     DomainRecord,
     DomainSnapshot,
     DomainState,
@@ -45,7 +51,7 @@ from snaporch.models import (
     SnapshotRecord,
     check_name,
 )
-from snaporch.planning import RevertPlan, plan_revert, wanted_state
+from snaporch.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
 from snaporch.steps import REVERT, ROLLBACK_REVERT, Lane
 
 OVERLAY_BYTES = 2**20  # an empty overlay is less; what the guest writes later is not this operation's
@@ -60,23 +66,48 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
     Raises:
         DamagedSnapshot: a file is missing, or its size, checksum or chain is not what was saved.
         Refused: somebody else has an image of the snapshot open for writing.
-        NotEnoughSpace: there is no room for the fresh overlays.
+        NotEnoughSpace: there is no room for the fresh overlays, or to keep what the guest holds.
     """
     storage, record = driver.storage, plan.snapshot
     if record.memory is not None:
         await storage.check(record.memory)
-    for target, chain in record.images.items():
-        for file in chain:
-            await storage.check(file)
-        base = plan.frozen[target]
-        found = await storage.chain(base.path, base.format, still=True)
-        if [os.path.realpath(link.path) for link in found] != [os.path.realpath(file.path) for file in chain]:
-            raise DamagedSnapshot(f"the backing chain of {base.path} is not what was saved", base.path)
+    for file in record.frozen:
+        await storage.check(file)
+    for target, tag in plan.inside.items():
+        await storage.check_inside(record.inside[target], tag)
+    for disk in record.snapshot.disks:
+        still = disk.external or plan.way == "inside, inactive"
+        if problem := await chain_problem(storage, record, disk, still=still):
+            raise DamagedSnapshot(problem, disk.disk.path)
     directory = os.path.dirname(plan.directory)
     await storage.check_writable(directory)
+    await _check_space(storage, directory, OVERLAY_BYTES * len(plan.frozen))
+    if plan.way == "inside":
+        image = next(iter(record.inside.values())).path
+        await _check_space(storage, os.path.dirname(image), record.definition.memory + STREAM_BYTES)
+
+
+async def _check_space(storage: Storage, directory: str, needed: int) -> None:
     _, free = await storage.free(directory)
-    if free < (needed := OVERLAY_BYTES * len(plan.frozen)):
+    if free < needed:
         raise NotEnoughSpace(needed, free, directory)
+
+
+async def chain_problem(
+    storage: Storage, record: SnapshotRecord, disk: DiskSnapshot, *, still: bool = False
+) -> str:
+    """Return what is wrong with the chain of one of a snapshot's disks, or an empty string.
+
+    Raises:
+        Refused: an image cannot be read or, with `still`, somebody writes to it.
+    """
+    found = await storage.chain(disk.disk.path, disk.disk.format, still=still)
+    known = [file.path for file in record.images[disk.disk.target]]
+    if not disk.external:
+        known.insert(0, record.inside[disk.disk.target].path)
+    if [os.path.realpath(link.path) for link in found] == [os.path.realpath(path) for path in known]:
+        return ""
+    return f"the backing chain of {disk.disk.path} is not what was saved"
 
 
 # --- doing --------------------------------------------------------------------------------------------------
@@ -110,7 +141,8 @@ class Reverter:
 
     def keys(self, lane: Lane) -> Sequence[str]:
         """See `snaporch.engine.Actor`."""
-        return {Lane.DISK: list(self.plan.frozen), Lane.DOMAIN: [""], Lane.MEMORY: []}[lane]
+        disks = {Lane.DISK: list(self.plan.frozen), Lane.INSIDE: list(self.plan.inside)}
+        return disks.get(lane, [""] if lane is Lane.DOMAIN else [])
 
     def _path(self, target: str) -> str:
         return next(disk.path for disk in self.plan.disks if disk.target == target)
@@ -144,17 +176,23 @@ class Reverter:
     async def load(self) -> None:
         """Load the memory into it, where the snapshot has some."""
         record = self.plan.snapshot
-        if record.memory is None:
+        if not record.snapshot.memory:
             return
         async with self.driver.connect(self._process(), self.name) as machine:
-            found = machine.capabilities.versions
-            for key, value in found.items():
-                if record.hypervisor.get(key) != value:
-                    raise Unsupported(
-                        f"{record.name} needs {key} {record.hypervisor.get(key)}, and this is {value}: "
-                        "its memory would not load"
-                    )
-            await machine.load(record.memory.path)
+            self._check_versions(machine)
+            if record.memory is not None:
+                await machine.load(record.memory.path)
+            else:
+                await machine.load_inside(next(iter(self.plan.inside.values())), list(self.plan.inside))
+
+    def _check_versions(self, machine: Machine) -> None:
+        record = self.plan.snapshot
+        for key, value in machine.capabilities.versions.items():
+            if record.hypervisor.get(key) != value:
+                raise Unsupported(
+                    f"{record.name} needs {key} {record.hypervisor.get(key)}, and this is {value}: "
+                    "its memory would not load"
+                )
 
     async def post_guard(self) -> None:
         """Have somebody end the new guest and let the old one run, if we die before the new one has taken over."""
@@ -179,11 +217,17 @@ class Reverter:
 
     async def take_over(self) -> None:
         """Let the new guest run, or see that it stands."""
-        async with self.driver.connect(self._process(), self.name) as machine:
-            if self.plan.state is DomainState.RUNNING:
-                await self._run(machine)
-            if await machine.state() is not self.plan.state:
-                raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
+        if self.plan.way == "inside":
+            await self._take_over(self._old)
+        else:
+            async with self.driver.connect(self._process(), self.name) as machine:
+                await self._take_over(machine)
+
+    async def _take_over(self, machine: Machine) -> None:
+        if self.plan.state is DomainState.RUNNING:
+            await self._run(machine)
+        if await machine.state() is not self.plan.state:
+            raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
 
     async def _run(self, machine: Machine) -> None:
         try:
@@ -195,7 +239,77 @@ class Reverter:
                 f"{self.name}: the new guest cannot run beside the old one: {error.description}"
             ) from None
 
+    # To a point inside images.
+
+    @property
+    def _old(self) -> Machine:
+        if self.old is None:
+            raise ConnectionGone(f"{self.name}: its hypervisor is gone")
+        return self.old
+
+    def _image(self, target: str) -> DeviceDisk:
+        return next(disk for disk in self.plan.disks if disk.target == target)
+
+    async def keep_present(self) -> None:
+        """Keep what the guest, which stands, holds now: inside the images too."""
+        self._check_versions(self._old)
+        await self._old.save_inside(self.plan.kept, list(self.plan.inside))
+
+    async def load_inside(self) -> None:
+        """Load the point in the process that runs the guest."""
+        await self._load(self._old, next(iter(self.plan.inside.values())), list(self.plan.inside))
+
+    async def keep_image(self, target: str) -> None:
+        """Keep what an image holds now, inside it."""
+        await self.driver.storage.save_inside(self._image(target).path, self.plan.kept)
+
+    async def go_back(self, target: str) -> None:
+        """Put an image back to the point."""
+        await self.driver.storage.restore_inside(self._image(target).path, self.plan.inside[target])
+
+    async def bring_up(self) -> None:
+        """Launch, load and let run, unless the domain is to be inactive."""
+        if self.plan.state is not DomainState.INACTIVE:
+            await self.launch()
+            await self.load()
+            await self.take_over()
+
     # Compensations.
+
+    async def load_present(self) -> None:
+        """Load what the guest held before, where its process is still there."""
+        kept, targets = self.plan.kept, list(self.plan.inside)
+        if self.old is not None and all([kept in await self._inside(target) for target in targets]):
+            await self._unless_gone(partial(self._load, self.old, kept, targets))
+
+    async def _load(self, machine: Machine, tag: str, targets: Sequence[str]) -> None:
+        if await machine.state() is DomainState.RUNNING:
+            await machine.pause()
+        await machine.load_inside(tag, targets)
+
+    async def _unless_gone(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except (ConnectionGone, OutcomeUnknown):
+            process = self.plan.domain.process
+            if process is None or not await dies(self.driver, process):  # noqa: ASYNC120 - re-raised where it matters
+                raise
+            self.old = None
+
+    async def _inside(self, target: str) -> tuple[str, ...]:
+        return await self.driver.storage.inside(self._image(target).path)
+
+    async def restore_image(self, target: str) -> None:
+        """Put an image back to what it held before, where no process has it open any more."""
+        if self.old is None and self.plan.kept in await self._inside(target):
+            await self.driver.storage.restore_inside(self._image(target).path, self.plan.kept)
+
+    async def forget_kept(self, target: str) -> None:
+        """Give up what was kept inside an image."""
+        await self._forget(self.old, self.plan.domain.process, target)
+
+    async def _forget(self, machine: Machine | None, process: Process | None, target: str) -> None:
+        await forget(self.driver, machine, process, self._image(target), self.plan.kept)
 
     async def end_new(self) -> None:
         """End the new process."""
@@ -204,9 +318,9 @@ class Reverter:
         await self.driver.clear(self.plan.run_directory)
 
     async def run_old(self) -> None:
-        """Let the old guest run on."""
+        """Let the old guest run on, if it is there."""
         if self.old is not None and self.plan.was is DomainState.RUNNING:
-            await self.old.resume()
+            await self._unless_gone(self.old.resume)
 
     async def mourn_old(self) -> None:
         """Say, once, what FORCE has cost: the process that was ended first cannot be brought back."""
@@ -233,7 +347,7 @@ class Reverter:
             definition=record.definition,
             active={disk.target: disk for disk in self.plan.disks},
             current=record.name,
-            process=self.new,
+            process=self.plan.domain.process if self.plan.way == "inside" else self.new,
             template=record.template,
         )
 
@@ -249,13 +363,23 @@ class Reverter:
             await self.driver.kill(old)
             await self._take_socket(domain, old)
             await self.context.clear(self.plan.domain)
-        held = {file.path for record in await catalog.snapshots(self.name) for file in _files(record)}
+        await self._forget_all(domain.process)
+        held = frozenset[str]().union(*(record.paths for record in await catalog.snapshots(self.name)))
         held |= {disk.path for disk in domain.disks}
         own = await catalog.own_files(self.name)
         gone = tuple(disk.path for disk in plan.domain.disks if disk.path in own - held)
         for path in gone:
             await self.driver.storage.remove(path)
         await catalog.write(Change(gone=gone))
+
+    async def _forget_all(self, process: Process | None) -> None:
+        """Give up all that was kept, in the process that now has the images open, or without one."""
+        async with AsyncExitStack() as stack:
+            machine = self.old if self.plan.way == "inside" else None
+            if self.plan.inside and machine is None and process is not None:
+                machine = await stack.enter_async_context(self.driver.connect(process, self.name))
+            for target in self.plan.inside:
+                await self._forget(machine, process, target)
 
     async def _take_socket(self, domain: DomainRecord, old: Process) -> None:
         """Put the new process in the old one's place: others know an attached domain by its socket."""
@@ -264,10 +388,6 @@ class Reverter:
             os.replace(process.socket, old.socket)
             moved = attrs.evolve(domain, process=attrs.evolve(process, socket=old.socket))
             await self.context.catalog.write(Change(domains=(moved,)))
-
-
-def _files(record: SnapshotRecord) -> list[DeviceDisk]:
-    return [DeviceDisk(target, file.path) for target, chain in record.images.items() for file in chain]
 
 
 async def _present(machine: Machine | None, *, force: bool) -> DomainState:
@@ -284,6 +404,8 @@ async def _present(machine: Machine | None, *, force: bool) -> DomainState:
 
 async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: bool) -> RevertPlan:
     """Return the plan with the way that can be gone: beside the old guest, or, with FORCE, in its place."""
+    if plan.way == "inside" and old is None:  # it does not answer, which only FORCE comes this far with
+        return attrs.evolve(plan, way="inside, displace")
     if plan.way != "beside" or plan.domain.process is None:
         return plan
     launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
@@ -294,6 +416,15 @@ async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: 
             "FORCE ends the old one first"
         )
     return attrs.evolve(plan, way="displace") if blocker else plan
+
+
+async def _check_free(context: Context, snapshot: SnapshotRecord) -> None:
+    """Refuse to take images back in place that something else needs as they are."""
+    if not snapshot.inside:
+        return
+    others = await context.catalog.snapshots(snapshot.domain)
+    if why := inside_blocker(snapshot, others, await context.read_elsewhere(snapshot.domain)):
+        raise Unsupported(f"{snapshot.domain} cannot go back to {snapshot.name}, which is inside an image: {why}")
 
 
 async def revert(
@@ -313,6 +444,7 @@ async def revert(
         was = await _present(old, force=force)
         if old is None and record.process is not None:
             was = DomainState.RUNNING
+        await _check_free(context, snapshot)
         plan = plan_revert(
             record, was, snapshot, flags, directory=context.directory(domain), operation=operation.id
         )
@@ -364,6 +496,8 @@ async def _save(context: Context, domain: str, name: str, target: SnapshotRecord
         raise TargetExists(f"the present state cannot be saved as {name!r}: that is where it goes back to")
     async with context.machine_of(domain) as (_, machine):
         memory = machine is not None
-    flags = CreateFlag.LIVE if memory else CreateFlag.DISK_ONLY
-    snapshot = DomainSnapshot(name, f"before reverting to {target.name}", memory=memory)
+    # An overlay over an image would keep it from going back in place.
+    inside = tuple(DiskSnapshot(DeviceDisk(disk), external=False) for disk in target.inside)
+    flags = CreateFlag.DISK_ONLY if not memory else CreateFlag(0) if inside else CreateFlag.LIVE
+    snapshot = DomainSnapshot(name, f"before reverting to {target.name}", memory=memory, disks=inside)
     await create(context, (domain,), snapshot, flags, CreateOptions())

@@ -11,9 +11,11 @@ The strategies differ in the order in which they walk through the same states:
     background   preparing  pausing  switching  arming  resuming  streaming  committing
     precopy      preparing  streaming  switching  resuming  sealing  committing
     paused       preparing  pausing  switching  streaming  resuming  sealing  committing
+    internal     preparing  streaming  sealing  committing
     disk-only    preparing  switching  sealing  committing
     revert       preparing  loading  swapping  committing
     revert FORCE preparing  displacing  loading  swapping  committing
+    (a revert to a point inside images walks the same ways)
     delete       preparing  merging  committing
 
 This module imports nothing that does I/O. The diagram in docs/states.md is generated from the table.
@@ -106,6 +108,7 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.STREAMING: {
         Signal.SWITCH: State.SWITCHING,
         Signal.RESUME: State.RESUMING,
+        Signal.SEAL: State.SEALING,
         Signal.COMMIT: State.COMMITTING,
         **_FAIL,
     },

@@ -22,10 +22,12 @@ from snaporch.states import Signal
 
 
 class Lane(enum.StrEnum):
-    """Who performs a step: once a domain, once a disk, or once for its memory."""
+    """Who performs a step: once a domain, once a disk that gets an overlay, or once for its memory."""
 
     DOMAIN = "domain"
     DISK = "disk"
+    INSIDE = "inside"
+    """Once a disk whose point is inside its image."""
     MEMORY = "memory"
 
 
@@ -37,6 +39,7 @@ class Phase:
         signal: sent to the operation's state machine before the first step.
         domain: steps of the domain lane.
         disk: steps of each disk's lane.
+        inside: steps of the lane of each disk whose point is inside its image.
         memory: steps of the memory lane.
         paused: the guest stands still for a LIVE point: no database write, no fsync, nothing but the hypervisor.
         goes_on: what it does goes on, or can be done again, without us: it may be left, see `snaporch.replay`.
@@ -45,13 +48,19 @@ class Phase:
     signal: Signal
     domain: tuple[str, ...] = ()
     disk: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
     memory: tuple[str, ...] = ()
     paused: bool = False
     goes_on: bool = False
 
     def lanes(self) -> tuple[tuple[Lane, tuple[str, ...]], ...]:
         """Return the lanes that have something to do."""
-        rows = ((Lane.DOMAIN, self.domain), (Lane.DISK, self.disk), (Lane.MEMORY, self.memory))
+        rows = (
+            (Lane.DOMAIN, self.domain),
+            (Lane.DISK, self.disk),
+            (Lane.INSIDE, self.inside),
+            (Lane.MEMORY, self.memory),
+        )
         return tuple(row for row in rows if row[1])
 
 
@@ -106,8 +115,18 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
         Phase(Signal.RESUME, domain=("resume",)),
         Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",), goes_on=True),
     ),
+    # The hypervisor stops the guest, saves memory and disks inside the images, and lets it run, all by itself.
+    Strategy.INTERNAL: (
+        Phase(Signal.PREPARE),
+        Phase(Signal.STREAM, domain=("save_inside",)),
+        Phase(Signal.SEAL, inside=("seal_inside",), goes_on=True),
+    ),
     # An inactive domain: its disks stand still by themselves.
-    Strategy.NONE: (_PREPARE_OFFLINE, Phase(Signal.SWITCH), Phase(Signal.SEAL, disk=("seal_image",), goes_on=True)),
+    Strategy.NONE: (
+        _PREPARE_OFFLINE,
+        Phase(Signal.SWITCH, inside=("keep_inside",)),
+        Phase(Signal.SEAL, disk=("seal_image",), inside=("seal_inside",), goes_on=True),
+    ),
 }
 
 # The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.
@@ -116,6 +135,7 @@ ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo("resume", Lane.DOMAIN, frozenset({"pause", "finish_stream"})),
     Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
     Undo("switch_back", Lane.DOMAIN, frozenset({"switch"})),
+    Undo("forget_inside", Lane.INSIDE, frozenset({"save_inside", "keep_inside"})),
     Undo("remove_node", Lane.DISK, frozenset({"add_node"})),
     Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
     Undo("remove_memory_file", Lane.MEMORY, frozenset({"make_memory_file"})),
@@ -140,6 +160,27 @@ REVERT: dict[str, tuple[Phase, ...]] = {
         Phase(Signal.PREPARE, disk=("make_overlay",)),
         Phase(Signal.SWAP, domain=("post_guard", "stand_still", "dismiss_guard")),
     ),
+    # The point is inside the images that the running guest is on: it is loaded in the same process. What the guest
+    # holds now is first kept inside too, and loaded again if that fails. From the load on there is no guard: nobody
+    # could say which guest it had let run.
+    "inside": (
+        Phase(Signal.PREPARE, domain=("post_guard", "stand_still", "keep_present", "dismiss_guard")),
+        Phase(Signal.LOAD, domain=("load_inside",)),
+        Phase(Signal.SWAP, domain=("take_over",)),
+    ),
+    # The point is inside images that nobody has open: they go back to it in place, and then a process may load it.
+    "inside, inactive": (
+        Phase(Signal.PREPARE, disk=("make_overlay",)),
+        Phase(Signal.LOAD, inside=("keep_image", "go_back")),
+        Phase(Signal.SWAP, domain=("bring_up",)),
+    ),
+    # FORCE, where the old process has them open.
+    "inside, displace": (
+        Phase(Signal.PREPARE, disk=("make_overlay",)),
+        Phase(Signal.DISPLACE, domain=("end_old",)),
+        Phase(Signal.LOAD, inside=("keep_image", "go_back")),
+        Phase(Signal.SWAP, domain=("bring_up",)),
+    ),
 }
 
 # A throw-away copy, nobody's place taken.
@@ -155,9 +196,12 @@ ROLLBACK_VERIFY: tuple[Undo, ...] = (
 )
 
 ROLLBACK_REVERT: tuple[Undo, ...] = (
-    Undo("end_new", Lane.DOMAIN, frozenset({"launch"})),
+    Undo("end_new", Lane.DOMAIN, frozenset({"launch", "bring_up"})),
+    Undo("load_present", Lane.DOMAIN, frozenset({"load_inside"})),
     Undo("run_old", Lane.DOMAIN, frozenset({"stand_still"})),
     Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
+    Undo("restore_image", Lane.INSIDE, frozenset({"load_inside", "go_back"})),
+    Undo("forget_kept", Lane.INSIDE, frozenset({"keep_present", "keep_image"})),
     Undo("mourn_old", Lane.DOMAIN, frozenset({"end_old"})),
     Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
 )

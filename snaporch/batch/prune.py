@@ -8,13 +8,7 @@ from snaporch.batch import store
 from snaporch.batch.plan import Plan, Retention
 from snaporch.batch.retention import Candidate, Verdict, plan_retention
 from snaporch.batch.store import ItemRecord
-from snaporch.models import SnapshotRecord
 from snaporch.orchestrator import Orchestrator
-
-
-def _bytes(record: SnapshotRecord) -> int:
-    frozen = sum(chain[0].size for chain in record.images.values() if chain)
-    return frozen + (record.memory.size if record.memory else 0)
 
 
 async def prune(
@@ -49,7 +43,7 @@ async def prune(
         if record.name in mine or policy.everything or taken is None:
             found_good = record.name not in mine or mine[record.name].verified is not False
             good = found_good and not record.deleting and await orch.intact(domain, record.name)
-            candidates.append(Candidate(record.name, record.point, _bytes(record), good, record.pinned))
+            candidates.append(Candidate(record.name, record.point, record.size, good, record.pinned))
     verdict = plan_retention(candidates, policy, now)
     if verdict.delete and not dry_run:
         await orch.delete(domain, tuple(verdict.delete))

@@ -376,7 +376,7 @@ def _end(error: Exception) -> End:
 
 def _with(record: ItemRecord, made: Sequence[SnapshotRecord]) -> ItemRecord:
     pauses = [each.timings.pause for each in made if each.timings.pause is not None]
-    size = sum(each.memory.size for each in made if each.memory)
+    size = sum(each.memory.size if each.memory else sum(f.size for f in each.inside.values()) for each in made)
     return attrs.evolve(record, taken=True, pause=max(pauses, default=None), bytes=size)
 
 

@@ -178,7 +178,7 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
 
 def files_of(snapshots: Iterable[SnapshotRecord]) -> Iterator[FileRecord]:
     """Yield the records of all images that snapshots are kept in."""
-    return (file for record in snapshots for chain in record.images.values() for file in chain)
+    return (file for record in snapshots for file in record.frozen)
 
 
 @attrs.define

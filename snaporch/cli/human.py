@@ -11,9 +11,17 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from snaporch.cli.output import size
 from snaporch.images.merge import MergePlan, render
-from snaporch.models import DomainInfo, DomainState, Finding, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.models import (
+    DiskSnapshot,
+    DomainInfo,
+    DomainState,
+    FileRecord,
+    Finding,
+    OperationRecord,
+    SnapshotRecord,
+    VerifyReport,
+)
 from snaporch.states import State
 
 _KIB = 1024
@@ -81,13 +89,13 @@ def lines(words: Iterable[str]) -> RenderableType:
 
 def created(record: SnapshotRecord) -> RenderableType:
     """Return what was done, in two lines."""
-    kind = "checkpoint" if record.memory else "disk snapshot"
     timings = record.timings
     pause = f"pause {human_duration(timings.pause)}, " if timings.pause is not None else ""
     memory = f", memory {human_size(record.memory.size)}" if record.memory else ""
+    memory = f", {human_size(record.size)} inside the images" if record.inside else memory
     disks = ", ".join(disk.disk.target for disk in record.snapshot.disks) or "no disks"
     return Group(
-        _text(f"{record.domain}: {kind} {record.name} ({record.strategy}: {record.reason})"),
+        _text(f"{record.domain}: {record.kind} {record.name} ({record.strategy}: {record.reason})"),
         _text(f"{pause}total {human_duration(timings.total)}{memory}, {disks}"),
     )
 
@@ -187,8 +195,8 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
             record.name + _marks(record),
             record.parent or "-",
             record.domain_state,
-            human_size(record.memory.size) if record.memory else "-",
-            human_size(size(record)),
+            human_size(record.memory.size) if record.memory else "inside" if record.snapshot.memory else "-",
+            human_size(record.size),
             age(record.point),
             _text(record.snapshot.description),
         )
@@ -197,6 +205,11 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
 
 def _marks(record: SnapshotRecord) -> str:
     return (" (deleting)" if record.deleting else "") + (" (pinned)" if record.pinned else "")
+
+
+def _what(record: SnapshotRecord) -> str:
+    what = "memory" if record.snapshot.memory else "disks only"
+    return f"{what}, inside" if record.inside else what
 
 
 def tree(domain_name: str, records: Sequence[SnapshotRecord], current: str | None) -> RenderableType:
@@ -212,8 +225,8 @@ def _grow(branch: Tree, records: Sequence[SnapshotRecord], current: str | None, 
         label = Text.assemble(
             (record.name, "bold green" if here else ""),
             (_marks(record), "red"),
-            (f"  {'memory' if record.memory else 'disks only'}", "cyan" if record.memory else "yellow"),
-            (f"  {human_size(size(record))}  {age(record.point)}", "dim"),
+            (f"  {_what(record)}", "cyan" if record.snapshot.memory else "yellow"),
+            (f"  {human_size(record.size)}  {age(record.point)}", "dim"),
             ("  <- current", "green") if here else "",
         )
         _grow(branch.add(label), records, current, record.name)
@@ -229,17 +242,26 @@ def snapshot(record: SnapshotRecord, current: str | None) -> RenderableType:
         "description": record.snapshot.description,
         "point": f"{when} ({age(record.point)})",
         "parent": record.parent or "-",
+        "kind": record.kind,
         "strategy": f"{record.strategy}: {record.reason}",
         "pause": human_duration(timings.pause),
         "total": human_duration(timings.total),
         "phases": _phases(timings.phases),
-        "memory": f"{memory.path} ({human_size(memory.size)}, {memory.checksum})" if memory else "-",
+        "memory": _file(memory) if memory else "inside the first disk's image" if record.snapshot.memory else "-",
     }
-    disks = {
-        target: f"{chain[0].path} ({human_size(chain[0].size)}, {len(chain)} in its chain)"
-        for target, chain in record.images.items()
-    }
+    disks = {disk.disk.target: _disk(record, disk) for disk in record.snapshot.disks}
     return _facts((name, _text(value)) for name, value in (facts | disks).items() if value)
+
+
+def _file(file: FileRecord) -> str:
+    return f"{file.path} ({human_size(file.size)}, {file.checksum})"
+
+
+def _disk(record: SnapshotRecord, disk: DiskSnapshot) -> str:
+    chain = record.images[disk.disk.target]
+    if disk.external:
+        return f"{chain[0].path} ({human_size(chain[0].size)}, {len(chain)} in its chain)"
+    return f"snapshot {disk.name} inside {_file(record.inside[disk.disk.target])}"
 
 
 def _phases(phases: Mapping[str, float]) -> str:

@@ -66,6 +66,7 @@ def created(record: SnapshotRecord) -> dict[str, Any]:
         "outcome": record.outcome,
         "parent": record.parent,
         "domain_state": record.domain_state,
+        "kind": record.kind,
         "strategy": record.strategy,
         "reason": record.reason,
         "point": record.point,
@@ -79,6 +80,7 @@ def created(record: SnapshotRecord) -> dict[str, Any]:
                 "target": disk.disk.target,
                 "frozen": disk.disk.path,
                 "active": disk.external_sn.path if disk.external_sn else disk.disk.path,
+                "inside": None if disk.external else disk.name,
             }
             for disk in record.snapshot.disks
         ],
@@ -167,13 +169,14 @@ def listed(records: Sequence[SnapshotRecord], current: str | None) -> list[dict[
         {
             "name": record.name,
             "parent": record.parent,
-            "memory": record.memory is not None,
+            "memory": record.snapshot.memory,
             "domain_state": record.domain_state,
             "creation_time": record.snapshot.creation_time,
             "current": record.name == current,
             "description": record.snapshot.description,
             "strategy": record.strategy,
-            "bytes": size(record),
+            "kind": record.kind,
+            "bytes": record.size,
             "deleting": record.deleting,
             "pinned": record.pinned,
         }
@@ -184,7 +187,7 @@ def listed(records: Sequence[SnapshotRecord], current: str | None) -> list[dict[
 def shown(record: SnapshotRecord, current: str | None) -> dict[str, Any]:
     """Return what ``show`` answers: the record in full."""
     full: dict[str, Any] = converter.unstructure(record)
-    return {"name": record.name, "current": record.name == current, "bytes": size(record)} | full
+    return {"name": record.name, "current": record.name == current, "bytes": record.size} | full
 
 
 def branches(records: Sequence[SnapshotRecord], current: str | None, parent: str | None = None) -> list[Any]:
@@ -193,9 +196,10 @@ def branches(records: Sequence[SnapshotRecord], current: str | None, parent: str
         {
             "name": record.name,
             "current": record.name == current,
-            "memory": record.memory is not None,
+            "memory": record.snapshot.memory,
+            "kind": record.kind,
             "creation_time": record.snapshot.creation_time,
-            "bytes": size(record),
+            "bytes": record.size,
             "children": branches(records, current, record.name),
         }
         for record in records
@@ -214,9 +218,3 @@ def finding(found: Finding) -> dict[str, Any]:
     """Return one entry of ``fsck``."""
     entry: dict[str, Any] = converter.unstructure(found)
     return entry
-
-
-def size(record: SnapshotRecord) -> int:
-    """Return the bytes of a snapshot's own files: its memory and each disk's frozen image, not their bases."""
-    frozen = sum(chain[0].size for chain in record.images.values() if chain)
-    return frozen + (record.memory.size if record.memory else 0)

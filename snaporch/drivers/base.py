@@ -96,6 +96,24 @@ class Overlay:
 
 
 @attrs.frozen
+class Inside:
+    """A disk's point inside the image that the disk is on and stays on.
+
+    Attributes:
+        base: the disk as it is.
+        tag: the snapshot's name in the image.
+    """
+
+    base: DiskStatus
+    tag: str
+
+    @property
+    def target(self) -> str:
+        """The disk's name in the domain."""
+        return self.base.target
+
+
+@attrs.frozen
 class StreamPlan:
     """How memory is to be streamed.
 
@@ -278,6 +296,29 @@ class Machine(abc.ABC):
     async def load(self, path: str) -> None:
         """Load a memory file into a machine launched for it; it is PAUSED afterwards, at the point."""
 
+    async def save_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Save memory and disks, at one point, inside the images that these disks are on; memory in the first.
+
+        The guest stands meanwhile and is then as it was before, whatever becomes of us. While it is at it, the
+        hypervisor answers nothing; a call that is cut short goes on. One that fails may have left some images with
+        the snapshot.
+
+        Raises:
+            Unsupported: this driver keeps nothing inside images.
+        """
+        raise Unsupported(f"{tag}: this driver keeps nothing inside images ({targets})")
+
+    async def load_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Go back to what `save_inside` has saved, in the same machine; it is PAUSED afterwards, at the point.
+
+        The guest must stand, or have been launched and never run. What it holds is lost, also where this fails.
+        """
+        raise Unsupported(f"{tag}: this driver keeps nothing inside images ({targets})")
+
+    async def delete_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Delete a snapshot inside the images that these disks are on, wherever it is. Idempotent."""
+        raise Unsupported(f"{tag}: this driver keeps nothing inside images ({targets})")
+
     @abc.abstractmethod
     async def shutdown(self) -> None:
         """Ask the guest to power off (ACPI); returns at once."""
@@ -383,6 +424,55 @@ class Storage(abc.ABC):
     async def rebase(self, path: str, backing: DeviceDisk | None, *, content: bool) -> None:
         """Back an image by another; with `content` what it reads stays, copied up into it where need be."""
         raise Unsupported(f"rebasing {path} to {backing} ({content}): this driver cannot")
+
+    async def inside(self, path: str) -> tuple[str, ...]:
+        """Return the names of the snapshots inside an image; none where there can be none. It may be in use.
+
+        Raises:
+            Refused: it cannot be read.
+        """
+        raise Unsupported(f"{path}: this driver keeps nothing inside images")
+
+    async def save_inside(self, path: str, tag: str) -> None:
+        """Keep what an image holds, which no process has open, in a snapshot inside it; durable on return."""
+        raise Unsupported(f"{path}: this driver keeps nothing inside images ({tag})")
+
+    async def restore_inside(self, path: str, tag: str) -> None:
+        """Put an image, which no process has open, back to a snapshot inside it; durable on return. Idempotent.
+
+        What it holds otherwise is lost, and so it is with images that are backed by it.
+        """
+        raise Unsupported(f"{path}: this driver keeps nothing inside images ({tag})")
+
+    async def delete_inside(self, path: str, tag: str) -> None:
+        """Delete a snapshot inside an image that no process has open; durable on return. Idempotent."""
+        raise Unsupported(f"{path}: this driver keeps nothing inside images ({tag})")
+
+    async def seal_inside(self, path: str, tag: str) -> FileRecord:
+        """Return the record of a snapshot inside an image, which may be in use: of the bytes that are its own."""
+        raise Unsupported(f"{path}: this driver keeps nothing inside images ({tag})")
+
+    async def check_inside(self, record: FileRecord, tag: str) -> None:
+        """Read a snapshot inside an image, which may be in use, in full, and compare it with its record.
+
+        Raises:
+            DamagedSnapshot: it is not there, or not what was saved.
+        """
+        raise Unsupported(f"{record.path}: this driver keeps nothing inside images ({tag})")
+
+    async def extract_disk(self, path: str, tag: str, copy: str) -> None:
+        """Copy the disk in a snapshot inside an image, which may be in use, into a new image without backing.
+
+        Whatever it raises, it has then left no file.
+
+        Raises:
+            FileExistsError: there is a file; it is untouched.
+        """
+        raise Unsupported(f"{path}: this driver keeps nothing inside images ({tag}, {copy})")
+
+    async def extract_memory(self, path: str, tag: str, copy: str) -> None:
+        """Copy the memory in a snapshot inside an image to a new memory file; otherwise as `extract_disk`."""
+        raise Unsupported(f"{path}: this driver keeps nothing inside images ({tag}, {copy})")
 
     async def release(self, paths: Collection[str]) -> None:  # noqa: B027 - nothing where all is done by ourselves
         """End programs that we had started to work on files, and that a crash of ours has left to themselves."""

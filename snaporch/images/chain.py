@@ -33,6 +33,7 @@ class Image:
         virtual_size: what a guest sees, in bytes.
         own: snaporch made it, so snaporch may unlink it.
         original: not own, but the user's disk of this very domain: the guest has written to it, so a merge may.
+        inside: names of snapshots inside it that no snapshot of the domain knows.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Image:
     virtual_size: int = 0
     own: bool = True
     original: bool = False
+    inside: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -142,6 +144,8 @@ class Graph:
         for image in self.images.values():
             if not image.own and not image.original:
                 found.setdefault(image.path, "it is not snaporch's")
+            if image.inside:
+                found.setdefault(image.path, f"it has {', '.join(image.inside)} inside, which is not snaporch's")
         for path in reversed(self.order):
             backing = self.images[path].backing
             if path in found and backing is not None:
@@ -207,12 +211,20 @@ def graph_of(
         for record in records
         for disk in record.snapshot.disks
     ]
+    known = {disk.name for record in records for disk in record.snapshot.disks if not disk.external}
     definitions = (domain.definition, *(record.definition for record in records))
     written = {disk.path for definition in definitions for disk in definition.disks if not disk.readonly}
     written |= {point.path for point in points}
     return Graph(
         domain=domain.name,
-        images=[attrs.evolve(i, original=not i.own and i.path in written) for i in found.values()],
+        images=[
+            attrs.evolve(
+                image,
+                original=not image.own and image.path in written,
+                inside=tuple(name for name in image.inside if name not in known),
+            )
+            for image in found.values()
+        ],
         points=points,
         # A medium that nothing is backed by and that need not be there (a CD-ROM) may be left out of `images`.
         active={disk.target: disk.path for disk in domain.disks if disk.path in found or not disk.readonly},

@@ -22,6 +22,7 @@ import xxhash
 from snaporch.drivers.base import ImageStatus, Storage
 from snaporch.drivers.qemu.process import command_line, find_processes, kill, started
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
+from snaporch.images import qcow2
 from snaporch.models import DeviceDisk, FileRecord, Process
 
 _CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
@@ -206,6 +207,62 @@ class LocalStorage(Storage):
         await self._qemu_img("rebase", "-q", *unsafe, "-f", "qcow2", *below, path)
         await trio.to_thread.run_sync(_sync_file, path)
 
+    async def inside(self, path: str) -> tuple[str, ...]:
+        """See Storage."""
+        return await trio.to_thread.run_sync(_inside, path)
+
+    async def _snapshot(self, option: str, path: str, tag: str) -> None:
+        # `qemu-img snapshot` guesses the format unless it is told in this way.
+        image = f"driver=qcow2,file.driver=file,file.filename={path.replace(',', ',,')}"
+        await self._qemu_img("snapshot", "-q", option, tag, "--image-opts", image)
+        await trio.to_thread.run_sync(_sync_file, path)
+
+    async def save_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+        await self._snapshot("-c", path, tag)
+
+    async def restore_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+        await self._snapshot("-a", path, tag)
+
+    async def delete_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+        if tag in await self.inside(path):
+            await self._snapshot("-d", path, tag)
+
+    async def seal_inside(self, path: str, tag: str) -> FileRecord:
+        """See Storage; whoever has put it there has synced it."""
+        return await trio.to_thread.run_sync(_seal_inside, path, tag)
+
+    async def check_inside(self, record: FileRecord, tag: str) -> None:
+        """See Storage."""
+        try:
+            found = await self.seal_inside(record.path, tag)
+        except OSError as error:
+            raise DamagedSnapshot(f"{record.path} cannot be read: {error.strerror}", record.path) from None
+        if found.checksum != record.checksum:
+            what = f"{record.path}: its snapshot {tag!r} is damaged: its checksum is not what was saved"
+            raise DamagedSnapshot(what, record.path)
+
+    async def extract_disk(self, path: str, tag: str, copy: str) -> None:
+        """See Storage."""
+        await self.make_file(copy)
+        try:
+            snapshot = ("-l", f"snapshot.name={tag}")
+            await self._qemu_img("convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", *snapshot, path, copy)
+        except BaseException:
+            os.unlink(copy)
+            raise
+
+    async def extract_memory(self, path: str, tag: str, copy: str) -> None:
+        """See Storage."""
+        await self.make_file(copy)
+        try:
+            await trio.to_thread.run_sync(_extract_memory, path, tag, copy)
+        except BaseException:
+            os.unlink(copy)
+            raise
+
     async def remove(self, path: str) -> None:
         """See Storage."""
         Path(path).unlink(missing_ok=True)
@@ -232,6 +289,24 @@ class LocalStorage(Storage):
             raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}", path) from None
         if found.checksum != record.checksum:
             raise DamagedSnapshot(f"{path} is damaged: its checksum is not what was saved", path)
+
+
+def _inside(path: str) -> tuple[str, ...]:
+    try:
+        with qcow2.opened(path) as image:
+            return tuple(image.snapshots)
+    except OSError as error:
+        raise Refused(f"cannot read image {path}: {error.strerror}") from None
+
+
+def _seal_inside(path: str, tag: str) -> FileRecord:
+    with qcow2.opened(path) as image:
+        return FileRecord(path, *image.checksum(tag))
+
+
+def _extract_memory(path: str, tag: str, copy: str) -> None:
+    with qcow2.opened(path) as image, open(copy, "r+b") as file:
+        file.writelines(image.memory(tag))
 
 
 def _sync_file(path: str) -> None:

@@ -44,6 +44,7 @@ from snaporch.drivers.simulated import (
     SimulatedSpeed,
     ThreadsHoldTime,
 )
+from snaporch.testing._inside import check_internal, check_internal_cancelled, check_internal_mixed
 from snaporch.testing._points import (
     check_background,
     check_branches,
@@ -97,6 +98,9 @@ CHECKS: tuple[Check, ...] = (
     check_verify,
     check_events,
     check_timings,
+    check_internal,
+    check_internal_mixed,
+    check_internal_cancelled,
 )
 """What every driver passes, in the order in which a new one learns it."""
 
@@ -135,6 +139,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "check_events",
     "check_timings",
     "check_recovery",
+    "check_internal",
+    "check_internal_mixed",
+    "check_internal_cancelled",
     # the simulated hypervisor
     "SimulatedHost",
     "SimulatedDriver",

@@ -37,7 +37,7 @@ from snaporch.create import Participant
 from snaporch.drivers.qemu.machine import QemuMachine
 from snaporch.errors import SnaporchError
 from snaporch.images.files import LocalStorage
-from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, Event, Strategy
+from snaporch.models import CreateFlag, CreateOptions, DeviceDisk, DiskSnapshot, DomainSnapshot, Event, Strategy
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 from snaporch.qmp import QMPClient
 from snaporch.revert import Reverter
@@ -56,8 +56,8 @@ WATCHED: dict[type, set[str]] = {
     Reverter: _named(iter(REVERT.values()), ROLLBACK_REVERT),
     Catalog: {"write"},
     # A delete's plan is made of these.
-    QemuMachine: {"settle_merges", "commit_image", "stream_image"},
-    LocalStorage: {"commit_image", "rebase", "seal", "remove"},
+    QemuMachine: {"settle_merges", "commit_image", "stream_image", "delete_inside"},
+    LocalStorage: {"commit_image", "rebase", "seal", "remove", "delete_inside"},
 }
 
 # Those that are not alone in their step.
@@ -149,10 +149,13 @@ async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -
 
 
 async def create(orch: Orchestrator, domain: str, name: str, strategy: str = "auto", bandwidth: str = "0") -> None:
-    """Create a checkpoint; `paused` as a strategy stands for the absence of LIVE."""
-    flags = CreateFlag(0) if strategy == "paused" else CreateFlag.LIVE
-    asked = Strategy("auto" if strategy == "paused" else strategy)
-    await orch.create(domain, DomainSnapshot(name), flags, CreateOptions(strategy=asked, bandwidth=int(bandwidth)))
+    """Create a checkpoint; `paused` as a strategy stands for the absence of LIVE, `internal` for all disks so."""
+    plain = strategy in {"paused", "internal"}
+    flags = CreateFlag(0) if plain else CreateFlag.LIVE
+    options = CreateOptions(strategy=Strategy("auto" if plain else strategy), bandwidth=int(bandwidth))
+    disks = (await orch.domain_info(domain)).disks if strategy == "internal" else ()
+    inside = tuple(DiskSnapshot(DeviceDisk(disk.target), external=False) for disk in disks if not disk.readonly)
+    await orch.create(domain, DomainSnapshot(name, disks=inside), flags, options)
 
 
 async def main(*command: str) -> int:

@@ -15,10 +15,13 @@ from trio.testing import MockClock
 from snaporch import (
     CreateFlag,
     CreateOptions,
+    DeviceDisk,
+    DiskSnapshot,
     DomainSnapshot,
     DomainState,
     OperationFailed,
     Refused,
+    RevertFlag,
     SnaporchError,
     Stranded,
     Strategy,
@@ -42,6 +45,9 @@ CALLS = {
     "finish_stream": "stream.finished",
     "seal_memory": "stream.seal",
     "seal_image": "storage.seal",
+    "save_inside": "machine.save_inside",
+    "keep_inside": "storage.save_inside",
+    "seal_inside": "storage.seal_inside",
 }
 
 
@@ -141,6 +147,11 @@ async def failed(world: SimulatedWorld, strategy: Strategy, scope: trio.CancelSc
     snapshot, flags, options = DomainSnapshot("s1"), CreateFlag.LIVE, CreateOptions(strategy=strategy)
     if strategy is Strategy.NONE:
         flags, options = CreateFlag.DISK_ONLY, CreateOptions()
+        # each disk in its own way
+        snapshot = attrs.evolve(snapshot, disks=(DiskSnapshot(DeviceDisk("vda"), external=False),))
+    elif strategy is Strategy.INTERNAL:
+        disks = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
+        snapshot, flags, options = attrs.evolve(snapshot, disks=disks), CreateFlag(0), CreateOptions()
     elif strategy is Strategy.PAUSED:
         flags, options = CreateFlag(0), CreateOptions()
     try:
@@ -166,7 +177,7 @@ async def check(world: SimulatedWorld, before: Mapping[str, object], *, complete
         await world.start()
         await world.check_consistent()
     if complete:
-        await world.orchestrator.revert(world.domain, "s1")
+        await world.orchestrator.revert(world.domain, "s1", RevertFlag.FORCE)  # what is inside goes back in place
         if world.host.processes(world.domain):
             await world.check_consistent()
 

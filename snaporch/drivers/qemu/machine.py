@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Stream, StreamPlan
+from snaporch.drivers.qemu import internal
 from snaporch.drivers.qemu.leash import QemuGuard
 from snaporch.drivers.qemu.process import wait_gone
 from snaporch.drivers.qemu.stream import QemuStream
@@ -82,6 +83,7 @@ class QemuMachine(Machine):
         self._migration: Subscription
         self._times: dict[str, float] = {}
         self._run_changes = 0
+        self._inside_turn = trio.Lock()
 
     @asynccontextmanager
     async def opened(self, *, looking: bool = False) -> AsyncIterator[QemuMachine]:
@@ -438,6 +440,30 @@ class QemuMachine(Machine):
                 raise HypervisorError(f"{self.qmp.label}: QEMU could not load the memory: {words}")
             with trio.move_on_after(0.1):
                 await self._migration.receive()
+
+    async def _inside(self, verb: str, tag: str, targets: Sequence[str]) -> None:
+        """Run a job on the images that disks are on: one at a time, when none is under way any more."""
+        async with self._inside_turn:
+            await internal.settle(self.qmp)
+            nodes = {disk.target: disk.node for disk in await self.disks()}
+            arguments: dict[str, Any] = {"tag": tag, "devices": [nodes[target] for target in targets]}
+            if verb == "delete":
+                await internal.run(self.qmp, verb, arguments)
+            else:
+                async with internal.plain_migration(self.qmp):
+                    await internal.run(self.qmp, verb, arguments | {"vmstate": nodes[targets[0]]})
+
+    async def save_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """See Machine."""
+        await self._inside("save", tag, targets)
+
+    async def load_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """See Machine."""
+        await self._inside("load", tag, targets)
+
+    async def delete_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """See Machine."""
+        await self._inside("delete", tag, targets)
 
     async def shutdown(self) -> None:
         """See Machine."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 import xxhash
 
-from snaporch.errors import Refused
+from snaporch.errors import DamagedSnapshot, Refused
 from snaporch.models import DeviceDisk, FileRecord
 
 EMPTY_IMAGE = 192 * 2**10  # what qemu-img makes of an empty qcow2: header, refcounts, first table
@@ -129,6 +129,23 @@ class MemoryFile(SimulatedFile):
         return f"{super().content()} {self.number} {sorted(self.torn)} {self.complete}"
 
 
+@attrs.frozen
+class Inside:
+    """A snapshot inside an image.
+
+    Attributes:
+        number: `Image.number` at the point.
+        content: what a disk had read, also from below the image.
+        memory: what RAM held, as a memory file that is nowhere; None without memory.
+        size: bytes that it takes of the image.
+    """
+
+    number: int | None
+    content: int
+    memory: MemoryFile | None = None
+    size: int = CLUSTER
+
+
 @attrs.define(eq=False)
 class Image(SimulatedFile):
     """A disk image.
@@ -141,6 +158,7 @@ class Image(SimulatedFile):
         number: the last number written while the image was active; None: nothing, reads go to the backing image.
         overlays: paths of the overlays that froze it.
         stale: it was merged by a running machine, which went on writing to its base: it must not be used again.
+        inside: the snapshots inside it, by name.
     """
 
     format: str = "qcow2"
@@ -150,10 +168,43 @@ class Image(SimulatedFile):
     number: int | None = None
     overlays: set[str] = attrs.field(factory=set)
     stale: bool = False
+    inside: dict[str, Inside] = attrs.field(factory=dict)
 
     def content(self) -> str:
         """See SimulatedFile."""
-        return f"{super().content()} {self.format} {self.virtual_size} {self.backing} {self.number}"
+        inside = [(tag, point.number) for tag, point in self.inside.items()]
+        return f"{super().content()} {self.format} {self.virtual_size} {self.backing} {self.number} {inside}"
+
+    def keep(self, tag: str, point: Inside) -> None:
+        """Put a snapshot inside.
+
+        Raises:
+            OSError: ENOSPC.
+        """
+        self.grow(point.size)
+        self.inside[tag] = point
+
+    def forget(self, tag: str) -> None:
+        """Remove a snapshot inside, if it is there."""
+        if (point := self.inside.pop(tag, None)) is not None:
+            self.size -= point.size
+            self.system.used -= point.size
+            self.version += 1
+
+    def point(self, tag: str) -> Inside:
+        """Return a snapshot inside.
+
+        Raises:
+            DamagedSnapshot: it is not there.
+        """
+        if tag not in self.inside:
+            raise DamagedSnapshot(f"{self.path} has no snapshot {tag!r} inside any more", self.path)
+        return self.inside[tag]
+
+    def go_back(self, tag: str) -> None:
+        """Hold again what a snapshot inside holds."""
+        self.number = self.point(tag).number
+        self.version += 1
 
     def write(self, number: int) -> None:
         """Overwrite the number in place, which takes a cluster the first time.

@@ -152,6 +152,25 @@ class SimulatedMachine(Machine):
         seconds = self.process.ram / self._speed.load_bandwidth
         await self._call("load", lambda: self.process.load(path), seconds)
 
+    async def save_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """See Machine."""
+        seconds = self.process.ram / self._speed.bandwidth
+
+        def save() -> None:
+            self.process.save_inside(tag, targets, seconds)
+
+        await self._call("save_inside", save, seconds)
+
+    async def load_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """See Machine."""
+        seconds = self.process.ram / self._speed.load_bandwidth
+        await self._call("load_inside", lambda: self.process.load_inside(tag, targets), seconds)
+
+    async def delete_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """See Machine; as a real one, it answers nothing before a save that was cut short is done."""
+        await self.client.wait(self.process.saving, self.process)
+        await self._call("delete_inside", lambda: self.process.delete_inside(tag, targets), self._speed.merge)
+
     async def shutdown(self) -> None:
         """See Machine."""
         await self._call("shutdown", self.process.power_button, self._speed.query)

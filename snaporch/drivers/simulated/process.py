@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from snaporch.drivers.base import Launch, Overlay, StreamPlan
-from snaporch.drivers.simulated.files import EMPTY_IMAGE, Files, Image, MemoryFile
+from snaporch.drivers.simulated.files import EMPTY_IMAGE, Files, Image, Inside, MemoryFile
 from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
 from snaporch.drivers.simulated.migration import SAME, Migration
@@ -76,6 +76,7 @@ class SimulatedProcess:
     hung: bool = False
     ended: str = ""
     changed: trio.Event = attrs.field(factory=trio.Event)
+    _resumes: float = math.inf
     _written: int = 0
     _spread: float = 0.0
 
@@ -106,6 +107,9 @@ class SimulatedProcess:
         now = self.clock()
         if self.ended:
             return now
+        if self._resumes <= now:
+            self.guest.start(self._resumes)
+            self._resumes = math.inf
         off = self.guest.off_at()
         if self.migration is not None and self.migration.active:
             self.migration.advance(min(now, off))
@@ -153,6 +157,7 @@ class SimulatedProcess:
 
     def stop(self) -> None:
         """Stop the CPUs, if they run."""
+        self._resumes = math.inf
         if self.guest.runs:
             self.guest.stop(self.clock())
             self.notify()
@@ -351,3 +356,54 @@ class SimulatedProcess:
         if not file.complete or file.flips or file.ram != self.ram or file.versions != self.versions:
             raise self.refusal("migrate-incoming", f"error while loading state from {path}")
         self._fill(file.number, file.torn)
+
+    # --- inside images ------------------------------------------------------------------------------------
+
+    def _taken(self, command: str, targets: Sequence[str]) -> list[Drive]:
+        found = [drive for drive in self.drives if drive.target in targets]
+        if bad := [d.target for d in found if d.readonly or d.image.format != "qcow2"]:
+            raise self.refusal(command, f"no room inside the image of {', '.join(bad)}")
+        return found
+
+    def save_inside(self, tag: str, targets: Sequence[str], seconds: float) -> None:
+        """Keep RAM and disks inside the disks' images; the guest stands for some seconds, if it ran."""
+        self._idle("snapshot-save")
+        drives = self._taken("snapshot-save", targets)
+        if any(tag in drive.image.inside for drive in drives):
+            raise self.refusal("snapshot-save", f"snapshot {tag!r} already exists in one or more devices")
+        number, first = self.guest.ticks_at(self.clock()), drives[0].image
+        memory = MemoryFile(first.path, first.system, first.inode, linked=False)
+        memory.number, memory.torn, memory.ram = number, self.guest.torn, self.ram
+        memory.versions, memory.complete = self.versions, True
+        for drive in drives:
+            held, content = drive.image.number, self.files.number(drive.image.path)
+            with_memory = Inside(held, content, memory, self.ram)
+            drive.image.keep(tag, with_memory if drive.image is first else Inside(held, content))
+        if self.guest.runs:
+            self.stop()
+            self._resumes = self.clock() + seconds
+        self.notify()
+
+    def load_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Put RAM and disks back to what is inside the images; the CPUs stand still afterwards."""
+        if self.guest.runs:
+            raise AssertionError("bug: what is inside the images is loaded under a guest that runs")
+        drives = self._taken("snapshot-load", targets)
+        if not all(tag in drive.image.inside for drive in drives):
+            raise self.refusal("snapshot-load", f"snapshot {tag!r} does not exist in one or more devices")
+        memory = drives[0].image.inside[tag].memory
+        if memory is None or memory.ram != self.ram or memory.versions != self.versions or drives[0].image.flips:
+            raise self.refusal("snapshot-load", f"error while loading state from {tag!r}")
+        for drive in drives:
+            drive.image.go_back(tag)
+        self._fill(memory.number, memory.torn)
+
+    @property
+    def saving(self) -> float:
+        """Seconds for which a save goes on that lets the guest run afterwards."""
+        return max(0.0, self._resumes - self.clock()) if self._resumes < math.inf else 0.0
+
+    def delete_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Delete a snapshot from the images, wherever it is."""
+        for drive in self._taken("snapshot-delete", targets):
+            drive.image.forget(tag)

@@ -7,9 +7,11 @@ import posixpath
 from collections.abc import Callable
 from typing import TypeVar
 
+import xxhash
+
 from snaporch.drivers.base import Storage
 from snaporch.drivers.simulated.client import Client, SimulatedKill
-from snaporch.drivers.simulated.files import Image, os_error
+from snaporch.drivers.simulated.files import Image, Inside, os_error
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
 from snaporch.models import DeviceDisk, FileRecord
 
@@ -131,6 +133,86 @@ class SimulatedStorage(Storage):
         self._disk.merge(overlay)
         self._disk.empty(overlay)
         await self._client.leave(at, "", 0.0, None, faults)
+
+    def _qcow2(self, path: str) -> Image:
+        image = self._disk.image(path)
+        if image.format != "qcow2":
+            raise DamagedSnapshot(f"{path} is no qcow2 image", path)
+        return image
+
+    def _at_rest(self, path: str) -> Image:
+        if why := self._host.locks.writing(path) or self._host.locks.reading(path):
+            raise OperationFailed(f"qemu-img snapshot: {why}")
+        return self._qcow2(path)
+
+    async def inside(self, path: str) -> tuple[str, ...]:
+        """See Storage."""
+        return await self._call("inside", lambda: tuple(self._qcow2(path).inside))
+
+    async def save_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+
+        def save() -> None:
+            image = self._at_rest(path)
+            image.keep(tag, Inside(image.number, self._disk.number(path)))
+
+        await self._call("save_inside", save, self._host.speed.fsync)
+
+    async def restore_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+        await self._call("restore_inside", lambda: self._at_rest(path).go_back(tag), self._host.speed.fsync)
+
+    async def delete_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+
+        def delete() -> None:
+            if tag in self._qcow2(path).inside:
+                self._at_rest(path).forget(tag)
+
+        await self._call("delete_inside", delete, self._host.speed.fsync)
+
+    async def seal_inside(self, path: str, tag: str) -> FileRecord:
+        """See Storage."""
+
+        def seal() -> FileRecord:
+            image = self._qcow2(path)
+            point = image.point(tag)
+            words = f"{point.number} {point.memory and point.memory.content()} {image.flips}"
+            return FileRecord(path, point.size, f"xxh3-128:{xxhash.xxh3_128_hexdigest(words.encode())}")
+
+        return await self._call("seal_inside", seal, self._reading(self._disk.find(path).size))
+
+    async def check_inside(self, record: FileRecord, tag: str) -> None:
+        """See Storage."""
+
+        def check() -> None:
+            image = self._disk.by_path.get(record.path)
+            if not isinstance(image, Image) or image.flips:
+                raise DamagedSnapshot(f"{record.path} is missing, or its snapshot {tag!r} is damaged", record.path)
+            image.point(tag)
+
+        await self._call("check_inside", check, self._reading(record.size))
+
+    async def extract_disk(self, path: str, tag: str, copy: str) -> None:
+        """See Storage."""
+
+        def make() -> None:
+            image = self._qcow2(path)
+            self._disk.make_image(copy, image.virtual_size, base=None).number = image.point(tag).content
+
+        await self._make("extract_disk", copy, make, self._host.speed.overlay)
+
+    async def extract_memory(self, path: str, tag: str, copy: str) -> None:
+        """See Storage."""
+
+        def make() -> None:
+            if (memory := self._qcow2(path).point(tag).memory) is None:
+                raise OperationFailed(f"{path}: there is no memory in its snapshot {tag!r}")
+            file = self._disk.make_memory(copy)
+            for name in ("number", "torn", "ram", "versions", "complete"):
+                setattr(file, name, getattr(memory, name))
+
+        await self._make("extract_memory", copy, make, self._host.speed.overlay)
 
     async def remove(self, path: str) -> None:
         """See Storage.
