@@ -165,7 +165,7 @@ async def test_stop(tmp_path: Path, autojump_clock: MockClock, virtual_time: Vir
 
 
 async def test_undo_all(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
-    """What runs when one fails is rolled back, and nothing else is begun; test_live has what was taken already."""
+    """What runs when one fails is rolled back, nothing else is begun; test_live.py has what was taken already."""
     async with open_estate(tmp_path, 5) as estate:
         break_(estate.host, "vm1")
         batch = await estate.run(plan(limits={"per_host": 2}, on_failure="undo_all"))
