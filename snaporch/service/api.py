@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import trio
 
+from snaporch.batch.schedule import ScheduleInfo
 from snaporch.errors import InvalidInput, NotFound
 from snaporch.images.merge import MergePlan
 from snaporch.models import (
@@ -380,6 +381,12 @@ async def doctor(call: Call) -> dict[str, Any]:
     return await call.service.orchestrator.doctor(call.query.get("domain"))
 
 
+async def schedules(call: Call) -> tuple[ScheduleInfo, ...]:
+    """List the plans of the service's directory: when each runs next, and how its last batch ended."""
+    await trio.lowlevel.checkpoint()
+    return call.service.scheduler.schedules() if call.service.scheduler else ()
+
+
 async def whoami(call: Call) -> dict[str, str | None]:
     """Say who asks, as the service sees it."""
     await trio.lowlevel.checkpoint()
@@ -421,5 +428,6 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/recover", A, recover, shapes.Recover, OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/fsck", A, fsck, shapes.Fsck, OperationStatus, status=202, query=("wait",)),
     Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain",)),
+    Route("GET", "/v1/schedules", V, schedules, answer=list[ScheduleInfo]),
     Route("GET", "/v1/whoami", V, whoami, answer=dict[str, str]),
 )

@@ -27,6 +27,7 @@ class Config:
         certificate: a PEM file: TCP is TLS then. Without, TCP is for loopback addresses only.
         key: its key, a PEM file.
         directories: where paths in requests may lead, beside the root itself.
+        plans: the directory of plans that have a schedule; empty: ``plans`` in the root. Looked for at the start.
         users: roles by user name, for the unix socket; root and the service's own user are admins.
         running: operations that run at once.
         queued: operations that wait for that.
@@ -42,6 +43,7 @@ class Config:
     certificate: str = ""
     key: str = ""
     directories: tuple[str, ...] = ()
+    plans: str = ""
     users: dict[str, str] = attrs.field(factory=dict)
     running: int = 8
     queued: int = 100

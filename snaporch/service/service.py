@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 
 import attrs
 import structlog
 import trio
 
+from snaporch.batch.schedule import Scheduler
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.config import Config
 from snaporch.service.feed import Feed
 from snaporch.service.jobs import Jobs
 from snaporch.service.quiet import Quiet
 from snaporch.service.roles import TOKENS, Caller, Tokens
+
+PLANS = "plans"
 
 _audit = structlog.get_logger("snaporch.audit")
 
@@ -31,6 +35,7 @@ class Service:
         quiet: whether a guest stands.
         tokens: who may come in.
         nursery: for what runs beside all requests: schedules, watchdogs.
+        scheduler: runs plans when they are due; None where there is no directory of them.
         streams: followers at present.
     """
 
@@ -41,6 +46,7 @@ class Service:
     quiet: Quiet
     tokens: Tokens
     nursery: trio.Nursery
+    scheduler: Scheduler | None = None
     streams: int = 0
 
     @property
@@ -73,6 +79,11 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
         with ExitStack() as stack:
             for hear in (quiet.hear, jobs.hear, feed.publish):  # in this order: a guest stands before it is told
                 stack.enter_context(orchestrator.broadcast.tapped(hear))
-            # What runs for as long as the service does (schedules of batches) starts here, in the nursery.
-            yield Service(orchestrator, config, jobs, feed, quiet, tokens, nursery)
+            scheduler = Scheduler(orchestrator, Path(config.plans or orchestrator.root / PLANS))
+            scheduled = scheduler.directory.is_dir()
+            if scheduled:
+                await nursery.start(scheduler.run)
+            yield Service(
+                orchestrator, config, jobs, feed, quiet, tokens, nursery, scheduler if scheduled else None
+            )
             nursery.cancel_scope.cancel()
