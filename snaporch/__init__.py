@@ -48,6 +48,7 @@ from snaporch.models import (
     DomainState,
     Event,
     FileRecord,
+    MergeOptions,
     OnTimeout,
     OperationRecord,
     Outcome,
@@ -78,6 +79,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "CreateOptions",
     "Strategy",
     "OnTimeout",
+    "MergeOptions",
     "DomainDefinition",
     # answers
     "SnapshotRecord",

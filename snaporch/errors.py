@@ -21,6 +21,7 @@
     └── HypervisorError                 1   502
         ├── CommandRefused              1   502   the hypervisor answered with an error
         ├── ConnectionGone              1   502   closed by the other side, or never there
+        ├── NotConverging               1   502   a merge that a guest's writes outrun; it was given up
         ├── ProtocolError               1   502   what came is not QMP
         └── OutcomeUnknown              1   504   sent, never answered: it may have been carried out
 
@@ -42,6 +43,7 @@ __all__ = [
     "HypervisorError",
     "InvalidInput",
     "Left",
+    "NotConverging",
     "NotEnoughSpace",
     "NotFound",
     "OperationFailed",
@@ -241,6 +243,10 @@ class ConnectionGone(HypervisorError):
 
     A command that was sent and not answered raises OutcomeUnknown instead.
     """
+
+
+class NotConverging(HypervisorError):
+    """The guest writes faster than a merge copies, and was not to be paused; nothing has changed."""
 
 
 class ProtocolError(HypervisorError):

@@ -100,12 +100,12 @@ class Strategy(enum.StrEnum):
 
 
 class OnTimeout(enum.StrEnum):
-    """What a precopy does whose time is up."""
+    """What is done when the time is up of a precopy, or of a merge that has to catch up with a guest."""
 
     PAUSE = "pause"
     """Pause the guest and finish."""
     FAIL = "fail"
-    """Give up and roll back."""
+    """Give up: a create is rolled back; what a delete cannot merge stays, and merges another time."""
 
 
 class DomainState(enum.StrEnum):
@@ -217,6 +217,23 @@ class CreateOptions:
     wait: bool = False
 
 
+@attrs.frozen
+class MergeOptions:
+    """How images merge, in a delete or a flatten.
+
+    Attributes:
+        bandwidth: bytes a second that a merge may write; 0 is no limit.
+        max_seconds: the time that the merge of the image that a running guest writes to may take to catch up with
+            the guest; None: for as long as it comes nearer. After that the guest's writes to that disk are slowed
+            down, and it has as much time again.
+        on_timeout: what happens then. The other merges do not depend on the guest and have no limit.
+    """
+
+    bandwidth: int = 0
+    max_seconds: float | None = None
+    on_timeout: OnTimeout = OnTimeout.FAIL
+
+
 # --- domains ----------------------------------------------------------------------------------------------
 
 
@@ -303,6 +320,7 @@ class DomainRecord:
         template: of a domain that was attached to: the process as it was found; its command line says how the
             domain is launched, the definition only what could be seen.
         tags: names that batches select it by.
+        max_depth: a disk's chain that becomes longer is flattened after the create that made it so; 0: none is.
     """
 
     definition: DomainDefinition
@@ -311,6 +329,7 @@ class DomainRecord:
     process: Process | None = None
     template: Process | None = None
     tags: tuple[str, ...] = ()
+    max_depth: int = 0
 
     @property
     def name(self) -> str:
@@ -357,6 +376,7 @@ class DomainInfo:
     pid: int | None = None
     driver: str = "qemu"
     tags: tuple[str, ...] = ()
+    max_depth: int = 0
 
 
 # --- snapshots --------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from snaporch.errors import (
     TargetExists,
 )
 from snaporch.events import Broadcast
+from snaporch.flatten import ON_ITS_BASE, chain_cost, flatten, keep_short
 from snaporch.fsck import fsck
 from snaporch.images.merge import MergePlan
 from snaporch.models import (
@@ -46,6 +47,7 @@ from snaporch.models import (
     DomainState,
     Event,
     Finding,
+    MergeOptions,
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
@@ -280,7 +282,10 @@ class Orchestrator:
                     state, disks = await machine.state(), await machine.disks()
         if disks is None:
             disks = await self._context.disks_of(record, None, strict=False)
-        return DomainInfo(record.name, state, disks, record.current, pid, record.definition.driver, record.tags)
+        driver_name = record.definition.driver
+        return DomainInfo(
+            record.name, state, disks, record.current, pid, driver_name, record.tags, record.max_depth
+        )
 
     async def is_active(self, name: str) -> bool:
         """Return whether a domain has a process: whether there is any memory to take."""
@@ -362,7 +367,9 @@ class Orchestrator:
         for domain in domains:
             await self._mended(domain)
         snapshot, options = snapshot or DomainSnapshot(), options or CreateOptions()
-        return await create(self._context, domains, snapshot, flags, options, bandwidth=bandwidth)
+        records = await create(self._context, domains, snapshot, flags, options, bandwidth=bandwidth)
+        await keep_short(self._context, domains)
+        return records
 
     async def revert(
         self,
@@ -398,6 +405,7 @@ class Orchestrator:
         domain: str,
         name: str | Collection[str],
         flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
+        options: MergeOptions | None = None,
         *,
         dry_run: bool = False,
     ) -> MergePlan:
@@ -410,10 +418,13 @@ class Orchestrator:
             domain: the domain's name.
             name: the snapshot's; of several, what is between two that stay is merged once.
             flags: CHILDREN: this one and its descendants; CHILDREN_ONLY: its descendants.
+            options: bandwidth, and what to do about a guest that writes faster than a merge copies: by default
+                its writes are slowed down and, where that does not help either, an image stays to merge another
+                time; the plan has it under `kept`.
             dry_run: only plan.
 
         Returns:
-            The plan: which images merge where, bytes to move, files to unlink.
+            The plan: which images merge where, bytes to move, files to unlink; as it was carried out in the end.
 
         Raises:
             Refused: before anything was touched.
@@ -422,7 +433,55 @@ class Orchestrator:
         """
         await self._mended(domain)
         names = (name,) if isinstance(name, str) else tuple(name)
-        return await delete(self._context, domain, names, flags, dry_run=dry_run)
+        return await delete(self._context, domain, names, flags, options or MergeOptions(), dry_run=dry_run)
+
+    async def flatten(
+        self,
+        domain: str,
+        name: str = "",
+        depth: int = 1,
+        options: MergeOptions | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> MergePlan:
+        """Shorten the chains of a domain, or of one of its snapshots, by copying up; nobody sees a difference.
+
+        Args:
+            domain: the domain's name, running or not.
+            name: a snapshot's: its frozen images get short chains. By default those that the domain writes to.
+            depth: images that may be left in a chain, the lowest of those that are there; 1: none but itself.
+            options: bandwidth.
+            dry_run: only plan.
+
+        Returns:
+            The plan, as it was carried out: what was copied, and files that nobody needed afterwards.
+
+        Raises:
+            Refused: before anything was touched; NotEnoughSpace when what is to be copied may not fit.
+            OperationFailed: it was given up, as when the call is cancelled: all snapshots are whole, chains that
+                are not short yet are as they were.
+        """
+        await self._mended(domain)
+        return await flatten(self._context, domain, name, depth, options or MergeOptions(), dry_run=dry_run)
+
+    async def limit_depth(self, domain: str, depth: int) -> DomainInfo:
+        """Have a domain's chains flattened onto their bases whenever a create makes one longer than `depth` images.
+
+        Deletes keep chains short by themselves: this is for domains that keep very many snapshots. Each of the
+        copies takes as much room as what the guest has written since the base.
+
+        Args:
+            domain: the domain's name.
+            depth: more than 2; or 0: never.
+        """
+        if depth and depth <= ON_ITS_BASE:
+            raise InvalidInput(
+                f"a chain cannot be kept at {depth} images: more than {ON_ITS_BASE}, or 0 for no limit"
+            )
+        async with self._context.locked(Operation("limit-depth", domain, "")):
+            record = attrs.evolve(await self._context.catalog.domain(domain), max_depth=depth)
+            await self._context.catalog.write(Change(domains=(record,)))
+        return await self.domain_info(domain)
 
     async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
         """Read every file of a snapshot in full and compare it with what was saved.
@@ -548,14 +607,14 @@ class Orchestrator:
         """
         findings: dict[str, Any] = {name: await d.doctor() for name, d in self._context.drivers.items()}
         if domain is not None:
-            findings[domain] = {"state": (await self.domain_info(domain)).state}
+            info = await self.domain_info(domain)
+            findings[domain] = {"state": info.state}
             async with (
                 self._context.locked(Operation("doctor", domain, "")),
-                self._context.machine_of(domain) as (
-                    _,
-                    machine,
-                ),
+                self._context.machine_of(domain) as (record, machine),
             ):
+                storage = self._context.driver(record).storage
+                findings[domain] |= {f"chain of {d.target}": await chain_cost(storage, d) for d in info.disks}
                 if machine is not None:
                     findings[domain] |= attrs.asdict(machine.capabilities)
         return findings

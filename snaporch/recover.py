@@ -19,9 +19,11 @@ import trio
 from snaporch.context import Context
 from snaporch.convert import loads
 from snaporch.create import Held, Participant, commit
-from snaporch.delete import DeletePlan, finish_delete
+from snaporch.delete import finish_delete
 from snaporch.engine import Operation
 from snaporch.errors import Busy, OperationFailed, SnaporchError
+from snaporch.flatten import finish_flatten
+from snaporch.merging import MergeJournal
 from snaporch.models import DomainRecord, OperationRecord, Process
 from snaporch.planning import CreatePlan, RevertPlan
 from snaporch.replay import Action, after_create, after_revert
@@ -160,11 +162,12 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
             await context.engine.undo(operation, phases, rollback, [reverter])
 
 
-async def _delete(context: Context, operation: Operation, text: str) -> None:
+async def _merges(context: Context, operation: Operation, text: str) -> None:
     record = await context.catalog.domain(operation.domain)
     images = {disk.path for disk in record.disks} | await context.catalog.own_files(record.name)
     await context.driver(record).storage.release(images)
-    await finish_delete(context, operation, loads(text, DeletePlan))
+    finish = finish_delete if operation.kind == "delete" else finish_flatten
+    await finish(context, operation, loads(text, MergeJournal))
 
 
-_RECOVER = {"create": _create, "revert": _revert, "verify": _revert, "delete": _delete}
+_RECOVER = {"create": _create, "revert": _revert, "verify": _revert, "delete": _merges, "flatten": _merges}

@@ -11,6 +11,7 @@ point (`snaporch.states`, rule 3). So:
   Only one that loads a point in the running process has, once it may have begun to, no old guest any more: it is
   gone on with, by loading the point again, and undone (what the guest held was kept) if that fails.
 - A delete goes forward only.
+- A flatten has changed nothing that anybody sees: it is given up, what it has copied stays.
 """
 
 from __future__ import annotations
@@ -97,6 +98,13 @@ def after_delete(state: State) -> Action:
     return Action.NOTHING if state is State.COMPLETE else Action.GO_ON
 
 
+def after_flatten(state: State) -> Action:
+    """Return what to do about a flatten that was cut short in a state."""
+    if state in {State.COMPLETE, State.ROLLED_BACK}:
+        return Action.NOTHING
+    return Action.GO_ON if state is State.COMMITTING else Action.UNDO
+
+
 def table() -> str:
     """Return all of it as a Markdown table; docs/recovery.md holds it, and a test compares the two."""
     rows: dict[str, dict[State, Action]] = {
@@ -111,6 +119,7 @@ def table() -> str:
         for name, phases in reverts.items()
     }
     rows["delete"] = {state: after_delete(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}
+    rows["flatten"] = {state: after_flatten(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}
     lines = ["| operation | the row says | what is done |", "|---|---|---|"]
     for name, found in rows.items():
         for action in dict.fromkeys(found.values()):

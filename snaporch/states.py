@@ -16,7 +16,7 @@ The strategies differ in the order in which they walk through the same states:
     revert       preparing  loading  swapping  committing
     revert FORCE preparing  displacing  loading  swapping  committing
     (a revert to a point inside images walks the same ways)
-    delete       preparing  merging  committing
+    delete, flatten  preparing  merging  committing
 
 This module imports nothing that does I/O. The diagram in docs/states.md is generated from the table.
 """
@@ -52,7 +52,7 @@ class State(enum.StrEnum):
     SWAPPING = "swapping"
     """The old guest stands, the new one runs; then the old process goes."""
     MERGING = "merging"
-    """A delete: images merge. It goes forward only: what stops it is gone on with by `recover`."""
+    """Images merge. A delete goes forward only: `recover` goes on with what stops it; a flatten is given up."""
     COMMITTING = "committing"
     COMPLETE = "complete"
     ROLLING_BACK = "rolling-back"
@@ -116,7 +116,7 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.DISPLACING: {Signal.LOAD: State.LOADING, Signal.SWAP: State.SWAPPING, **_FAIL},
     State.LOADING: {Signal.SWAP: State.SWAPPING, **_FAIL},
     State.SWAPPING: {Signal.COMMIT: State.COMMITTING, **_FAIL},
-    State.MERGING: {Signal.COMMIT: State.COMMITTING, Signal.STUCK: State.STRANDED},
+    State.MERGING: {Signal.COMMIT: State.COMMITTING, Signal.STUCK: State.STRANDED, **_FAIL},
     State.COMMITTING: {Signal.DONE: State.COMPLETE, **_FAIL},
     State.COMPLETE: {},
     State.ROLLING_BACK: {Signal.UNDONE: State.ROLLED_BACK, Signal.STUCK: State.STRANDED},

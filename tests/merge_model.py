@@ -84,6 +84,8 @@ class Contents:
             for path in step.repoint:
                 self.images[path] = attrs.evolve(self.images[path], backing=step.base)
         else:
+            if step.new_backing is None:  # where there is nothing below, QEMU reads through what is
+                moved = {cluster: self.cluster(paths[1], cluster) for cluster in moved}
             moved = {cluster: value for cluster, value in moved.items() if cluster not in into}
             into |= moved
             self.images[step.survivor] = attrs.evolve(image, backing=step.new_backing)
@@ -138,6 +140,23 @@ def check(graph: Graph, contents: Contents, plan: MergePlan, chance: random.Rand
     }
     assert not plan_delete(after, ()).steps, "one plan leaves nothing to merge"
     _check_kept(after, plan)
+
+
+def check_flat(graph: Graph, contents: Contents, plan: MergePlan, tops: Iterable[str], depth: int) -> None:
+    """Carry a flatten out, and check all that it promises."""
+    before = {path: contents.read(path) for path in contents.images}
+    pinned = {path: (contents.images[path], dict(contents.data[path])) for path in graph.pins}
+    for step in plan.steps:
+        touched = contents.between(step.top, step.base)
+        assert (step.where == "live") is all(path in graph.opened for path in touched)
+        assert contents.carry_out(step) <= step.bytes
+        assert {path: contents.read(path) for path in contents.images} == before
+    for top in tops:
+        assert len(list(contents.chain(top))) <= max(depth, 1)
+    for path, (image, data) in pinned.items():
+        assert (contents.images[path], contents.data[path]) == (image, data)
+    after = apply(graph, plan)
+    assert {p: i.backing for p, i in after.images.items()} == {p: contents.images[p].backing for p in graph.images}
 
 
 def _check_readers(remaining: Graph, contents: Contents, plan: MergePlan, step: MergeStep) -> None:

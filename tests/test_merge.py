@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snaporch.errors import DamagedSnapshot, InvalidInput, NotFound
+from snaporch.errors import DamagedSnapshot, InvalidInput, NotFound, Unsupported
 from snaporch.images.chain import Graph, Image, Point, doomed_by, graph_of, heir
-from snaporch.images.merge import MergePlan, apply, plan_delete, render
+from snaporch.images.merge import MergePlan, apply, plan_delete, plan_flatten, render
 from snaporch.models import DeleteFlag, DeviceDisk, DomainDefinition, DomainRecord
 from tests.merge_model import Contents, check, least, snapshot_record
 
@@ -227,6 +227,71 @@ def test_closed_branches_are_pointed_to_where_their_backing_has_gone() -> None:
     assert said(plan) == [("commit", "/1", "/0", 1, "live")]
     assert (plan.steps[0].repoint, plan.moved) == (("/2", "/4"), {"/1": "/0"})
     assert plan.resealed == ("/0", "/2", "/4")
+
+
+def test_an_image_that_a_guest_outruns_stays_as_a_link() -> None:
+    """What is below it merges; the next plan has it again."""
+    graph = chain_of(9, 1, 2, 3, running=True)
+    plan = plan_delete(graph, ["s1", "s2"], frozenset({"/2"}))
+    assert said(plan) == [("stream", "/2", "/1", 1, "live")]
+    ((path, reason),) = plan.kept
+    assert (path, "writes faster" in reason) == ("/2", True)
+    assert said(plan_delete(apply(graph, plan), ())) == [("stream", "/3", "/2", 3, "live")]
+
+
+# --- depth --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "steps"),
+    [(1, [("stream", "/3", "/0", 8, "live")]), (2, [("stream", "/3", "/1", 7, "live")]), (4, [])],
+)
+def test_a_flatten_copies_up_what_is_over_the_lowest(depth: int, steps: list[object]) -> None:
+    """All that is held stays; what was there only for the chain goes afterwards."""
+    graph = chain_of(1, 2, 5, 3, running=True)
+    plan = plan_flatten(graph, ["/3"], depth)
+    assert said(plan) == steps
+    assert not plan.unlink
+    linked = attrs.evolve(graph, points=graph.points[:1])
+    flat = plan_flatten(linked, ["/3"], depth)
+    assert set(plan_delete(apply(linked, flat), ()).unlink) == ({"/1", "/2"} if depth < 3 else {"/1", "/3"})
+
+
+def test_a_flatten_shows_nothing_that_a_short_image_hides() -> None:
+    """A disk that shrank and grew again: block-stream onto the base would bring back what was cut off (7.2, 10.0)."""
+    sizes = (8, 4, 8)
+    images = [Image(f"/{n}", "qcow2", f"/{n - 1}" if n else None, 1, size) for n, size in enumerate(sizes)]
+    graph = Graph("web1", images, [Point("s0", "vda", "/0"), Point("s1", "vda", "/1")], {"vda": "/2"}, running=True)
+    (step,) = plan_flatten(graph, ["/2"], 2).steps
+    assert (step.base, step.new_backing) == ("/0", None)
+
+
+def test_a_flatten_of_what_others_rely_on_is_refused() -> None:
+    """A clone of another domain may have the image open."""
+    graph = attrs.evolve(chain_of(1, 2, 3), needed={"/1": "web2"})
+    with pytest.raises(Unsupported, match="web2"):
+        plan_flatten(graph, ["/1"], 1)
+    assert said(plan_flatten(graph, ["/2"], 1)) == [("stream", "/2", "/0", 3, "offline")]
+
+
+def test_hundreds_of_snapshots_taken_and_deleted_leave_short_chains() -> None:
+    """No chain is longer than there are images that somebody holds: each link in it has a branch of its own."""
+    chance = random.Random(5)  # noqa: S311 - no secret
+    graph, names = Graph("web1", [Image("/0", own=False, original=True)], active={"vda": "/0"}), [*range(1, 500)]
+    longest = 0
+    for number in names:
+        points = graph.points
+        if points and chance.random() < 0.3:  # back to one of them
+            under = chance.choice(points).path
+        else:
+            under, points = graph.active["vda"], (*points, Point(f"s{number}", "vda", graph.active["vda"]))
+        images = {**graph.images, f"/{number}": Image(f"/{number}", backing=under, allocated=chance.randrange(9))}
+        graph = attrs.evolve(graph, images=images, points=points, active={"vda": f"/{number}"})
+        while len(graph.points) > 6:
+            graph = apply(graph, plan_delete(graph, [chance.choice(graph.points).snapshot]))
+        longest = max(longest, len(list(graph.chain(graph.active["vda"]))))
+        assert len(list(graph.chain(graph.active["vda"]))) <= 2 * (len(graph.points) + 1)
+    assert longest > 4, "the test has made trees"
 
 
 def test_a_plan_is_shown_as_a_tree() -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping
+from typing import ClassVar
 
 import attrs
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from snaporch.errors import Unsupported
 from snaporch.images.chain import Graph, doomed_by, graph_of, heir
-from snaporch.images.merge import MergePlan, apply, plan_delete
+from snaporch.images.merge import MergePlan, apply, plan_delete, plan_flatten
 from snaporch.models import (
     DeleteFlag,
     DeviceDisk,
@@ -21,10 +25,10 @@ from snaporch.models import (
     DomainRecord,
     SnapshotRecord,
 )
-from tests.merge_model import Contents, check, least, snapshot_record
+from tests.merge_model import Contents, check, check_flat, least, snapshot_record
 
-# Random operations in a run of the suite; SNAPORCH_MERGE_OPERATIONS=2000 for the long one.
-OPERATIONS = int(os.environ.get("SNAPORCH_MERGE_OPERATIONS", "400"))
+# Creates, reverts, deletes and flattens in a run of the suite; writes and the like are not counted.
+OPERATIONS = int(os.environ.get("SNAPORCH_MERGE_OPERATIONS", "2000"))
 ONE_RUN = 50
 CLUSTERS = 8
 
@@ -41,7 +45,9 @@ class Domain:
 
 
 class Trees(RuleBasedStateMachine):
-    """Domains with shared bases: creates, writes, reverts, resizes, deletes; every delete is checked."""
+    """Domains with shared bases: creates, writes, reverts, resizes, deletes, flattens; what merges is checked."""
+
+    done: ClassVar[Counter[str]] = Counter()  # operations by kind, of all runs
 
     @initialize(seed=st.integers(0, 2**32))
     def begin(self, seed: int) -> None:
@@ -101,6 +107,7 @@ class Trees(RuleBasedStateMachine):
     @rule(name=names, only=st.sampled_from([None, None, 0]))
     def create(self, name: str, only: int | None) -> None:
         """A snapshot of all disks, or of the first."""
+        self.done["create"] += 1
         domain = self.domain(name)
         snapshot = f"s{next(self.count)}"
         frozen = {disk.target: disk for disk in domain.record.disks[: None if only is None else 1]}
@@ -113,6 +120,7 @@ class Trees(RuleBasedStateMachine):
         """Fresh overlays over a point; the old active images go, or are left for the next delete."""
         domain = self.domain(name)
         if domain.snapshots:
+            self.done["revert"] += 1
             record = list(domain.snapshots.values())[pick % len(domain.snapshots)]
             frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks}
             old = {target: disk for target, disk in domain.record.active.items() if target in frozen}
@@ -158,6 +166,7 @@ class Trees(RuleBasedStateMachine):
         domain, graph = self.domain(name), self.graph(name)
         if not domain.snapshots:
             return
+        self.done["delete"] += 1
         parents = {record.name: record.parent for record in domain.snapshots.values()}
         doomed = doomed_by(parents, list(parents)[pick % len(parents)], flags)
         plan = plan_delete(graph, doomed)
@@ -165,6 +174,20 @@ class Trees(RuleBasedStateMachine):
             assert (len(apply(graph, plan).images), plan.bytes) == least(graph.without(doomed))
         check(graph, self.contents, plan, self.chance)
         self.forget(domain, plan, parents, doomed)
+
+    @rule(name=names, pick=st.integers(0, 99), depth=st.integers(1, 4))
+    def flatten(self, name: str, pick: int, depth: int) -> None:
+        """Chains of the domain, or of a snapshot, become short; what is left over goes with the next delete."""
+        domain, graph = self.domain(name), self.graph(name)
+        points = [record.snapshot.disks for record in domain.snapshots.values()]
+        choices = [domain.record.disks, *(tuple(disk.disk for disk in disks) for disks in points)]
+        tops = [disk.path for disk in choices[pick % len(choices)]]
+        if any(top in graph.pins and len(list(graph.chain(top))) > depth for top in tops):
+            with pytest.raises(Unsupported):
+                plan_flatten(graph, tops, depth)
+            return
+        self.done["flatten"] += 1
+        check_flat(graph, self.contents, plan_flatten(graph, tops, depth), tops, depth)
 
     def forget(
         self, domain: Domain, plan: MergePlan, parents: Mapping[str, str | None], doomed: frozenset[str]
@@ -209,10 +232,19 @@ class Trees(RuleBasedStateMachine):
         assert backings <= self.contents.images.keys()
 
 
-TestTrees = Trees.TestCase
-TestTrees.settings = settings(
-    max_examples=max(1, OPERATIONS // ONE_RUN),
-    stateful_step_count=ONE_RUN,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+class TestTrees(Trees.TestCase):  # type: ignore[misc, valid-type]
+    """As many operations as are said, counted: hypothesis ends a run where it likes."""
+
+    settings = settings(
+        max_examples=max(1, OPERATIONS // ONE_RUN // 8),
+        stateful_step_count=ONE_RUN,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+    def runTest(self) -> None:  # noqa: N802 - as unittest calls it
+        """Run until there have been enough of them."""
+        Trees.done.clear()
+        while Trees.done.total() < OPERATIONS:
+            super().runTest()
+        assert all(Trees.done[kind] > OPERATIONS // 40 for kind in ("create", "revert", "delete", "flatten"))

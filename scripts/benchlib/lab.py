@@ -78,6 +78,7 @@ class GuestPlan:
         report: milliseconds between reports.
         disks: how many.
         filled: MiB on each that the guest does not touch.
+        bulk: MB/s written to the first disk besides.
     """
 
     ram: int
@@ -87,6 +88,7 @@ class GuestPlan:
     report: int = 50
     disks: int = 2
     filled: int = 0
+    bulk: int = 0
 
 
 @attrs.define
@@ -173,7 +175,7 @@ async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) 
         accel="tcg",
         machine="q35",
         kernel=str(build_tiny(cache / "guest")),
-        append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report}",
+        append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report} bulk={plan.bulk}",
         serial=str(serial.path),
         emulator=qemu.emulator,
         disks=tuple(disks),

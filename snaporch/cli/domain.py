@@ -89,6 +89,23 @@ async def tag(name: str, /, *tags: str, session: Here) -> Answer:
 
 
 @app.command
+async def depth(name: str, images: int, /, *, session: Here) -> Answer:
+    """Keep a domain's chains short: flatten them onto their bases when a create makes one too long.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    images
+        How many images a chain may have; 0: as many as there are.
+    """
+    async with session.open() as orchestrator:
+        info = await orchestrator.limit_depth(name, images)
+    said = f"at {info.max_depth} images or fewer" if info.max_depth else "as long as they become"
+    return Answer(output.domain(info), lambda human: human.line(f"{info.name} keeps its chains {said}"))
+
+
+@app.command
 async def attach(name: str, /, *, qmp: Path, session: Here) -> Answer:
     """Take charge of a domain that something else started.
 

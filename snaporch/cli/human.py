@@ -116,6 +116,17 @@ def deleted(domain_name: str, plan: MergePlan, *, dry_run: bool) -> RenderableTy
     return Group(*(_text(each) for each in [*render(plan), summary]))
 
 
+def flattened(domain_name: str, plan: MergePlan, *, dry_run: bool) -> RenderableType:
+    """Return what is done to which image, as a tree, and a line that says it in short."""
+    if not plan.steps:
+        return line(f"{domain_name}: its chains are short enough")
+    moved = human_size(plan.bytes)
+    summary = (
+        f"{domain_name}: nothing is touched; it would copy {moved}" if dry_run else f"{domain_name}: {moved} copied"
+    )
+    return Group(*(_text(each) for each in [*render(plan, f"flatten {domain_name}"), summary]))
+
+
 def verified(domain_name: str, reports: Sequence[VerifyReport]) -> RenderableType:
     """Return a line for each snapshot, and one for each thing that is wrong."""
     if not reports:

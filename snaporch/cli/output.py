@@ -109,6 +109,7 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "pid": info.pid,
         "driver": info.driver,
         "tags": info.tags,
+        "max_depth": info.max_depth or None,
         "disks": [disk(status) for status in info.disks],
     }
 
@@ -133,6 +134,16 @@ def deleted(domain_name: str, name: str, plan: MergePlan, *, dry_run: bool) -> d
         "domain": domain_name,
         "name": name,
         "deleted": sorted(plan.doomed),
+    } | _merges(plan, dry_run=dry_run)
+
+
+def flattened(domain_name: str, name: str, plan: MergePlan, *, dry_run: bool) -> dict[str, Any]:
+    """Return what ``flatten`` answers; on a dry run, what it would do."""
+    return {"domain": domain_name, "name": name or None} | _merges(plan, dry_run=dry_run)
+
+
+def _merges(plan: MergePlan, *, dry_run: bool) -> dict[str, Any]:
+    return {
         "dry_run": dry_run,
         "outcome": None if dry_run else Outcome.COMPLETE,
         "bytes": plan.bytes,

@@ -1,4 +1,4 @@
-"""``snaporch create``, ``list``, ``tree``, ``show``, ``revert``, ``delete``, ``verify``: a domain's snapshots."""
+"""``snaporch create``, ``list``, ``tree``, ``show``, ``revert``, ``delete``, …: a domain's snapshots."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from snaporch.models import (
     DiskSnapshot,
     DomainInfo,
     DomainSnapshot,
+    MergeOptions,
     OnTimeout,
     RevertFlag,
     Strategy,
@@ -234,6 +235,9 @@ async def delete(
     children: bool = False,
     children_only: bool = False,
     dry_run: bool = False,
+    bandwidth: str = "",
+    max_seconds: float | None = None,
+    on_timeout: OnTimeout | None = None,
     session: Here,
 ) -> Answer:
     """Delete a snapshot; what the guest and every other snapshot hold stays the same.
@@ -250,14 +254,57 @@ async def delete(
         All that descend from it, but not this one.
     dry_run
         Only say what would merge where, and which files would go.
+    bandwidth
+        What merging may write a second, for example 100MiB.
+    max_seconds
+        The time in which a merge has to catch up with a guest that writes; then the guest's writes are slowed down,
+        and it has as much time again.
+    on_timeout
+        What happens then: `pause` the guest and finish, or `fail`: the image stays and merges another time (the
+        default).
     """
+    seconds, end = _limits(max_seconds, on_timeout)
+    options = MergeOptions(_rate(bandwidth), seconds, end)
     flags = DeleteFlag.CHILDREN if children else DeleteFlag(0)
     flags |= DeleteFlag.CHILDREN_ONLY if children_only else DeleteFlag(0)
     session.subject.update(domain=domain, name=name)
     async with session.open() as orchestrator, progress.shown(orchestrator, domain):
-        plan = await orchestrator.delete(domain, name, flags, dry_run=dry_run)
+        plan = await orchestrator.delete(domain, name, flags, options, dry_run=dry_run)
     document = output.deleted(domain, name, plan, dry_run=dry_run)
     return Answer(document, lambda human: human.deleted(domain, plan, dry_run=dry_run))
+
+
+async def flatten(
+    domain: str,
+    name: str = "",
+    /,
+    *,
+    depth: int = 1,
+    dry_run: bool = False,
+    bandwidth: str = "",
+    session: Here,
+) -> Answer:
+    """Shorten the chains of images of a domain, or of a snapshot, by copying up; nobody sees a difference.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    name
+        A snapshot; by default what the domain writes to.
+    depth
+        How many images may be left in a chain: 1 stands alone, 2 is on the chain's base, which is not copied.
+    dry_run
+        Only say what would be copied, and which files would go.
+    bandwidth
+        What copying may write a second, for example 100MiB.
+    """
+    session.subject.update(domain=domain, name=name)
+    options = MergeOptions(_rate(bandwidth))
+    async with session.open() as orchestrator, progress.shown(orchestrator, domain):
+        plan = await orchestrator.flatten(domain, name, depth, options, dry_run=dry_run)
+    document = output.flattened(domain, name, plan, dry_run=dry_run)
+    return Answer(document, lambda human: human.flattened(domain, plan, dry_run=dry_run))
 
 
 async def verify(
@@ -342,5 +389,5 @@ async def pin(domain: str, name: str, /, *, off: bool = False, session: Here) ->
 
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (create, list_, tree, show, revert, delete, verify, pin):
+    for verb in (create, list_, tree, show, revert, delete, flatten, verify, pin):
         app.command(verb, name=verb.__name__.rstrip("_"))

@@ -30,12 +30,17 @@ from snaporch.models import (
     DomainDefinition,
     DomainState,
     FileRecord,
+    MergeOptions,
     Process,
     Strategy,
 )
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all, as far as known."""
+"""Called with what is done and what there is in all, as far as known: bytes, or parts where bytes are not known."""
+
+
+def untold(_done: int, _total: int) -> None:
+    """Tell nobody how far something is."""
 
 
 @attrs.frozen
@@ -73,6 +78,14 @@ class ImageStatus:
     format: str
     virtual_size: int
     allocated: int
+
+
+@attrs.frozen
+class ChainCost:
+    """What a chain costs, measured here and now: seconds to open it, and seconds to read 64 KiB of the disk."""
+
+    open_seconds: float
+    read_seconds: float
 
 
 @attrs.frozen
@@ -257,7 +270,15 @@ class Machine(abc.ABC):
         for `remove_node`; a call that is cut short leaves each disk wholly on one side.
         """
 
-    async def commit_image(self, top: str, base: str, *, settled: Callable[[], Awaitable[None]]) -> None:
+    async def commit_image(
+        self,
+        top: str,
+        base: str,
+        *,
+        settled: Callable[[], Awaitable[None]],
+        options: MergeOptions,
+        progress: Progress,
+    ) -> None:
         """Merge `top`, and what is between, down into `base`, which takes its place in the chains that are open.
 
         A call that is cut short leaves every image readable as before from `top` on.
@@ -267,26 +288,29 @@ class Machine(abc.ABC):
             base: the lower one.
             settled: called when a disk is active on `top`, both images read the same, nothing is written to either,
                 and the disk is about to go over to `base`: note it now, for from here on `top` grows old.
+            options: how.
+            progress: told how far it is.
 
         Raises:
+            NotConverging: the guest outruns it, slowed down too, and is not to be paused; it runs on as before.
             Unsupported: this driver does not merge.
         """
-        raise Unsupported(f"merging {top} into {base}: this driver cannot ({settled})")
+        raise Unsupported(f"merging {top} into {base}: this driver cannot ({settled}, {options}, {progress})")
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:  # noqa: B027 - nothing where nothing merges
-        """End what merges that were cut short have left: jobs, and open images that are in no chain.
+        """End what merges that were cut short have left: jobs, limits, and open images that are in no chain.
 
         Args:
             active: by target, the image that the catalog has as active: what `settled` has noted is carried out.
         """
 
-    async def stream_image(self, top: str, base: str | None) -> None:
+    async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
         """Copy up into `top` all that is between it and `base`, which then backs it (None: nothing does).
 
         Raises:
             Unsupported: this driver does not merge.
         """
-        raise Unsupported(f"merging into {top} down to {base}: this driver cannot")
+        raise Unsupported(f"merging into {top} down to {base}: this driver cannot ({options}, {progress})")
 
     @abc.abstractmethod
     def stream(self, plan: StreamPlan) -> Stream:
@@ -417,13 +441,26 @@ class Storage(abc.ABC):
         """Return the chain of the image at `path`, itself first, with sizes; as `chain`."""
         raise Unsupported(f"{path}: this driver does not tell what an image holds ({format_})")
 
-    async def commit_image(self, top: str, base: str) -> None:
-        """Merge `top`, and what is between, down into `base`; no process has any of them open."""
-        raise Unsupported(f"merging {top} into {base}: this driver cannot")
+    async def read_cost(self, path: str, format_: str) -> ChainCost:
+        """Measure what the chain of the image at `path` costs; reads a few MiB of it, from all over the disk."""
+        raise Unsupported(f"{path}: this driver cannot tell what a chain costs ({format_})")
 
-    async def rebase(self, path: str, backing: DeviceDisk | None, *, content: bool) -> None:
+    async def commit_image(self, top: str, base: str, *, options: MergeOptions, progress: Progress) -> None:
+        """Merge `top`, and what is between, down into `base`; no process has any of them open."""
+        raise Unsupported(f"merging {top} into {base}: this driver cannot ({options}, {progress})")
+
+    async def rebase(
+        self,
+        path: str,
+        backing: DeviceDisk | None,
+        *,
+        content: bool,
+        options: MergeOptions = MergeOptions(),  # noqa: B008 - an immutable value
+        progress: Progress = untold,
+    ) -> None:
         """Back an image by another; with `content` what it reads stays, copied up into it where need be."""
-        raise Unsupported(f"rebasing {path} to {backing} ({content}): this driver cannot")
+        what = f"{content}, {options}, {progress}"
+        raise Unsupported(f"rebasing {path} to {backing} ({what}): this driver cannot")
 
     async def inside(self, path: str) -> tuple[str, ...]:
         """Return the names of the snapshots inside an image; none where there can be none. It may be in use.

@@ -13,7 +13,8 @@ import attrs
 __all__ = ["Report", "count_starts", "parse", "parse_errors"]
 
 _STATUS = r"seq=(\d+) disks=(\d+) checked=(\d+) errors=(\d+) gap_us=(\d+) ram_mb=(\d+) dirty_mb=(\d+) up_ms=(\d+)"
-_REPORT = re.compile(rf"snaporch-guest (?:ready )?{_STATUS}(?: [^\r\n]*)?\r?\n")
+_IO = r"(?: io_us=(\d+))?"
+_REPORT = re.compile(rf"snaporch-guest (?:ready )?{_STATUS}{_IO}(?: [^\r\n]*)?\r?\n")
 _READY = re.compile(r"snaporch-guest ready [^\r\n]*\r?\n")
 _ERROR = re.compile(r"snaporch-guest ERROR ([^\r\n]*)\r?\n")
 
@@ -31,6 +32,7 @@ class Report:
         ram_mb: MiB of RAM with patterns.
         dirty_mb: MiB dirtied so far.
         up_ms: milliseconds since the workload began.
+        io_us: the longest time since the last report from a disk request's start to its end.
     """
 
     seq: int
@@ -41,11 +43,12 @@ class Report:
     ram_mb: int
     dirty_mb: int
     up_ms: int
+    io_us: int = 0
 
 
 def parse(text: str) -> list[Report]:
     """Return every complete report in the order written, the ready line among them."""
-    return [Report(*map(int, match.groups())) for match in _REPORT.finditer(text)]
+    return [Report(*map(int, match.groups(default="0"))) for match in _REPORT.finditer(text)]
 
 
 def parse_errors(text: str) -> list[str]:

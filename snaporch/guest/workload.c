@@ -25,11 +25,13 @@ enum {
     LINE_WORDS = 16,       /* one cache line a page is written and checked; the page counts as 4096 bytes dirtied */
     SWEEP_PAGES = 8,       /* pages checked a millisecond without being written */
     MAX_CREDIT = 16 << 20, /* bytes of dirtying that a delayed guest catches up with at most */
+    FILL_SECTOR = 8192,    /* 4 MiB: where bulk begins */
+    FILL_SECTORS = 512,    /* a write of bulk */
     MAX_ERROR_LINES = 4,   /* a report interval; all errors are counted */
     MAGIC = 0x504e5331,
 };
 
-enum phase { REST, READING, CHECKING, WRITING, RUINING };
+enum phase { REST, READING, CHECKING, WRITING, FILLING, RUINING };
 
 struct sector {
     uint32_t magic, disk, number, stamp;
@@ -42,8 +44,8 @@ struct expected {
 };
 
 static struct {
-    uint32_t rate, dirty, ram, report;
-} options = {.rate = 50, .dirty = 0, .ram = 8, .report = 100};
+    uint32_t rate, dirty, ram, report, bulk, span;
+} options = {.rate = 50, .dirty = 0, .ram = 8, .report = 100, .bulk = 0, .span = 32};
 
 static struct sector slots[SLOTS] __attribute__((aligned(PAGE_BYTES)));
 static struct sector outgoing __attribute__((aligned(PAGE_BYTES)));
@@ -57,11 +59,16 @@ static uint32_t seq;        /* the last number that is on all disks */
 static uint64_t next_round; /* when the next number is due */
 static int ruin_wanted;
 
+static uint32_t bulk[FILL_SECTORS * SECTOR_WORDS] __attribute__((aligned(PAGE_BYTES)));
+static uint32_t bulk_at, bulk_number; /* the next sector of it, and how many writes there have been */
+static uint64_t bulk_credit;
+
 static uint32_t *ram;
 static uint32_t pages, cursor, sweep, generation; /* pages before the cursor have this generation, the rest the last */
 static uint64_t dirtied_pages;
 
 static uint64_t now, started, max_gap, checked, errors;
+static uint64_t request_started, max_request;
 static unsigned error_lines;
 
 /* ---- text ---- */
@@ -152,6 +159,7 @@ static void put_status(void)
     put_number(" ram_mb=", pages >> 8);
     put_number(" dirty_mb=", dirtied_pages >> 8);
     put_number(" up_ms=", divide(now - started, 1000, &rest));
+    put_number(" io_us=", max_request);
 }
 
 static void report(void)
@@ -159,7 +167,7 @@ static void report(void)
     put("snaporch-guest");
     put_status();
     end_line();
-    max_gap = 0;
+    max_gap = max_request = 0;
     error_lines = 0;
 }
 
@@ -195,6 +203,8 @@ static void parse_options(const char *text)
         set_option(word, "dirty=", &options.dirty);
         set_option(word, "ram=", &options.ram);
         set_option(word, "report=", &options.report);
+        set_option(word, "bulk=", &options.bulk);
+        set_option(word, "span=", &options.span);
         while (*text && *text != ' ' && *text != '\n')
             text++;
         while (*text == ' ' || *text == '\n')
@@ -307,6 +317,13 @@ static void check_slot(void)
     end_line();
 }
 
+static void start(enum phase next, enum disk_op op, uint32_t sector, void *buffer, uint32_t sectors)
+{
+    request_started = now;
+    plat_disk_start(disk, op, sector, buffer, sectors);
+    phase = next;
+}
+
 static void start_read(void)
 {
     /* Memory against itself: the disks before this one have the next number already, this one must not. */
@@ -316,16 +333,14 @@ static void start_read(void)
         put_number(" seq=", seq);
         end_line();
     }
-    plat_disk_start(disk, DISK_READ, FIRST_SECTOR, slots, SLOTS);
-    phase = READING;
+    start(READING, DISK_READ, FIRST_SECTOR, slots, SLOTS);
 }
 
 static void start_write(void)
 {
     fill_sector(&outgoing, disk, seq + 1, (uint32_t)now);
     slot = mix((uint32_t)now) >> (32 - SLOTS_LOG2);
-    plat_disk_start(disk, DISK_WRITE, FIRST_SECTOR + slot, &outgoing, 1);
-    phase = WRITING;
+    start(WRITING, DISK_WRITE, FIRST_SECTOR + slot, &outgoing, 1);
 }
 
 static void finish_write(void)
@@ -350,8 +365,20 @@ static void start_ruin(void)
 
     for (unsigned i = 0; i < SLOTS * SECTOR_WORDS; i++)
         word[i] = 0xdeadbeef;
-    plat_disk_start(disk, DISK_WRITE, FIRST_SECTOR, slots, SLOTS);
-    phase = RUINING;
+    start(RUINING, DISK_WRITE, FIRST_SECTOR, slots, SLOTS);
+}
+
+/* Bulk is only written, to the first disk: a load for the host. Each page differs from those before it. */
+static void start_bulk(void)
+{
+    disk = 0;
+    for (unsigned page = 0; page < FILL_SECTORS * SECTOR_BYTES / PAGE_BYTES; page++)
+        bulk[page * PAGE_WORDS] = mix(bulk_number ^ mix(page));
+    bulk_number++;
+    start(FILLING, DISK_WRITE, FILL_SECTOR + bulk_at, bulk, FILL_SECTORS);
+    bulk_at += FILL_SECTORS;
+    if (bulk_at >= options.span * ((1 << 20) / SECTOR_BYTES))
+        bulk_at = 0;
 }
 
 static void start_round(void)
@@ -375,6 +402,11 @@ static int disk_step(void)
 
     switch (phase) {
     case REST:
+        if (disks && bulk_credit >= sizeof bulk) {
+            bulk_credit -= sizeof bulk;
+            start_bulk();
+            return 1;
+        }
         if (!disks || now < next_round)
             return 0;
         start_round();
@@ -393,7 +425,12 @@ static int disk_step(void)
         return 0;
     if (state == DISK_FAILED)
         disk_error();
+    if (now - request_started > max_request)
+        max_request = now - request_started;
     switch (phase) {
+    case FILLING:
+        phase = REST;
+        break;
     case READING:
         slot = 0;
         phase = CHECKING;
@@ -543,11 +580,15 @@ _Noreturn void workload_run(const char *text)
     end_line();
 
     for (;;) {
+        uint64_t passed = tick();
         int busy;
 
-        credit += tick() * options.dirty; /* 1 MB/s is one byte a microsecond */
+        credit += passed * options.dirty; /* 1 MB/s is one byte a microsecond */
         if (credit > MAX_CREDIT)
             credit = MAX_CREDIT;
+        bulk_credit += passed * options.bulk;
+        if (bulk_credit > MAX_CREDIT)
+            bulk_credit = MAX_CREDIT;
         busy = disk_step();
         if (credit >= PAGE_BYTES && pages) {
             dirty_page();

@@ -36,6 +36,7 @@ from itertools import islice
 
 import attrs
 
+from snaporch.errors import Unsupported
 from snaporch.images.chain import Graph, Image
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -156,6 +157,7 @@ def _survivor(piece: Sequence[Image]) -> int:
 
 _NOT_OURS = "it is not snaporch's"
 _UNDER_NOT_OURS = "what is backed by it is not snaporch's"
+_OUTRUN = "the guest writes faster than it merges with what is backed by it; it merges another time"
 _APART = "it and what is backed by it differ in size, or both are the user's"
 
 
@@ -167,6 +169,7 @@ class _Planner:
         graph: as it is when the doomed have given up their points.
         children: by path, what is backed by it and is not unlinked; paths as they were.
         left: what stays though nobody holds it: files not ours to unlink that nothing reads, and their chains.
+        outrun: what cannot be merged with what is backed by it.
         last: by path as it was, the last step at that image or under it; no images inside runs.
         renamed: tops that were committed, each with what is in its place.
         changed: images whose files are changed, by their paths as they were.
@@ -175,6 +178,7 @@ class _Planner:
 
     graph: Graph
     children: dict[str, tuple[str, ...]]
+    outrun: frozenset[str]
     left: set[str] = attrs.field(factory=set)
     steps: list[MergeStep] = attrs.field(factory=list)
     unlink: list[str] = attrs.field(factory=list)
@@ -185,7 +189,8 @@ class _Planner:
 
     def surplus(self, path: str) -> bool:
         """Return whether the image is there only for what is backed by it."""
-        return path not in self.graph.held and path not in self.graph.pins and path not in self.left
+        stays = path in self.graph.held or path in self.graph.pins or path in self.left
+        return not stays and path not in self.outrun
 
     def prune(self) -> list[str]:
         """Give up what nothing is backed by; return it, the uppermost first."""
@@ -224,8 +229,10 @@ class _Planner:
         image, above = self.graph.images[path], len(self.children[path])
         if path in self.graph.held or not above or not (image.own or image.original):
             return
-        link = f"{above} images are backed by it; it merges when one is left"
-        self.kept.append((path, link if self.surplus(path) else self.graph.pins.get(path, _UNDER_NOT_OURS)))
+        reason = self.graph.pins.get(path, _OUTRUN if path in self.outrun else _UNDER_NOT_OURS)
+        if self.surplus(path):
+            reason = f"{above} images are backed by it; it merges when one is left"
+        self.kept.append((path, reason))
 
     def _run(self, path: str) -> list[Image]:
         """Return the run that ends at `path`, base first."""
@@ -287,7 +294,7 @@ class _Planner:
         self.last[end] = len(self.steps) - 1
 
 
-def plan_delete(graph: Graph, doomed: Iterable[str]) -> MergePlan:
+def plan_delete(graph: Graph, doomed: Iterable[str], outrun: frozenset[str] = frozenset()) -> MergePlan:
     """Plan what becomes of the images when snapshots are deleted.
 
     Everything in the graph that is surplus is dealt with, links that earlier deletes have left included.
@@ -295,9 +302,10 @@ def plan_delete(graph: Graph, doomed: Iterable[str]) -> MergePlan:
     Args:
         graph: with the snapshots in it.
         doomed: their names, as `snaporch.images.chain.doomed_by` returns them.
+        outrun: images that a running guest would not let merge with what is backed by them; they stay as links.
     """
     names = frozenset(doomed)
-    planner = _Planner(graph.without(names), dict(graph.children))
+    planner = _Planner(graph.without(names), dict(graph.children), outrun)
     graph = planner.graph
     dead = planner.prune()
     gone = set(dead)
@@ -314,6 +322,66 @@ def plan_delete(graph: Graph, doomed: Iterable[str]) -> MergePlan:
         bytes=sum(step.bytes for step in planner.steps),
         moved={old: new for old, new in planner.renamed.items() if old in graph.held},
         resealed=tuple(sorted((planner.changed & sealed).difference(unlink))),
+    )
+
+
+def plan_flatten(graph: Graph, tops: Iterable[str], depth: int, *, limit: int = 0) -> MergePlan:
+    """Plan that at most `depth` images are in the chains of `tops`: the lowest stay, the others are copied up.
+
+    Nothing is merged away, for what is copied may be held by others; what nobody needs afterwards is surplus.
+
+    Args:
+        graph: as it is.
+        tops: images, each of another disk.
+        depth: at least 1: then they stand alone.
+        limit: chains that are no longer than this stay as they are.
+
+    Raises:
+        Unsupported: an image may not be written to.
+    """
+    steps = []
+    for top in tops:
+        chain = list(graph.chain(top))
+        if len(chain) <= max(depth, limit):
+            continue
+        if top in graph.pins:
+            raise Unsupported(f"{top} must stay as it is: {graph.pins[top]}")
+        copied, kept = chain[1 : len(chain) - depth + 1], chain[len(chain) - depth + 1 :]
+        # What a short image hides would show again: block-stream, unlike `qemu-img rebase`, writes no zeros there.
+        while kept and min(i.virtual_size for i in copied) < min(kept[0].virtual_size, chain[0].virtual_size):
+            copied.append(kept.pop(0))
+        steps.append(
+            MergeStep(
+                kind="stream",
+                target=graph.targets[top],
+                top=top,
+                base=copied[-1].path,
+                new_backing=kept[0].path if kept else None,
+                bytes=sum(image.allocated for image in copied),
+                where="live" if top in graph.opened else "offline",
+                active=top in graph.active.values(),
+            )
+        )
+    sealed = graph.below(point.path for point in graph.points)
+    return MergePlan(
+        steps=tuple(steps),
+        bytes=sum(step.bytes for step in steps),
+        resealed=tuple(sorted({step.top for step in steps} & sealed)),
+    )
+
+
+def one_after_the_other(first: MergePlan, second: MergePlan) -> MergePlan:
+    """Return both plans as one, the second being made of what `apply` says of the first."""
+    offset = len(first.steps)
+    last = tuple(range(offset))
+    later = (attrs.evolve(s, after=tuple(i + offset for i in s.after) or last) for s in second.steps)
+    return attrs.evolve(
+        second,
+        doomed=first.doomed | second.doomed,
+        steps=(*first.steps, *later),
+        unlink=(*first.unlink, *second.unlink),
+        bytes=first.bytes + second.bytes,
+        resealed=tuple(sorted({*first.resealed, *second.resealed} - {*second.unlink})),
     )
 
 
@@ -351,8 +419,8 @@ def _steps_in_words(plan: MergePlan) -> Iterator[str]:
         yield f"{number}. {step.target}: {step.kind} {way}: {step.bytes:,} bytes, {step.where}{after}"
 
 
-def render(plan: MergePlan) -> list[str]:
-    """Return a plan as a tree, line by line, for people."""
+def render(plan: MergePlan, title: str = "") -> list[str]:
+    """Return a plan as a tree, line by line, for people; its title says what it deletes, if nothing else."""
     groups = (
         (f"merge: {plan.bytes:,} bytes", list(_steps_in_words(plan))),
         ("then at another path", [f"{old} → {new}" for old, new in plan.moved.items()]),
@@ -360,10 +428,10 @@ def render(plan: MergePlan) -> list[str]:
         ("keep", [f"{path}: {reason}" for path, reason in plan.kept]),
     )
     filled = [group for group in groups if group[1]]
-    lines = [f"delete {', '.join(sorted(plan.doomed)) or 'nothing'}"]
-    for title, rows in filled:
-        last = title is filled[-1][0]
-        lines.append(f"{'└' if last else '├'}── {title}")
+    lines = [title or f"delete {', '.join(sorted(plan.doomed)) or 'nothing'}"]
+    for group, rows in filled:
+        last = group is filled[-1][0]
+        lines.append(f"{'└' if last else '├'}── {group}")
         edge = "    " if last else "│   "
         lines += [f"{edge}{'└' if row is rows[-1] else '├'}── {row}" for row in rows]
     return lines

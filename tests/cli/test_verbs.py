@@ -120,6 +120,8 @@ def test_options_that_make_no_sense(options: list[str], tmp_path: Path, capsys: 
         "show web one",
         "revert web one",
         "delete web one",
+        "flatten web",
+        "domain depth web 9",
         "verify web one",
         "verify web --all",
         "domain start web",
@@ -257,6 +259,18 @@ def test_delete_document(*, dry_run: bool) -> None:
         else "web: one, two deleted, 2.0 KiB merged, 2 files removed"
     )
     assert text.splitlines()[-1] == wanted
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_flatten_document(*, dry_run: bool) -> None:
+    """As of a delete, with nothing deleted; chains that are short already are said to be."""
+    document = output.flattened("web", "", PLAN, dry_run=dry_run)
+    assert (document["name"], document["bytes"], document["dry_run"]) == (None, 2048, dry_run)
+    assert document.keys() == output.deleted("web", "one", PLAN, dry_run=dry_run).keys() - {"deleted"}
+    text = printed(human.flattened("web", PLAN, dry_run=dry_run)).splitlines()
+    did = "nothing is touched; it would copy" if dry_run else "copied"
+    assert (text[0], text[-1]) == ("flatten web", f"web: {did} 2.0 KiB")
+    assert "short enough" in printed(human.flattened("web", MergePlan(), dry_run=dry_run))
 
 
 def test_verify_document() -> None:

@@ -16,10 +16,14 @@ import trio
 
 import snaporch.delete
 from scripts.benchlib.tree import Tree
+from snaporch.drivers.qemu import blockjob
+from snaporch.drivers.qemu.blockjob import BlockJob
 from snaporch.drivers.qemu.machine import QemuMachine
+from snaporch.drivers.qemu.merge import Merger
 from snaporch.errors import InvalidInput, NotFound, Stranded
 from snaporch.images.files import LocalStorage
 from snaporch.images.merge import MergePlan
+from snaporch.merging import Merging
 from snaporch.models import DeleteFlag, Event, RevertFlag, Strategy
 from snaporch.states import State
 from tests.live.world import MIB, NAME, SECONDS, MakeWorld, World, when
@@ -237,36 +241,38 @@ async def test_cancelled(world: World) -> None:
 
 def crash_in_pivot(patch: pytest.MonkeyPatch) -> None:
     """End this process when a disk is about to go over, before the catalog knows."""
-    job_event = QemuMachine._job_event
+    event = BlockJob.event
 
-    async def pending(machine: QemuMachine, jobs: Any, job: str, name: str) -> None:
-        await job_event(machine, jobs, job, name)
+    async def pending(job: BlockJob, name: str) -> None:
+        await event(job, name)
         if name == "BLOCK_JOB_PENDING":
             raise CrashError
 
-    patch.setattr(QemuMachine, "_job_event", pending)
-    patch.setattr(QemuMachine, "_end_job", _nothing)
+    patch.setattr(BlockJob, "event", pending)
+    patch.setattr(blockjob, "end", _nothing)
 
 
 def crash_when_settled(patch: pytest.MonkeyPatch) -> None:
     """End this process when the catalog knows that a disk goes over, and it has not yet."""
     commit_image = QemuMachine.commit_image
 
-    async def commit(machine: QemuMachine, top: str, base: str, *, settled: Callable[[], Awaitable[None]]) -> None:
+    async def commit(
+        machine: QemuMachine, top: str, base: str, *, settled: Callable[[], Awaitable[None]], **options: Any
+    ) -> None:
         async def settled_and_gone() -> None:
             await settled()
             raise CrashError
 
-        await commit_image(machine, top, base, settled=settled_and_gone)
+        await commit_image(machine, top, base, settled=settled_and_gone, **options)
 
     patch.setattr(QemuMachine, "commit_image", commit)
-    patch.setattr(QemuMachine, "_end_job", _nothing)
+    patch.setattr(blockjob, "end", _nothing)
 
 
 def crash_unknown(patch: pytest.MonkeyPatch) -> None:
     """End this process when a merge is done, and its images are still open and not in the catalog."""
-    patch.setattr(QemuMachine, "_close_nodes", _crash)
-    patch.setattr(snaporch.delete, "_note_merge", _crash)
+    patch.setattr(Merger, "_close", _crash)
+    patch.setattr(Merging, "_note", _crash)
 
 
 def crash_at_the_end(patch: pytest.MonkeyPatch) -> None:

@@ -13,24 +13,21 @@ from typing import Any
 
 import trio
 
-from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Stream, StreamPlan
+from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Progress, Stream, StreamPlan
 from snaporch.drivers.qemu import internal
 from snaporch.drivers.qemu.leash import QemuGuard
+from snaporch.drivers.qemu.merge import Merger
 from snaporch.drivers.qemu.process import wait_gone
 from snaporch.drivers.qemu.stream import QemuStream
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown
-from snaporch.models import TARGET, DiskStatus, DomainState, Process
+from snaporch.models import TARGET, DiskStatus, DomainState, MergeOptions, Process
 from snaporch.qmp import QMPClient
 from snaporch.qmp.subscription import Subscription
 
-_JOB_EVENTS = ("BLOCK_JOB_READY", "BLOCK_JOB_PENDING", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
-_JOB = "snaporch-"  # a merge's job: and the target of a disk
 _OUR_NODE = re.compile(r"sp-.*|.*-image")
 # Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
 QUIT_SECONDS = 10.0
-READY_SECONDS = 30.0  # a merge that is not ready by then has a guest that writes faster than the disk: pause it
-PIVOT_SECONDS = 120.0
 LOAD_SECONDS = 600.0
 
 
@@ -226,13 +223,14 @@ class QemuMachine(Machine):
             },
         )
 
-    async def _nodes(self) -> set[str]:
+    async def nodes(self) -> set[str]:
+        """Return the names of all block nodes."""
         nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
         return {node["node-name"] for node in nodes}
 
     async def remove_node(self, overlay: Overlay) -> None:
         """See Machine."""
-        if overlay.node in await self._nodes():
+        if overlay.node in await self.nodes():
             await self.qmp.execute("blockdev-del", {"node-name": overlay.node})
 
     async def switch(self, overlays: Sequence[Overlay]) -> None:
@@ -250,9 +248,8 @@ class QemuMachine(Machine):
         if not switched:
             return
         await self._activate()
-        with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
-            for overlay in switched:
-                await self._commit(overlay, jobs)
+        for overlay in switched:
+            await Merger(self).commit_overlay(overlay)
 
     async def _activate(self) -> None:
         """Make nodes writable that a finished migration of a guest which stays paused has left inactive."""
@@ -276,134 +273,37 @@ class QemuMachine(Machine):
                     await self.qmp.execute("block-export-del", {"id": "snaporch", "mode": "hard"})
             await self.qmp.execute("nbd-server-stop")
 
-    async def _commit(self, overlay: Overlay, jobs: Subscription) -> None:
-        """Merge the active image `overlay` into its base and pivot to it."""
-        await self.qmp.execute(
-            "block-commit", {"job-id": overlay.node, "device": overlay.node, "base-node": overlay.base.node}
-        )
-        await self._pivot(overlay.node, jobs)
-
-    async def _pivot(
-        self, job: str, jobs: Subscription, settled: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        """See a commit of an active image through to its end; with `settled`, the job must not finalize itself."""
-        with trio.move_on_after(READY_SECONDS) as scope:
-            await self._job_event(jobs, job, "BLOCK_JOB_READY")
-        # A guest that writes faster than the merge copies is held for as long as the rest takes.
-        held = scope.cancelled_caught and await self.state() is DomainState.RUNNING
-        if held:
-            await self.qmp.execute("stop")
-        try:
-            if scope.cancelled_caught:
-                await self._job_event(jobs, job, "BLOCK_JOB_READY")
-            await self.qmp.execute("job-complete", {"id": job})
-            if settled is not None:
-                await self._job_event(jobs, job, "BLOCK_JOB_PENDING")
-                with trio.CancelScope(deadline=trio.current_time() + PIVOT_SECONDS, shield=True) as scope:
-                    await settled()
-                    await self.qmp.execute("job-finalize", {"id": job})
-                    await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
-                if scope.cancelled_caught:
-                    raise HypervisorError(f"{self.qmp.label}: merging {job} does not end")
-            else:
-                await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
-        finally:
-            if held:
-                with trio.move_on_after(QUIT_SECONDS, shield=True):
-                    await self.resume()  # noqa: ASYNC102 - it has a deadline
-
-    async def _image_nodes(self) -> dict[str, str]:
+    async def image_nodes(self) -> dict[str, str]:
         """Return the block nodes of all open images, by path."""
         nodes = await self.qmp.execute("query-named-block-nodes")
         formats = (node for node in nodes if node["drv"] in {"qcow2", "raw"})
         return {next(_chain(node["image"], self._process.cwd)): node["node-name"] for node in formats}
 
-    async def commit_image(self, top: str, base: str, *, settled: Callable[[], Awaitable[None]]) -> None:
-        """See Machine: block-commit, of the active image (then it pivots) or of one below it.
+    def is_ours(self, node: str) -> bool:
+        """Return whether we have opened a node."""
+        return _OUR_NODE.fullmatch(node) is not None
 
-        An active image's job is not let finalize itself: while it is pending QEMU holds what the guest writes to
-        the disk, and both images are the same.
-        """
+    async def commit_image(
+        self,
+        top: str,
+        base: str,
+        *,
+        settled: Callable[[], Awaitable[None]],
+        options: MergeOptions,
+        progress: Progress,
+    ) -> None:
+        """See Machine."""
         await self._activate()
-        nodes = await self._image_nodes()
-        disk = next(disk for disk in await self.disks() if top in disk.chain)
-        job = f"{_JOB}{disk.target}"
-        active = disk.active == top
-        arguments = {"job-id": job, "device": disk.node, "base-node": nodes[base], "auto-finalize": not active}
-        if not active:
-            arguments["top-node"] = nodes[top]
-        with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
-            async with self._job(job):
-                await self.qmp.execute("block-commit", arguments)
-                if active:
-                    await self._pivot(job, jobs, settled)
-                else:
-                    await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
-        chain = disk.chain[disk.chain.index(top) : disk.chain.index(base)]
-        await self._close_nodes(nodes[path] for path in chain)
+        await Merger(self).commit(top, base, settled=settled, options=options, progress=progress)
 
-    async def stream_image(self, top: str, base: str | None) -> None:
-        """See Machine: block-stream."""
+    async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
+        """See Machine."""
         await self._activate()
-        nodes = await self._image_nodes()
-        disk = next(disk for disk in await self.disks() if top in disk.chain)
-        job = f"{_JOB}{disk.target}"
-        arguments = {"job-id": job, "device": nodes[top]} | ({"base-node": nodes[base]} if base else {})
-        with self.qmp.subscribe(*_JOB_EVENTS) as jobs:
-            async with self._job(job):
-                await self.qmp.execute("block-stream", arguments)
-                await self._job_event(jobs, job, "BLOCK_JOB_COMPLETED")
-        end = disk.chain.index(base) if base else len(disk.chain)
-        await self._close_nodes(nodes[path] for path in disk.chain[disk.chain.index(top) + 1 : end])
-
-    @asynccontextmanager
-    async def _job(self, job: str) -> AsyncIterator[None]:
-        """Cancel a block job that the body does not see through to its end, and wait until it has ended."""
-        try:
-            yield
-        except BaseException:
-            with trio.move_on_after(QUIT_SECONDS, shield=True), suppress(HypervisorError):
-                await self._end_job(job, "job-cancel")  # noqa: ASYNC102 - it has a deadline
-            raise
-
-    async def _end_job(self, job: str, command: str) -> None:
-        with self.qmp.subscribe("JOB_STATUS_CHANGE") as changes:
-            with suppress(CommandRefused):  # it is at its end already
-                await self.qmp.execute(command, {"id": job})
-            while any(each["id"] == job for each in await self.qmp.execute("query-jobs")):
-                await changes.receive()
+        await Merger(self).stream(top, base, options=options, progress=progress)
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:
         """See Machine."""
-        now = {disk.target: disk.active for disk in await self.disks()}
-        for job in await self.qmp.execute("query-jobs"):
-            if (name := job["id"]).startswith(_JOB):
-                target = name.removeprefix(_JOB)
-                noted = job["status"] == "pending" and active.get(target) != now.get(target)
-                with trio.fail_after(PIVOT_SECONDS):
-                    await self._end_job(name, "job-finalize" if noted else "job-cancel")
-        used = {path for disk in await self.disks() for path in disk.chain}
-        for path, node in (await self._image_nodes()).items():
-            if path not in used and _OUR_NODE.fullmatch(node):
-                with suppress(CommandRefused):  # something else has it
-                    await self.qmp.execute("blockdev-del", {"node-name": node})
-
-    async def _close_nodes(self, nodes: Iterable[str]) -> None:
-        """Close nodes that are in no chain any more; those that QEMU opened by itself are closed already."""
-        there = await self._nodes()
-        for node in nodes:
-            if node in there:
-                await self.qmp.execute("blockdev-del", {"node-name": node})
-
-    async def _job_event(self, jobs: Subscription, job: str, name: str) -> None:
-        async for event in jobs:
-            if event.data.get("device", event.data.get("id")) != job:
-                continue
-            if error := event.data.get("error"):
-                raise HypervisorError(f"{self.qmp.label}: merging {job} failed: {error}")
-            if event.name == name:
-                return
-            raise HypervisorError(f"{self.qmp.label}: merging {job} ended early ({event.name})")
+        await Merger(self).settle(active)
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See Machine."""
