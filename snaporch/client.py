@@ -44,6 +44,7 @@ from snaporch.models import (
     DomainState,
     Event,
     Finding,
+    MergeOptions,
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
@@ -258,14 +259,36 @@ class Client:
         domain: str,
         name: str | Collection[str],
         flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
+        options: MergeOptions | None = None,
         *,
         dry_run: bool = False,
     ) -> MergePlan:
         """See `Orchestrator.delete`."""
         names = [name] if isinstance(name, str) else list(name)
-        url, body = f"{_domain(domain)}/delete", dict[str, Any](names=names, flags=flag_names(flags))
+        body: dict[str, Any] = {"names": names, "flags": flag_names(flags), "options": options or MergeOptions()}
+        url = f"{_domain(domain)}/delete"
         ask = self._post(MergePlan, f"{url}/plan", **body) if dry_run else self._operate(MergePlan, url, **body)
         return cast("MergePlan", await ask)
+
+    async def flatten(
+        self,
+        domain: str,
+        name: str = "",
+        depth: int = 1,
+        options: MergeOptions | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> MergePlan:
+        """See `Orchestrator.flatten`."""
+        body: dict[str, Any] = {"snapshot": name, "depth": depth, "options": options or MergeOptions()}
+        url = f"{_domain(domain)}/flatten"
+        ask = self._post(MergePlan, f"{url}/plan", **body) if dry_run else self._operate(MergePlan, url, **body)
+        return cast("MergePlan", await ask)
+
+    async def limit_depth(self, domain: str, depth: int) -> DomainInfo:
+        """See `Orchestrator.limit_depth`."""
+        found = await self._post(DomainInfo, f"{_domain(domain)}/depth", method="PUT", depth=depth)
+        return cast("DomainInfo", found)
 
     async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
         """See `Orchestrator.verify`."""

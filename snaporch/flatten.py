@@ -146,14 +146,14 @@ async def flatten(
                     return await _copy(merges, tops, depth, limit)
                 finally:
                     journal = merges.journal
-        except BaseException as error:
-            if operation.machine.state is State.COMPLETE:  # a cancellation came just too late
-                raise
-            # It shields itself.
-            await _give_up(context, operation, journal, str(error) or type(error).__name__)  # noqa: ASYNC102
-            if not isinstance(error, SnaporchError | OSError | trio.TooSlowError):
-                raise  # a cancellation or Ctrl-C, as it came
+        except (SnaporchError, OSError, trio.TooSlowError) as error:
+            await _give_up(context, operation, journal, str(error))
             raise OperationFailed(f"flatten of {domain} failed: {error}; nobody sees a difference") from error
+        except BaseException:
+            if operation.machine.state is not State.COMPLETE:  # else a cancellation came just too late
+                # It shields itself.
+                await _give_up(context, operation, journal, "cancelled")  # noqa: ASYNC102
+            raise
 
 
 async def finish_flatten(context: Context, operation: Operation, journal: MergeJournal) -> None:

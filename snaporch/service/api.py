@@ -283,7 +283,7 @@ async def delete(call: Call) -> OperationStatus:
     flags = flags_of(DeleteFlag, asked.flags)
 
     async def work() -> MergePlan:
-        return await call.service.orchestrator.delete(call.domain, asked.names, flags)
+        return await call.service.orchestrator.delete(call.domain, asked.names, flags, asked.options)
 
     return await _begin(call, "delete", call.domain, ", ".join(asked.names), work)
 
@@ -293,6 +293,27 @@ async def plan_delete(call: Call) -> MergePlan:
     asked: shapes.Delete = call.body
     flags = flags_of(DeleteFlag, asked.flags)
     return await call.service.orchestrator.delete(call.domain, asked.names, flags, dry_run=True)
+
+
+async def flatten(call: Call) -> OperationStatus:
+    """Shorten the chains of a domain, or of a snapshot, by copying up; nobody sees a difference."""
+    asked: shapes.Flatten = call.body
+
+    async def work() -> MergePlan:
+        return await call.service.orchestrator.flatten(call.domain, asked.snapshot, asked.depth, asked.options)
+
+    return await _begin(call, "flatten", call.domain, asked.snapshot, work)
+
+
+async def plan_flatten(call: Call) -> MergePlan:
+    """Say what a flatten would copy, and which files would go; nothing is touched."""
+    asked: shapes.Flatten = call.body
+    return await call.service.orchestrator.flatten(call.domain, asked.snapshot, asked.depth, dry_run=True)
+
+
+async def depth(call: Call) -> DomainInfo:
+    """Keep a domain's chains at so many images or fewer."""
+    return await call.service.orchestrator.limit_depth(call.domain, call.body.depth)
 
 
 async def recover(call: Call) -> OperationStatus:
@@ -421,6 +442,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{_SNAPSHOT}/verify", O, verify, shapes.Verify, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_DOMAIN}/delete", O, delete, shapes.Delete, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_DOMAIN}/delete/plan", V, plan_delete, shapes.Delete, MergePlan),
+    Route("POST", f"{_DOMAIN}/flatten", O, flatten, shapes.Flatten, OperationStatus, status=202, query=("wait",)),
+    Route("POST", f"{_DOMAIN}/flatten/plan", V, plan_flatten, shapes.Flatten, MergePlan),
+    Route("PUT", f"{_DOMAIN}/depth", O, depth, shapes.Depth, DomainInfo),
     Route("GET", f"{_DOMAIN}/tree", V, tree, answer=list[Any]),
     Route("GET", "/v1/operations", V, operations, answer=OperationStatus, page=True, query=("domain", *_PAGED)),
     Route("GET", "/v1/operations/{id}", V, operation, answer=OperationStatus, query=("wait",)),

@@ -56,7 +56,7 @@ class Job:
     """One operation that was asked for.
 
     Attributes:
-        kind: create, revert, delete, verify, recover or fsck.
+        kind: create, revert, delete, flatten, verify, recover or fsck.
         domain: what it works on; empty: all; of several the names with commas between.
         subject: the snapshot's name.
         by: who asked.

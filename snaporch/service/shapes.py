@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import attrs
 
 from snaporch.errors import InvalidInput
-from snaporch.models import CreateOptions, DomainSnapshot
+from snaporch.models import CreateOptions, DomainSnapshot, MergeOptions
 
 F = TypeVar("F", bound=enum.Flag)
 
@@ -112,6 +112,23 @@ class Delete:
 
     names: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    options: MergeOptions = attrs.field(factory=MergeOptions)
+
+
+@attrs.frozen
+class Flatten:
+    """Shorten the chains of a domain, or of a `snapshot` of it, to `depth` images."""
+
+    snapshot: str = ""
+    depth: int = 1
+    options: MergeOptions = attrs.field(factory=MergeOptions)
+
+
+@attrs.frozen
+class Depth:
+    """How many images the domain's chains may have; 0: as many as there are."""
+
+    depth: int
 
 
 @attrs.frozen
@@ -136,7 +153,7 @@ class OperationStatus:
 
     Attributes:
         id: eight hexadecimal digits.
-        kind: ``create``, ``revert``, ``delete``, ``verify``, ``recover`` or ``fsck``.
+        kind: ``create``, ``revert``, ``delete``, ``flatten``, ``verify``, ``recover`` or ``fsck``.
         domain: what it works on; empty: all.
         subject: the snapshot's name.
         state: ``queued``, a state of `snaporch.states`, ``running`` where there is none, or ``refused``.
