@@ -120,10 +120,8 @@ def flattened(domain_name: str, plan: MergePlan, *, dry_run: bool) -> Renderable
     """Return what is done to which image, as a tree, and a line that says it in short."""
     if not plan.steps:
         return line(f"{domain_name}: its chains are short enough")
-    moved = human_size(plan.bytes)
-    summary = (
-        f"{domain_name}: nothing is touched; it would copy {moved}" if dry_run else f"{domain_name}: {moved} copied"
-    )
+    did = "nothing is touched; it would copy" if dry_run else "copied"
+    summary = f"{domain_name}: {did} {human_size(plan.bytes)}"
     return Group(*(_text(each) for each in [*render(plan, f"flatten {domain_name}"), summary]))
 
 
