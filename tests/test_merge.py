@@ -258,7 +258,7 @@ def test_a_flatten_copies_up_what_is_over_the_lowest(depth: int, steps: list[obj
 
 
 def test_a_flatten_shows_nothing_that_a_short_image_hides() -> None:
-    """A disk that shrank and grew again: block-stream onto the base would bring back what was cut off (7.2, 10.0)."""
+    """A disk that shrank and grew: block-stream onto the base would bring back what was cut off (7.2 and 10.0)."""
     sizes = (8, 4, 8)
     images = [Image(f"/{n}", "qcow2", f"/{n - 1}" if n else None, 1, size) for n, size in enumerate(sizes)]
     graph = Graph("web1", images, [Point("s0", "vda", "/0"), Point("s1", "vda", "/1")], {"vda": "/2"}, running=True)
