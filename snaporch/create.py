@@ -59,7 +59,7 @@ from snaporch.models import (
 )
 from snaporch.planning import CreatePlan, Scene, at_one_point, plan_create
 from snaporch.states import State
-from snaporch.steps import CREATE, ROLLBACK_CREATE, Lane
+from snaporch.steps import ROLLBACK_CREATE, Lane, create_phases
 
 # What an overlay may need while the stream runs; it grows with what the guest writes, for as long as it is used.
 OVERLAY_BYTES = 16 * 2**20
@@ -229,13 +229,31 @@ class Participant:
         """Have somebody let the guest run again if we die while it is paused."""
         if self.plan.state is DomainState.RUNNING:
             background = self.plan.strategy is Strategy.BACKGROUND
-            self._guard = self._hypervisor.guard(keep_stream=background)
+            self._guard = self._hypervisor.guard(keep_stream=background, thaw=self.plan.quiesce)
             await self._guard.post()
 
     async def dismiss_guard(self) -> None:
         """The guest runs, or is to stand; also a compensation."""
         if self._guard is not None:
             await self._guard.dismiss()
+
+    # QUIESCE.
+
+    async def freeze(self) -> None:
+        """Have the guest's file systems frozen."""
+        self.held = attrs.evolve(self.held, point=time.time())
+        await self._hypervisor.freeze()
+
+    async def thaw(self) -> None:
+        """Have them thawed, if the guest is there; also undoes `freeze`."""
+        if self.machine is None:
+            return
+        try:
+            await self.machine.thaw()
+        except (ConnectionGone, OutcomeUnknown):
+            undoing = self.operation.machine.state is State.ROLLING_BACK
+            if not undoing or not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
+                raise
 
     # The disk lanes, beside the running guest.
 
@@ -486,6 +504,7 @@ class Participant:
             definition=plan.domain.definition,
             template=plan.domain.template,
             hypervisor=plan.hypervisor,
+            quiesced=plan.quiesce or plan.domain.frozen,
             timings=Timings(
                 pause=held.pause[1] - held.pause[0] if held.pause else None,
                 total=trio.current_time() - self.operation.clock,
@@ -520,11 +539,13 @@ async def create(
             for plan, (_, machine) in zip(plans, scenes, strict=True)
         ]
         await check_create(participants)
+        for machine in (each.machine for each in participants if each.plan.quiesce and each.machine is not None):
+            await machine.check_agent()
         for each in participants:
             await each.get_ready()
         await context.engine.run(
             operation,
-            CREATE[plans[0].strategy],
+            create_phases(plans[0].strategy, quiesce=plans[0].quiesce),
             ROLLBACK_CREATE,
             participants,
             plan=dumps(plans),

@@ -259,6 +259,7 @@ class DomainDefinition:
         serial: the guest's serial port is appended to this file; empty: none.
         emulator: the QEMU binary; empty: ``qemu-system-x86_64`` (or ``$SNAPORCH_QEMU``).
         extra_args: passed to QEMU as they are.
+        guest_agent: the guest has a serial port for the QEMU guest agent, which QUIESCE needs.
         disks: in the order in which the guest sees them.
         driver: the hypervisor driver, ``qemu`` or ``simulated``.
     """
@@ -274,6 +275,7 @@ class DomainDefinition:
     serial: str = ""
     emulator: str = ""
     extra_args: tuple[str, ...] = ()
+    guest_agent: bool = False
     disks: tuple[DeviceDisk, ...] = ()
     driver: str = "qemu"
 
@@ -321,6 +323,7 @@ class DomainRecord:
             domain is launched, the definition only what could be seen.
         tags: names that batches select it by.
         max_depth: a disk's chain that becomes longer is flattened after the create that made it so; 0: none is.
+        frozen: the guest, which stands, went back to a point at which its file systems were frozen: to be thawed.
     """
 
     definition: DomainDefinition
@@ -330,6 +333,7 @@ class DomainRecord:
     template: Process | None = None
     tags: tuple[str, ...] = ()
     max_depth: int = 0
+    frozen: bool = False
 
     @property
     def name(self) -> str:
@@ -454,6 +458,7 @@ class SnapshotRecord:
         outcome: `complete`, for everything that the catalog holds.
         deleting: a delete of it has begun: it can no longer be reverted to.
         pinned: no retention deletes it.
+        quiesced: the guest's file systems were frozen at the point.
         group: of which it is a part, when several domains were taken at this one point.
     """
 
@@ -474,6 +479,7 @@ class SnapshotRecord:
     outcome: Outcome = Outcome.COMPLETE
     deleting: bool = False
     pinned: bool = False
+    quiesced: bool = False
     group: Group | None = None
 
     @property
@@ -486,7 +492,8 @@ class SnapshotRecord:
         """For people: ``checkpoint`` or ``disks``, and where it is kept when not in files of its own."""
         what = "checkpoint" if self.snapshot.memory else "disks"
         external = any(disk.external for disk in self.snapshot.disks)
-        return f"{what}, {'partly ' if external else ''}internal" if self.inside else what
+        what = f"{what}, {'partly ' if external else ''}internal" if self.inside else what
+        return f"{what}, quiesced" if self.quiesced else what
 
     @property
     def frozen(self) -> tuple[FileRecord, ...]:

@@ -19,7 +19,7 @@ from snaporch.context import Context
 from snaporch.convert import load_definition
 from snaporch.create import create
 from snaporch.delete import delete
-from snaporch.drivers.base import Driver, Launch
+from snaporch.drivers.base import Driver, Launch, Machine
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine import Engine, Operation
 from snaporch.errors import (
@@ -177,7 +177,7 @@ class Orchestrator:
                     raise Refused(f"{name} is {await machine.state()} already")
             await sweep(self._context, record, end=True)
             await self._check_frozen(record)
-            await self._launch(record, paused=paused)
+            await self._launch(attrs.evolve(record, frozen=False), paused=paused)
         return await self.domain_info(name)
 
     async def _check_frozen(self, record: DomainRecord) -> None:
@@ -254,15 +254,22 @@ class Orchestrator:
 
     async def _set_running(self, name: str, *, running: bool) -> DomainInfo:
         operation = Operation("resume" if running else "pause", name, "")
-        async with self._context.locked(operation), self._context.machine_of(name) as (_, machine):
+        async with self._context.locked(operation), self._context.machine_of(name) as (record, machine):
             if machine is None:
                 raise Refused(f"{name} is inactive; start it first")
             state = await machine.state()
             if running and state is DomainState.PAUSED:
                 await machine.resume()
+                await self._thaw(record, machine)
             elif not running and state is DomainState.RUNNING:
                 await machine.pause()
         return await self.domain_info(name)
+
+    async def _thaw(self, record: DomainRecord, machine: Machine) -> None:
+        """Thaw the file systems of a guest that went back to a point at which they were frozen."""
+        if record.frozen:
+            await machine.thaw()
+            await self._context.catalog.write(Change(domains=(attrs.evolve(record, frozen=False),)))
 
     async def domains(self) -> tuple[DomainInfo, ...]:
         """Return all domains, by name."""

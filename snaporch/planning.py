@@ -46,6 +46,7 @@ class CreatePlan:
         reason: why.
         overlays: one for each disk that is taken in files of its own.
         inside: one for each disk that is taken inside its image; the first one's holds the memory as well.
+        quiesce: the guest agent freezes the file systems around the point.
         stream: how memory is streamed, when it is.
         options: the caller's.
         hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
@@ -61,6 +62,7 @@ class CreatePlan:
     options: CreateOptions
     hypervisor: dict[str, str] = attrs.field(factory=dict)
     inside: tuple[Inside, ...] = ()
+    quiesce: bool = False
 
     @property
     def bases(self) -> tuple[DiskStatus, ...]:
@@ -123,6 +125,11 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
     strategy, reason = Strategy.NONE, "disks only"
     if memory:
         strategy, reason = _choose_strategy(scene, flags, options) if not inside else _internal(scene, overlays)
+    if strategy is Strategy.PRECOPY and CreateFlag.QUIESCE in flags:
+        raise Unsupported(
+            f"QUIESCE would keep the file systems of {scene.domain.name} frozen for as long as its memory streams "
+            f"(precopy: {reason}); leave out LIVE, or QUIESCE"
+        )
     streamed = memory and not inside
     if snapshot.memory_file and not streamed:
         raise InvalidInput("there is no memory that a file is needed for: it is inside an image, or not saved")
@@ -148,6 +155,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         options=options,
         hypervisor=_hypervisor(scene.capabilities),
         inside=inside,
+        quiesce=CreateFlag.QUIESCE in flags,
     )
 
 
@@ -164,13 +172,17 @@ def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, me
             raise InvalidInput(
                 f"{scene.domain.name} is inactive: there is no memory to save; start it, or ask for disks only"
             )
-    elif not memory:
+    elif not memory and CreateFlag.QUIESCE not in flags:
         raise Unsupported(
             f"{scene.domain.name} is {scene.state}: disks alone would not be one point with its memory; "
-            "take a checkpoint, or shut it down first"
+            "take a checkpoint, shut it down first, or let a guest agent QUIESCE it"
         )
-    if CreateFlag.QUIESCE in flags:
-        raise Unsupported("QUIESCE is not supported yet; a checkpoint with memory needs none")
+    if CreateFlag.QUIESCE in flags and scene.state is not DomainState.RUNNING:
+        raise InvalidInput(f"{scene.domain.name} is {scene.state}: there is nobody to quiesce; leave out QUIESCE")
+    if internal and not memory and scene.state is not DomainState.INACTIVE:
+        raise Unsupported(
+            "of a guest that runs, disks alone are taken in files of their own, not inside the images"
+        )
 
 
 def _taken_disks(

@@ -29,7 +29,7 @@ from snaporch.planning import CreatePlan, RevertPlan
 from snaporch.replay import Action, after_create, after_revert
 from snaporch.revert import Reverter
 from snaporch.states import OperationState, State
-from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY
+from snaporch.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY, create_phases
 from snaporch.verify import Trial
 
 
@@ -131,8 +131,9 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
 
 
 async def _complete_or_undo(context: Context, operation: Operation, participants: list[Participant]) -> None:
-    phases, state = CREATE[participants[0].plan.strategy], operation.machine.state
-    if after_create(participants[0].plan.strategy, state) is Action.UNDO:
+    plan, state = participants[0].plan, operation.machine.state
+    phases = create_phases(plan.strategy, quiesce=plan.quiesce)
+    if after_create(plan.strategy, state, quiesce=plan.quiesce) is Action.UNDO:
         await context.engine.undo(operation, phases, ROLLBACK_CREATE, participants)
         return
     with suppress(OperationFailed):  # undone, then; that it is not is another error

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from snaporch.models import Strategy
 from snaporch.states import OperationState, Signal, State
-from snaporch.steps import CREATE, REVERT, VERIFY, Phase
+from snaporch.steps import CREATE, QUIESCED, REVERT, VERIFY, Phase, create_phases
 
 # The last phase that cannot be gone on from: after it the point is held, and the guest is as it is to be.
 _HOLDS = {
@@ -75,12 +75,12 @@ def phases_begun(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
     return tuple(phases[:end])
 
 
-def after_create(strategy: Strategy, state: State) -> Action:
+def after_create(strategy: Strategy, state: State, *, quiesce: bool = False) -> Action:
     """Return what to do about a create that was cut short in a state."""
     if state in {State.COMPLETE, State.ROLLED_BACK}:
         return Action.NOTHING
-    phases = CREATE[strategy]
-    held = next(i for i, phase in enumerate(phases) if phase.signal is _HOLDS[strategy])
+    phases, holds = create_phases(strategy, quiesce=quiesce), Signal.THAW if quiesce else _HOLDS[strategy]
+    held = next(i for i, phase in enumerate(phases) if phase.signal is holds)
     return Action.GO_ON if state in walk(phases)[held + 1 :] else Action.UNDO
 
 
@@ -110,6 +110,10 @@ def table() -> str:
     rows: dict[str, dict[State, Action]] = {
         f"create, {strategy}": {state: after_create(strategy, state) for state in walk(phases)}
         for strategy, phases in CREATE.items()
+    }
+    rows |= {
+        f"create, {strategy}, quiesced": {s: after_create(strategy, s, quiesce=True) for s in walk(phases)}
+        for strategy, phases in QUIESCED.items()
     }
     reverts = {f"revert, {way}": phases for way, phases in REVERT.items()} | {"verify": VERIFY}
     rows |= {

@@ -81,13 +81,14 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
             raise DamagedSnapshot(problem, disk.disk.path)
     directory = os.path.dirname(plan.directory)
     await storage.check_writable(directory)
-    await _check_space(storage, directory, OVERLAY_BYTES * len(plan.frozen))
+    await check_space(storage, directory, OVERLAY_BYTES * len(plan.frozen))
     if plan.way == "inside":
         image = next(iter(record.inside.values())).path
-        await _check_space(storage, os.path.dirname(image), record.definition.memory + STREAM_BYTES)
+        await check_space(storage, os.path.dirname(image), record.definition.memory + STREAM_BYTES)
 
 
-async def _check_space(storage: Storage, directory: str, needed: int) -> None:
+async def check_space(storage: Storage, directory: str, needed: int) -> None:
+    """Raise NotEnoughSpace where less is free than is needed, in bytes."""
     _, free = await storage.free(directory)
     if free < needed:
         raise NotEnoughSpace(needed, free, directory)
@@ -228,6 +229,13 @@ class Reverter:
             await self._run(machine)
         if await machine.state() is not self.plan.state:
             raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
+        if self._frozen and self.plan.state is DomainState.RUNNING:
+            await machine.thaw()
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether the guest's memory has its file systems frozen."""
+        return self.plan.snapshot.quiesced and self.plan.snapshot.snapshot.memory
 
     async def _run(self, machine: Machine) -> None:
         try:
@@ -349,6 +357,8 @@ class Reverter:
             current=record.name,
             process=self.plan.domain.process if self.plan.way == "inside" else self.new,
             template=record.template,
+            tags=self.plan.domain.tags,
+            frozen=self._frozen and self.plan.state is DomainState.PAUSED,
         )
 
     async def commit(self) -> Change:

@@ -13,6 +13,7 @@ The strategies differ in the order in which they walk through the same states:
     paused       preparing  pausing  switching  streaming  resuming  sealing  committing
     internal     preparing  streaming  sealing  committing
     disk-only    preparing  switching  sealing  committing
+    quiesced     freezing after preparing, thawing as soon as the guest runs on
     revert       preparing  loading  swapping  committing
     revert FORCE preparing  displacing  loading  swapping  committing
     (a revert to a point inside images walks the same ways)
@@ -34,6 +35,8 @@ class State(enum.StrEnum):
     NEW = "new"
     PREPARING = "preparing"
     """Files, block nodes or a second process are made beside the domain; the guest notices nothing."""
+    FREEZING = "freezing"
+    """QUIESCE: the guest agent freezes the guest's file systems."""
     PAUSING = "pausing"
     """The guest's CPUs are being stopped, or are."""
     SWITCHING = "switching"
@@ -41,6 +44,8 @@ class State(enum.StrEnum):
     ARMING = "arming"
     """The hypervisor takes the point: device state saved, RAM write-protected."""
     RESUMING = "resuming"
+    THAWING = "thawing"
+    """QUIESCE: the guest agent thaws them."""
     STREAMING = "streaming"
     """Memory goes to its file."""
     SEALING = "sealing"
@@ -64,10 +69,12 @@ class Signal(enum.StrEnum):
     """What moves an operation: the beginning of a phase, or an end."""
 
     PREPARE = "prepare"
+    FREEZE = "freeze"
     PAUSE = "pause"
     SWITCH = "switch"
     ARM = "arm"
     RESUME = "resume"
+    THAW = "thaw"
     STREAM = "stream"
     SEAL = "seal"
     DISPLACE = "displace"
@@ -86,6 +93,7 @@ _FAIL = {Signal.FAIL: State.ROLLING_BACK}
 TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.NEW: {Signal.PREPARE: State.PREPARING, **_FAIL},
     State.PREPARING: {
+        Signal.FREEZE: State.FREEZING,
         Signal.PAUSE: State.PAUSING,
         Signal.STREAM: State.STREAMING,
         Signal.SWITCH: State.SWITCHING,
@@ -95,19 +103,33 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
         Signal.MERGE: State.MERGING,
         **_FAIL,
     },
+    State.FREEZING: {
+        Signal.PAUSE: State.PAUSING,
+        Signal.SWITCH: State.SWITCHING,
+        Signal.STREAM: State.STREAMING,
+        **_FAIL,
+    },
     State.PAUSING: {Signal.SWITCH: State.SWITCHING, **_FAIL},
     State.SWITCHING: {
         Signal.ARM: State.ARMING,
         Signal.STREAM: State.STREAMING,
         Signal.RESUME: State.RESUMING,
+        Signal.THAW: State.THAWING,
         Signal.SEAL: State.SEALING,
         **_FAIL,
     },
     State.ARMING: {Signal.RESUME: State.RESUMING, **_FAIL},
-    State.RESUMING: {Signal.STREAM: State.STREAMING, Signal.SEAL: State.SEALING, **_FAIL},
+    State.RESUMING: {
+        Signal.THAW: State.THAWING,
+        Signal.STREAM: State.STREAMING,
+        Signal.SEAL: State.SEALING,
+        **_FAIL,
+    },
+    State.THAWING: {Signal.STREAM: State.STREAMING, Signal.SEAL: State.SEALING, **_FAIL},
     State.STREAMING: {
         Signal.SWITCH: State.SWITCHING,
         Signal.RESUME: State.RESUMING,
+        Signal.THAW: State.THAWING,
         Signal.SEAL: State.SEALING,
         Signal.COMMIT: State.COMMITTING,
         **_FAIL,

@@ -129,10 +129,51 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
     ),
 }
 
+_FREEZE = Phase(Signal.FREEZE, domain=("freeze",))
+# No row in the journal: while file systems are frozen a guest can do next to nothing.
+_THAW = Phase(Signal.THAW, domain=("thaw",), paused=True)
+
+
+def _quiesced(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """Return a table in which file systems are frozen from before the pause until after it."""
+    found: list[Phase] = []
+    for phase in phases:
+        found += {Signal.PAUSE: [_FREEZE, phase], Signal.RESUME: [phase, _THAW]}.get(phase.signal, [phase])
+    return tuple(found)
+
+
+# With QUIESCE. There is none for precopy: it would keep the file systems frozen for as long as memory streams.
+QUIESCED: dict[Strategy, tuple[Phase, ...]] = {
+    Strategy.BACKGROUND: _quiesced(CREATE[Strategy.BACKGROUND]),
+    Strategy.PAUSED: _quiesced(CREATE[Strategy.PAUSED]),
+    Strategy.INTERNAL: (
+        Phase(Signal.PREPARE, domain=("post_guard",)),
+        _FREEZE,
+        Phase(Signal.STREAM, domain=("save_inside",)),
+        _THAW,
+        Phase(Signal.SEAL, domain=("dismiss_guard",), inside=("seal_inside",)),
+    ),
+    # The disks alone of a guest that runs.
+    Strategy.NONE: (
+        Phase(Signal.PREPARE, domain=("post_guard",), disk=("make_overlay", "add_node")),
+        _FREEZE,
+        Phase(Signal.SWITCH, domain=("switch",), paused=True),
+        _THAW,
+        Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",)),
+    ),
+}
+
+
+def create_phases(strategy: Strategy, *, quiesce: bool) -> tuple[Phase, ...]:
+    """Return the table of a create."""
+    return (QUIESCED if quiesce else CREATE)[strategy]
+
+
 # The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.
 ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo("abort_stream", Lane.MEMORY, frozenset({"open_stream", "start_stream"})),
     Undo("resume", Lane.DOMAIN, frozenset({"pause", "finish_stream"})),
+    Undo("thaw", Lane.DOMAIN, frozenset({"freeze"})),
     Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
     Undo("switch_back", Lane.DOMAIN, frozenset({"switch"})),
     Undo("forget_inside", Lane.INSIDE, frozenset({"save_inside", "keep_inside"})),

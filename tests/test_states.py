@@ -11,7 +11,7 @@ from snaporch.models import Strategy
 from snaporch.replay import Action, after_create, phases_begun, table, walk
 from snaporch.revert import Reverter
 from snaporch.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
-from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, VERIFY, Phase, Undo
+from snaporch.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, VERIFY, Phase, Undo
 
 
 def test_every_state_has_a_row_and_terminal_ones_an_empty_one() -> None:
@@ -36,7 +36,11 @@ def test_whatever_is_not_over_can_fail() -> None:
         assert OperationState(state).send(Signal.FAIL) is State.ROLLING_BACK
 
 
-ALL = [*((f"create {s}", phases) for s, phases in CREATE.items()), *((f"revert {w}", p) for w, p in REVERT.items())]
+ALL = [
+    *((f"create {s}", phases) for s, phases in CREATE.items()),
+    *((f"create {s}, quiesced", phases) for s, phases in QUIESCED.items()),
+    *((f"revert {way}", phases) for way, phases in REVERT.items()),
+]
 
 
 @pytest.mark.parametrize(("name", "phases"), ALL, ids=[name for name, _ in ALL])
@@ -51,7 +55,10 @@ def test_every_table_of_steps_is_a_legal_walk(name: str, phases: tuple[Phase, ..
 
 @pytest.mark.parametrize(
     ("actor", "tables", "rollback"),
-    [(Participant, CREATE.values(), ROLLBACK_CREATE), (Reverter, REVERT.values(), ROLLBACK_REVERT)],
+    [
+        (Participant, (*CREATE.values(), *QUIESCED.values()), ROLLBACK_CREATE),
+        (Reverter, REVERT.values(), ROLLBACK_REVERT),
+    ],
 )
 def test_every_step_is_performed_and_every_compensation_answers_a_step(
     actor: type, tables: tuple[tuple[Phase, ...], ...], rollback: tuple[Undo, ...]

@@ -56,6 +56,7 @@ class Capabilities:
         keeps_paused: a paused guest's memory can be streamed and the guest then still is as it was.
         versions: what a memory file is bound to: it loads only where all of these are the same.
         ram: bytes of guest RAM.
+        agent: there is a channel to a guest agent; whether one answers is another question.
         features: further names, for `doctor`.
     """
 
@@ -67,6 +68,7 @@ class Capabilities:
     keeps_paused: bool = True
     versions: Mapping[str, str] = attrs.field(factory=dict)
     ram: int = 0
+    agent: bool = False
     features: tuple[str, ...] = ()
 
 
@@ -229,14 +231,37 @@ class Machine(abc.ABC):
         """Let the CPUs run; nothing happens when they do."""
 
     @abc.abstractmethod
-    def guard(self, *, keep_stream: bool, rival: Process | None = None) -> Guard:
+    def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """Return a guard for this machine's guest, which runs; nothing happens before `Guard.post`.
 
         Args:
             keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops
                 the guest at its end would.
             rival: a process that was to take the guest's place; it is ended before the guest runs again.
+            thaw: have the guest's file systems thawed as well.
         """
+
+    async def check_agent(self) -> None:
+        """Return when the guest agent has answered.
+
+        Raises:
+            Unsupported: there is no channel to one, or none answers.
+        """
+        raise Unsupported("this driver knows no guest agent")
+
+    async def freeze(self) -> None:
+        """Have the guest agent freeze the guest's file systems, which runs on; within a deadline.
+
+        They are to be thawed whatever this raises.
+
+        Raises:
+            Unsupported: there was nothing to freeze.
+        """
+        raise Unsupported("this driver knows no guest agent")
+
+    async def thaw(self) -> None:
+        """Have the guest agent thaw the guest's file systems; within a deadline. Idempotent; the guest must run."""
+        raise Unsupported("this driver knows no guest agent")
 
     @abc.abstractmethod
     def pause_times(self) -> tuple[float, float] | None:

@@ -33,7 +33,7 @@ Kind: TypeAlias = Literal["tiny", "linux"]
 
 _SOURCES = Path(__file__).parent
 _TINY_SOURCES = ("tiny_start.S", "tiny.c", "workload.c", "workload.h", "tiny.ld", "build.py")
-_LINUX_SOURCES = ("linux.c", "workload.c", "workload.h", "init.sh", "build.py")
+_LINUX_SOURCES = ("linux.c", "workload.c", "workload.h", "init.sh", "quiesce.sh", "build.py")
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 _TINY_FLAGS = (
     "-m32",
@@ -62,11 +62,13 @@ _MODULES = (
     "virtio_pci_modern_dev",
     "virtio_pci",
     "virtio_blk",
+    "virtio_console",
 )
+_AGENT = "usr/sbin/qemu-ga"
 # A command and the Debian package that has it.
 _TOOLS: dict[Kind, dict[str, str]] = {
     "tiny": {"gcc": "gcc", "ld": "binutils"},
-    "linux": {"gcc": "gcc", "ld": "binutils", "dpkg-deb": "dpkg", "apt-get": "apt"},
+    "linux": {"gcc": "gcc", "ld": "binutils", "dpkg-deb": "dpkg", "apt-get": "apt", "ldd": "libc-bin"},
 }
 _APT_HINT = "if apt's lists are missing or old, run: apt-get update"
 _DIRECTORY = stat.S_IFDIR | 0o755
@@ -80,10 +82,17 @@ class GuestBuildError(SnaporchError):
 
 @attrs.frozen
 class LinuxGuest:
-    """What ``qemu -kernel ... -initrd ...`` needs."""
+    """What ``qemu -kernel ... -initrd ...`` needs.
+
+    Attributes:
+        kernel: Debian's.
+        initrd: with the workload.
+        quiesce: another one, with a file system that is written to and the QEMU guest agent: see quiesce.sh.
+    """
 
     kernel: Path
     initrd: Path
+    quiesce: Path
 
 
 def missing_tools(kind: Kind) -> list[str]:
@@ -122,13 +131,13 @@ def build_linux(cache: Path) -> LinuxGuest:
         GuestBuildError: a tool is missing or failed, or apt knows no such package.
     """
     target = cache / f"linux-{_hash(_LINUX_SOURCES)}"
-    guest = LinuxGuest(kernel=target / "vmlinuz", initrd=target / "initrd")
+    guest = LinuxGuest(kernel=target / "vmlinuz", initrd=target / "initrd", quiesce=target / "initrd-quiesce")
     if target.exists():
         return guest
     _need_tools("linux")
     with _scratch(cache) as scratch:
         root = scratch / "root"
-        for package in (_kernel_package(), "busybox-static"):
+        for package in (_kernel_package(), "busybox-static", "qemu-guest-agent"):
             _unpack(package, root, scratch)
         workload = scratch / "workload"
         sources = [str(_SOURCES / name) for name in _LINUX_SOURCES if name.endswith(".c")]
@@ -136,7 +145,9 @@ def build_linux(cache: Path) -> LinuxGuest:
         built = scratch / "linux"
         built.mkdir()
         next((root / "boot").glob("vmlinuz-*")).replace(built / "vmlinuz")
-        (built / "initrd").write_bytes(_initramfs(root, workload))
+        initrd = _initramfs(root, workload)
+        (built / "initrd").write_bytes(initrd)
+        (built / "initrd-quiesce").write_bytes(initrd + _agent(root))
         try:
             built.rename(target)
         except OSError:
@@ -215,6 +226,22 @@ def _initramfs(root: Path, workload: Path) -> bytes:
         if content := _module(root, name):
             archive += _cpio_entry(f"modules/{number}-{name}.ko", _PROGRAM, content)
     return archive + _cpio_entry("TRAILER!!!", 0)
+
+
+def _agent(root: Path) -> bytes:
+    """Return the archive of the guest agent, to be appended; its libraries are here, as QEMU needs them too."""
+    words = _run(["ldd", str(root / _AGENT)])
+    if "not found" in words:
+        raise GuestBuildError(f"the guest agent needs libraries that are not here:\n{words}")
+    libraries = [word.lstrip("/") for line in words.splitlines() for word in line.split() if word.startswith("/")]
+    files = {name: Path("/", name).read_bytes() for name in libraries} | {
+        _AGENT: (root / _AGENT).read_bytes(),
+        "quiesce.sh": (_SOURCES / "quiesce.sh").read_bytes(),
+    }
+    directories = sorted({str(parent) for name in files for parent in Path(name).parents} - {"."})
+    entries = [_cpio_entry(name, _DIRECTORY) for name in directories]
+    entries += [_cpio_entry(name, _PROGRAM, content) for name, content in files.items()]
+    return b"".join(entries) + _cpio_entry("TRAILER!!!", 0)
 
 
 def _module(root: Path, name: str) -> bytes | None:

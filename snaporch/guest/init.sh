@@ -6,4 +6,5 @@
 for module in /modules/*; do
     /bin/busybox insmod "$module" || echo "snaporch-guest ERROR insmod=$module"
 done
+if [ -e /usr/sbin/qemu-ga ]; then exec /bin/busybox sh /quiesce.sh; fi
 exec /workload

@@ -56,6 +56,7 @@ from snaporch.testing._points import (
     check_revert_states,
     check_taken_names,
 )
+from snaporch.testing._quiesce import check_quiesce
 from snaporch.testing._simulated import SimulatedWorld, open_simulated_world
 from snaporch.testing._telling import check_events, check_timings
 from snaporch.testing._troubles import (
@@ -101,6 +102,7 @@ CHECKS: tuple[Check, ...] = (
     check_internal,
     check_internal_mixed,
     check_internal_cancelled,
+    check_quiesce,
 )
 """What every driver passes, in the order in which a new one learns it."""
 
@@ -142,6 +144,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "check_internal",
     "check_internal_mixed",
     "check_internal_cancelled",
+    "check_quiesce",
     # the simulated hypervisor
     "SimulatedHost",
     "SimulatedDriver",

@@ -41,7 +41,7 @@ from snaporch.models import CreateFlag, CreateOptions, DeviceDisk, DiskSnapshot,
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 from snaporch.qmp import QMPClient
 from snaporch.revert import Reverter
-from snaporch.steps import CREATE, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
+from snaporch.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
 
 NEVER = 3
 
@@ -52,7 +52,7 @@ def _named(tables: Iterator[tuple[Phase, ...]], rollback: tuple[Undo, ...]) -> s
 
 
 WATCHED: dict[type, set[str]] = {
-    Participant: _named(iter(CREATE.values()), ROLLBACK_CREATE),
+    Participant: _named(iter([*CREATE.values(), *QUIESCED.values()]), ROLLBACK_CREATE),
     Reverter: _named(iter(REVERT.values()), ROLLBACK_REVERT),
     Catalog: {"write"},
     # A delete's plan is made of these.
@@ -149,9 +149,10 @@ async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -
 
 
 async def create(orch: Orchestrator, domain: str, name: str, strategy: str = "auto", bandwidth: str = "0") -> None:
-    """Create a checkpoint; `paused` as a strategy stands for the absence of LIVE, `internal` for all disks so."""
-    plain = strategy in {"paused", "internal"}
+    """Create a snapshot; without LIVE as `paused`, inside the images as `internal`, disks alone as `quiesced`."""
+    plain = strategy in {"paused", "internal", "quiesced"}
     flags = CreateFlag(0) if plain else CreateFlag.LIVE
+    flags |= CreateFlag.DISK_ONLY | CreateFlag.QUIESCE if strategy == "quiesced" else CreateFlag(0)
     options = CreateOptions(strategy=Strategy("auto" if plain else strategy), bandwidth=int(bandwidth))
     disks = (await orch.domain_info(domain)).disks if strategy == "internal" else ()
     inside = tuple(DiskSnapshot(DeviceDisk(disk.target), external=False) for disk in disks if not disk.readonly)

@@ -26,8 +26,8 @@ from snaporch import (
     Stranded,
     Strategy,
 )
-from snaporch.steps import CREATE
-from snaporch.testing import SimulatedWorld, ThreadsHoldTime, open_simulated_world
+from snaporch.steps import CREATE, QUIESCED, create_phases
+from snaporch.testing import GuestModel, SimulatedHost, SimulatedWorld, ThreadsHoldTime, open_simulated_world
 
 # What the steps of the tables call on the driver.
 CALLS = {
@@ -45,10 +45,14 @@ CALLS = {
     "finish_stream": "stream.finished",
     "seal_memory": "stream.seal",
     "seal_image": "storage.seal",
+    "freeze": "machine.freeze",
+    "thaw": "machine.thaw",
     "save_inside": "machine.save_inside",
     "keep_inside": "storage.save_inside",
     "seal_inside": "storage.seal_inside",
 }
+
+WAYS = [(strategy, False) for strategy in CREATE] + [(strategy, True) for strategy in QUIESCED]
 
 
 @attrs.frozen
@@ -74,23 +78,25 @@ class Story:
 
     strategy: Strategy
     failures: tuple[Failure, ...]
+    quiesce: bool = False
 
 
-def steps_of(strategy: Strategy) -> list[str]:
-    return sorted({step for phase in CREATE[strategy] for _, steps in phase.lanes() for step in steps})
+def steps_of(strategy: Strategy, *, quiesce: bool) -> list[str]:
+    phases = create_phases(strategy, quiesce=quiesce)
+    return sorted({step for phase in phases for _, steps in phase.lanes() for step in steps})
 
 
 @st.composite
 def stories(draw: st.DrawFn) -> Story:
-    strategy = draw(st.sampled_from(list(CREATE)))
+    strategy, quiesce = draw(st.sampled_from(WAYS))
     failures = st.builds(
         Failure,
-        st.sampled_from(steps_of(strategy)),
+        st.sampled_from(steps_of(strategy, quiesce=quiesce)),
         st.sampled_from(["error", "crash", "power_off", "cancel"]),
         st.booleans(),
         st.integers(1, 2),
     )
-    return Story(strategy, tuple(draw(st.lists(failures, min_size=1, max_size=2))))
+    return Story(strategy, tuple(draw(st.lists(failures, min_size=1, max_size=2))), quiesce)
 
 
 def plan_failure(world: SimulatedWorld, failure: Failure, scope: trio.CancelScope) -> None:
@@ -121,14 +127,14 @@ def canceller(at: str, nth: int, scope: trio.CancelScope) -> Callable[[str, str]
 
 async def tell(story: Story, root: Path) -> None:
     """Run a create, and check what has become of everything."""
-    async with open_simulated_world(root) as world:
-        if story.strategy is Strategy.NONE:
+    async with open_simulated_world(root, host=SimulatedHost(model=GuestModel(agent=True))) as world:
+        if story.strategy is Strategy.NONE and not story.quiesce:
             await world.orchestrator.destroy(world.domain)
         before = await world.everything()
         scope = trio.CancelScope()
         for failure in story.failures:
             plan_failure(world, failure, scope)
-        error = await failed(world, story.strategy, scope)
+        error = await failed(world, story, scope)
         world.host.faults.clear()
         world.host.on_call = world.host.on_effect = lambda _at, _domain: None
         if isinstance(error, Stranded):  # the failures were in what undoes them too
@@ -142,18 +148,20 @@ async def tell(story: Story, root: Path) -> None:
         assert not await world.orchestrator.recover()
 
 
-async def failed(world: SimulatedWorld, strategy: Strategy, scope: trio.CancelScope) -> SnaporchError | None:
+async def failed(world: SimulatedWorld, story: Story, scope: trio.CancelScope) -> SnaporchError | None:
     """Create a snapshot and return how that failed."""
+    strategy = story.strategy
     snapshot, flags, options = DomainSnapshot("s1"), CreateFlag.LIVE, CreateOptions(strategy=strategy)
     if strategy is Strategy.NONE:
         flags, options = CreateFlag.DISK_ONLY, CreateOptions()
-        # each disk in its own way
-        snapshot = attrs.evolve(snapshot, disks=(DiskSnapshot(DeviceDisk("vda"), external=False),))
+        if not story.quiesce:  # each disk in its own way
+            snapshot = attrs.evolve(snapshot, disks=(DiskSnapshot(DeviceDisk("vda"), external=False),))
     elif strategy is Strategy.INTERNAL:
         disks = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
         snapshot, flags, options = attrs.evolve(snapshot, disks=disks), CreateFlag(0), CreateOptions()
     elif strategy is Strategy.PAUSED:
         flags, options = CreateFlag(0), CreateOptions()
+    flags |= CreateFlag.QUIESCE if story.quiesce else CreateFlag(0)
     try:
         with scope:
             await world.orchestrator.create(world.domain, snapshot, flags, options)
@@ -195,4 +203,4 @@ def test_any_fault(story: Story) -> None:
 
 def test_every_step_can_fail() -> None:
     """The tables name no step that these stories leave out."""
-    assert {step for strategy in CREATE for step in steps_of(strategy)} == set(CALLS)
+    assert {step for strategy, quiesce in WAYS for step in steps_of(strategy, quiesce=quiesce)} == set(CALLS)

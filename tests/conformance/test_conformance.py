@@ -28,6 +28,7 @@ from snaporch.testing import (
     check_cancelled_precopy,
     check_damaged_memory,
     check_precopy,
+    check_quiesce,
     open_simulated_world,
 )
 from tests.conformance.worlds import QemuWorld
@@ -61,6 +62,12 @@ async def test_without_background(
     host = SimulatedHost(model=GuestModel(background_blocker="its RAM is shared"))
     async with open_simulated_world(tmp_path, host=host) as world:
         await check_background(world)
+
+
+async def test_with_agent(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """A guest with an agent in it can be quiesced."""
+    async with open_simulated_world(tmp_path, host=SimulatedHost(model=GuestModel(agent=True))) as world:
+        await check_quiesce(world)
 
 
 @pytest.mark.live

@@ -204,6 +204,7 @@ async def test_failed_revert(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     last = (await world.reports(3))[-1]
 
     async def fails(_self: object) -> None:
+        await trio.lowlevel.checkpoint()
         raise OperationFailed("no")
 
     monkeypatch.setattr("snaporch.revert.Reverter.take_over", fails)

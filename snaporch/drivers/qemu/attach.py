@@ -19,7 +19,7 @@ from typing import Any
 
 import attrs
 
-from snaporch.drivers.qemu.command import control_arguments
+from snaporch.drivers.qemu.command import AGENT_PORT, control_arguments
 from snaporch.errors import Unsupported
 from snaporch.models import DeviceDisk, DomainDefinition, Process
 
@@ -298,6 +298,22 @@ def isolated_definition(definition: DomainDefinition) -> DomainDefinition:
 def isolated_process(process: Process) -> Process:
     """Return a process whose command line is that of a throw-away copy."""
     return attrs.evolve(process, argv=(process.argv[0], *isolated_arguments(process.argv[1:]), "-display", "none"))
+
+
+def agent_socket(process: Process) -> str:
+    """Return the unix socket of a process's channel to the guest agent, or an empty string."""
+    options = list(parse(process.argv))
+    ports = [_port(option.value or "") for option in options if option.name == "device"]
+    channels = {port.get("chardev") for port in ports if port.get("name") == AGENT_PORT}
+    for option in options:
+        if option.name == "chardev" and split_keys(option.value or "", "backend").get("id") in channels:
+            return unix_server(option, process.cwd) or ""
+    return ""
+
+
+def _port(text: str) -> dict[str, str]:
+    """Return the keys of a -device."""
+    return dict(json.loads(text)) if text.startswith("{") else split_keys(text, "driver")
 
 
 def blocker(process: Process) -> str:

@@ -35,6 +35,21 @@ def control_arguments(fds: Sequence[int], pidfile: str) -> list[str]:
     return arguments
 
 
+AGENT_PORT = "org.qemu.guest_agent.0"  # the name that the agent in the guest looks for
+
+
+def _agent_arguments(fd: int) -> list[str]:
+    """Return the arguments for a serial port of the guest's that is connected to the listening socket `fd`."""
+    return [
+        "-chardev",
+        f"socket,id=snaporch-agent,fd={fd},server=on,wait=off",
+        "-device",
+        "virtio-serial-pci,id=snaporch-serial",
+        "-device",
+        f"virtserialport,bus=snaporch-serial.0,chardev=snaporch-agent,name={AGENT_PORT}",
+    ]
+
+
 def _escaped(text: str) -> str:
     """Escape a value of a comma-separated option."""
     return text.replace(",", ",,")
@@ -48,6 +63,7 @@ def command_line(
     fds: Sequence[int],
     pidfile: str,
     incoming: bool,
+    agent: int | None = None,
 ) -> list[str]:
     """Return the arguments after the emulator's name; the CPUs are stopped at first.
 
@@ -82,6 +98,8 @@ def command_line(
     for disk in disks:
         arguments += ["-blockdev", blockdev(disk, f"{disk.target}-image")]
         arguments += ["-device", f"virtio-blk-pci,id={disk.target},drive={disk.target}-image"]
+    if agent is not None:
+        arguments += _agent_arguments(agent)
     arguments += control_arguments(fds, pidfile)
     if incoming:
         arguments += ["-incoming", "defer"]

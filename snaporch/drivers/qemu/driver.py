@@ -28,7 +28,7 @@ GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight
 QUERY_SECONDS = 2.0
 KILL_SECONDS = 10.0  # a killed process is gone at once but for a disk that hangs in the kernel
-CONTROL, QUERY, LOG, PID = "qmp.sock", "query.sock", "qemu.log", "qemu.pid"
+CONTROL, QUERY, AGENT, LOG, PID = "qmp.sock", "query.sock", "agent.sock", "qemu.log", "qemu.pid"
 
 
 def default_emulator() -> str:
@@ -111,7 +111,13 @@ class QemuDriver(Driver):
         accel = await self._accel(launch.definition, emulator)
         definition = attach.isolated_definition(launch.definition) if launch.isolated else launch.definition
         arguments = command_line(
-            definition, launch.disks, accel=accel, fds=fds, pidfile=pidfile, incoming=launch.incoming
+            definition,
+            launch.disks,
+            accel=accel,
+            fds=fds[:2],
+            pidfile=pidfile,
+            incoming=launch.incoming,
+            agent=fds[2] if definition.guest_agent else None,
         )
         return [emulator, *arguments]
 
@@ -120,7 +126,8 @@ class QemuDriver(Driver):
         await self.storage.make_directory(str(launch.directory))
         log = launch.directory.parent / LOG  # of all the processes that the domain has had
         start = log.stat().st_size if log.exists() else 0
-        with _listening(launch.directory, CONTROL, QUERY) as fds:
+        agent = (AGENT,) if launch.definition.guest_agent and launch.template is None else ()
+        with _listening(launch.directory, CONTROL, QUERY, *agent) as fds:
             command = await self._command(launch, fds)
             if launch.template is not None:  # relative paths are relative to where the first one was started
                 command = ["env", "-C", launch.template.cwd, *command]
@@ -180,13 +187,13 @@ class QemuDriver(Driver):
             raise ConnectionGone(f"{label}: its QEMU (process {process.pid}) is gone")
         async with (
             open_qmp(path, label=label, timeout=seconds) as qmp,
-            QemuMachine(qmp, process).opened(looking=looking) as machine,
+            QemuMachine(qmp, process, _agent_of(process)).opened(looking=looking) as machine,
         ):
             yield machine
 
     async def clear(self, directory: Path) -> None:
         """See Driver."""
-        for name in (CONTROL, QUERY, PID):
+        for name in (CONTROL, QUERY, AGENT, PID):
             (directory / name).unlink(missing_ok=True)
         with suppress(OSError):
             directory.rmdir()
@@ -256,6 +263,14 @@ class QemuDriver(Driver):
         )
         findings["userfaultfd"] = _userfaultfd()
         return findings
+
+
+def _agent_of(process: Process) -> str:
+    """Return the socket of a process's channel to the guest agent, or an empty string."""
+    if process.attached:
+        return attach.agent_socket(process)
+    beside = Path(process.socket).with_name(AGENT)
+    return str(beside) if beside.exists() else ""
 
 
 def _userfaultfd() -> str:

@@ -1,4 +1,4 @@
-"""A program of its own that lets a guest run again when we die: ``python guard.py SOCKET STREAM RIVAL < leash``.
+"""A program of its own that lets a guest run again when we die: ``guard.py SOCKET STREAM RIVAL AGENT < leash``.
 
 While a guest is paused by us, SIGKILL of our process must not leave it so. This process stands by from before
 the pause until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal;
@@ -8,7 +8,8 @@ its end without one means that we are dead. Then it
 2. with STREAM ``cancel`` ends a memory stream that would stop the guest once more at its end, where nobody would
    be left to let it run; ``keep`` leaves it alone: a background stream stops nothing later, and QEMU 7.2 must not
    lose it;
-3. lets the guest run.
+3. lets the guest run;
+4. has the guest's file systems thawed by the guest agent at the socket AGENT, unless that is ``-``.
 
 Whether the point was held by then nobody can say any more. The row in the journal from before the pause still
 stands, so recovery undoes the operation: see `snaporch.replay`.
@@ -36,19 +37,22 @@ RETRY_SECONDS = 0.005  # a stream that is ending passes through states in which 
 _OVER = frozenset({"completed", "failed", "cancelled", "none"})
 
 
+def _connected(path: str) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(SECONDS)
+    directory = os.open(os.path.dirname(path), os.O_PATH)  # a path of a socket may have 107 bytes, a file's more
+    try:
+        made.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+    finally:
+        os.close(directory)
+    return made
+
+
 class Monitor:
     """QMP, as little of it as is needed: one command at a time, events passed over."""
 
     def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(SECONDS)
-        directory = os.open(
-            os.path.dirname(path), os.O_PATH
-        )  # a path of a socket may have 107 bytes, a file's more
-        try:
-            self.socket.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
-        finally:
-            os.close(directory)
+        self.socket = _connected(path)
         self.lines = self.socket.makefile("rb")
         self.lines.readline()  # the greeting comes when the client before us is gone
         self.ask("qmp_capabilities")
@@ -87,9 +91,18 @@ def _run_again(path: str, *, cancel: bool) -> None:
         time.sleep(RETRY_SECONDS)
 
 
+def _thaw(path: str) -> None:
+    """Have the agent thaw, which it may do before it comes to it: it answers one request after the other."""
+    agent = _connected(path)
+    agent.sendall(b'\xff{"execute":"guest-fsfreeze-thaw"}\n{"execute":"guest-sync","arguments":{"id":74617}}\n')
+    lines = agent.makefile("rb")
+    while (line := lines.readline()) and b"74617" not in line:
+        pass  # answers to that, and to what was asked before by whoever has died
+
+
 def main() -> None:
     """Stand by until dismissed, or until there is something to do."""
-    path, stream, rival = sys.argv[1:]
+    path, stream, rival, agent = sys.argv[1:]
     with contextlib.suppress(BrokenPipeError):  # whoever posted it was cancelled meanwhile
         os.write(1, READY)
     if os.read(0, 1) == DISMISSED:
@@ -97,6 +110,9 @@ def main() -> None:
     _end_rival(rival)
     with contextlib.suppress(OSError, ValueError):  # the QEMU is gone, and with it what was guarded
         _run_again(path, cancel=stream == "cancel")
+    if agent != "-":
+        with contextlib.suppress(OSError):
+            _thaw(agent)
 
 
 if __name__ == "__main__":

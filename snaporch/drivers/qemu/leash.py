@@ -20,11 +20,12 @@ END_SECONDS = 5.0
 class QemuGuard(Guard):
     """See Guard."""
 
-    def __init__(self, socket: str, *, keep_stream: bool, rival: Process | None) -> None:
+    def __init__(self, socket: str, *, keep_stream: bool, rival: Process | None, agent: str = "") -> None:
         self._arguments = [
             socket,
             "keep" if keep_stream else "cancel",
             f"{rival.pid}:{rival.started}" if rival is not None else "-",
+            agent or "-",
         ]
         self._process: trio.Process | None = None
 

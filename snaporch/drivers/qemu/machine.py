@@ -14,12 +14,12 @@ from typing import Any
 import trio
 
 from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Progress, Stream, StreamPlan
-from snaporch.drivers.qemu import internal
+from snaporch.drivers.qemu import agent, internal
 from snaporch.drivers.qemu.leash import QemuGuard
 from snaporch.drivers.qemu.merge import Merger
 from snaporch.drivers.qemu.process import wait_gone
 from snaporch.drivers.qemu.stream import QemuStream
-from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown
+from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, Unsupported
 from snaporch.models import TARGET, DiskStatus, DomainState, MergeOptions, Process
 from snaporch.qmp import QMPClient
 from snaporch.qmp.subscription import Subscription
@@ -73,8 +73,9 @@ def _chain(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
 class QemuMachine(Machine):
     """See Machine."""
 
-    def __init__(self, qmp: QMPClient, process: Process) -> None:
+    def __init__(self, qmp: QMPClient, process: Process, agent: str = "") -> None:
         self.qmp = qmp
+        self._agent = agent
         self._process = process
         self._pauses: Subscription
         self._migration: Subscription
@@ -118,6 +119,7 @@ class QemuMachine(Machine):
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},
             versions={"machine": machine.removesuffix("-machine")},
             ram=memory["base-memory"],
+            agent=bool(self._agent),
             features=tuple(sorted(names | ({"blockdev-set-active"} & commands))),
         )
 
@@ -183,9 +185,31 @@ class QemuMachine(Machine):
         """See Machine."""
         await self.qmp.execute("cont")
 
-    def guard(self, *, keep_stream: bool, rival: Process | None = None) -> Guard:
+    def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """See Machine."""
-        return QemuGuard(self._process.socket, keep_stream=keep_stream, rival=rival)
+        agent_ = self._agent if thaw else ""
+        return QemuGuard(self._process.socket, keep_stream=keep_stream, rival=rival, agent=agent_)
+
+    async def check_agent(self) -> None:
+        """See Machine."""
+        if not self._agent:
+            raise Unsupported(
+                f"{self.qmp.label} has no channel to a guest agent; `guest_agent = true` in a definition makes one"
+            )
+        try:
+            async with agent.open_agent(self._agent, self.qmp.label):
+                pass
+        except HypervisorError as error:
+            raise Unsupported(str(error)) from None
+
+    async def freeze(self) -> None:
+        """See Machine."""
+        if not await agent.freeze(self._agent, self.qmp.label):
+            raise Unsupported(f"{self.qmp.label}: the guest agent has found no file system that it can freeze")
+
+    async def thaw(self) -> None:
+        """See Machine."""
+        await agent.thaw(self._agent, self.qmp.label)
 
     def pause_times(self) -> tuple[float, float] | None:
         """See Machine."""

@@ -116,6 +116,7 @@ class MemoryFile(SimulatedFile):
         ram: bytes of RAM that were saved.
         versions: what it is bound to, as `Capabilities.versions`.
         complete: all of the memory is in it.
+        frozen: the guest's file systems were frozen at the point.
     """
 
     number: int = 0
@@ -123,6 +124,7 @@ class MemoryFile(SimulatedFile):
     ram: int = 0
     versions: Mapping[str, str] = attrs.field(factory=dict)
     complete: bool = False
+    frozen: bool = False
 
     def content(self) -> str:
         """See SimulatedFile."""

@@ -12,12 +12,13 @@ class SimulatedGuard(Guard):
     """See Guard."""
 
     def __init__(
-        self, client: Client, process: SimulatedProcess, *, keep_stream: bool, rival: Process | None
+        self, client: Client, process: SimulatedProcess, *, keep_stream: bool, rival: Process | None, thaw: bool
     ) -> None:
         self._client = client
         self._process = process
         self._keep_stream = keep_stream
         self._rival = rival
+        self._thaw = thaw
 
     async def post(self) -> None:
         """See Guard."""
@@ -41,3 +42,5 @@ class SimulatedGuard(Guard):
         if migration is not None and not self._keep_stream:
             migration.cancel()
         self._process.cont()
+        if self._thaw:
+            self._process.thaw()

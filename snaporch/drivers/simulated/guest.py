@@ -23,6 +23,7 @@ class GuestModel:
         dirty_rate: bytes of RAM a second that are written to; what a precopy has to send again.
         disk_rate: bytes a second that each of its disks grows by; 0: it writes to the same place over and over.
         acpi: it obeys a request to power off.
+        agent: a guest agent runs in it.
         background_blocker: why its RAM cannot be write-protected, if so.
     """
 
@@ -30,6 +31,7 @@ class GuestModel:
     dirty_rate: float = 50e6
     disk_rate: float = 0.0
     acpi: bool = True
+    agent: bool = False
     background_blocker: str = ""
 
 
@@ -100,6 +102,7 @@ class Guest:
         loaded: there is something in RAM; false while it waits for its memory file.
         stopped: when the CPUs stopped last, as the count of all stops and starts then, and the instant.
         started: likewise.
+        frozen: its file systems are frozen: it runs and comes no further, as every tick writes to its disks.
     """
 
     model: GuestModel
@@ -108,6 +111,7 @@ class Guest:
     loaded: bool = True
     stopped: tuple[int, float] = (0, 0.0)
     started: tuple[int, float] = (0, 0.0)
+    frozen: bool = False
     _base: int = 0
     _run: float = 0.0
     _since: float | None = None
@@ -135,15 +139,25 @@ class Guest:
         return max(self.stopped[0], self.started[0])
 
     def run_time(self, at: float) -> float:
-        """Return the seconds that the CPUs have run since RAM was loaded."""
-        return self._run + (max(0.0, at - self._since) if self._since is not None else 0.0)
+        """Return the seconds that the CPUs have run since RAM was loaded, or got anywhere by running."""
+        runs = self._since is not None and not self.frozen
+        return self._run + (max(0.0, at - (self._since or 0.0)) if runs else 0.0)
 
     def ticks_at(self, at: float) -> int:
         """Return RAM's number at an instant since the last change."""
         return self._base + math.floor(self.run_time(at) * self.model.rate)
 
-    def put(self, number: int, torn: frozenset[str]) -> None:
+    def freeze(self, at: float) -> None:
+        """Let its file systems be frozen."""
+        self._run, self.frozen = self.run_time(at), True
+
+    def thaw(self, at: float) -> None:
+        """Let them be thawed, while the CPUs run."""
+        self._since, self.frozen = at, False
+
+    def put(self, number: int, torn: frozenset[str], *, frozen: bool = False) -> None:
         """Fill RAM; the CPUs stand still."""
+        self.frozen = frozen
         self._base, self._run, self._since = number, 0.0, None
         self.torn, self.loaded, self._off = torn, True, math.inf
 
@@ -164,4 +178,4 @@ class Guest:
 
     def off_at(self) -> float:
         """Return when the guest will have powered off, as things are: never, while it stands still."""
-        return self._since + (self._off - self._run) if self._since is not None else math.inf
+        return self._since + (self._off - self._run) if self._since is not None and not self.frozen else math.inf

@@ -14,7 +14,7 @@ from snaporch.drivers.simulated.files import os_error
 from snaporch.drivers.simulated.guard import SimulatedGuard
 from snaporch.drivers.simulated.migration import SAME, Migration, Phase
 from snaporch.drivers.simulated.process import SimulatedProcess
-from snaporch.errors import ConnectionGone, SnaporchError
+from snaporch.errors import ConnectionGone, SnaporchError, Unsupported
 from snaporch.models import DiskStatus, DomainState, FileRecord, Process, Strategy
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class SimulatedMachine(Machine):
             background_blocker=blocker,
             versions=process.versions,
             ram=process.ram,
+            agent=process.guest.model.agent,
         )
 
     def __repr__(self) -> str:
@@ -92,9 +93,26 @@ class SimulatedMachine(Machine):
         """See Machine."""
         await self._call("resume", self.process.cont, self._speed.resume)
 
-    def guard(self, *, keep_stream: bool, rival: Process | None = None) -> Guard:
+    def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """See Machine; a `SimulatedDriver.die` is what it waits for."""
-        return SimulatedGuard(self.client, self.process, keep_stream=keep_stream, rival=rival)
+        return SimulatedGuard(self.client, self.process, keep_stream=keep_stream, rival=rival, thaw=thaw)
+
+    async def check_agent(self) -> None:
+        """See Machine."""
+
+        def answers() -> bool:
+            return self.process.guest.model.agent and self.process.guest.runs
+
+        if not await self._call("check_agent", answers, self._speed.query):
+            raise Unsupported(f"{self.label}: no guest agent answers")
+
+    async def freeze(self) -> None:
+        """See Machine."""
+        await self._call("freeze", self.process.freeze, self._speed.query)
+
+    async def thaw(self) -> None:
+        """See Machine."""
+        await self._call("thaw", self.process.thaw, self._speed.query)
 
     def pause_times(self) -> tuple[float, float] | None:
         """See Machine; instants are those of `SimulatedHost.epoch`."""

@@ -134,6 +134,7 @@ class Migration:
     def _take(self) -> None:
         self.taken = self.cursor
         self.file.number, self.file.torn = self.guest.ticks_at(self.cursor), self.guest.torn
+        self.file.frozen = self.guest.frozen
 
     def _complete(self) -> None:
         self.phase = Phase.COMPLETED

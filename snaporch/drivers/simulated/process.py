@@ -170,6 +170,19 @@ class SimulatedProcess:
             self.guest.start(self.clock())
             self.notify()
 
+    def freeze(self) -> None:
+        """Let the guest's agent freeze its file systems: it runs on, and comes no further."""
+        if not self.guest.model.agent or not self.guest.runs:
+            raise self.refusal("guest-fsfreeze-freeze", "no guest agent answers")
+        self.guest.freeze(self.clock())
+
+    def thaw(self) -> None:
+        """Let the guest's agent thaw them."""
+        if self.guest.frozen:
+            if not self.guest.runs:
+                raise self.refusal("guest-fsfreeze-thaw", "no guest agent answers: the guest stands")
+            self.guest.thaw(self.clock())
+
     def power_button(self) -> None:
         """Ask the guest to power off."""
         self.guest.ask_off(self.clock(), self.speed.power_off)
@@ -195,8 +208,8 @@ class SimulatedProcess:
         numbers = {drive.target: self.files.number(drive.image.path) for drive in self.drives if not drive.readonly}
         self._fill(max(numbers.values(), default=0), frozenset())
 
-    def _fill(self, number: int, torn: frozenset[str]) -> None:
-        self.guest.put(number, torn | self.differing(number))
+    def _fill(self, number: int, torn: frozenset[str], *, frozen: bool = False) -> None:
+        self.guest.put(number, torn | self.differing(number), frozen=frozen)
         self._written, self._spread = number, 0.0
 
     def differing(self, number: int) -> frozenset[str]:
@@ -355,7 +368,7 @@ class SimulatedProcess:
             raise self.refusal("migrate-incoming", f"could not open {path}")
         if not file.complete or file.flips or file.ram != self.ram or file.versions != self.versions:
             raise self.refusal("migrate-incoming", f"error while loading state from {path}")
-        self._fill(file.number, file.torn)
+        self._fill(file.number, file.torn, frozen=file.frozen)
 
     # --- inside images ------------------------------------------------------------------------------------
 
@@ -374,7 +387,7 @@ class SimulatedProcess:
         number, first = self.guest.ticks_at(self.clock()), drives[0].image
         memory = MemoryFile(first.path, first.system, first.inode, linked=False)
         memory.number, memory.torn, memory.ram = number, self.guest.torn, self.ram
-        memory.versions, memory.complete = self.versions, True
+        memory.versions, memory.complete, memory.frozen = self.versions, True, self.guest.frozen
         for drive in drives:
             held, content = drive.image.number, self.files.number(drive.image.path)
             with_memory = Inside(held, content, memory, self.ram)
@@ -396,7 +409,7 @@ class SimulatedProcess:
             raise self.refusal("snapshot-load", f"error while loading state from {tag!r}")
         for drive in drives:
             drive.image.go_back(tag)
-        self._fill(memory.number, memory.torn)
+        self._fill(memory.number, memory.torn, frozen=memory.frozen)
 
     @property
     def saving(self) -> float:

@@ -209,7 +209,7 @@ class SimulatedStorage(Storage):
             if (memory := self._qcow2(path).point(tag).memory) is None:
                 raise OperationFailed(f"{path}: there is no memory in its snapshot {tag!r}")
             file = self._disk.make_memory(copy)
-            for name in ("number", "torn", "ram", "versions", "complete"):
+            for name in ("number", "torn", "ram", "versions", "complete", "frozen"):
                 setattr(file, name, getattr(memory, name))
 
         await self._make("extract_memory", copy, make, self._host.speed.overlay)

@@ -1,0 +1,17 @@
+#!/bin/busybox sh
+# The guest of QUIESCE: an ext4 on the first disk, which is written to all the time, and the QEMU guest agent.
+# While the file system is frozen the count stands still, and so does what the serial port says.
+bb=/bin/busybox
+say() { echo "snaporch-guest $*" >/dev/ttyS0; }
+$bb mkdir -p /run /mnt
+$bb mount -t ext4 /dev/vda /mnt || say "ERROR mount=$?"
+/usr/sbin/qemu-ga -m virtio-serial -p /dev/vport0p1 -t /run -f /run/qemu-ga.pid &
+until [ -s /run/qemu-ga.pid ]; do $bb usleep 20000; done
+count=$($bb cat /mnt/count 2>/dev/null || echo 0)
+say "mounted count=$count"
+while :; do
+    count=$((count + 1))
+    echo $count >/mnt/new && $bb mv /mnt/new /mnt/count && $bb sync || say "ERROR write=$?"
+    say "count=$count"
+    $bb usleep 20000
+done
