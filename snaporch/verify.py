@@ -1,12 +1,14 @@
 """Verify: is a snapshot still what was saved, and does it run?
 
 Without `boot` it reads every file of the snapshot in full. With it, a throw-away copy of the guest is launched on
-overlays of its own, without network and without the outside's serial ports, loads the memory and runs for a few
-seconds; then all of it is removed. Neither the domain nor the snapshot is touched.
+overlays of its own (of points inside images: on copies), without network and without the outside's serial ports,
+loads the memory and runs for a few seconds; then all of it is removed. Neither the domain nor the snapshot is
+touched.
 """
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import attrs
@@ -17,10 +19,10 @@ from snaporch.context import Context
 from snaporch.convert import dumps
 from snaporch.drivers.base import Driver, Launch, Storage
 from snaporch.engine import Operation
-from snaporch.errors import HypervisorError, Refused, SnaporchError
-from snaporch.models import DeviceDisk, DomainState, SnapshotRecord, VerifyReport
+from snaporch.errors import HypervisorError, Refused, SnaporchError, Unsupported
+from snaporch.models import DeviceDisk, DomainRecord, DomainState, SnapshotRecord, VerifyReport
 from snaporch.planning import RevertPlan, fresh_disks
-from snaporch.revert import Reverter, chain_problem
+from snaporch.revert import Reverter, chain_problem, check_space
 from snaporch.steps import ROLLBACK_VERIFY, VERIFY
 
 RUN_SECONDS = 3.0  # a guest whose memory does not fit its devices or disks panics within its first timer ticks
@@ -31,7 +33,39 @@ class Trial(Reverter):
     """A throw-away copy of a snapshot's guest: a revert that takes nobody's place."""
 
     def _launch(self) -> Launch:
-        return attrs.evolve(super()._launch(), isolated=True)
+        return attrs.evolve(super()._launch(), isolated=True, incoming=self.plan.snapshot.snapshot.memory)
+
+    async def make_overlay(self, target: str) -> None:
+        """Make an overlay or, of a point inside an image, which others may be on, a copy."""
+        if target not in self.plan.inside:
+            await super().make_overlay(target)
+            return
+        path = self._path(target)
+        await self.driver.storage.make_directory(os.path.dirname(path))
+        await self.driver.storage.extract_disk(self.plan.frozen[target].path, self.plan.inside[target], path)
+        self.made.add(path)
+
+    @property
+    def _memory(self) -> str:
+        return str(self.plan.run_directory / "memory")
+
+    async def load(self) -> None:
+        """Load the memory; one that is inside an image is copied first."""
+        if not self.plan.memory_inside:
+            await super().load()
+            return
+        target, tag = next(iter(self.plan.inside.items()))
+        await self.driver.storage.make_directory(self.plan.directory)
+        await self.driver.storage.extract_memory(self.plan.frozen[target].path, tag, self._memory)
+        async with self.driver.connect(self._process(), self.name) as machine:
+            self._check_versions(machine)
+            await machine.load(self._memory)
+
+    async def end_new(self) -> None:
+        """End the copy's process, and remove its memory."""
+        if self.plan.memory_inside:
+            await self.driver.storage.remove(self._memory)
+        await super().end_new()
 
     async def run_awhile(self) -> None:
         """Let the copy run, and look whether it still does."""
@@ -93,6 +127,38 @@ async def _at_rest(storage: Storage, image: DeviceDisk) -> bool:
     return True
 
 
+def _plan_trial(context: Context, domain: DomainRecord, record: SnapshotRecord, operation: Operation) -> RevertPlan:
+    """Return the plan of a throw-away copy: all of its disks are files of its own.
+
+    Raises:
+        Unsupported: there is a disk that the snapshot does not hold, and that the copy would write to.
+    """
+    directory = context.directory(domain.name)
+    disks, frozen = fresh_disks(domain, record, directory, operation.id)
+    inside = {disk.disk.target: disk for disk in record.snapshot.disks if not disk.external}
+    held = {*frozen, *inside}
+    if shared := [disk.target for disk in disks if disk.target not in held and not disk.readonly]:
+        raise Unsupported(
+            f"{record.name} does not hold {', '.join(shared)}: a copy of its guest would write to that"
+        )
+    return RevertPlan(
+        domain=domain,
+        snapshot=record,
+        state=DomainState.RUNNING,
+        was=DomainState.INACTIVE,
+        disks=tuple(
+            attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation.id}.qcow2")
+            if disk.target in inside
+            else disk
+            for disk in disks
+        ),
+        frozen=frozen | {target: disk.disk for target, disk in inside.items()},
+        way="verify",
+        directory=str(context.run_directory(domain.name, operation.id)),
+        inside={target: disk.name for target, disk in inside.items()},
+    )
+
+
 async def verify(context: Context, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
     """Verify a snapshot; see `snaporch.Orchestrator.verify`."""
     operation = Operation("verify", domain, name)
@@ -103,17 +169,9 @@ async def verify(context: Context, domain: str, name: str, *, boot: bool = False
         problems = await check_files(driver, record)
         booted = None
         if boot and not problems:
-            disks, frozen = fresh_disks(domain_record, record, context.directory(domain), operation.id)
-            plan = RevertPlan(
-                domain=domain_record,
-                snapshot=record,
-                state=DomainState.RUNNING,
-                was=DomainState.INACTIVE,
-                disks=disks,
-                frozen=frozen,
-                way="verify",
-                directory=str(context.run_directory(domain, operation.id)),
-            )
+            plan = _plan_trial(context, domain_record, record, operation)
+            needed = sum(file.size for file in record.inside.values())
+            await check_space(driver.storage, context.directory(domain), needed)
             trial = Trial(plan, context, driver, None)
             try:
                 await context.engine.run(

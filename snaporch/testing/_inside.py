@@ -51,7 +51,9 @@ async def check_internal(world: World) -> None:
     await world.orchestrator.destroy(world.domain)
     await check_back(world, "point", first, far)
     expect((await world.everything())["files"] == files, "a revert has left, or taken, a file")
-    expect((await world.orchestrator.verify(world.domain, "point")).ok, "a revert has changed the snapshot")
+    async with unchanged(world, "verify"):
+        report = await world.orchestrator.verify(world.domain, "point", boot=True)
+    expect((report.ok, report.booted) == (True, True), f"a whole snapshot: {report}")
 
 
 async def check_internal_mixed(world: World) -> None:
