@@ -358,6 +358,7 @@ class Reverter:
             process=self.plan.domain.process if self.plan.way == "inside" else self.new,
             template=record.template,
             tags=self.plan.domain.tags,
+            max_depth=self.plan.domain.max_depth,
             frozen=self._frozen and self.plan.state is DomainState.PAUSED,
         )
 
