@@ -126,7 +126,9 @@ def _secret(request: Request) -> str:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return secret.strip()
-    return request.cookies.get(COOKIE, "")
+    # A browser sends a cookie with whatever page asks: only our own pages count.
+    ours = request.headers.get("sec-fetch-site", "same-origin") in {"same-origin", "none"}
+    return request.cookies.get(COOKIE, "") if ours else ""
 
 
 def problem_response(error: SnaporchError) -> Response:

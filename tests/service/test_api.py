@@ -161,6 +161,9 @@ async def test_tokens(lab: Lab, autojump_clock: MockClock, threads_hold_time: Th
     assert (await lab.http.get("/v1/whoami", headers={"cookie": f"snaporch_token={secret}"})).json()[
         "role"
     ] == "viewer"
+    elsewhere = {"cookie": f"snaporch_token={secret}", "sec-fetch-site": "cross-site"}
+    with peer(None):
+        assert (await lab.http.get("/v1/whoami", headers=elsewhere)).status_code == 401
     assert secret not in lab.service.tokens.path.read_text()
     assert lab.service.tokens.path.stat().st_mode & 0o777 == 0o600
     lab.service.tokens.revoke("a-viewer")

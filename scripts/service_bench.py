@@ -1,0 +1,293 @@
+"""Measures the service under many clients: no event lost, quick answers, flat memory, pauses no longer than alone.
+
+    scripts/service-bench [--rounds N] [--followers N] [--pollers N] [--out FILE]
+
+A round is a few creates of a real guest with nobody else there, and then the same again while 200 clients follow
+events, 50 ask twice a second, and 20 simulated domains are created from. The service, the followers and the pollers
+are a process each, on one host, over a unix socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+from benchlib.lab import CACHE, ROOT, Qemu, pick, qemus, workplace
+
+from snaporch import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, open_client, open_orchestrator
+from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.drivers.simulated import SimulatedDriver, SimulatedHost
+from snaporch.guest.build import build_tiny
+from snaporch.images.files import LocalStorage
+from snaporch.service.config import Config
+from snaporch.service.doors import doors, listening
+from snaporch.service.owner import SOCKET, owned, tell
+from snaporch.service.server import run_http
+from snaporch.service.service import open_service
+
+GUEST, SIMULATED, CREATES = "guest", 20, 5
+MIB = 2**20
+POLL_SECONDS = 0.5
+REQUEST = b"GET /v1/operations?limit=20 HTTP/1.1\r\nHost: x\r\n\r\n"
+FOLLOW = b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+_ID = re.compile(rb"^id: \w+-(\d+)$", re.MULTILINE)
+
+
+# --- the service: a process of its own ----------------------------------------------------------------------
+
+
+async def serve(root: Path, image_tool: str) -> None:
+    """Serve a root with a real and a simulated driver until standard input ends."""
+    host = SimulatedHost()
+    drivers = {"qemu": QemuDriver(storage=LocalStorage(image_tool)), "simulated": SimulatedDriver(host)}
+    config = Config(directories=("/images", str(root.parent)), running=SIMULATED + 2)
+    path, stopping = str(root / SOCKET), trio.Event()
+    async with open_orchestrator(root, drivers=drivers) as orchestrator:
+        for number in range(SIMULATED):
+            disk = host.add_image(f"/images/sim{number}")
+            disks = (DeviceDisk("vda", disk.path),)
+            definition = DomainDefinition(f"sim{number}", memory=2**30, disks=disks, driver="simulated")
+            await orchestrator.define(definition)
+            await orchestrator.start(definition.name)
+        with owned(root) as lock, listening(config, path) as sockets:
+            async with open_service(orchestrator, config) as service, trio.open_nursery() as nursery:
+                nursery.start_soon(run_http, service, doors(sockets, config, None), stopping)
+                tell(lock, path)
+                print("ready", flush=True)
+                await trio.to_thread.run_sync(sys.stdin.read)
+                service.feed.drain()
+                stopping.set()
+
+
+# --- the clients: two processes -----------------------------------------------------------------------------
+
+
+async def follow(path: str, count: int) -> None:
+    """Follow events `count` times until the service says that it is enough; print what was seen as JSON."""
+    seen: list[list[int]] = [[] for _ in range(count)]
+
+    async def one(numbers: list[int]) -> None:
+        stream = await trio.open_unix_socket(path)
+        await stream.send_all(FOLLOW)
+        rest = b""
+        async for chunk in stream:
+            whole, newline, rest = (rest + chunk).rpartition(b"\n")
+            numbers += [int(found) for found in _ID.findall(whole + newline)]
+
+    async with trio.open_nursery() as nursery:
+        for numbers in seen:
+            nursery.start_soon(one, numbers)
+        print("ready", flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read)
+        nursery.cancel_scope.cancel()
+    bad = sum(numbers != list(range(numbers[0], numbers[0] + len(numbers))) for numbers in seen if numbers)
+    lengths = [len(numbers) for numbers in seen]
+    print(json.dumps({"events": max(lengths), "least": min(lengths), "bad": bad}), flush=True)
+
+
+async def poll(path: str, count: int) -> None:
+    """Ask twice a second `count` times side by side; print how long the answers took, in seconds."""
+    took: list[float] = []
+
+    async def one(delay: float) -> None:
+        await trio.sleep(delay)
+        stream = await trio.open_unix_socket(path)
+        while True:
+            began = time.perf_counter()
+            await stream.send_all(REQUEST)
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += await stream.receive_some()
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
+            while len(body) < length:
+                body += await stream.receive_some()
+            took.append(time.perf_counter() - began)
+            await trio.sleep(POLL_SECONDS)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(one, number * POLL_SECONDS / count)
+        print("ready", flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read)
+        nursery.cancel_scope.cancel()
+    print(json.dumps(took), flush=True)
+
+
+# --- the measurement ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Found:
+    """What was measured: pauses alone and under load, answers, followers and memory of each round."""
+
+    quiet: list[float]
+    loaded: list[float]
+    took: list[float]
+    follows: list[dict[str, int]]
+    sizes: list[int]
+
+
+@asynccontextmanager
+async def child(*arguments: str) -> AsyncIterator[subprocess.Popen[str]]:
+    """Run a part of this program; it ends when its standard input does."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, __file__, *arguments]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:  # noqa: ASYNC220 - it says when it is ready
+        assert process.stdout is not None and process.stdin is not None  # noqa: S101, PT018 - they are pipes
+        await trio.to_thread.run_sync(process.stdout.readline)
+        yield process
+        if not process.stdin.closed:
+            process.stdin.close()
+
+
+async def result(process: subprocess.Popen[str]) -> dict[str, int] | list[float]:
+    """End a child and return what it says."""
+    assert process.stdout is not None and process.stdin is not None  # noqa: S101, PT018 - they are pipes
+    process.stdin.close()
+    found: dict[str, int] | list[float] = json.loads(await trio.to_thread.run_sync(process.stdout.read))
+    return found
+
+
+def resident(pid: int) -> int:
+    """Return a process's resident memory in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+async def creates(root: Path, prefix: str) -> list[float]:
+    """Create a few snapshots of the real guest, one after the other; return their pauses."""
+    pauses = []
+    async with open_client(root) as client:
+        for number in range(CREATES):
+            record = await client.create(GUEST, DomainSnapshot(f"{prefix}-{number}"), CreateFlag.LIVE)
+            pauses.append(record.timings.pause or 0.0)
+    return pauses
+
+
+async def simulated(root: Path, prefix: str) -> None:
+    """Create a snapshot of every simulated domain, all at once."""
+    async with open_client(root) as client, trio.open_nursery() as nursery:
+        for number in range(SIMULATED):
+            nursery.start_soon(client.create, f"sim{number}", DomainSnapshot(prefix), CreateFlag.LIVE)
+
+
+async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> Found:
+    """Run everything in `place`, and return what was found."""
+    root = place / "root"
+    root.mkdir(mode=0o700)
+    image = str(place / "vda.qcow2")
+    await trio.run_process([qemu.img, "create", "-q", "-f", "qcow2", image, "64M"])
+    kernel = build_tiny(CACHE / "guest")
+    shutil.copy(kernel, place / "kernel")  # into a directory that the service may use
+    made = DomainDefinition(
+        GUEST,
+        memory=256 * MIB,
+        accel="tcg",
+        machine="q35",
+        emulator=qemu.emulator,
+        kernel=str(place / "kernel"),
+        append="rate=200 dirty=20 ram=64",
+        disks=(DeviceDisk("vda", image),),
+    )
+    quiet: list[float] = []
+    loaded: list[float] = []
+    took: list[float] = []
+    follows: list[dict[str, int]] = []
+    sizes: list[int] = []
+    async with child("--serve", str(root), "--image-tool", qemu.img) as service, open_client(root) as client:
+        await client.define(made)
+        await client.start(GUEST)
+        path = str(root / SOCKET)
+        try:
+            await trio.sleep(2.0)  # the guest boots
+            await creates(root, "warm")
+            for number in range(options.rounds):
+                quiet += await creates(root, f"quiet{number}")
+                async with (
+                    child("--follow", path, "--count", str(options.followers)) as followers,
+                    child("--poll", path, "--count", str(options.pollers)) as pollers,
+                ):
+                    await trio.sleep(1.0)  # all are connected
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(simulated, root, f"round{number}")
+                        loaded += await creates(root, f"loaded{number}")
+                    sizes.append(resident(service.pid))
+                    await trio.sleep(1.0)  # the last events are read
+                    took += await result(pollers)  # type: ignore[arg-type]
+                    follows.append(await result(followers))  # type: ignore[arg-type]
+        finally:
+            await client.destroy(GUEST)
+    return Found(quiet, loaded, sorted(took), follows, sizes)
+
+
+def page(found: Found, options: argparse.Namespace, qemu: Qemu) -> str:
+    """Return what was found as Markdown."""
+    alone, loaded = (statistics.median(pauses) * 1000 for pauses in (found.quiet, found.loaded))
+    median, most = (found.took[int(len(found.took) * q)] * 1000 for q in (0.5, 0.99))
+    rounds = len(found.follows)
+    bad = sum(each["bad"] for each in found.follows)
+    short = sum(each["events"] != each["least"] for each in found.follows)
+    sizes = ", ".join(f"{size / MIB:.1f}" for size in found.sizes)
+    rows = [
+        ("followers that missed an event or had one out of order", "0", f"{bad} of {options.followers * rounds}"),
+        ("rounds in which not all followers had the same events", "0", f"{short} of {rounds}"),
+        ("events to each follower, all rounds", "", f"{sum(each['events'] for each in found.follows)}"),
+        ("GET, median", "", f"{median:.1f} ms"),
+        ("GET, 99th percentile", "< 50 ms", f"{most:.1f} ms of {len(found.took):,} requests"),
+        ("pause of a real create, alone, median", "", f"{alone:.1f} ms"),
+        ("pause of a real create, under load, median", "", f"{loaded:.1f} ms"),
+        ("ratio of the two", "<= 1", f"{loaded / alone:.2f}"),
+        ("memory of the service after each round", "flat", f"{sizes} MiB"),
+    ]
+    lines = [f"| {name} | {target} | {value} |" for name, target, value in rows]
+    head = (
+        f"# The service under load\n\n`scripts/service-bench`: {options.rounds} rounds, QEMU {qemu.version} under "
+        f"TCG, {os.cpu_count()} CPUs for everything. {options.followers} clients follow events and\n"
+        f"{options.pollers} ask `/v1/operations` every {POLL_SECONDS:g} s over a unix socket, while {SIMULATED} "
+        f"simulated domains and a real guest ({CREATES} times) are\ncreated from. Alone and under load take turns "
+        "in one run.\n\n"
+    )
+    return head + "\n".join(["| what | target | found |", "|---|---|---|", *lines]) + "\n"
+
+
+def main() -> None:
+    """Measure, or be a part of that."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--followers", type=int, default=200)
+    parser.add_argument("--pollers", type=int, default=50)
+    parser.add_argument("--qemu")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/bench/service.md")
+    for part in ("--serve", "--follow", "--poll", "--image-tool", "--count"):
+        parser.add_argument(part, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        trio.run(serve, Path(options.serve), options.image_tool)
+    elif options.follow:
+        trio.run(follow, options.follow, int(options.count))
+    elif options.poll:
+        trio.run(poll, options.poll, int(options.count))
+    else:
+        qemu = pick(qemus(CACHE), options.qemu)
+        with workplace(CACHE / "lab") as place:
+            found = trio.run(measure, options, place, qemu)
+        text = page(found, options, qemu)
+        options.out.write_text(text)
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
