@@ -447,9 +447,9 @@ async def revert(
     wanted_state(snapshot, flags)
     if snapshot.deleting:
         raise Unsupported(f"{name} is being deleted; `snaporch recover` finishes that")
+    operation = Operation("revert", domain, name)  # before the one that saves: who asked knows the first one's id
     if save_current:
         await _save(context, domain, save_current, snapshot)
-    operation = Operation("revert", domain, name)
     async with context.locked(operation), context.machine_of(domain, hung_is_none=force) as (record, old):
         driver = context.driver(record)
         was = await _present(old, force=force)

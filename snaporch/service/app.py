@@ -270,6 +270,6 @@ class EventStream(Response):
                 going = await self._follower.more()
             async with self._service.quiet.passage():
                 data = self._follower.take()
-                await write(data or b": still here\n\n")
+            await write(data or b": still here\n\n")  # a client that does not read holds no passage
             await trio.sleep(PACE_SECONDS)
         await write(self._follower.farewell(), more=False)

@@ -112,6 +112,8 @@ def _unix_socket(path: str) -> Iterator[socket.socket]:
             if os.path.exists(path) and not _is_socket(path):
                 raise InvalidInput(f"socket: {path} is there, and is no socket")
             if os.path.lexists(path):
+                if _answers(where):
+                    raise InvalidInput(f"socket: {path} is another service's, which answers")
                 os.unlink(path)
             before = os.umask(0o177)
             try:
@@ -125,6 +127,11 @@ def _unix_socket(path: str) -> Iterator[socket.socket]:
             yield sock
         finally:
             os.unlink(path)
+
+
+def _answers(where: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        return sock.connect_ex(where) == 0
 
 
 def _is_socket(path: str) -> bool:

@@ -7,6 +7,7 @@ at the other end of a unix socket, and a client that does not read is let go (`d
 from __future__ import annotations
 
 import signal
+import ssl
 from functools import partial
 from pathlib import Path
 
@@ -69,39 +70,34 @@ async def serve(root: Path, settings: Settings) -> None:
     """
     config = settings.load()
     async with open_orchestrator(root, recover=False) as orchestrator:
-        with owned(orchestrator.root) as lock:
-            path = config.socket or str(orchestrator.root / SOCKET)
-            with listening(config, path) as sockets:
-                async with open_service(orchestrator, config) as service:
-                    tls = tls_context(config)
-                    listeners = doors(sockets, config, tls)
-                    stopping = trio.Event()
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(run_http, service, listeners, stopping)
-                        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                            service.nursery.start_soon(_watchdog, service)
-                            await adopt(service)
-                            tell(lock, path)
-                            systemd.notify("READY=1")
-                            _log.info("ready", root=str(root), socket=path, listen=config.listen or None)
-                            async for number in signals:
-                                if number != signal.SIGHUP:
-                                    break
-                                _reload(service, settings, tls)
-                            systemd.notify("STOPPING=1")
-                            await settle(service)
-                        service.feed.drain()
-                        stopping.set()
-                        nursery.cancel_scope.deadline = trio.current_time() + 2 * CLOSE_SECONDS
+        path = config.socket or str(orchestrator.root / SOCKET)
+        with owned(orchestrator.root) as lock, listening(config, path) as sockets:
+            async with open_service(orchestrator, config) as service, trio.open_nursery() as nursery:
+                tls, stopping = tls_context(config), trio.Event()
+                nursery.start_soon(run_http, service, doors(sockets, config, tls), stopping)
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+                    await adopt(service)
+                    service.nursery.start_soon(_watchdog, service)
+                    tell(lock, path)
+                    systemd.notify("READY=1")
+                    _log.info("ready", root=str(root), socket=path, listen=config.listen or None)
+                    async for number in signals:
+                        if number != signal.SIGHUP:
+                            break
+                        _reload(service, settings, tls)
+                    systemd.notify("STOPPING=1")
+                    await settle(service)
+                service.feed.drain()
+                stopping.set()
     _log.info("stopped")
 
 
-def _reload(service: Service, settings: Settings, tls: object) -> None:
+def _reload(service: Service, settings: Settings, tls: ssl.SSLContext | None) -> None:
     systemd.reloading()
     try:
         config = settings.load()
         if tls is not None and config.certificate:
-            load_certificate(tls, config)  # type: ignore[arg-type]
+            load_certificate(tls, config)
         service.reload(config)
         _log.info("reloaded", file=str(settings.file))
     except SnaporchError as error:
