@@ -179,7 +179,7 @@ async def keep_short(context: Context, domains: Iterable[str]) -> None:
         for domain in domains:
             if limit := await _outgrown(context, domain):
                 await flatten(context, domain, "", ON_ITS_BASE, MergeOptions(), limit=limit)
-    except SnaporchError as error:
+    except (SnaporchError, OSError) as error:
         _log.warning("a chain stays long", error=str(error))
     except trio.Cancelled:  # noqa: ASYNC103, ASYNC104 - see above
         _log.warning("a chain stays long", error="cancelled")
