@@ -7,7 +7,6 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,13 +19,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.routing import Route as Path_
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from snaporch.convert import dumps
 from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
 from snaporch.service.api import ROUTES, Call, Route
-from snaporch.service.metrics import exposition
+from snaporch.service.browser import Dashboard, check_origin
 from snaporch.service.openapi import document
 from snaporch.service.problems import MEDIA_TYPE, problem
 from snaporch.service.roles import Caller, Role, connected_peer, identify
@@ -36,8 +34,6 @@ from snaporch.service.strict import structured
 BODY_SECONDS = 30.0  # for a request's body to arrive
 BEAT_SECONDS = 15.0  # between comments on an event stream that has nothing to say: who is gone is found out so
 PACE_SECONDS = 0.1  # between two writes to one follower: what has happened meanwhile goes in one
-COOKIE = "snaporch_token"
-STATIC = Path(__file__).parent / "static"
 
 _READING = frozenset({"GET", "HEAD"})
 
@@ -59,15 +55,18 @@ def make_app(service: Service) -> ASGIApp:
             raise Unavailable("the service is stopping")
         return _json('{"ready":true}')
 
+    async def metrics(request: Request) -> Response:
+        text, media_type = await service.metrics.text(request.headers.get("accept", ""))
+        return Response(text, media_type=media_type)
+
     for path, role, answer in (
         ("/v1/events", Role.VIEWER, partial(_events, service)),
         ("/v1/openapi.json", None, lambda _: _json(described)),
         ("/v1/health", None, lambda _: _json('{"ok":true}')),
         ("/v1/ready", None, ready),
-        ("/metrics", Role.VIEWER, lambda _: exposition(service)),
     ):
         rows.append(Path_(path, _guarded(service, role, _at_once(answer))))
-    rows.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
+    rows += [Path_("/metrics", _guarded(service, Role.VIEWER, metrics)), Mount("/", Dashboard())]
     app = Starlette(routes=rows, exception_handlers={HTTPException: _http_error, Exception: _defect})
 
     async def with_raw_path(scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,6 +99,7 @@ def _guarded(service: Service, role: Role | None, answering: Answering) -> Calla
             async with service.quiet.passage():
                 caller = identify(connected_peer.get(), _secret(request), service.tokens, service.config.users)
                 request.state.caller = caller
+                check_origin(request.headers, local=caller.local)
                 if role is not None:
                     caller.must_be(role)
             response = await answering(request)
@@ -124,11 +124,7 @@ def _note(service: Service, request: Request, caller: Caller, status: int, error
 
 def _secret(request: Request) -> str:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return secret.strip()
-    # A browser sends a cookie with whatever page asks: only our own pages count.
-    ours = request.headers.get("sec-fetch-site", "same-origin") in {"same-origin", "none"}
-    return request.cookies.get(COOKIE, "") if ours else ""
+    return secret.strip() if scheme.lower() == "bearer" else ""
 
 
 def problem_response(error: SnaporchError) -> Response:
@@ -243,6 +239,7 @@ class EventStream(Response):
         """Send events; see ASGI."""
         del scope
         self._service.streams += 1
+        self._service.metrics.figures.followers.inc()
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with trio.open_nursery() as nursery:
@@ -251,6 +248,7 @@ class EventStream(Response):
                 nursery.cancel_scope.cancel()
         finally:
             self._service.streams -= 1
+            self._service.metrics.figures.followers.dec()
 
     @staticmethod
     async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:

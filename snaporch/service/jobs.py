@@ -35,6 +35,7 @@ from snaporch.service.shapes import OperationStatus
 from snaporch.states import State
 
 KEPT = 1_000  # jobs that have ended
+QUEUED = "queued"  # the state of a job that has not begun
 BEGIN_SECONDS = 5.0  # a refusal that takes longer to find is told by the operation
 
 _log = structlog.get_logger("snaporch.service")
@@ -73,7 +74,7 @@ class Job:
     id: str = attrs.field(factory=new_id)
     begun: float = attrs.field(factory=time.time)
     ended: float | None = None
-    state: str = "queued"
+    state: str = QUEUED
     done: int = 0
     total: int = 0
     result: Any = None
@@ -234,7 +235,7 @@ class Jobs:
             self._keys = {key: value for key, value in self._keys.items() if value[1] is not job}
 
     async def _run(self, job: Job) -> None:
-        self._say(job, "queued")
+        self._say(job, QUEUED)
         with job.scope:
             try:
                 async with self.limiter:
@@ -250,7 +251,7 @@ class Jobs:
         job.ended = time.time()
         job.under_way.set()
         job.over.set()
-        if job.state in {"queued", "running"}:  # the engine had nothing to say
+        if job.state in {QUEUED, "running"}:  # the engine had nothing to say
             self._say(job, str(job.outcome))
         _log.info(
             "operation ended",

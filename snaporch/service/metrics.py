@@ -1,19 +1,133 @@
-"""What the service measures, for Prometheus."""
+"""What Prometheus is told: how long guests stood, what operations took, how they ended, what runs and waits.
+
+1. Nothing is measured here. When an operation has ended, its figures are taken from the journal and the catalog.
+2. Hearing of an event costs next to nothing: it may come while a guest stands. Looking things up is for later.
+3. Counters begin with the service, as Prometheus expects; gauges say what is so when they are asked for.
+
+docs/metrics.md says what each is for; the files under contrib/ use them, and a test compares the names.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from starlette.responses import Response
+from functools import partial
+from importlib.metadata import version
+from math import inf
 
-from snaporch.service.service import Service
+import attrs
+import trio
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from snaporch.errors import NotFound
+from snaporch.models import Event, members_of
+from snaporch.orchestrator import Orchestrator
+from snaporch.service.jobs import QUEUED, Jobs
+from snaporch.states import State
+
+PAUSE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+TOTAL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+_ENDS = frozenset({State.COMPLETE, State.ROLLED_BACK, State.STRANDED, "refused", "failed"})
 
 
-def exposition(service: Service) -> Response:
-    """Return all figures as they are now, as Prometheus reads them."""
-    registry = CollectorRegistry()
-    active = list(service.jobs.active())
-    queued = sum(job.state == "queued" for job in active)
-    Gauge("snaporch_operations_queued", "Operations that wait.", registry=registry).set(queued)
-    Gauge("snaporch_operations_running", "Operations that run.", registry=registry).set(len(active) - queued)
-    Gauge("snaporch_followers", "Clients that follow events.", registry=registry).set(service.streams)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+class Figures:
+    """The metrics themselves, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        outcome, strategy = ("kind", "outcome"), ("kind", "strategy")
+        self.operations = counter("snaporch_operations", "Operations that have ended", outcome)
+        self.seconds = histogram("snaporch_operation_seconds", "What it took", strategy, buckets=TOTAL_BUCKETS)
+        self.pause = histogram(
+            "snaporch_pause_seconds", "How long a guest stood", ("strategy",), buckets=PAUSE_BUCKETS
+        )
+        self.moved = counter("snaporch_bytes", "Memory saved by creates, images merged by deletes", ("kind",))
+        self.stranded = gauge("snaporch_operations_stranded", "Operations that wait for `snaporch recover`")
+        self.running = gauge("snaporch_operations_running", "Operations that run")
+        self.queued = gauge("snaporch_operations_queued", "Operations that wait for others")
+        self.newest = gauge("snaporch_last_snapshot_timestamp_seconds", "The newest point", ("domain",))
+        self.followers = gauge("snaporch_followers", "Clients that follow events")
+        Info("snaporch_build", "Which snaporch this is", registry=registry).info({"version": version("snaporch")})
+        ProcessCollector(registry=registry)
+
+
+@attrs.define(eq=False)
+class Metrics:
+    """All of them: tell it what happens (`hear`), and let it `run`.
+
+    Attributes:
+        orchestrator: whose operations they are about.
+        jobs: those that clients asked for.
+        registry: where they are; each service has its own.
+        figures: they themselves.
+    """
+
+    orchestrator: Orchestrator
+    jobs: Jobs
+    registry: CollectorRegistry = attrs.field(factory=CollectorRegistry)
+    figures: Figures = attrs.field(default=attrs.Factory(lambda self: Figures(self.registry), takes_self=True))
+    _begun: set[str] = attrs.field(factory=set)
+    _progress: dict[str, int] = attrs.field(factory=dict)
+    # One entry for each operation that ends, taken out at once: it needs no limit.
+    _ended: tuple[trio.MemorySendChannel[Event], trio.MemoryReceiveChannel[Event]] = attrs.field(
+        factory=lambda: trio.open_memory_channel[Event](inf)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self.figures.running.set_function(lambda: len(self._begun))
+        self.figures.queued.set_function(lambda: sum(job.state == QUEUED for job in self.jobs.active()))
+
+    def hear(self, event: Event) -> None:
+        """Take note of what happens; returns at once."""
+        if event.kind == "progress":
+            self._progress[event.operation] = event.total
+        elif event.state in _ENDS:
+            self._begun.discard(event.operation)
+            self._ended[0].send_nowait(event)
+        elif event.state != QUEUED:
+            self._begun.add(event.operation)
+
+    async def run(self) -> None:
+        """Account for what has ended, for ever."""
+        for domain in await self.orchestrator.catalog.domains():
+            for record in (await self.orchestrator.catalog.snapshots(domain.name))[-1:]:
+                self.figures.newest.labels(record.domain).set(record.point)
+        async for event in self._ended[1]:
+            await self._account(event)
+
+    async def _account(self, event: Event) -> None:
+        moved = self._progress.pop(event.operation, 0)
+        operation = await self.orchestrator.catalog.operation(event.operation) or self.jobs.get(event.operation)
+        if operation is None:
+            return
+        self.figures.operations.labels(operation.kind, event.state).inc()
+        if event.state != State.COMPLETE:
+            return
+        strategy = ""
+        if operation.kind == "create":
+            strategy, moved = await self._created(operation.domain, operation.subject)
+        self.figures.seconds.labels(operation.kind, strategy).observe(event.time - operation.begun)
+        self.figures.moved.labels(operation.kind).inc(moved)
+
+    async def _created(self, domains: str, name: str) -> tuple[str, int]:
+        """Account for the snapshots of a create; return the strategy and the bytes of memory."""
+        strategy, saved = "", 0
+        for domain in members_of(domains):
+            try:
+                record = await self.orchestrator.show(domain, name)
+            except NotFound:  # it is gone already
+                continue
+            self.figures.newest.labels(domain).set(record.point)
+            strategy = record.strategy
+            if record.timings.pause is not None:
+                self.figures.pause.labels(strategy).observe(record.timings.pause)
+            saved += record.memory.size if record.memory else 0
+        return strategy, saved
+
+    async def text(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all metrics as text and its media type, in a format that `accept` (of HTTP) has."""
+        unfinished = await self.orchestrator.catalog.unfinished()
+        self.figures.stranded.set(sum(operation.state == State.STRANDED for operation, _ in unfinished))
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type

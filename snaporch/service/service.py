@@ -11,10 +11,12 @@ import structlog
 import trio
 
 from snaporch.batch.schedule import Scheduler
+from snaporch.models import Event
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.config import Config
 from snaporch.service.feed import Feed
 from snaporch.service.jobs import Jobs
+from snaporch.service.metrics import Metrics
 from snaporch.service.quiet import Quiet
 from snaporch.service.roles import TOKENS, Caller, Tokens
 
@@ -34,6 +36,7 @@ class Service:
         feed: what happened.
         quiet: whether a guest stands.
         tokens: who may come in.
+        metrics: what Prometheus is told.
         nursery: for what runs beside all requests: schedules, watchdogs.
         scheduler: runs plans when they are due; None where there is no directory of them.
         streams: followers at present.
@@ -45,6 +48,7 @@ class Service:
     feed: Feed
     quiet: Quiet
     tokens: Tokens
+    metrics: Metrics
     nursery: trio.Nursery
     scheduler: Scheduler | None = None
     streams: int = 0
@@ -73,17 +77,23 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
     """
     config = config or Config()
     feed, quiet = Feed(), Quiet()
+
+    def tell(event: Event) -> None:
+        metrics.hear(event)
+        feed.publish(event)
+
     async with trio.open_nursery() as nursery:
-        jobs = Jobs(nursery, feed.publish, config.queued, trio.CapacityLimiter(config.running))
+        jobs = Jobs(nursery, tell, config.queued, trio.CapacityLimiter(config.running))
+        metrics = Metrics(orchestrator, jobs)
         tokens = Tokens(orchestrator.root / TOKENS)
         with ExitStack() as stack:
-            for hear in (quiet.hear, jobs.hear, feed.publish):  # in this order: a guest stands before it is told
+            for hear in (quiet.hear, jobs.hear, tell):  # in this order: a guest stands before it is told
                 stack.enter_context(orchestrator.broadcast.tapped(hear))
+            nursery.start_soon(metrics.run)
             scheduler = Scheduler(orchestrator, Path(config.plans or orchestrator.root / PLANS))
             scheduled = scheduler.directory.is_dir()
             if scheduled:
                 await nursery.start(scheduler.run)
-            yield Service(
-                orchestrator, config, jobs, feed, quiet, tokens, nursery, scheduler if scheduled else None
-            )
+            chosen = scheduler if scheduled else None
+            yield Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery, chosen)
             nursery.cancel_scope.cancel()

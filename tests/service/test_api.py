@@ -141,7 +141,7 @@ async def test_who_may_what(lab: Lab, autojump_clock: MockClock, threads_hold_ti
             answer = await lab.http.request(row.method, url, headers=headers[role], content=b"{")
             assert answer.status_code == 403, (row.path, role)
         with peer(None):
-            for wrong in ({}, {"authorization": "Bearer sno_wrong"}, {"cookie": "snaporch_token=x"}):
+            for wrong in ({}, {"authorization": "Bearer sno_wrong"}):
                 answer = await lab.http.request(row.method, url, headers=wrong, content=b"{")
                 assert answer.status_code == 401, (row.path, wrong)
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -158,12 +158,6 @@ async def test_tokens(lab: Lab, autojump_clock: MockClock, threads_hold_time: Th
         "name": "token:a-viewer",
         "role": "viewer",
     }
-    assert (await lab.http.get("/v1/whoami", headers={"cookie": f"snaporch_token={secret}"})).json()[
-        "role"
-    ] == "viewer"
-    elsewhere = {"cookie": f"snaporch_token={secret}", "sec-fetch-site": "cross-site"}
-    with peer(None):
-        assert (await lab.http.get("/v1/whoami", headers=elsewhere)).status_code == 401
     assert secret not in lab.service.tokens.path.read_text()
     assert lab.service.tokens.path.stat().st_mode & 0o777 == 0o600
     lab.service.tokens.revoke("a-viewer")
