@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,10 @@ def _environment() -> dict[str, str]:
     return ours | {"PYTHONPATH": package}
 
 
-@pytest.fixture(scope="session")
-def guest(tmp_path_factory: pytest.TempPathFactory, kernel: Path) -> Iterator[Program]:
-    """A program whose root has a domain with a running guest that counts."""
-    program = Program(tmp_path_factory.mktemp("cli"))
+@contextmanager
+def running_guest(directory: Path, kernel: Path) -> Iterator[Program]:
+    """Give a program whose root has a domain with a running guest that counts."""
+    program = Program(directory)
     for target in ("vda", "vdb"):
         image = str(program.directory / f"{target}.qcow2")
         subprocess.run([LocalStorage().qemu_img, "create", "-q", "-f", "qcow2", image, "8M"], check=True)
@@ -126,6 +126,13 @@ def guest(tmp_path_factory: pytest.TempPathFactory, kernel: Path) -> Iterator[Pr
         yield program
     finally:
         program.look("domain", "destroy", NAME)
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory, kernel: Path) -> Iterator[Program]:
+    """A program and a guest for all tests of the command line."""
+    with running_guest(tmp_path_factory.mktemp("cli"), kernel) as program:
+        yield program
 
 
 @pytest.fixture(autouse=True)
