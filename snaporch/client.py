@@ -113,7 +113,9 @@ class Client:
     async def _post(
         self, kind: Any, url: str, *, method: str = "POST", seconds: float = ANSWER_SECONDS, **body: Any
     ) -> Any:
-        return _converter.structure(await self._ask(method, url, seconds=seconds, json=_converter.unstructure(body)), kind)
+        return _converter.structure(
+            await self._ask(method, url, seconds=seconds, json=_converter.unstructure(body)), kind
+        )
 
     async def _operate(self, kind: Any, url: str, **body: Any) -> Any:
         """Have an operation done and return its result; a cancellation cancels it and waits until that is done.

@@ -108,6 +108,7 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     calls: list[Callable[[Any], Awaitable[Any]]] = [
         lambda o: o.create("web1", DomainSnapshot("one"), CreateFlag.LIVE),
         lambda o: o.show("web1", "none"),
+        lambda o: o.delete("web1", "none", dry_run=True),
         lambda o: o.domain_info("a/b"),
         lambda o: o.operations("nobody"),
         lambda o: o.undefine("web1"),
