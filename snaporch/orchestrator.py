@@ -260,8 +260,9 @@ class Orchestrator:
             state = await machine.state()
             if running and state is DomainState.PAUSED:
                 await machine.resume()
+            if running:
                 await self._thaw(record, machine)
-            elif not running and state is DomainState.RUNNING:
+            elif state is DomainState.RUNNING:
                 await machine.pause()
         return await self.domain_info(name)
 
