@@ -9,16 +9,18 @@ docs/metrics.md says what each is for; the files under contrib/ use them, and a 
 
 from __future__ import annotations
 
+import sqlite3
 from functools import partial
 from importlib.metadata import version
 from math import inf
 
 import attrs
+import structlog
 import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from snaporch.errors import NotFound
+from snaporch.errors import NotFound, SnaporchError
 from snaporch.models import Event, members_of
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.jobs import QUEUED, Jobs
@@ -26,6 +28,8 @@ from snaporch.states import State
 
 PAUSE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TOTAL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+_log = structlog.get_logger("snaporch.service")
 
 _ENDS = frozenset({State.COMPLETE, State.ROLLED_BACK, State.STRANDED, "refused", "failed"})
 
@@ -94,7 +98,10 @@ class Metrics:
             for record in (await self.orchestrator.catalog.snapshots(domain.name))[-1:]:
                 self.figures.newest.labels(record.domain).set(record.point)
         async for event in self._ended[1]:
-            await self._account(event)
+            try:
+                await self._account(event)
+            except (SnaporchError, sqlite3.Error) as error:  # a figure that is missing ends no service
+                _log.warning("not counted", operation=event.operation, error=str(error))
 
     async def _account(self, event: Event) -> None:
         moved = self._progress.pop(event.operation, 0)

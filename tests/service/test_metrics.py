@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,22 @@ async def test_what_runs_and_waits(lab: Lab, autojump_clock: MockClock, threads_
     found = await told(lab)
     assert (found["snaporch_operations_running"], found["snaporch_operations_queued"]) == (0, 0)
     assert found["snaporch_operations_total create rolled-back"] == 2
+
+
+async def test_a_figure_that_is_missing(
+    lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the catalog cannot say what has ended, the service goes on, and counts what ends after that."""
+
+    async def broken(*_: str) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(lab.service.metrics), "_account", broken)
+        await lab.http.post(f"{WEB}/snapshots?wait", json={"flags": ["live"]})
+        await told(lab)
+    await lab.http.post(f"{WEB}/snapshots?wait", json={"snapshot": {"name": "counted"}, "flags": ["live"]})
+    assert (await told(lab))["snaporch_operations_total create complete"] == 1
 
 
 async def test_who_may_read_them(lab: Lab) -> None:
