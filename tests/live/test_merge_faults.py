@@ -1,0 +1,155 @@
+"""Whatever cuts a commit of whatever kind short, nothing is lost, and it is finished afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from snaporch.drivers.qemu.process import command_line, find_processes
+from snaporch.errors import Stranded
+from snaporch.images.merge import MergeStep
+from snaporch.models import DomainState, Event, MergeOptions
+from snaporch.states import State
+from tests.live.diskfault import EIO, ENOSPC, DiskFault
+from tests.live.world import MIB, NAME, SECONDS, MakeWorld, World, when
+
+pytestmark = pytest.mark.live
+
+WRITES = {"memory": 40 * MIB, "append": "ram=2 dirty=1 rate=100 report=20 bulk=6 span=12"}
+SLOWLY = MergeOptions(bandwidth=MIB)
+LITTLE, MORE = MIB, 2 * MIB  # of writes
+
+
+@attrs.frozen
+class Kind:
+    """A kind of merge, and how it comes about.
+
+    Attributes:
+        name: for people.
+        snapshots: taken one after the other, each once the guest has written so much since the last.
+        doomed: which of them is deleted.
+        step: what the plan then has for that disk: kind, where, active.
+    """
+
+    name: str
+    snapshots: tuple[tuple[str, int], ...]
+    doomed: str
+    step: tuple[str, str, bool]
+
+
+KINDS = (
+    Kind("active commit with pivot", (("a", 0),), "a", ("commit", "live", True)),
+    Kind("live commit", (("a", 0), ("b", MORE)), "a", ("commit", "live", False)),
+    Kind("offline commit", (("a", 0), ("b", MORE)), "a", ("commit", "offline", False)),
+)
+
+
+async def written(world: World, size: int) -> None:
+    """Wait until the guest has written so much to what its first disk is on."""
+    active = (await world.orch.domain_info(NAME)).disks[0].active
+    with trio.fail_after(SECONDS):
+        while Path(active).stat().st_blocks * 512 < size:  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(0.02)
+
+
+async def arrange(world: World, kind: Kind) -> MergeStep:
+    """Have the domain as the kind wants it; return its first merge."""
+    if await world.state() is DomainState.INACTIVE:
+        await world.orch.start(NAME)
+    if there := [record.name for record in await world.orch.list(NAME)]:
+        await world.orch.delete(NAME, there)
+    for name, size in kind.snapshots:
+        await written(world, size)
+        await world.create(name)
+    await written(world, LITTLE)
+    if kind.step[1] == "offline":
+        await world.orch.destroy(NAME)
+    step = (await world.orch.delete(NAME, kind.doomed, dry_run=True)).steps[0]
+    assert (step.kind, step.where, step.active) == kind.step, kind.name
+    return step
+
+
+def under_way(event: Event) -> bool:
+    return event.state == State.MERGING and event.done > 0
+
+
+async def begun(world: World, kind: Kind, strike: Callable[[], object]) -> None:
+    """Delete, strike in the middle of the first merge, and be told that it was cut short."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(when, world.orch, under_way, strike)
+        with pytest.raises(Stranded):
+            await world.orch.delete(NAME, kind.doomed, options=SLOWLY)
+        nursery.cancel_scope.cancel()
+
+
+async def cancelled(world: World, kind: Kind, _: MergeStep, __: DiskFault) -> None:
+    with trio.CancelScope() as scope:
+        await begun(world, kind, scope.cancel)
+
+
+async def killed(world: World, kind: Kind, step: MergeStep, _: DiskFault) -> None:
+    if step.where == "live":
+        pid = await world.pid()
+
+    def strike() -> None:
+        tools = [p for p in find_processes("-p") if any(step.top in word for word in command_line(p))]
+        victims = [pid] if step.where == "live" else tools
+        assert victims
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+
+    await begun(world, kind, strike)
+
+
+def failing(code: int) -> Callable[[World, Kind, MergeStep, DiskFault], Awaitable[None]]:
+    async def strike(world: World, kind: Kind, step: MergeStep, fault: DiskFault) -> None:
+        with fault.failing(step.survivor, code) as words, pytest.raises(Stranded, match=words):
+            await world.orch.delete(NAME, kind.doomed)
+
+    return strike
+
+
+FAULTS = {"7.2": (cancelled, failing(EIO)), "10.0": (failing(ENOSPC), killed)}
+
+
+@asynccontextmanager
+async def finished_afterwards(world: World, kind: Kind) -> AsyncIterator[None]:
+    """Assert that what the body cuts short is finished by `recover`, and that all is then as it should be."""
+    yield
+    running = await world.state() is DomainState.RUNNING
+    if running:
+        await world.check_runs(2)
+    (ended,) = await world.orch.recover()
+    assert (ended.kind, ended.subject, ended.state) == ("delete", kind.doomed, State.COMPLETE)
+    assert kind.doomed not in [record.name for record in await world.orch.list(NAME)]
+    await world.check_no_orphans()
+    for record in await world.orch.list(NAME):
+        report = await world.orch.verify(NAME, record.name)
+        assert report.ok, report.problems
+    if running:
+        await world.check_runs(2)
+    else:
+        await world.check_nothing_lost()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.replace(" ", "-"))
+async def test_cut_short(
+    make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """Cancelled, EIO, no space, killed: half of them on each QEMU, which are alike in this."""
+    fault = DiskFault.installed(tmp_path, monkeypatch)
+    world = await make_world(**WRITES)
+    for strike in FAULTS[world.qemu.version]:
+        step = await arrange(world, kind)
+        async with finished_afterwards(world, kind):
+            await strike(world, kind, step, fault)
+    for record in (await world.orch.list(NAME))[-1:]:  # it has all others below it
+        await world.revert(record.name)
+        await world.check_runs(2)
