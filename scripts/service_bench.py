@@ -229,7 +229,8 @@ async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> Found
                     took += await result(pollers)  # type: ignore[arg-type]
                     follows.append(await result(followers))  # type: ignore[arg-type]
         finally:
-            await client.destroy(GUEST)
+            with trio.move_on_after(10, shield=True):
+                await client.destroy(GUEST)
     return Found(quiet, loaded, sorted(took), follows, sizes)
 
 

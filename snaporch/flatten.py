@@ -147,7 +147,7 @@ async def flatten(
                 finally:
                     journal = merges.journal
         except (SnaporchError, OSError, trio.TooSlowError) as error:
-            await _give_up(context, operation, journal, str(error))
+            await _give_up(context, operation, journal, str(error))  # noqa: ASYNC120 - it shields itself
             raise OperationFailed(f"flatten of {domain} failed: {error}; nobody sees a difference") from error
         except BaseException:
             if operation.machine.state is not State.COMPLETE:  # else a cancellation came just too late

@@ -130,7 +130,9 @@ class Scheduler:
         """Return what there is in the directory, as it was last seen."""
         return tuple(entry.info() for entry in self._entries.values())
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+    async def run(  # noqa: ASYNC114 - that `run` is to be started is no rule for all that are called so
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
         """Run plans when they are due. Cancelled, it rolls back what they are just doing; the next run goes on.
 
         Raises:

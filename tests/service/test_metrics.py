@@ -83,7 +83,7 @@ async def test_a_figure_that_is_missing(
 ) -> None:
     """Where the catalog cannot say what has ended, the service goes on, and counts what ends after that."""
 
-    async def broken(*_: str) -> None:
+    async def broken(*_: str) -> None:  # noqa: ASYNC124 - it stands for one that asks the catalog
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patched:
