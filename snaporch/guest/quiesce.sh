@@ -5,8 +5,9 @@ bb=/bin/busybox
 say() { echo "snaporch-guest $*" >/dev/ttyS0; }
 $bb mkdir -p /run /mnt
 $bb mount -t ext4 /dev/vda /mnt || say "ERROR mount=$?"
-/usr/sbin/qemu-ga -m virtio-serial -p /dev/vport0p1 -t /run -f /run/qemu-ga.pid &
-until [ -s /run/qemu-ga.pid ]; do $bb usleep 20000; done
+# The port comes some time after its driver, and the agent does not wait for it.
+until [ -c /dev/vport0p1 ]; do $bb usleep 20000; done
+/usr/sbin/qemu-ga -m virtio-serial -p /dev/vport0p1 -t /run &
 count=$($bb cat /mnt/count 2>/dev/null || echo 0)
 say "mounted count=$count"
 while :; do
