@@ -44,7 +44,7 @@ before=$(wc -c < $GUEST_LOG)
 echo "status $?"
 snaporch list guest
 until (($(tail -c +$before $GUEST_LOG | grep -c seq=) > 5)); do sleep 0.05; done
-tail -n 1 $GUEST_LOG
+tail -n 2 $GUEST_LOG | head -n 1  # the last line may be half written yet
 """
 
 
