@@ -76,7 +76,9 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
     for target, tag in plan.inside.items():
         await storage.check_inside(record.inside[target], tag)
     for disk in record.snapshot.disks:
-        still = disk.external or plan.way == "inside, inactive"
+        # A guest of ours that runs may keep a frozen image open for writing without ever using it (QEMU could not
+        # open it anew by a relative name, say). Nothing is lost if somebody else has it: the new guest does not load.
+        still = plan.was is DomainState.INACTIVE and (disk.external or plan.way == "inside, inactive")
         if problem := await chain_problem(storage, record, disk, still=still):
             raise DamagedSnapshot(problem, disk.disk.path)
     directory = os.path.dirname(plan.directory)
