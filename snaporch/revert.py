@@ -77,7 +77,7 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
         await storage.check_inside(record.inside[target], tag)
     for disk in record.snapshot.disks:
         # A guest of ours that runs may keep a frozen image open for writing without ever using it (QEMU could not
-        # open it anew by a relative name, say). Nothing is lost if somebody else has it: the new guest does not load.
+        # open it anew by a relative name, say). Nothing is lost if somebody else has it: the new one does not load.
         still = plan.was is DomainState.INACTIVE and (disk.external or plan.way == "inside, inactive")
         if problem := await chain_problem(storage, record, disk, still=still):
             raise DamagedSnapshot(problem, disk.disk.path)
