@@ -34,7 +34,7 @@ from snaporch.batch.store import BatchRecord, End, ItemRecord, Stage
 from snaporch.batch.timing import until_closed, until_open
 from snaporch.catalog import Catalog, domain_lock
 from snaporch.errors import Busy, HypervisorError, NotFound, OperationFailed, SnaporchError, Stranded
-from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, SnapshotRecord
+from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, SnapshotRecord, Strategy
 from snaporch.orchestrator import Orchestrator
 
 _log = structlog.get_logger("snaporch")
@@ -264,11 +264,12 @@ class Runner:
 
     async def _create(self, record: ItemRecord) -> Sequence[SnapshotRecord]:
         members, how = record.item.members, self.plan.snapshot
-        flags = CreateFlag.QUIESCE if how.quiesce else CreateFlag(0)
-        memory = how.memory and any([await self.orch.is_active(domain) for domain in members])
-        if memory and how.live:
-            flags |= CreateFlag.LIVE
-        options = CreateOptions(strategy=how.strategy, max_seconds=how.max_seconds, on_timeout=how.on_timeout)
+        active = any([await self.orch.is_active(domain) for domain in members])
+        memory, live = how.memory and active, how.memory and active and how.live
+        flags = CreateFlag.LIVE if live else CreateFlag(0)
+        flags |= CreateFlag.QUIESCE if how.quiesce and active else CreateFlag(0)
+        strategy = how.strategy if live else Strategy.AUTO  # to name one is to ask for LIVE
+        options = CreateOptions(strategy=strategy, max_seconds=how.max_seconds, on_timeout=how.on_timeout)
         snapshot = DomainSnapshot(record.snapshot, how.description, memory=memory)
         return await self.orch.create_group(members, snapshot, flags, options, bandwidth=self._bandwidth)
 

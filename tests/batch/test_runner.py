@@ -104,6 +104,18 @@ async def test_select(tmp_path: Path, autojump_clock: MockClock, virtual_time: V
         assert not await store.batches(estate.orch.catalog)
 
 
+async def test_inactive_domains(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """What a plan says of running guests, strategy and quiesce, does not keep inactive domains from being taken."""
+    async with open_estate(tmp_path, 2) as estate:
+        await estate.orch.destroy("vm1")
+        first = await estate.run(plan(snapshot={"name": "a", "strategy": "background"}))
+        only = plan(snapshot={"name": "b", "quiesce": True}, select={"names": ["vm1"]})
+        second = await estate.run(only)
+        records = [await estate.orch.show("vm1", name) for name in "ab"]
+    assert (first.counts, second.counts) == ({"done": 2}, {"done": 1})
+    assert not any(record.memory for record in records)
+
+
 async def test_groups(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
     """A group is one item, taken at one point or not at all; one that was cut short is gone on with as a whole."""
     select = {"globs": ["vm*"], "groups": {"pair": ["vm1", "vm3"]}}
