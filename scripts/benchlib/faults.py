@@ -60,6 +60,7 @@ KINDS = (
     Kind("create background", ("create", NEW, "background")),
     Kind("create precopy", ("create", NEW, "precopy")),
     Kind("create paused", ("create", NEW, "paused")),
+    Kind("create internal", ("create", NEW, "internal")),
     Kind("revert", ("revert", LAST), 1),
     Kind("delete live", ("delete", LAST), 1),
     Kind("delete live, a middle", ("delete", BEFORE), 3),

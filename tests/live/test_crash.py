@@ -102,6 +102,20 @@ async def test_create_between_the_steps_of_the_pause(make_world: MakeWorld, step
     await world.check_runs(3)
 
 
+async def test_recovery_killed_in_its_merges(make_world: MakeWorld) -> None:
+    """Recovery that is killed while QEMU merges an overlay back: the next one ends that job, and undoes all."""
+    world = await make_world()
+    before = await world.everything()
+    await killed(world, "after:resume#1", "create", "point", Strategy.BACKGROUND)
+    for where in ("after:block-commit#1", "after:block-commit#2", "after:job-complete#1"):
+        await killed(world, where, "recover")
+        await world.check_runs(3)
+    (ended,) = await world.orch.recover()
+    assert ended.state == State.ROLLED_BACK
+    await world.check_same(before)
+    await world.check_runs(3)
+
+
 async def test_the_next_operation_adopts(make_world: MakeWorld) -> None:
     """A memory stream that outlives us is waited for by the domain's next operation, and its point is kept."""
     world = await make_world(append=SLOW)

@@ -267,6 +267,7 @@ class QemuMachine(Machine):
 
     async def switch_back(self, overlays: Sequence[Overlay]) -> None:
         """See Machine."""
+        await Merger(self).end_commits(overlays)
         in_use = {disk.node for disk in await self.disks()}
         switched = [overlay for overlay in overlays if overlay.node in in_use]
         if not switched:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,19 @@ class Merger:
 
     async def _disk_with(self, image: str) -> DiskStatus:
         return next(disk for disk in await self.machine.disks() if image in disk.chain)
+
+    async def end_commits(self, overlays: Sequence[Overlay]) -> None:
+        """End what a `commit_overlay` has left that was cut short by a crash of ours: QEMU goes on with its job.
+
+        One that was ready waits for ever; afterwards the disk is wholly on one side, whichever that is.
+        """
+        qmp = self.machine.qmp
+        await blockjob.unthrottle(qmp)
+        there = {job["id"] for job in await qmp.execute("query-jobs")}
+        for overlay in overlays:
+            if overlay.node in there:
+                with trio.fail_after(PIVOT_SECONDS):
+                    await blockjob.end(qmp, overlay.node, "job-cancel")
 
     async def commit_overlay(self, overlay: Overlay) -> None:
         """Merge the active image `overlay` into its base and pivot to it."""
