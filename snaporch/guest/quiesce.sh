@@ -5,9 +5,10 @@ bb=/bin/busybox
 say() { echo "snaporch-guest $*" >/dev/ttyS0; }
 $bb mkdir -p /run /mnt
 $bb mount -t ext4 /dev/vda /mnt || say "ERROR mount=$?"
-# The port comes some time after its driver, and the agent does not wait for it.
-until [ -c /dev/vport0p1 ]; do $bb usleep 20000; done
-/usr/sbin/qemu-ga -m virtio-serial -p /dev/vport0p1 -t /run &
+# The port comes some time after its driver, and the agent does not wait for it. It is named after its device's number
+# among all virtio devices, which disks count to as well.
+until port=$($bb ls /dev/vport*p1 2>/dev/null); do $bb usleep 20000; done
+/usr/sbin/qemu-ga -m virtio-serial -p $port -t /run &
 count=$($bb cat /mnt/count 2>/dev/null || echo 0)
 say "mounted count=$count"
 while :; do
