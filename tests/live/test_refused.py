@@ -44,7 +44,7 @@ REQUESTS: Mapping[str, tuple[dict[str, Any], CreateFlag, type[Refused], str]] = 
     "LIVE disk-only": ({}, LIVE | DISK_ONLY, InvalidInput, "LIVE"),
     "LIVE without memory": ({"memory": False}, LIVE, InvalidInput, "LIVE"),
     "disk-only of a running guest": ({}, DISK_ONLY, Unsupported, "running"),
-    "quiesce": ({}, DISK_ONLY | CreateFlag.QUIESCE, Refused, "guest is running|QUIESCE"),
+    "quiesce": ({}, DISK_ONLY | CreateFlag.QUIESCE, Refused, "no channel to a guest agent"),
 }
 
 
