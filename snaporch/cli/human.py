@@ -87,17 +87,27 @@ def lines(words: Iterable[str]) -> RenderableType:
     return Group(*(_text(each) for each in words))
 
 
-def created(record: SnapshotRecord) -> RenderableType:
-    """Return what was done, in two lines."""
+def created(records: Sequence[SnapshotRecord]) -> RenderableType:
+    """Return what was done, in two lines for each domain."""
+    return Group(*(line for record in records for line in _created(record)))
+
+
+def _created(record: SnapshotRecord) -> tuple[RenderableType, ...]:
     timings = record.timings
     pause = f"pause {human_duration(timings.pause)}, " if timings.pause is not None else ""
     memory = f", memory {human_size(record.memory.size)}" if record.memory else ""
     memory = f", {human_size(record.size)} inside the images" if record.inside else memory
     disks = ", ".join(disk.disk.target for disk in record.snapshot.disks) or "no disks"
-    return Group(
-        _text(f"{record.domain}: {record.kind} {record.name} ({record.strategy}: {record.reason})"),
+    return (
+        _text(f"{record.domain}: {record.kind} {record.name}{_with(record)} ({record.strategy}: {record.reason})"),
         _text(f"{pause}total {human_duration(timings.total)}{memory}, {disks}"),
     )
+
+
+def _with(record: SnapshotRecord) -> str:
+    """Return with whom a snapshot is one point."""
+    members = record.group.members if record.group is not None else ()
+    return f", one point with {', '.join(name for name in members if name != record.domain)}" if members else ""
 
 
 def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float) -> RenderableType:
@@ -213,7 +223,8 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
 
 
 def _marks(record: SnapshotRecord) -> str:
-    return (" (deleting)" if record.deleting else "") + (" (pinned)" if record.pinned else "")
+    group = " (group)" if record.group is not None else ""
+    return group + (" (deleting)" if record.deleting else "") + (" (pinned)" if record.pinned else "")
 
 
 def _what(record: SnapshotRecord) -> str:
@@ -251,6 +262,7 @@ def snapshot(record: SnapshotRecord, current: str | None) -> RenderableType:
         "description": record.snapshot.description,
         "point": f"{when} ({age(record.point)})",
         "parent": record.parent or "-",
+        "group": ", ".join(record.group.members) if record.group else "",
         "kind": record.kind,
         "strategy": f"{record.strategy}: {record.reason}",
         "pause": human_duration(timings.pause),

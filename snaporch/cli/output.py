@@ -114,6 +114,19 @@ def domain(info: DomainInfo) -> dict[str, Any]:
     }
 
 
+def created_group(records: Sequence[SnapshotRecord]) -> dict[str, Any]:
+    """Return what ``create --group`` answers: what ``create`` answers of each member."""
+    members = [created(record) for record in records]
+    pauses = [record.timings.pause for record in records if record.timings.pause is not None]
+    first = members[0]
+    return {
+        "name": first["name"],
+        "outcome": first["outcome"],
+        "pause_seconds": max(pauses, default=None),
+        "members": members,
+    }
+
+
 def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float, saved: str) -> dict[str, Any]:
     """Return what ``revert`` answers."""
     return {
@@ -190,6 +203,7 @@ def listed(records: Sequence[SnapshotRecord], current: str | None) -> list[dict[
             "bytes": record.size,
             "deleting": record.deleting,
             "pinned": record.pinned,
+            "group": record.group.members if record.group else None,
         }
         for record in records
     ]

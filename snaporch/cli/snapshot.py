@@ -27,6 +27,7 @@ from snaporch.models import (
     OnTimeout,
     RevertFlag,
     Strategy,
+    joined,
 )
 
 
@@ -110,11 +111,23 @@ def _create_flags(*, live: bool, disk_only: bool, quiesce: bool, memory_file: Pa
     return flags | (CreateFlag.QUIESCE if quiesce else CreateFlag(0))
 
 
+def _subject(domain: str, name: str, group: str, *, internal: bool) -> tuple[tuple[str, ...], str]:
+    """Return the domains and the snapshot's name: with ``--group`` the only word is the name."""
+    if not group and not domain:
+        raise InvalidInput("create: name a domain, or several: --group web,db")
+    if group and name:
+        raise InvalidInput(f"--group {group} says which domains: leave out {domain!r}, the only word is the name")
+    if group and internal:
+        raise InvalidInput("--group, and --internal: choose one")
+    return (tuple(group.split(",")), domain) if group else ((domain,), name)
+
+
 async def create(
-    domain: str,
+    domain: str = "",
     name: str = "",
     /,
     *,
+    group: str = "",
     live: bool = False,
     disk_only: bool = False,
     quiesce: bool = False,
@@ -134,9 +147,11 @@ async def create(
     Parameters
     ----------
     domain
-        The domain.
+        The domain; with --group none.
     name
         The snapshot's name; by default made from the UTC time.
+    group
+        Several domains, for example web,db: all at one point, or none of them.
     live
         The guest runs while its memory is saved, instead of standing until it is.
     disk_only
@@ -175,14 +190,19 @@ async def create(
         exclude=request.exclude,
         wait=wait,
     )
-    session.subject.update(domain=domain, name=name)
-    async with session.open() as orchestrator, progress.shown(orchestrator, domain):
+    members, name = _subject(domain, name, group, internal=internal)
+    session.subject.update(domain=joined(members), name=name)
+    async with session.open() as orchestrator, progress.shown(orchestrator, joined(members)):
         if internal:
             request = all_internal(request, await orchestrator.domain_info(domain))
         file = os.path.abspath(memory_file) if memory_file else ""
         snapshot = DomainSnapshot(name, description, memory_file=file, disks=request.disks)
-        record = await orchestrator.create(domain, snapshot, flags, options)
-    return Answer(output.created(record), lambda human: human.created(record))
+        if group:
+            records = await orchestrator.create_group(members, snapshot, flags, options)
+        else:
+            records = (await orchestrator.create(domain, snapshot, flags, options),)
+    document = output.created_group(records) if group else output.created(records[0])
+    return Answer(document, lambda human: human.created(records))
 
 
 async def revert(

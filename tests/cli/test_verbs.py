@@ -23,6 +23,7 @@ from snaporch.models import (
     DomainSnapshot,
     DomainState,
     FileRecord,
+    Group,
     OperationRecord,
     SnapshotRecord,
     Strategy,
@@ -296,6 +297,33 @@ def test_a_snapshot_that_is_being_deleted_is_shown_as_such() -> None:
     assert "one (deleting)" in printed(human.snapshot(going, None))
 
 
+def test_a_group_is_shown_as_such() -> None:
+    """With the others by name; create answers with what it answers of each."""
+    web = attrs.evolve(RECORDS[0], group=Group("0123abcd", ("db", "web")))
+    assert output.listed((web, RECORDS[1]), None)[0]["group"] == ("db", "web")
+    assert "one point with db" in printed(human.created([web]))
+    assert "one (group)" in printed(human.tree("web", (web,), None))
+    assert "db, web" in printed(human.snapshot(web, None))
+    document = output.created_group([web, attrs.evolve(web, domain="db", timings=Timings(pause=2.0))])
+    assert (document["name"], document["outcome"], document["pause_seconds"]) == (web.name, "complete", 2.0)
+    assert [member["domain"] for member in document["members"]] == ["web", "db"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["create", "--group", "web,db", "one", "two"],
+        ["create", "--group", "web,web"],
+        ["create", "--group", "web,db", "--internal"],
+        ["create"],
+    ],
+)
+def test_groups_that_make_no_sense(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before anything is looked at."""
+    status, document = call(capsys, tmp_path / "root", *words)
+    assert (status, document["error"]["type"]) == (2, "InvalidInput")
+
+
 def test_an_operation_has_an_outcome_when_it_has_ended() -> None:
     """One that runs has none."""
     ran = OperationRecord("0123abcd", "create", "web", "one", "streaming", 1000.0)
@@ -314,7 +342,7 @@ def test_text_for_people() -> None:
     table = printed(human.snapshots("web", RECORDS, "two"))
     assert "[red]one" in table
     assert "\x1b" not in table
-    assert "12.0 ms" in printed(human.created(RECORDS[0]))
+    assert "12.0 ms" in printed(human.created(RECORDS[:1]))
     assert "2.9 KiB" in printed(human.snapshot(RECORDS[0], None))
     assert "/d/base" in printed(human.domain(info("vda", "vdr")))
     assert "running" in printed(human.domains([info("vda")]))
