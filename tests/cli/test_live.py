@@ -34,7 +34,8 @@ def test_checkpoint_and_revert(guest: Program) -> None:
     assert 0 < made["pause_seconds"] < made["total_seconds"]
     assert os.stat(made["memory_file"]).st_size == made["memory_bytes"]
     assert made["disks"] == [
-        {"target": disk["target"], "frozen": disk["chain"][1], "active": disk["active"]} for disk in disks_of(guest)
+        {"target": disk["target"], "frozen": disk["chain"][1], "active": disk["active"], "inside": None}
+        for disk in disks_of(guest)
     ]
     seq, start = guest.reports()[-1].seq, guest.said()
     until(lambda: any(report.seq > seq for report in guest.reports(start)))
