@@ -12,6 +12,7 @@ pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
+SECONDS = 600.0
 
 
 def test_matrix(tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_matrix(tmp_path: Path) -> None:
     record, page = tmp_path / "record", tmp_path / "page.md"
     words = ["--random", str(KILLS), "--record", str(record), "--page", str(page)]
     command = [sys.executable, str(ROOT / "scripts/fault_matrix.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(record.read_text().splitlines()) == KILLS
     assert f"{KILLS} kills: " in page.read_text()
