@@ -134,7 +134,10 @@ class QemuMachine(Machine):
             await self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
         except CommandRefused as error:
             return error.description
-        await self.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        finally:
+            # Also where the answer was lost or is not waited for any more: QEMU may have set it by then.
+            with trio.CancelScope(shield=True):
+                await self.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
         return ""
 
     async def state(self) -> DomainState:
