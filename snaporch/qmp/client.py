@@ -280,6 +280,10 @@ class QMPClient:
             )
         try:
             await self.execute("qmp_capabilities")
+        except CommandRefused as error:
+            # The client before us left with this very command under way, and QEMU did it for us.
+            if error.error_class != "CommandNotFound":
+                raise
         except OutcomeUnknown as error:
             # Nobody needs to know the outcome of that: there is no connection.
             raise ConnectionGone(f"{self._label}: QEMU greeted and then fell silent: {error}") from error
@@ -336,12 +340,13 @@ async def open_qmp(path: str | os.PathLike[str], *, label: str, timeout: float =
     Args:
         path: the Unix socket; may be longer than the kernel's limit for socket addresses.
         label: the domain's name, for errors.
-        timeout: seconds for the greeting, for the negotiation, and for each command that is given none of its
-            own.
+        timeout: seconds for room in the socket's queue, for the greeting, for the negotiation, and for each
+            command that is given none of its own.
 
     Raises:
         ConnectionGone: nobody listens, QEMU serves another client, or it closed the connection.
         ProtocolError: whoever listens does not speak QMP.
     """
-    async with open_qmp_stream(transport.connect(path, label=label), label=label, timeout=timeout) as client:
+    stream = await transport.connect(path, label=label, timeout=timeout)
+    async with open_qmp_stream(stream, label=label, timeout=timeout) as client:
         yield client

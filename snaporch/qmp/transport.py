@@ -29,30 +29,46 @@ _SUN_PATH = 108
 _UCRED = struct.Struct("3i")
 
 
-def connect(path: str | os.PathLike[str], *, label: str) -> trio.SocketStream:
-    """Connect to a listening Unix socket; this never waits.
+# Between two looks at whether there is room: QEMU takes the next client as soon as it comes to it.
+_ROOM_SECONDS = 0.01
+
+
+async def connect(path: str | os.PathLike[str], *, label: str, timeout: float) -> trio.SocketStream:
+    """Connect to a listening Unix socket.
+
+    Args:
+        path: the socket; may be longer than the kernel's limit.
+        label: the domain's name, for errors.
+        timeout: seconds to wait for where as many as the listener wants wait already.
 
     Raises:
-        ConnectionGone: there is no such socket, nobody listens, or too many wait there already.
+        ConnectionGone: there is no such socket, nobody listens, or there is still no room.
     """
+    deadline = trio.current_time() + timeout
+    while True:
+        try:
+            return _connect(os.fsencode(path))
+        except BlockingIOError as error:
+            if trio.current_time() >= deadline:
+                raise ConnectionGone(
+                    f"{label}: {os.fspath(path)} has had no room for another connection for {timeout:g} s: QEMU "
+                    "serves one client at a time, and others are waiting already"
+                ) from error
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise ConnectionGone(f"{label}: cannot connect to {os.fspath(path)}: {why}") from error
+        await trio.sleep(_ROOM_SECONDS)
+
+
+def _connect(path: bytes) -> trio.SocketStream:
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         raw.settimeout(0)
         # Directly and not by Trio: a Unix socket connects at once or not at all, and Trio takes the EAGAIN of
         # a full queue for the EINPROGRESS of TCP, and the socket, which polls as writable, for connected.
-        with _reachable(os.fsencode(path)) as address:
+        with _reachable(path) as address:
             raw.connect(address)
         return trio.SocketStream(trio.socket.from_stdlib_socket(raw))
-    except BlockingIOError as error:
-        raw.close()
-        raise ConnectionGone(
-            f"{label}: {os.fspath(path)} has no room for another connection: QEMU serves one client "
-            "at a time, and others are waiting already"
-        ) from error
-    except OSError as error:
-        raw.close()
-        why = error.strerror or str(error)
-        raise ConnectionGone(f"{label}: cannot connect to {os.fspath(path)}: {why}") from error
     except BaseException:
         raw.close()
         raise

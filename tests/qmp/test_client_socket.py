@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from snaporch.errors import ConnectionGone, ProtocolError
 from snaporch.qmp import LINE_LIMIT, open_qmp, open_qmp_stream
@@ -139,12 +140,31 @@ async def test_nobody_listens(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("listener")
 async def test_too_many_wait(tmp_path: Path) -> None:
-    """Where the listener's queue is full, that is said at once."""
+    """Where the listener's queue stays full, that is said after the time for it."""
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(str(tmp_path / "qmp"))
-        with pytest.raises(ConnectionGone, match=r"web1: .*/qmp has no room for another connection"):
-            async with open_qmp(tmp_path / "qmp", label="web1"):
+        with pytest.raises(ConnectionGone, match=r"web1: .*/qmp has had no room for another connection for 0\.1 s"):
+            async with open_qmp(tmp_path / "qmp", label="web1", timeout=0.1):
                 pytest.fail("entered")
+
+
+async def test_room_is_waited_for(tmp_path: Path, listener: socket.socket) -> None:
+    """Where the listener's queue is full for a while, the client waits for its turn."""
+
+    async def qemu() -> None:
+        await wait_all_tasks_blocked()  # the client has found no room
+        with await _accept(listener):
+            pass
+        with await _accept(listener) as peer:
+            await _negotiate(peer)
+            assert await peer.recv(1) == b""
+
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(str(tmp_path / "qmp"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(qemu)
+            async with open_qmp(tmp_path / "qmp", label="web1") as client:
+                assert client.greeting.version == (10, 0, 2)
 
 
 async def test_a_line_without_end_is_cut_off(tmp_path: Path, listener: socket.socket) -> None:

@@ -87,7 +87,7 @@ async def open_agent(path: str, label: str) -> AsyncIterator[Agent]:
         ConnectionGone: there is no such channel.
         HypervisorError: nothing answers within `SYNC_SECONDS`.
     """
-    async with transport.connect(path, label=label) as stream:
+    async with await transport.connect(path, label=label, timeout=SYNC_SECONDS) as stream:
         agent = Agent(label, stream)
         try:
             with trio.move_on_after(SYNC_SECONDS) as scope:

@@ -38,31 +38,44 @@ _OVER = frozenset({"completed", "failed", "cancelled", "none"})
 
 
 def _connected(path: str) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX)
+    made, deadline = socket.socket(socket.AF_UNIX), time.monotonic() + SECONDS
     made.settimeout(SECONDS)
     directory = os.open(os.path.dirname(path), os.O_PATH)  # a path of a socket may have 107 bytes, a file's more
     try:
-        made.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        while True:
+            try:
+                made.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+            except BlockingIOError:  # others wait already, and QEMU has not come to them yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_SECONDS)
+            else:
+                return made
     finally:
         os.close(directory)
-    return made
 
 
 class Monitor:
-    """QMP, as little of it as is needed: one command at a time, events passed over."""
+    """QMP, as little of it as is needed: one command at a time, events passed over.
+
+    And answers to the client before us, which QEMU gives to whom it has: see `snaporch.qmp.calls`.
+    """
 
     def __init__(self, path: str) -> None:
         self.socket = _connected(path)
         self.lines = self.socket.makefile("rb")
-        self.lines.readline()  # the greeting comes when the client before us is gone
+        self.number = int.from_bytes(os.urandom(6), "big")
+        while b'"QMP"' not in self.lines.readline():  # the greeting comes when the client before us is gone
+            pass
         self.ask("qmp_capabilities")
 
     def ask(self, command: str) -> dict[str, Any]:
         """Return a command's answer; a refusal is an empty one: what counts is the state that is asked for next."""
-        self.socket.sendall(json.dumps({"execute": command}).encode() + b"\n")
+        self.number += 1
+        self.socket.sendall(json.dumps({"execute": command, "id": self.number}).encode() + b"\n")
         while line := self.lines.readline():
             answer = json.loads(line)
-            if "return" in answer or "error" in answer:
+            if answer.get("id") == self.number:
                 found: dict[str, Any] = answer.get("return") or {}
                 return found
         raise ConnectionError

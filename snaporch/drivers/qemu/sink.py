@@ -153,8 +153,9 @@ def reserve(result: Path) -> None:
 
 
 def _say(words: bytes) -> None:
-    """Tell whoever has started us, once: nobody listens after that."""
-    os.write(1, words)
+    """Tell whoever has started us, once: nobody listens after that, and perhaps nobody does any more."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, words)
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)

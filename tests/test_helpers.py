@@ -1,0 +1,92 @@
+"""The two processes that stand by for us, at the moment in which we die."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from snaporch.drivers.qemu import guard, sink
+
+SECONDS = 60.0
+GREETING = {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}
+
+
+class Paused:
+    """QEMU with a paused guest that still has something to tell the client before."""
+
+    def __init__(self, path: Path) -> None:
+        self.asked: list[str] = []
+        self._runs = False
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(0)
+
+    def serve(self) -> None:
+        """Serve one client to its end."""
+        with self.listener, self.listener.accept()[0] as client, client.makefile("rw") as lines:
+
+            def say(*messages: object) -> None:
+                lines.write("".join(json.dumps(message) + "\n" for message in messages))
+                lines.flush()
+
+            stale = [{"return": {"status": "completed", "running": False}, "id": 7}, {"return": {}}]
+            say(stale[0], GREETING, *stale)
+            for line in lines:
+                command = json.loads(line)
+                self.asked.append(command["execute"])
+                self._runs = self._runs or command["execute"] == "cont"
+                say({"return": {"running": self._runs, "status": "none"}, "id": command["id"]})
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    return any(os.path.realpath(entry) == str(path) for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_guard(tmp_path: Path, *, crowded: bool) -> None:
+    """The guest is let run once, whatever QEMU still has to tell the dead one, and whoever waits before us."""
+    qemu = Paused(tmp_path / "qmp")
+    first = socket.socket(socket.AF_UNIX)
+    if crowded:
+        first.connect(str(tmp_path / "qmp"))
+    arguments = [sys.executable, "-I", "-S", guard.__file__, str(tmp_path / "qmp"), "cancel", "-", "-"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.read(len(guard.READY)) == guard.READY
+        process.stdin.close()
+        if crowded:
+            while not _has_open(process.pid, tmp_path):  # as long as it tries to connect
+                pass
+            qemu.listener.accept()[0].close()
+        first.close()
+        server = threading.Thread(target=qemu.serve)
+        server.start()
+        assert process.wait(SECONDS) == 0
+        server.join(SECONDS)
+    assert qemu.asked == ["qmp_capabilities", "query-migrate", "query-status", "cont", "query-status"]
+
+
+def test_sink_whose_starter_is_gone(tmp_path: Path) -> None:
+    """It ends with its pipe, though nobody is there to be told that it has begun."""
+    path, result = tmp_path / "memory", tmp_path / "result"
+    path.touch()
+    sink.reserve(result)
+    rate = os.memfd_create("rate")
+    os.ftruncate(rate, 8)
+    gone, output = os.pipe()
+    os.close(gone)
+    command = [sys.executable, sink.__file__, str(path), str(result), str(rate)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, pass_fds=[rate]) as process:
+        os.close(output)
+        process.communicate(b"x" * 5000, timeout=SECONDS)
+    assert process.returncode == 0
+    assert path.read_bytes() == b"x" * 5000
+    assert json.loads(result.read_text())["size"] == 5000
