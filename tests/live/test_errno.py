@@ -173,41 +173,68 @@ COMMANDS = (
     "cont",
     "query-migrate",
 )
+OTHERS = {
+    "revert": ("stop", "migrate-incoming", "cont"),
+    "a": ("block-commit", "blockdev-del"),
+    "b": ("block-stream",),
+}
+
+
+@contextmanager
+def losing(command: str) -> Iterator[Fault]:
+    """Have QEMU's first answer to a command lost, after it has done it."""
+    fault, execute = Fault(1), QMPClient.execute
+
+    async def executed(self: QMPClient, name: str, *arguments: Any, **options: Any) -> Any:
+        answer = await execute(self, name, *arguments, **options)
+        if name == command and fault.due():
+            raise OutcomeUnknown(NAME, name, 5.0)
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QMPClient, "execute", executed)
+        yield fault
+    assert fault.struck, command
 
 
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PAUSED])
 async def test_lost_answers(make_world: MakeWorld, strategy: Strategy) -> None:
     """QEMU does what it was told, and its answer never comes: complete, or undone, and the guest runs."""
     world = await make_world()
-    execute = QMPClient.execute
     for command in COMMANDS:
-        fault = Fault(1)
-
-        async def losing(
-            self: QMPClient, name: str, *arguments: Any, fault: Fault = fault, lost: str = command, **options: Any
-        ) -> Any:
-            answer = await execute(self, name, *arguments, **options)
-            if name == lost and fault.due():
-                raise OutcomeUnknown(NAME, name, 5.0)
-            return answer
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(QMPClient, "execute", losing)
+        with losing(command):
             await fails_cleanly(world, partial(world.create, f"lost-{command}", strategy), f"{command} unanswered")
-        assert fault.struck, command
     await world.create("point", strategy)
     await world.revert("point")
     await world.check_consistent()
 
 
+async def test_lost_answers_of_others(make_world: MakeWorld) -> None:
+    """The same of a revert, and of deletes of a first snapshot (committed down) and a middle one (streamed up)."""
+    world = await make_world()
+    for verb, commands in OTHERS.items():
+        for command in commands:
+            await settle(world, ("a", "b", "c"))
+            call = partial(world.revert, "a") if verb == "revert" else partial(world.orch.delete, NAME, verb)
+            with losing(command):
+                await fails_cleanly(world, call, f"{verb}: {command} unanswered")
+    for record in await world.orch.list(NAME):
+        await world.revert(record.name)
+        await world.check_consistent()
+
+
 async def test_catalog_full(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite has no room, or is locked for too long, at every write of a create and a revert."""
+    """SQLite has no room, or is locked for too long, at every write of a create, a revert and a delete."""
     world = await make_world()
     monkeypatch.setattr(store, "_apply", apply := Applying(store._apply))
-    for verb, names in (("create", ()), ("revert", ("a",))):
+    verbs: tuple[tuple[str, tuple[str, ...], Callable[[], Any]], ...] = (
+        ("create", (), partial(world.create, "new")),
+        ("revert", ("a",), partial(world.revert, "a")),
+        ("delete", ("a", "b"), partial(world.orch.delete, NAME, "a")),
+    )
+    for verb, names, call in verbs:
         for at in count(1):
             await settle(world, names)
-            call = partial(world.create, "new") if verb == "create" else partial(world.revert, "a")
             apply.fault = Fault(at)
             await fails_cleanly(world, call, f"{verb}: write #{at}")
             struck, apply.fault = apply.fault.struck, NEVER
