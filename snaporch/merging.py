@@ -251,7 +251,12 @@ class Merging:
 
         try:
             await machine.commit_image(
-                step.top, step.base, settled=settled, options=self.journal.options, progress=progress
+                step.top,
+                step.base,
+                settled=settled,
+                catalog=self.context.catalog.path,
+                options=self.journal.options,
+                progress=progress,
             )
         except NotConverging:
             self.outrun.add(graph.images[step.top].backing or step.base)

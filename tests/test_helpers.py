@@ -56,7 +56,7 @@ def test_guard(tmp_path: Path, *, crowded: bool) -> None:
     first = socket.socket(socket.AF_UNIX)
     if crowded:
         first.connect(str(tmp_path / "qmp"))
-    arguments = [sys.executable, "-I", "-S", guard.__file__, str(tmp_path / "qmp"), "cancel", "-", "-"]
+    arguments = [sys.executable, "-I", "-S", guard.__file__, "pause", str(tmp_path / "qmp"), "cancel", "-", "-"]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

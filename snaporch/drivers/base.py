@@ -301,6 +301,7 @@ class Machine(abc.ABC):
         base: str,
         *,
         settled: Callable[[], Awaitable[None]],
+        catalog: Path,
         options: MergeOptions,
         progress: Progress,
     ) -> None:
@@ -313,6 +314,8 @@ class Machine(abc.ABC):
             base: the lower one.
             settled: called when a disk is active on `top`, both images read the same, nothing is written to either,
                 and the disk is about to go over to `base`: note it now, for from here on `top` grows old.
+            catalog: where it is noted (`DomainRecord.active`). Should we die about then, it says which image the
+                disk is to go on with, and the guest does.
             options: how.
             progress: told how far it is.
 
@@ -320,7 +323,8 @@ class Machine(abc.ABC):
             NotConverging: the guest outruns it, slowed down too, and is not to be paused; it runs on as before.
             Unsupported: this driver does not merge.
         """
-        raise Unsupported(f"merging {top} into {base}: this driver cannot ({settled}, {options}, {progress})")
+        given = (settled, catalog, options, progress)
+        raise Unsupported(f"merging {top} into {base}: this driver cannot {given}")
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:  # noqa: B027 - nothing where nothing merges
         """End what merges that were cut short have left: jobs, limits, and open images that are in no chain.

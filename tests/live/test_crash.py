@@ -116,6 +116,27 @@ async def test_recovery_killed_in_its_merges(make_world: MakeWorld) -> None:
     await world.check_runs(3)
 
 
+@pytest.mark.parametrize("place", ["after:job-complete#1", "before:job-finalize#1"])
+async def test_delete_with_a_pivot_pending(make_world: MakeWorld, place: str) -> None:
+    """Killed while QEMU holds what the guest writes, before or after the catalog's row of it: the guest writes on.
+
+    It does so to the image of the row: QEMU dies later, and nothing is lost.
+    """
+    world = await make_world()
+    await world.create("point")
+    async with watched(world) as (qmp, _):
+        await killed(world, place, "delete", "point")
+        with trio.fail_after(SECONDS):
+            while await qmp.execute("query-jobs"):  # noqa: ASYNC110 - a guard tells nobody that it is done
+                await trio.sleep(0.01)
+    await world.check_runs(3)
+    subprocess.run(["kill", "-KILL", str(await world.pid())], check=True)
+    (ended,) = await world.orch.recover()
+    assert ended.state == State.COMPLETE
+    await world.check_no_orphans()
+    await world.check_nothing_lost()
+
+
 async def test_the_next_operation_adopts(make_world: MakeWorld) -> None:
     """A memory stream that outlives us is waited for by the domain's next operation, and its point is kept."""
     world = await make_world(append=SLOW)

@@ -1,8 +1,11 @@
-"""A program of its own that lets a guest run again when we die: ``guard.py SOCKET STREAM RIVAL AGENT < leash``.
+"""A program of its own that lets a guest go on when we die.
 
-While a guest is paused by us, SIGKILL of our process must not leave it so. This process stands by from before
-the pause until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal;
-its end without one means that we are dead. Then it
+    guard.py pause SOCKET STREAM RIVAL AGENT < leash
+    guard.py pivot SOCKET JOB CATALOG DOMAIN TARGET ACTIVE < leash
+
+While a guest is held by us, SIGKILL of our process must not leave it so. This process stands by from before that
+until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal; its end
+without one means that we are dead. Then, of a guest that is paused, it
 
 1. ends RIVAL, a process (``PID:START``, or ``-``) that was to take the guest's place: never two of them;
 2. with STREAM ``cancel`` ends a memory stream that would stop the guest once more at its end, where nobody would
@@ -13,6 +16,10 @@ its end without one means that we are dead. Then it
 
 Whether the point was held by then nobody can say any more. The row in the journal from before the pause still
 stands, so recovery undoes the operation: see `snaporch.replay`.
+
+Of a guest whose writes to a disk are held, as the block job JOB is pending, it ends that job: where the CATALOG has
+another image than ACTIVE at the TARGET already, the disk goes over to that; else it stays. Either way the catalog
+has the image that the guest writes to, should QEMU die as well.
 
 It connects when it must and not before: QEMU answers one client a socket, and until then that is us. It is only
 posted for a guest that ran, so it never lets one run that its user had paused. It imports only what it needs.
@@ -69,15 +76,15 @@ class Monitor:
             pass
         self.ask("qmp_capabilities")
 
-    def ask(self, command: str) -> dict[str, Any]:
+    def ask(self, command: str, **arguments: str) -> Any:
         """Return a command's answer; a refusal is an empty one: what counts is the state that is asked for next."""
         self.number += 1
-        self.socket.sendall(json.dumps({"execute": command, "id": self.number}).encode() + b"\n")
+        asked = {"execute": command, "arguments": arguments, "id": self.number}
+        self.socket.sendall(json.dumps(asked).encode() + b"\n")
         while line := self.lines.readline():
             answer = json.loads(line)
             if answer.get("id") == self.number:
-                found: dict[str, Any] = answer.get("return") or {}
-                return found
+                return answer.get("return") or {}
         raise ConnectionError
 
 
@@ -113,19 +120,49 @@ def _thaw(path: str) -> None:
         pass  # answers to that, and to what was asked before by whoever has died
 
 
-def main() -> None:
-    """Stand by until dismissed, or until there is something to do."""
-    path, stream, rival, agent = sys.argv[1:]
-    with contextlib.suppress(BrokenPipeError):  # whoever posted it was cancelled meanwhile
-        os.write(1, READY)
-    if os.read(0, 1) == DISMISSED:
-        return
+def _has_moved(catalog: str, domain: str, target: str, active: str) -> bool:
+    """Return whether the catalog has another image at a disk than the one it was on."""
+    import sqlite3  # noqa: PLC0415 - it takes longer to load than all the rest, and mostly nobody needs it
+
+    with contextlib.closing(
+        sqlite3.connect(f"{Path(catalog).absolute().as_uri()}?mode=ro", uri=True)
+    ) as connection:
+        sql = "SELECT json_extract(record, '$.active') FROM domain WHERE name = ?"
+        ((disks,),) = connection.execute(sql, [domain])
+    return bool(json.loads(disks).get(target, {}).get("path") != active)
+
+
+def _end_pivot(path: str, job: str, *note: str) -> None:
+    """Have the job end, one way or the other."""
+    command = "job-finalize" if _has_moved(*note) else "job-cancel"
+    monitor, deadline = Monitor(path), time.monotonic() + SECONDS
+    while any(each["id"] == job for each in monitor.ask("query-jobs")) and time.monotonic() < deadline:
+        monitor.ask(command, id=job)
+        time.sleep(RETRY_SECONDS)
+
+
+def _end_pause(path: str, stream: str, rival: str, agent: str) -> None:
+    """See the head of this file."""
     _end_rival(rival)
     with contextlib.suppress(OSError, ValueError):  # the QEMU is gone, and with it what was guarded
         _run_again(path, cancel=stream == "cancel")
     if agent != "-":
         with contextlib.suppress(OSError):
             _thaw(agent)
+
+
+def main() -> None:
+    """Stand by until dismissed, or until there is something to do."""
+    what, *arguments = sys.argv[1:]
+    with contextlib.suppress(BrokenPipeError):  # whoever posted it was cancelled meanwhile
+        os.write(1, READY)
+    if os.read(0, 1) == DISMISSED:
+        return
+    if what == "pause":
+        _end_pause(*arguments)
+    else:
+        with contextlib.suppress(OSError, ValueError):
+            _end_pivot(*arguments)
 
 
 if __name__ == "__main__":

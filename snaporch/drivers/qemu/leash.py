@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import trio
 
 from snaporch.drivers.base import Guard
 from snaporch.drivers.qemu import guard
 from snaporch.errors import OperationFailed
-from snaporch.models import Process
+from snaporch.models import DiskStatus, Process
 
 READY_SECONDS = 20.0  # for an interpreter to start, on a busy host
 END_SECONDS = 5.0
@@ -20,14 +22,22 @@ END_SECONDS = 5.0
 class QemuGuard(Guard):
     """See Guard."""
 
-    def __init__(self, socket: str, *, keep_stream: bool, rival: Process | None, agent: str = "") -> None:
-        self._arguments = [
-            socket,
-            "keep" if keep_stream else "cancel",
-            f"{rival.pid}:{rival.started}" if rival is not None else "-",
-            agent or "-",
-        ]
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
         self._process: trio.Process | None = None
+
+    @classmethod
+    def of_the_pause(cls, socket: str, *, keep_stream: bool, rival: Process | None, agent: str = "") -> QemuGuard:
+        """Return one that lets the guest run again; see `Machine.guard`."""
+        stream = "keep" if keep_stream else "cancel"
+        return cls(
+            "pause", socket, stream, f"{rival.pid}:{rival.started}" if rival is not None else "-", agent or "-"
+        )
+
+    @classmethod
+    def of_a_pivot(cls, socket: str, job: str, domain: str, disk: DiskStatus, catalog: Path) -> QemuGuard:
+        """Return one that ends a block job that has a disk go over to the image below, as the catalog says."""
+        return cls("pivot", socket, job, str(catalog), domain, disk.target, disk.active)
 
     async def post(self) -> None:
         """See Guard; its interpreter has started when this returns, as it would be slow to in the pause."""
@@ -58,3 +68,13 @@ class QemuGuard(Guard):
             process.kill()
         with trio.CancelScope(shield=True):
             await process.stdin.aclose()
+
+
+@asynccontextmanager
+async def posted(guard: Guard) -> AsyncIterator[None]:
+    """Have a guard stand by while the body runs."""
+    try:
+        await guard.post()
+        yield
+    finally:
+        await guard.dismiss()

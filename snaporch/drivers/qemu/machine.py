@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
@@ -191,7 +192,11 @@ class QemuMachine(Machine):
     def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """See Machine."""
         agent_ = self._agent if thaw else ""
-        return QemuGuard(self._process.socket, keep_stream=keep_stream, rival=rival, agent=agent_)
+        return QemuGuard.of_the_pause(self._process.socket, keep_stream=keep_stream, rival=rival, agent=agent_)
+
+    def pivot_guard(self, job: str, disk: DiskStatus, catalog: Path) -> Guard:
+        """Return a guard for the time in which QEMU holds what the guest writes to a disk that is to pivot."""
+        return QemuGuard.of_a_pivot(self._process.socket, job, self.qmp.label, disk, catalog)
 
     async def check_agent(self) -> None:
         """See Machine."""
@@ -317,12 +322,13 @@ class QemuMachine(Machine):
         base: str,
         *,
         settled: Callable[[], Awaitable[None]],
+        catalog: Path,
         options: MergeOptions,
         progress: Progress,
     ) -> None:
         """See Machine."""
         await self._activate()
-        await Merger(self).commit(top, base, settled=settled, options=options, progress=progress)
+        await Merger(self).commit(top, base, settled=settled, catalog=catalog, options=options, progress=progress)
 
     async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
         """See Machine."""

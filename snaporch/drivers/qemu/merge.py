@@ -12,10 +12,13 @@ import trio
 from snaporch.drivers.base import Overlay, Progress, untold
 from snaporch.drivers.qemu import blockjob
 from snaporch.drivers.qemu.blockjob import PREFIX, BlockJob, Brake, braked
+from snaporch.drivers.qemu.leash import posted
 from snaporch.errors import CommandRefused, HypervisorError
 from snaporch.models import DiskStatus, MergeOptions, OnTimeout
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from snaporch.drivers.qemu.machine import QemuMachine
 
 PIVOT_SECONDS = 120.0
@@ -67,6 +70,7 @@ class Merger:
         base: str,
         *,
         settled: Callable[[], Awaitable[None]],
+        catalog: Path,
         options: MergeOptions,
         progress: Progress,
     ) -> None:
@@ -80,7 +84,9 @@ class Merger:
             qmp, name, "block-commit", arguments, bandwidth=options.bandwidth, progress=progress
         ) as job:
             if active:
-                await self._pivot(job, disk, settled, options)
+                guard = self.machine.pivot_guard(job.id, disk, catalog)
+                async with posted(guard):
+                    await self._pivot(job, disk, settled, options)
             else:
                 await job.reach("BLOCK_JOB_COMPLETED")
         chain = disk.chain[disk.chain.index(top) : disk.chain.index(base)]
@@ -92,7 +98,7 @@ class Merger:
         """See a commit of an active image through to its end.
 
         It is not let finalize itself: while it is pending QEMU holds what the guest writes to the disk, and both
-        images are the same.
+        images are the same. The guard ends that if we die.
         """
         qmp = self.machine.qmp
         async with braked(self._brake(disk)) as brake:
