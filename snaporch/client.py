@@ -256,6 +256,19 @@ class Client:
         url, body = f"{_snapshot(domain, name)}/revert", {"flags": flag_names(flags), "save_current": save_current}
         return cast("SnapshotRecord", await self._operate(SnapshotRecord, url, **body))
 
+    async def revert_group(
+        self,
+        domains: Sequence[str],
+        name: str,
+        flags: RevertFlag = RevertFlag(0),  # noqa: B008 - an immutable value
+        *,
+        save_current: str = "",
+    ) -> tuple[SnapshotRecord, ...]:
+        """See `Orchestrator.revert_group`."""
+        kind = tuple[SnapshotRecord, ...]
+        body = {"domains": domains, "name": name, "flags": flag_names(flags), "save_current": save_current}
+        return cast("tuple[SnapshotRecord, ...]", await self._operate(kind, "groups/revert", **body))
+
     async def delete(
         self,
         domain: str,
@@ -271,6 +284,22 @@ class Client:
         url = f"{_domain(domain)}/delete"
         ask = self._post(MergePlan, f"{url}/plan", **body) if dry_run else self._operate(MergePlan, url, **body)
         return cast("MergePlan", await ask)
+
+    async def delete_group(
+        self,
+        domains: Sequence[str],
+        name: str | Collection[str],
+        flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
+        options: MergeOptions | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> dict[str, MergePlan]:
+        """See `Orchestrator.delete_group`."""
+        names = [name] if isinstance(name, str) else list(name)
+        body: dict[str, Any] = {"names": names, "flags": flag_names(flags), "options": options or MergeOptions()}
+        url, kind, body = "groups/delete", dict[str, MergePlan], {"domains": domains} | body
+        ask = self._post(kind, f"{url}/plan", **body) if dry_run else self._operate(kind, url, **body)
+        return cast("dict[str, MergePlan]", await ask)
 
     async def flatten(
         self,

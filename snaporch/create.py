@@ -370,7 +370,7 @@ class Participant:
             await self.bandwidth.during(stream, self.stream.limit)
 
     def _progress(self, done: int, total: int) -> None:
-        self.context.events.publish(self.operation.event("progress", done=done, total=total))
+        self.context.events.publish(self.operation.progress(self.name, done, total))
 
     async def seal_memory(self) -> None:
         """Wait until the memory file is durable; the stream's checksum was computed on the way.

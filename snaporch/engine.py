@@ -83,6 +83,7 @@ class Operation:
         machine: its state.
         phases: seconds each phase took, in order.
         notes: by domain, what its actor needs to go on after a crash of ours; each row of the journal carries it.
+        moved: by domain, how many bytes are done, and of how many.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Operation:
     machine: OperationState = attrs.field(factory=OperationState)
     phases: dict[str, float] = attrs.field(factory=dict)
     notes: dict[str, str] = attrs.field(factory=dict)
+    moved: dict[str, tuple[int, int]] = attrs.field(factory=dict)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -118,6 +120,12 @@ class Operation:
     def event(self, kind: str = "state", *, done: int = 0, total: int = 0, text: str = "") -> Event:
         """Return an event of this operation, now."""
         return Event(self.id, self.domain, kind, time.time(), self.machine.state, done, total, text)
+
+    def progress(self, domain: str, done: int, total: int) -> Event:
+        """Return an event of how far one domain is, which tells of all together."""
+        self.moved[domain] = done, total
+        done, total = (sum(column) for column in zip(*self.moved.values(), strict=True))
+        return self.event("progress", done=done, total=total)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

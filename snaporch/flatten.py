@@ -127,7 +127,7 @@ async def flatten(
         raise InvalidInput("flatten: a chain has at least one image")
     operation = Operation("flatten", domain, name)
     async with context.locked(operation):
-        journal = MergeJournal(options=options)
+        journal = MergeJournal(domain, options=options)
         async with merging(context, operation, journal, look_only=True) as merges:
             tops = await _tops(context, merges.record, name)
             graph = await merges.look()

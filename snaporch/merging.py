@@ -37,16 +37,20 @@ class MergeJournal:
     """What the journal holds: merges are planned anew from the images as they are.
 
     Attributes:
+        domain: whose images these are.
         doomed: names of the snapshots that go.
         options: how to merge; so does whoever finishes it.
         written: images that merges may have written to.
         unlink: files that were to go.
+        then: of a group, what comes after this in the same operation: one for each of the other domains.
     """
 
+    domain: str
     doomed: tuple[str, ...] = ()
     options: MergeOptions = attrs.field(factory=MergeOptions)
     written: tuple[str, ...] = ()
     unlink: tuple[str, ...] = ()
+    then: tuple[MergeJournal, ...] = ()
 
     def going_on(self, plan: MergePlan) -> MergeJournal:
         """Return the journal for a plan that is about to be carried out."""
@@ -222,7 +226,7 @@ class Merging:
         def tell(done: int, of: int) -> None:
             nonlocal moved
             moved = max(moved, before + (step.bytes * min(done, of) // of if of else 0))
-            self.context.events.publish(self.operation.event("progress", done=moved, total=total))
+            self.context.events.publish(self.operation.progress(self.record.name, moved, total))
 
         tell(0, 0)
         return tell
@@ -319,15 +323,15 @@ class Merging:
 async def merging(
     context: Context, operation: Operation, journal: MergeJournal, *, look_only: bool = False
 ) -> AsyncIterator[Merging]:
-    """Give what an operation merges its domain's images with; ends what earlier merges have left.
+    """Give what an operation merges a domain's images with; ends what earlier merges have left.
 
     Args:
         context: the orchestrator's.
         operation: it has the domain's lock.
-        journal: as it is.
+        journal: of the domain, as it is.
         look_only: touch nothing, end nothing.
     """
-    async with context.machine_of(operation.domain) as (record, machine):
+    async with context.machine_of(journal.domain) as (record, machine):
         if machine is not None and not look_only:
             await machine.settle_merges({disk.target: disk.path for disk in record.disks})
         yield Merging(context, operation, await _as_it_is(record, machine), machine, journal)

@@ -71,6 +71,8 @@ class DeleteFlag(enum.Flag):
 
     CHILDREN = 1
     CHILDREN_ONLY = 2
+    ALONE = 4
+    """Of a snapshot that was taken with others as a group: this one only, whatever becomes of the others."""
 
 
 class RevertFlag(enum.Flag):
@@ -79,6 +81,8 @@ class RevertFlag(enum.Flag):
     RUNNING = 1
     PAUSED = 2
     FORCE = 4
+    ALONE = 8
+    """Of a snapshot that was taken with others as a group: this domain only, the others stay where they are."""
 
 
 class Strategy(enum.StrEnum):

@@ -35,6 +35,7 @@ from snaporch.errors import (
 from snaporch.events import Broadcast
 from snaporch.flatten import ON_ITS_BASE, chain_cost, flatten, keep_short
 from snaporch.fsck import fsck
+from snaporch.group import check_alone, check_one_point, those_left
 from snaporch.images.merge import MergePlan
 from snaporch.models import (
     CreateFlag,
@@ -53,6 +54,7 @@ from snaporch.models import (
     SnapshotRecord,
     VerifyReport,
     check_name,
+    joined,
 )
 from snaporch.recover import recover, sweep
 from snaporch.revert import revert
@@ -394,7 +396,8 @@ class Orchestrator:
         Args:
             domain: the domain's name.
             name: the snapshot's.
-            flags: RUNNING or PAUSED in place of the state at the point; FORCE replaces whatever is there.
+            flags: RUNNING or PAUSED in place of the state at the point; FORCE replaces whatever is there; ALONE: of
+                a group (`create_group`) this domain only.
             save_current: first keep what the domain holds now in a snapshot of this name.
 
         Returns:
@@ -405,8 +408,45 @@ class Orchestrator:
             OperationFailed: the domain is exactly as it was, its running guest included.
             Stranded: with FORCE only: the old guest is gone and the new one did not come up.
         """
-        await self._mended(domain)
-        return await revert(self._context, domain, name, flags, save_current=save_current)
+        (record,) = await self.revert_group((domain,), name, flags, save_current=save_current)
+        return record
+
+    async def revert_group(
+        self,
+        domains: Sequence[str],
+        name: str,
+        flags: RevertFlag = RevertFlag(0),  # noqa: B008 - an immutable value
+        *,
+        save_current: str = "",
+    ) -> tuple[SnapshotRecord, ...]:
+        """Take the domains of a group (`create_group`) back to its point, as one operation: all or none.
+
+        Old and new guests never run at one time. What was on its way between the guests at the point is lost.
+
+        Args:
+            domains: the domains' names, each once: all that still have their part of the group.
+            name: the snapshots' name.
+            flags: as of `revert`, for all; ALONE: only these domains, though there are more.
+            save_current: first keep what all hold now in a group of this name.
+
+        Returns:
+            The snapshots' records in the order of `domains`.
+
+        Raises:
+            Refused: before anything was touched; Unsupported when these are no group, or not all of it.
+            Busy: another operation runs on one of them, which the error names.
+            OperationFailed: all are exactly as they were, their running guests included.
+            Stranded: with FORCE only: an old guest is gone and its new one did not come up.
+        """
+        joined(domains)  # each once
+        for domain in domains:
+            await self._mended(domain)
+        records = [await self.catalog.snapshot(domain, name) for domain in domains]
+        check_one_point(records, "revert")
+        if RevertFlag.ALONE not in flags:
+            await check_alone(self.catalog, records, "revert")
+        await revert(self._context, records, flags, save_current=save_current)
+        return tuple(records)
 
     async def delete(
         self,
@@ -425,7 +465,8 @@ class Orchestrator:
         Args:
             domain: the domain's name.
             name: the snapshot's; of several, what is between two that stay is merged once.
-            flags: CHILDREN: this one and its descendants; CHILDREN_ONLY: its descendants.
+            flags: CHILDREN: this one and its descendants; CHILDREN_ONLY: its descendants; ALONE: what is of a group
+                (`create_group`) goes here and stays with the others.
             options: bandwidth, and what to do about a guest that writes faster than a merge copies: by default
                 its writes are slowed down and, where that does not help either, an image stays to merge another
                 time; the plan has it under `kept`.
@@ -439,9 +480,44 @@ class Orchestrator:
             Stranded: merging was cut short; every remaining snapshot is whole, and `recover` finishes it. So it is
                 when the call is cancelled.
         """
-        await self._mended(domain)
+        return (await self.delete_group((domain,), name, flags, options, dry_run=dry_run))[domain]
+
+    async def delete_group(
+        self,
+        domains: Sequence[str],
+        name: str | Collection[str],
+        flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
+        options: MergeOptions | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> dict[str, MergePlan]:
+        """Delete a group (`create_group`) as one operation: from its beginning on, none of it can be reverted to.
+
+        Args:
+            domains: the domains' names, each once: all that still have their part of the group.
+            name: the snapshots' name; of several groups, each is of these domains. Where one of the domains has it
+                no longer, it is not missed.
+            flags: as of `delete`, for each domain; ALONE: only these domains, though there are more.
+            options: as of `delete`.
+            dry_run: only plan.
+
+        Returns:
+            Each domain's plan, see `delete`.
+
+        Raises:
+            Refused: before anything was touched; Unsupported when these are no group, or not all of it.
+            Busy: another operation runs on one of them, which the error names.
+            Stranded: merging was cut short; `recover` finishes all of it, see `delete`.
+        """
+        joined(domains)  # each once
+        for domain in domains:
+            await self._mended(domain)
         names = (name,) if isinstance(name, str) else tuple(name)
-        return await delete(self._context, domain, names, flags, options or MergeOptions(), dry_run=dry_run)
+        chosen: dict[str, list[str]] = {domain: [] for domain in domains}
+        for each in names:
+            for record in await those_left(self.catalog, domains, each):
+                chosen[record.domain].append(each)
+        return await delete(self._context, chosen, flags, options or MergeOptions(), dry_run=dry_run)
 
     async def flatten(
         self,

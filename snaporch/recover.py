@@ -27,7 +27,8 @@ from snaporch.merging import MergeJournal
 from snaporch.models import DomainRecord, OperationRecord, Process
 from snaporch.planning import CreatePlan, RevertPlan
 from snaporch.replay import Action, after_create, after_revert
-from snaporch.revert import Reverter
+from snaporch.revert import Reverter, clean_up
+from snaporch.revert import commit as commit_revert
 from snaporch.states import OperationState, State
 from snaporch.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY, create_phases
 from snaporch.verify import Trial
@@ -143,32 +144,40 @@ async def _complete_or_undo(context: Context, operation: Operation, participants
 
 
 async def _revert(context: Context, operation: Operation, text: str) -> None:
-    plan = loads(text, RevertPlan)
-    actor, phases, rollback = (
-        (Trial, VERIFY, ROLLBACK_VERIFY) if plan.way == "verify" else (Reverter, REVERT[plan.way], ROLLBACK_REVERT)
-    )
-    async with context.machine_of(operation.domain, hung_is_none=True) as (record, machine):
-        driver = context.driver(record)
-        made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
-        await driver.storage.release({disk.path for disk in plan.disks})
-        reverter = actor(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
-        action = after_revert(operation.machine.state, plan.way)
+    plans = loads(text, tuple[RevertPlan, ...])
+    way = plans[0].way
+    phases, rollback = (VERIFY, ROLLBACK_VERIFY) if way == "verify" else (REVERT[way], ROLLBACK_REVERT)
+    async with AsyncExitStack() as stack:
+        reverters = [await _reverter(context, plan, stack) for plan in plans]
+        commit, finish = partial(commit_revert, reverters), partial(clean_up, reverters)
+        action = after_revert(operation.machine.state, way)
         if action is Action.TIDY_UP:
-            await context.engine.tidy_up(operation, reverter.clean_up)
+            await context.engine.tidy_up(operation, finish)
         elif action is Action.GO_ON:
             with suppress(OperationFailed):  # undone, then
-                commit, finish = reverter.commit, reverter.clean_up
-                await context.engine.go_on(operation, phases, rollback, [reverter], commit=commit, finish=finish)
+                await context.engine.go_on(operation, phases, rollback, reverters, commit=commit, finish=finish)
         else:
-            await context.engine.undo(operation, phases, rollback, [reverter])
+            await context.engine.undo(operation, phases, rollback, reverters)
+
+
+async def _reverter(context: Context, plan: RevertPlan, stack: AsyncExitStack) -> Reverter:
+    name = plan.domain.name
+    record, machine = await stack.enter_async_context(context.machine_of(name, hung_is_none=True))
+    driver = context.driver(record)
+    made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
+    await driver.storage.release({disk.path for disk in plan.disks})
+    actor = Trial if plan.way == "verify" else Reverter
+    return actor(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
 
 
 async def _merges(context: Context, operation: Operation, text: str) -> None:
-    record = await context.catalog.domain(operation.domain)
-    images = {disk.path for disk in record.disks} | await context.catalog.own_files(record.name)
-    await context.driver(record).storage.release(images)
+    journal = loads(text, MergeJournal)
+    for each in (journal, *journal.then):
+        record = await context.catalog.domain(each.domain)
+        images = {disk.path for disk in record.disks} | await context.catalog.own_files(record.name)
+        await context.driver(record).storage.release(images)
     finish = finish_delete if operation.kind == "delete" else finish_flatten
-    await finish(context, operation, loads(text, MergeJournal))
+    await finish(context, operation, journal)
 
 
 _RECOVER = {"create": _create, "revert": _revert, "verify": _revert, "delete": _merges, "flatten": _merges}

@@ -8,6 +8,8 @@
 A new hypervisor process is launched beside the old one, its disks on fresh overlays over the frozen images, and
 loads the memory. Only when it is complete does the old guest stand still and the new one run; only when that is in
 the catalog does the old process go. Until then the old guest is there, and runs on if anything fails.
+
+Several domains are several reverters: old and new guests of a group never run at one time, and all go back or none.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from functools import partial
 
 import attrs
 
-from snaporch.catalog.store import Change
+from snaporch.catalog.store import Change, merged
 from snaporch.context import Context, dies
 from snaporch.convert import dumps
 from snaporch.create import STREAM_BYTES, create
@@ -50,6 +52,8 @@ from snaporch.models import (
     RevertFlag,
     SnapshotRecord,
     check_name,
+    joined,
+    members_of,
 )
 from snaporch.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
 from snaporch.steps import REVERT, ROLLBACK_REVERT, Lane
@@ -146,6 +150,11 @@ class Reverter:
         """See `snaporch.engine.Actor`."""
         disks = {Lane.DISK: list(self.plan.frozen), Lane.INSIDE: list(self.plan.inside)}
         return disks.get(lane, [""] if lane is Lane.DOMAIN else [])
+
+    def displacing(self, operation: str = "") -> Reverter:
+        """Return one that ends the old process first; as another operation, with overlays of that one's name."""
+        disks = _renamed(self.plan, operation) if operation else self.plan.disks
+        return Reverter(attrs.evolve(self.plan, way="displace", disks=disks), self.context, self.driver, self.old)
 
     def _path(self, target: str) -> str:
         return next(disk.path for disk in self.plan.disks if disk.target == target)
@@ -441,54 +450,86 @@ async def _check_free(context: Context, snapshot: SnapshotRecord) -> None:
 
 
 async def revert(
-    context: Context, domain: str, name: str, flags: RevertFlag, *, save_current: str = ""
-) -> SnapshotRecord:
-    """Revert a domain; see `snaporch.Orchestrator.revert`."""
-    force = RevertFlag.FORCE in flags
-    snapshot = await context.catalog.snapshot(domain, name)
-    wanted_state(snapshot, flags)
-    if snapshot.deleting:
-        raise Unsupported(f"{name} is being deleted; `snaporch recover` finishes that")
-    operation = Operation("revert", domain, name)  # before the one that saves: who asked knows the first one's id
+    context: Context, snapshots: Sequence[SnapshotRecord], flags: RevertFlag, *, save_current: str = ""
+) -> None:
+    """Revert domains, each to one of these, all or none; see `snaporch.Orchestrator.revert_group`."""
+    for snapshot in snapshots:
+        wanted_state(snapshot, flags)
+        if snapshot.deleting:
+            raise Unsupported(f"{snapshot.name} is being deleted; `snaporch recover` finishes that")
+    domains, name = joined(snapshot.domain for snapshot in snapshots), snapshots[0].name
+    operation = Operation("revert", domains, name)  # before the one that saves: who asked knows the first one's id
     if save_current:
-        await _save(context, domain, save_current, snapshot)
-    async with context.locked(operation), context.machine_of(domain, hung_is_none=force) as (record, old):
-        driver = context.driver(record)
-        was = await _present(old, force=force)
-        if old is None and record.process is not None:
-            was = DomainState.RUNNING
-        await _check_free(context, snapshot)
-        plan = plan_revert(
-            record, was, snapshot, flags, directory=context.directory(domain), operation=operation.id
-        )
-        await check_revert(driver, plan)
-        plan = await _way(driver, plan, old, force=force)
-        reverter = Reverter(plan, context, driver, old)
+        await _save(context, members_of(domains), save_current, snapshots[0])
+    async with context.locked(operation), AsyncExitStack() as stack:
+        reverters = [await _reverter(context, each, flags, operation, stack) for each in snapshots]
+        reverters = _alike(reverters)
         try:
-            await _run(context, operation, reverter)
+            await _run(context, operation, reverters)
         except Refused as error:
-            if plan.way != "beside" or was is DomainState.INACTIVE or isinstance(error, DamagedSnapshot):
+            beside = reverters[0].plan.way == "beside"
+            stood = any(each.plan.was is not DomainState.INACTIVE for each in reverters)
+            if not beside or not stood or isinstance(error, DamagedSnapshot):
                 raise
-            if not force:
+            if RevertFlag.FORCE not in flags:
                 raise Unsupported(f"{error}; if the running guest holds that, FORCE ends it first") from error
             # The new process did not come up beside the old one (a port that both want, say): in its place, then.
-            operation = Operation("revert", domain, name)
-            plan = attrs.evolve(plan, way="displace", disks=_renamed(plan, operation.id))
-            reverter = Reverter(plan, context, driver, old)
-            await _run(context, operation, reverter)
-    return snapshot
+            operation = Operation("revert", domains, name)
+            await _run(context, operation, [each.displacing(operation.id) for each in reverters])
 
 
-async def _run(context: Context, operation: Operation, reverter: Reverter) -> None:
+async def _reverter(
+    context: Context, snapshot: SnapshotRecord, flags: RevertFlag, operation: Operation, stack: AsyncExitStack
+) -> Reverter:
+    """Look at a domain and decide how it goes back; its machine stays connected for as long as `stack` is open."""
+    force, name = RevertFlag.FORCE in flags, snapshot.domain
+    record, old = await stack.enter_async_context(context.machine_of(name, hung_is_none=force))
+    driver = context.driver(record)
+    was = await _present(old, force=force)
+    if old is None and record.process is not None:
+        was = DomainState.RUNNING
+    await _check_free(context, snapshot)
+    plan = plan_revert(record, was, snapshot, flags, directory=context.directory(name), operation=operation.id)
+    await check_revert(driver, plan)
+    return Reverter(await _way(driver, plan, old, force=force), context, driver, old)
+
+
+def _alike(reverters: Sequence[Reverter]) -> list[Reverter]:
+    """Return them with one way for all: where one has to displace its old guest, all do.
+
+    Raises:
+        Unsupported: there is no such way.
+    """
+    ways = {each.plan.way for each in reverters}
+    if len(ways) == 1:
+        return list(reverters)
+    if not ways <= {"beside", "displace"}:
+        each = "; ".join(f"{reverter.name}: {reverter.plan.way}" for reverter in reverters)
+        raise Unsupported(f"these cannot go back together, their ways differ ({each}); each by itself can")
+    return [each.displacing() for each in reverters]
+
+
+async def _run(context: Context, operation: Operation, reverters: Sequence[Reverter]) -> None:
     await context.engine.run(
         operation,
-        REVERT[reverter.plan.way],
+        REVERT[reverters[0].plan.way],
         ROLLBACK_REVERT,
-        [reverter],
-        plan=dumps(reverter.plan),
-        commit=reverter.commit,
-        finish=reverter.clean_up,
+        reverters,
+        plan=dumps([each.plan for each in reverters]),
+        commit=partial(commit, reverters),
+        finish=partial(clean_up, reverters),
     )
+
+
+async def commit(reverters: Sequence[Reverter]) -> Change:
+    """Return what the catalog is to know of all of them, in one transaction."""
+    return merged([await each.commit() for each in reverters])
+
+
+async def clean_up(reverters: Sequence[Reverter]) -> None:
+    """Clean up after all of them; the revert is complete already."""
+    for each in reverters:
+        await each.clean_up()
 
 
 def _renamed(plan: RevertPlan, operation: str) -> tuple[DeviceDisk, ...]:
@@ -502,15 +543,15 @@ def _renamed(plan: RevertPlan, operation: str) -> tuple[DeviceDisk, ...]:
     )
 
 
-async def _save(context: Context, domain: str, name: str, target: SnapshotRecord) -> None:
-    """Keep what the domain holds now, before it is replaced."""
+async def _save(context: Context, domains: Sequence[str], name: str, target: SnapshotRecord) -> None:
+    """Keep what the domains hold now, before it is replaced."""
     check_name(name)
     if name == target.name:
         raise TargetExists(f"the present state cannot be saved as {name!r}: that is where it goes back to")
-    async with context.machine_of(domain) as (_, machine):
+    async with context.machine_of(domains[0]) as (_, machine):
         memory = machine is not None
     # An overlay over an image would keep it from going back in place.
     inside = tuple(DiskSnapshot(DeviceDisk(disk), external=False) for disk in target.inside)
     flags = CreateFlag.DISK_ONLY if not memory else CreateFlag(0) if inside else CreateFlag.LIVE
     snapshot = DomainSnapshot(name, f"before reverting to {target.name}", memory=memory, disks=inside)
-    await create(context, (domain,), snapshot, flags, CreateOptions())
+    await create(context, domains, snapshot, flags, CreateOptions())

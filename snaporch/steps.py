@@ -187,7 +187,10 @@ REVERT: dict[str, tuple[Phase, ...]] = {
     "beside": (
         Phase(Signal.PREPARE, disk=("make_overlay",)),
         Phase(Signal.LOAD, domain=("launch", "load")),
-        Phase(Signal.SWAP, domain=("post_guard", "stand_still", "take_over", "dismiss_guard")),
+        # Old and new guests of a group never run at one time, and the guards stand until the last has taken over.
+        Phase(Signal.SWAP, domain=("post_guard", "stand_still")),
+        Phase(Signal.SWAP, domain=("take_over",), paused=True),
+        Phase(Signal.SWAP, domain=("dismiss_guard",), paused=True),
     ),
     # FORCE, where both cannot stand side by side, or the old one no longer answers.
     "displace": (

@@ -179,7 +179,7 @@ async def verify(context: Context, domain: str, name: str, *, boot: bool = False
                     VERIFY,
                     ROLLBACK_VERIFY,
                     [trial],
-                    plan=dumps(plan),
+                    plan=dumps([plan]),
                     commit=trial.commit,
                     finish=trial.clean_up,
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import math
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from snaporch import (
@@ -26,15 +29,20 @@ from snaporch import (
     NotFound,
     OperationFailed,
     Refused,
+    RevertFlag,
+    SnaporchError,
     SnapshotRecord,
+    Stranded,
     Strategy,
     TargetExists,
     Unsupported,
     open_orchestrator,
 )
+from snaporch.catalog.store import Change
 from snaporch.orchestrator import Orchestrator
 from snaporch.states import State
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
+from tests.conformance.test_any_fault import CALLS, steps_of
 
 GIB = 2**30
 
@@ -85,6 +93,17 @@ class Group:
             (process,) = self.host.processes(name)
             assert self.host.guest(process).running
             assert self.host.consistent(process), name
+
+    async def check_undone(self, before: dict[str, list[object]], files: tuple[str, ...]) -> None:
+        """Assert that everything is as before, but for members that have died, whose disks hold their last word."""
+        assert self.host.files() == files
+        for name in self.names:
+            if self.host.processes(name):
+                assert self.picture([name]) == before[name], name
+            else:
+                info = await self.orch.domain_info(name)
+                assert len({self.host.number(disk.active) for disk in info.disks}) == 1
+                await self.orch.start(name)
 
 
 @asynccontextmanager
@@ -251,7 +270,7 @@ async def test_one_change(tmp_path: Path, autojump_clock: MockClock, threads_hol
             assert operation.members == tuple(group.names)
             assert not await catalog.unfinished(name)
         await trio.sleep(1)
-        await group.orch.revert("web1", "g1")
+        await group.orch.revert("web1", "g1", RevertFlag.ALONE)
         group.check_consistent(group.names)
         (process,) = group.host.processes("web1")
         assert numbers["web1"] <= group.host.guest(process).ticks < numbers["web1"] + 100_000
@@ -324,3 +343,204 @@ async def test_cancelled(tmp_path: Path, autojump_clock: MockClock, threads_hold
         assert group.host.files() == files
         assert group.picture(group.names) == before
         group.check_consistent(group.names)
+
+
+# --- revert and delete ----------------------------------------------------------------------------------------
+
+
+async def test_revert(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """All go back as one operation, found by any of them, and no new guest runs before every old one stands."""
+    async with open_group(tmp_path, 3) as group:
+        await group.create()
+        old = group.host.processes()
+        numbers = {name: (await group.orch.show(name, "g1")).memory for name in group.names}
+        group.log.clear()
+        records = await group.orch.revert_group(group.names, "g1")
+        assert [record.domain for record in records] == group.names
+        assert max(group.when("effect", "machine.pause")) < min(group.when("call", "machine.resume"))
+        assert not set(group.host.processes()) & set(old)
+        group.check_consistent(group.names)
+        for name, memory in numbers.items():
+            assert memory is not None
+            (process,) = group.host.processes(name)
+            assert group.host.guest(process).ticks - group.host.number(memory.path) < 100_000
+            assert (await group.orch.operations(name))[-1].domain == "web0,web1,web2"
+        await group.create(name="g2")
+        await group.orch.revert_group(group.names, "g1", RevertFlag.PAUSED)
+        assert [(await group.orch.domain_info(name)).state for name in group.names] == ["paused"] * 3
+
+
+async def test_revert_saving(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """What all hold now can be kept first, as a group of its own."""
+    async with open_group(tmp_path, 2) as group:
+        await group.create()
+        await group.orch.revert_group(group.names, "g1", save_current="before")
+        records = [await group.orch.show(name, "before") for name in group.names]
+        assert len({record.group for record in records}) == 1
+        assert records[0].group is not None
+        assert [(await group.orch.domain_info(name)).current for name in group.names] == ["g1", "g1"]
+
+
+async def test_alone(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """One member goes back, or is deleted, alone only when that is said; and a group that is not whole is none."""
+    async with open_group(tmp_path, 3) as group:
+        await group.create()
+        with pytest.raises(Unsupported, match="one point with that of web0, web2: revert the group"):
+            await group.orch.revert("web1", "g1")
+        with pytest.raises(Unsupported, match="one point with that of web1, web2: delete the group"):
+            await group.orch.delete("web0", "g1")
+        with pytest.raises(Unsupported, match="g1 of web1 is one point with that of web0"):
+            await group.orch.revert_group(["web1", "web2"], "g1")
+        with pytest.raises(Unsupported, match="g1 of web0 is one point with that of web1"):
+            await group.orch.delete_group(["web0", "web2"], "g1")
+        assert {record.deleting for name in group.names for record in await group.orch.list(name)} == {False}
+        await group.orch.revert("web1", "g1", RevertFlag.ALONE)
+        assert [name for name in group.names if (await group.orch.operations(name))[-1].kind == "revert"] == [
+            "web1"
+        ]
+        await group.orch.catalog.write(Change(dropped=(("web1", "g1"),)))
+        await group.orch.revert_group(["web0", "web2"], "g1")  # all that is left of it
+        with pytest.raises(NotFound):
+            await group.orch.revert_group(group.names, "g1")
+        with pytest.raises(NotFound, match="web7"):
+            await group.orch.delete_group(["web0", "web2", "web7"], "g1")
+
+
+async def test_no_group(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """Snapshots of one name that were taken one after the other are of no one point."""
+    async with open_group(tmp_path, 2) as group:
+        for name in group.names:
+            await group.orch.create(name, DomainSnapshot("s1"), CreateFlag.LIVE)
+        with pytest.raises(Unsupported, match="s1 of web0, web1 was not taken at one point"):
+            await group.orch.revert_group(group.names, "s1")
+        with pytest.raises(Unsupported, match="not taken at one point"):
+            await group.orch.delete_group(group.names, "s1")
+        with pytest.raises(InvalidInput, match="once"):
+            await group.orch.delete_group(["web0", "web0"], "s1")
+        await group.orch.revert("web0", "s1")
+
+
+REVERT_FAILURES = ["storage.make_overlay", "driver.launch", "machine.load", "guard.post", "machine.resume"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", REVERT_FAILURES)
+async def test_one_fails_to_revert(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, at: str, *, after: bool
+) -> None:
+    """Where one member cannot go back none does: the old guests run on, those whose new ones had taken over too."""
+    async with open_group(tmp_path, 3) as group:
+        await group.create()
+        before, files = group.picture(group.names), group.host.files()
+        fault = group.host.faults.add(at, domain="web1", after=after, nth=1)
+        with pytest.raises((OperationFailed, Refused)):
+            await group.orch.revert_group(group.names, "g1")
+        assert fault.fired == 1
+        assert await group.last_state() == State.ROLLED_BACK
+        assert (group.picture(group.names), group.host.files()) == (before, files)
+        await trio.sleep(1)
+        group.check_consistent(group.names)
+        await group.orch.revert_group(group.names, "g1")
+        group.check_consistent(group.names)
+
+
+async def test_one_has_changed(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """What stands in the way of one keeps all; with FORCE, where one has to displace its old guest, all do."""
+    async with open_group(tmp_path, 2) as group:
+        options = CreateOptions(exclude=frozenset({"vdb"}))
+        await group.orch.create_group(group.names, DomainSnapshot("g1"), CreateFlag.LIVE, options)
+        before = group.picture(group.names)
+        with pytest.raises(Unsupported, match="does not hold vdb"):
+            await group.orch.revert_group(group.names, "g1")
+        assert group.picture(group.names) == before
+        await group.orch.destroy("web1")
+        await group.orch.revert_group(group.names, "g1", RevertFlag.FORCE)
+        assert [(await group.orch.domain_info(name)).state for name in group.names] == ["running", "running"]
+
+
+# --- anything -------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Failure:
+    """Something that goes wrong with one member in one of the driver's calls."""
+
+    at: str
+    kind: str
+    after: bool
+    member: str
+
+
+CREATE_CALLS = sorted({CALLS[step] for step in steps_of(Strategy.BACKGROUND, quiesce=False)})
+REVERT_CALLS = [*REVERT_FAILURES, "machine.pause", "guard.dismiss"]
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> tuple[str, list[Failure]]:
+    verb = draw(st.sampled_from(["create", "revert"]))
+    failures = st.builds(
+        Failure,
+        st.sampled_from(CREATE_CALLS if verb == "create" else REVERT_CALLS),
+        st.sampled_from(["error", "crash", "cancel"]),
+        st.booleans(),
+        st.sampled_from(["web0", "web1"]),
+    )
+    return verb, draw(st.lists(failures, min_size=1, max_size=2))
+
+
+async def tell(verb: str, failures: list[Failure], root: Path) -> None:
+    """Create or revert a group, and check what has become of everything."""
+    async with open_group(root, 2) as group:
+        await group.create(name="g0")
+        before = {name: group.picture([name]) for name in group.names}
+        files, scope = group.host.files(), trio.CancelScope()
+        for failure in failures:
+            plan_failure(group, failure, scope)
+        failed = None
+        try:
+            with scope:
+                if verb == "create":
+                    await group.orch.create_group(group.names, DomainSnapshot("g1"), CreateFlag.LIVE)
+                else:
+                    await group.orch.revert_group(group.names, "g0")
+        except SnaporchError as error:
+            failed = error
+        group.host.faults.clear()
+        group.host.on_call = group.host.on_effect = lambda _at, _domain: None
+        if isinstance(failed, Stranded):
+            await group.orch.recover()
+        done = (await group.orch.operations("web0"))[-1]
+        assert done.state in {State.COMPLETE, State.ROLLED_BACK}
+        if done.state == State.ROLLED_BACK:
+            await group.check_undone(before, files)
+            assert {len(await group.orch.list(name)) for name in group.names} == {1}
+        for name in group.names:
+            if not group.host.processes(name):  # it died when all was done
+                await group.orch.start(name)
+        await trio.sleep(0.1)
+        group.check_consistent(group.names)
+        assert not await group.orch.recover()
+
+
+def plan_failure(group: Group, failure: Failure, scope: trio.CancelScope) -> None:
+    if failure.kind != "cancel":
+        crash = failure.kind == "crash" and not failure.at.startswith("driver")
+        group.host.faults.add(failure.at, domain=failure.member, after=failure.after, crash=crash)
+        return
+
+    def hook(at: str, domain: str) -> None:
+        if at == failure.at and domain in {failure.member, ""}:
+            scope.cancel()
+
+    setattr(group.host, "on_effect" if failure.after else "on_call", hook)
+
+
+@settings(max_examples=60, deadline=None)
+@given(stories())
+def test_any_fault(story: tuple[str, list[Failure]]) -> None:
+    """One or two failures of any members in any steps: all of the group is done, or none of it."""
+    clock = MockClock(autojump_threshold=0)
+    with tempfile.TemporaryDirectory() as root:
+        trio.run(tell, *story, Path(root), clock=clock, instruments=[ThreadsHoldTime(clock)])

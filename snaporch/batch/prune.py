@@ -1,42 +1,69 @@
-"""Retention of one domain: what the policy gives up is deleted, all in one operation."""
+"""Retention: what the policy gives up of a domain is deleted in one operation; of a group, all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import attrs
 
 from snaporch.batch import store
 from snaporch.batch.plan import Plan, Retention
 from snaporch.batch.retention import Candidate, Verdict, plan_retention
 from snaporch.batch.store import ItemRecord
+from snaporch.group import siblings
+from snaporch.models import joined, members_of
 from snaporch.orchestrator import Orchestrator
 
 
 async def prune(
     orch: Orchestrator,
     policy: Retention,
-    domain: str,
+    domains: Sequence[str],
     *,
     taken: Mapping[str, ItemRecord] | None = None,
     now: float,
     dry_run: bool = False,
-) -> Verdict:
-    """Delete what a policy does not keep of a domain's snapshots; what lies between two that stay is merged once.
+) -> dict[str, Verdict]:
+    """Delete what a policy does not keep of these domains' snapshots; what is between two that stay is merged once.
 
     A snapshot counts as good when its files are there and nothing has touched them, and when no batch among `taken`
-    found it damaged.
+    found it damaged. A group's go all or stay: so they do where one of them is kept, or is of a domain that is not
+    looked at.
 
     Args:
         orch: the orchestrator.
         policy: what stays.
-        domain: the domain's name.
+        domains: the domains' names.
         taken: what a plan's batches have taken, by the snapshot's name: unless the policy is about everything, only
             these are looked at. None: all are.
         now: seconds since the epoch.
         dry_run: only decide.
 
+    Returns:
+        What becomes of each domain's snapshots.
+
     Raises:
         SnaporchError: as `Orchestrator.delete`.
     """
+    found = {domain: await _verdict(orch, policy, domain, taken, now) for domain in domains}
+    verdicts, going = {}, dict[str, dict[str, None]]()
+    for domain, verdict in found.items():
+        verdicts[domain] = verdict
+        for name in verdict.delete:
+            record = await orch.show(domain, name)
+            others = [each.domain for each in await siblings(orch.catalog, record)]
+            if keeper := next((each for each in others if name not in found.get(each, Verdict()).delete), None):
+                verdicts[domain] = _kept(verdicts[domain], name, f"one point with that of {keeper}, which stays")
+            else:
+                going.setdefault(joined([domain, *others]), {})[name] = None
+    for together, names in going.items() if not dry_run else ():
+        await orch.delete_group(members_of(together), tuple(names))
+    return verdicts
+
+
+async def _verdict(
+    orch: Orchestrator, policy: Retention, domain: str, taken: Mapping[str, ItemRecord] | None, now: float
+) -> Verdict:
     mine = taken or {}
     candidates = []
     for record in await orch.list(domain):
@@ -44,22 +71,25 @@ async def prune(
             found_good = record.name not in mine or mine[record.name].verified is not False
             good = found_good and not record.deleting and await orch.intact(domain, record.name)
             candidates.append(Candidate(record.name, record.point, record.size, good, record.pinned))
-    verdict = plan_retention(candidates, policy, now)
-    if verdict.delete and not dry_run:
-        await orch.delete(domain, tuple(verdict.delete))
-    return verdict
+    return plan_retention(candidates, policy, now)
+
+
+def _kept(verdict: Verdict, name: str, why: str) -> Verdict:
+    """Return a verdict that keeps one snapshot more."""
+    delete = {each: reason for each, reason in verdict.delete.items() if each != name}
+    return attrs.evolve(verdict, keep=verdict.keep | {name: why}, delete=delete)
 
 
 async def prune_by_plan(
-    orch: Orchestrator, plan: Plan, item: str, domain: str, *, now: float, dry_run: bool = False
-) -> Verdict:
-    """As `prune`, of a domain that a plan takes by itself or in a group; without a retention nothing goes.
+    orch: Orchestrator, plan: Plan, item: str, domains: Sequence[str], *, now: float, dry_run: bool = False
+) -> dict[str, Verdict]:
+    """As `prune`, of the domains that a plan takes as one item; without a retention nothing goes.
 
     Args:
         orch: the orchestrator.
         plan: the plan.
-        item: under which name it takes the domain.
-        domain: the domain's name.
+        item: under which name it takes them.
+        domains: the domains' names.
         now: seconds since the epoch.
         dry_run: only decide.
 
@@ -67,6 +97,6 @@ async def prune_by_plan(
         SnaporchError: as `Orchestrator.delete`.
     """
     if plan.retention is None:
-        return Verdict()
+        return {}
     taken = await store.taken_by(orch.catalog, plan.name, item)
-    return await prune(orch, plan.retention, domain, taken=taken, now=now, dry_run=dry_run)
+    return await prune(orch, plan.retention, domains, taken=taken, now=now, dry_run=dry_run)

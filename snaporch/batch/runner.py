@@ -295,17 +295,17 @@ class Runner:
         """Delete what was taken."""
 
         async def one(record: ItemRecord) -> None:
-            for domain in record.item.members:
-                await self._delete(domain, record.snapshot)
+            await self._delete(record.item.members, record.snapshot)
             end = End.UNDONE if record.end is End.DONE else record.end
             await store.save_item(self.catalog, attrs.evolve(record, end=end, taken=False))
 
         await self._each_taken(one)
 
-    async def _delete(self, domain: str, name: str) -> None:
-        await self.orch.recover(domain=domain)
+    async def _delete(self, domains: Sequence[str], name: str) -> None:
+        for domain in domains:
+            await self.orch.recover(domain=domain)
         try:
-            await self.orch.delete(domain, name)
+            await self.orch.delete_group(domains, name)
         except NotFound:
             return  # by the run that was cut short
 
@@ -313,11 +313,10 @@ class Runner:
         """Delete what retention does not keep, of the domains that were taken."""
 
         async def one(record: ItemRecord) -> None:
-            for domain in record.item.members:
-                verdict = await prune_by_plan(self.orch, self.plan, record.item.name, domain, now=self.now())
-                if verdict.delete:
-                    record = attrs.evolve(record, deleted=(*record.deleted, *verdict.delete))
-                    await store.save_item(self.catalog, record)
+            item = record.item
+            verdicts = await prune_by_plan(self.orch, self.plan, item.name, item.members, now=self.now())
+            if deleted := tuple(name for verdict in verdicts.values() for name in verdict.delete):
+                await store.save_item(self.catalog, attrs.evolve(record, deleted=(*record.deleted, *deleted)))
 
         await self._each_taken(one)
 

@@ -49,11 +49,10 @@ async def plan_(file: Path, /, *, session: Here) -> Answer:
         items = await store.select(orchestrator.catalog, str(orchestrator.root), plan)
         cut = await store.unfinished(orchestrator.catalog, plan.name)
         now = time.time()
-        deletes = {
-            name: (await prune.prune_by_plan(orchestrator, plan, item.name, name, now=now, dry_run=True)).delete
-            for item in items
-            for name in item.members
-        }
+        deletes: dict[str, dict[str, str]] = {}
+        for item in items:
+            verdicts = await prune.prune_by_plan(orchestrator, plan, item.name, item.members, now=now, dry_run=True)
+            deletes |= {name: verdict.delete for name, verdict in verdicts.items()}
     document = {
         "plan": plan.name,
         "goes_on_with": cut.id if cut else None,

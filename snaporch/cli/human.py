@@ -110,14 +110,22 @@ def _with(record: SnapshotRecord) -> str:
     return f", one point with {', '.join(name for name in members if name != record.domain)}" if members else ""
 
 
-def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float) -> RenderableType:
-    """Return what was done."""
-    when = age(record.point)
-    return _text(f"{record.domain} is back at {record.name} ({when}), {info.state}, in {human_duration(seconds)}")
+def reverted(records: Sequence[SnapshotRecord], infos: Sequence[DomainInfo], seconds: float) -> RenderableType:
+    """Return what was done, in a line for each domain."""
+    return Group(
+        *(
+            _text(f"{r.domain} is back at {r.name} ({age(r.point)}), {i.state}, in {human_duration(seconds)}")
+            for r, i in zip(records, infos, strict=True)
+        )
+    )
 
 
-def deleted(domain_name: str, plan: MergePlan, *, dry_run: bool) -> RenderableType:
-    """Return what is done to which image, as a tree, and a line that says it in short."""
+def deleted(plans: Mapping[str, MergePlan], *, dry_run: bool) -> RenderableType:
+    """Return, for each domain, what is done to which image, as a tree, and a line that says it in short."""
+    return Group(*(_deleted(name, plan, dry_run=dry_run) for name, plan in plans.items()))
+
+
+def _deleted(domain_name: str, plan: MergePlan, *, dry_run: bool) -> RenderableType:
     names = ", ".join(sorted(plan.doomed)) or "nothing"
     moved, files = human_size(plan.bytes), f"{len(plan.unlink)} file{'' if len(plan.unlink) == 1 else 's'}"
     summary = f"{domain_name}: {names} deleted, {moved} merged, {files} removed"

@@ -116,15 +116,14 @@ def domain(info: DomainInfo) -> dict[str, Any]:
 
 def created_group(records: Sequence[SnapshotRecord]) -> dict[str, Any]:
     """Return what ``create --group`` answers: what ``create`` answers of each member."""
-    members = [created(record) for record in records]
     pauses = [record.timings.pause for record in records if record.timings.pause is not None]
-    first = members[0]
-    return {
-        "name": first["name"],
-        "outcome": first["outcome"],
-        "pause_seconds": max(pauses, default=None),
-        "members": members,
-    }
+    document = of_group(records[0].name, [created(record) for record in records])
+    return document | {"pause_seconds": max(pauses, default=None)}
+
+
+def of_group(name: str, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a verb answers of a group: what it answers of each member."""
+    return {"name": name, "outcome": Outcome.COMPLETE, "members": members}
 
 
 def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float, saved: str) -> dict[str, Any]:

@@ -53,16 +53,14 @@ async def prune(
         Only say what would go.
     """
     from snaporch.batch.plan import retention_from  # noqa: PLC0415 - other verbs do without it, and start sooner
-    from snaporch.batch.prune import prune as prune_one  # noqa: PLC0415
+    from snaporch.batch.prune import prune as prune_them  # noqa: PLC0415
 
     counts = {"last": last, "hourly": hourly, "daily": daily, "weekly": weekly, "monthly": monthly}
     sizes = {"max_bytes": max_bytes} if max_bytes else {}
     policy = retention_from({**counts, "within": within, "zone": zone, "pin": [pin] if pin else [], **sizes})
     async with session.open_here() as orchestrator:
         names = domains or tuple(record.name for record in await orchestrator.catalog.domains())
-        verdicts = {
-            name: await prune_one(orchestrator, policy, name, now=time.time(), dry_run=dry_run) for name in names
-        }
+        verdicts = await prune_them(orchestrator, policy, names, now=time.time(), dry_run=dry_run)
     document = [{"domain": name, "keep": v.keep, "delete": v.delete} for name, v in verdicts.items()]
     did = "would delete" if dry_run else "deleted"
     lines = [f"{name}: {did} {each} ({why})" for name, v in verdicts.items() for each, why in v.delete.items()]

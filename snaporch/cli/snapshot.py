@@ -111,15 +111,21 @@ def _create_flags(*, live: bool, disk_only: bool, quiesce: bool, memory_file: Pa
     return flags | (CreateFlag.QUIESCE if quiesce else CreateFlag(0))
 
 
-def _subject(domain: str, name: str, group: str, *, internal: bool) -> tuple[tuple[str, ...], str]:
+def _subject(verb: str, domain: str, name: str, group: str) -> tuple[tuple[str, ...], str]:
     """Return the domains and the snapshot's name: with ``--group`` the only word is the name."""
     if not group and not domain:
-        raise InvalidInput("create: name a domain, or several: --group web,db")
+        raise InvalidInput(f"{verb}: name a domain, or several: --group web,db")
     if group and name:
         raise InvalidInput(f"--group {group} says which domains: leave out {domain!r}, the only word is the name")
-    if group and internal:
-        raise InvalidInput("--group, and --internal: choose one")
     return (tuple(group.split(",")), domain) if group else ((domain,), name)
+
+
+def _known(verb: str, domain: str, name: str, group: str) -> tuple[tuple[str, ...], str]:
+    """As `_subject`, of a snapshot that is there."""
+    members, name = _subject(verb, domain, name, group)
+    if not name:
+        raise InvalidInput(f"{verb}: name a snapshot, too; `snaporch list {members[0]}` shows those that there are")
+    return members, name
 
 
 async def create(
@@ -190,7 +196,9 @@ async def create(
         exclude=request.exclude,
         wait=wait,
     )
-    members, name = _subject(domain, name, group, internal=internal)
+    members, name = _subject("create", domain, name, group)
+    if group and internal:
+        raise InvalidInput("--group, and --internal: choose one")
     session.subject.update(domain=joined(members), name=name)
     async with session.open() as orchestrator, progress.shown(orchestrator, joined(members)):
         if internal:
@@ -206,10 +214,12 @@ async def create(
 
 
 async def revert(
-    domain: str,
-    name: str,
+    domain: str = "",
+    name: str = "",
     /,
     *,
+    group: str = "",
+    alone: bool = False,
     running: bool = False,
     paused: bool = False,
     force: bool = False,
@@ -221,9 +231,13 @@ async def revert(
     Parameters
     ----------
     domain
-        The domain.
+        The domain; with --group none.
     name
         The snapshot.
+    group
+        Several domains, for example web,db, of which it was taken at one point: all go back, or none of them does.
+    alone
+        Only this domain, though others were taken with it at one point.
     running
         It runs afterwards, whatever it did at the point.
     paused
@@ -236,22 +250,30 @@ async def revert(
     flags = RevertFlag.RUNNING if running else RevertFlag(0)
     flags |= RevertFlag.PAUSED if paused else RevertFlag(0)
     flags |= RevertFlag.FORCE if force else RevertFlag(0)
-    session.subject.update(domain=domain, name=name)
+    flags |= RevertFlag.ALONE if alone else RevertFlag(0)
+    members, name = _known("revert", domain, name, group)
+    session.subject.update(domain=joined(members), name=name)
     began = trio.current_time()
     async with session.open() as orchestrator:
-        async with progress.shown(orchestrator, domain):
-            record = await orchestrator.revert(domain, name, flags, save_current=save_current)
+        async with progress.shown(orchestrator, joined(members)):
+            if group:
+                records = await orchestrator.revert_group(members, name, flags, save_current=save_current)
+            else:
+                records = (await orchestrator.revert(domain, name, flags, save_current=save_current),)
         seconds = trio.current_time() - began
-        info = await orchestrator.domain_info(domain)
-    document = output.reverted(record, info, seconds, save_current)
-    return Answer(document, lambda human: human.reverted(record, info, seconds))
+        infos = [await orchestrator.domain_info(record.domain) for record in records]
+    documents = [output.reverted(*each, seconds, save_current) for each in zip(records, infos, strict=True)]
+    document = output.of_group(name, documents) if group else documents[0]
+    return Answer(document, lambda human: human.reverted(records, infos, seconds))
 
 
 async def delete(
-    domain: str,
-    name: str,
+    domain: str = "",
+    name: str = "",
     /,
     *,
+    group: str = "",
+    alone: bool = False,
     children: bool = False,
     children_only: bool = False,
     dry_run: bool = False,
@@ -265,9 +287,13 @@ async def delete(
     Parameters
     ----------
     domain
-        The domain.
+        The domain; with --group none.
     name
         The snapshot.
+    group
+        Several domains, for example web,db, of which it was taken at one point: it goes from all of them.
+    alone
+        Only from this domain, though others were taken with it at one point.
     children
         This one and all that descend from it.
     children_only
@@ -287,11 +313,17 @@ async def delete(
     options = MergeOptions(_rate(bandwidth), seconds, end)
     flags = DeleteFlag.CHILDREN if children else DeleteFlag(0)
     flags |= DeleteFlag.CHILDREN_ONLY if children_only else DeleteFlag(0)
-    session.subject.update(domain=domain, name=name)
-    async with session.open() as orchestrator, progress.shown(orchestrator, domain):
-        plan = await orchestrator.delete(domain, name, flags, options, dry_run=dry_run)
-    document = output.deleted(domain, name, plan, dry_run=dry_run)
-    return Answer(document, lambda human: human.deleted(domain, plan, dry_run=dry_run))
+    flags |= DeleteFlag.ALONE if alone else DeleteFlag(0)
+    members, name = _known("delete", domain, name, group)
+    session.subject.update(domain=joined(members), name=name)
+    async with session.open() as orchestrator, progress.shown(orchestrator, joined(members)):
+        if group:
+            plans = await orchestrator.delete_group(members, name, flags, options, dry_run=dry_run)
+        else:
+            plans = {domain: await orchestrator.delete(domain, name, flags, options, dry_run=dry_run)}
+    documents = [output.deleted(member, name, plan, dry_run=dry_run) for member, plan in plans.items()]
+    document = output.of_group(name, documents) if group else documents[0]
+    return Answer(document, lambda human: human.deleted(plans, dry_run=dry_run))
 
 
 async def flatten(

@@ -268,6 +268,18 @@ async def revert(call: Call) -> OperationStatus:
     return await _begin(call, "revert", call.domain, call.name, work)
 
 
+async def revert_group(call: Call) -> OperationStatus:
+    """Take several domains back to the point at which a snapshot was taken of all: all or none."""
+    asked: shapes.RevertGroup = call.body
+    flags = flags_of(RevertFlag, asked.flags)
+
+    async def work() -> tuple[SnapshotRecord, ...]:
+        orchestrator = call.service.orchestrator
+        return await orchestrator.revert_group(asked.domains, asked.name, flags, save_current=asked.save_current)
+
+    return await _begin(call, "revert", joined(asked.domains), asked.name, work)
+
+
 async def verify(call: Call) -> OperationStatus:
     """Read every file of a snapshot in full and compare it with what was saved."""
 
@@ -293,6 +305,24 @@ async def plan_delete(call: Call) -> MergePlan:
     asked: shapes.Delete = call.body
     flags = flags_of(DeleteFlag, asked.flags)
     return await call.service.orchestrator.delete(call.domain, asked.names, flags, dry_run=True)
+
+
+async def delete_group(call: Call) -> OperationStatus:
+    """Delete snapshots that were taken of several domains at one point, of all of them."""
+    asked: shapes.DeleteGroup = call.body
+    flags = flags_of(DeleteFlag, asked.flags)
+
+    async def work() -> dict[str, MergePlan]:
+        return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, asked.options)
+
+    return await _begin(call, "delete", joined(asked.domains), ", ".join(asked.names), work)
+
+
+async def plan_delete_group(call: Call) -> dict[str, MergePlan]:
+    """Say, for each domain, what that would merge where, and which files would go; nothing is touched."""
+    asked: shapes.DeleteGroup = call.body
+    flags = flags_of(DeleteFlag, asked.flags)
+    return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, dry_run=True)
 
 
 async def flatten(call: Call) -> OperationStatus:
@@ -416,6 +446,7 @@ async def whoami(call: Call) -> dict[str, str | None]:
 
 
 _DOMAIN = "/v1/domains/{domain}"
+_GROUPS = "/v1/groups"
 _SNAPSHOT = "/v1/domains/{domain}/snapshots/{name}"
 _PAGED = ("limit", "after")
 V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741 - the width of a column
@@ -434,7 +465,28 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", f"{_DOMAIN}/tags", O, tag, shapes.Tags, DomainInfo),
     Route("GET", f"{_DOMAIN}/snapshots", V, snapshots, answer=SnapshotRecord, page=True, query=_PAGED),
     Route("POST", f"{_DOMAIN}/snapshots", O, create, shapes.Create, OperationStatus, status=202, query=("wait",)),
-    Route("POST", "/v1/groups", O, create_group, shapes.CreateGroup, OperationStatus, status=202, query=("wait",)),
+    Route("POST", _GROUPS, O, create_group, shapes.CreateGroup, OperationStatus, status=202, query=("wait",)),
+    Route(
+        "POST",
+        f"{_GROUPS}/revert",
+        O,
+        revert_group,
+        shapes.RevertGroup,
+        OperationStatus,
+        status=202,
+        query=("wait",),
+    ),
+    Route(
+        "POST",
+        f"{_GROUPS}/delete",
+        O,
+        delete_group,
+        shapes.DeleteGroup,
+        OperationStatus,
+        status=202,
+        query=("wait",),
+    ),
+    Route("POST", f"{_GROUPS}/delete/plan", V, plan_delete_group, shapes.DeleteGroup, dict[str, MergePlan]),
     Route("GET", _SNAPSHOT, V, snapshot, answer=SnapshotRecord),
     Route("GET", f"{_SNAPSHOT}/intact", V, intact, answer=dict[str, bool]),
     Route("PUT", f"{_SNAPSHOT}/pin", O, pin, shapes.Pin, SnapshotRecord),

@@ -93,8 +93,18 @@ class CreateGroup:
 
 @attrs.frozen
 class Revert:
-    """Go back to a snapshot; flags: ``running``, ``paused``, ``force``."""
+    """Go back to a snapshot; flags: ``running``, ``paused``, ``force``, ``alone``."""
 
+    flags: tuple[str, ...] = ()
+    save_current: str = ""
+
+
+@attrs.frozen
+class RevertGroup:
+    """Go back to the point of several domains; the rest as in `Revert`."""
+
+    domains: tuple[str, ...]
+    name: str
     flags: tuple[str, ...] = ()
     save_current: str = ""
 
@@ -108,8 +118,18 @@ class Verify:
 
 @attrs.frozen
 class Delete:
-    """Delete snapshots; flags: ``children``, ``children-only``."""
+    """Delete snapshots; flags: ``children``, ``children-only``, ``alone``."""
 
+    names: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    options: MergeOptions = attrs.field(factory=MergeOptions)
+
+
+@attrs.frozen
+class DeleteGroup:
+    """Delete snapshots that were taken of several domains at one point; the rest as in `Delete`."""
+
+    domains: tuple[str, ...]
     names: tuple[str, ...]
     flags: tuple[str, ...] = ()
     options: MergeOptions = attrs.field(factory=MergeOptions)

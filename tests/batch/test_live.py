@@ -39,8 +39,8 @@ async def test_retention(make_world: MakeWorld) -> None:
     await world.orch.pin(NAME, "a")
     policy = plan("f", retention={"last": 2})
     assert policy.retention is not None
-    verdict = await prune(world.orch, policy.retention, NAME, now=1e12, dry_run=True)
-    assert list(verdict.delete) == ["b", "c"]
+    verdicts = await prune(world.orch, policy.retention, [NAME], now=1e12, dry_run=True)
+    assert list(verdicts[NAME].delete) == ["b", "c"]
     assert await snapshots(world) == list("abcde")
     batch = await run_batch(world.orch, policy)
     assert (batch.stage, batch.deleted) == (Stage.COMPLETE, 3)

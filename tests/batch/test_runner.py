@@ -136,17 +136,20 @@ async def test_groups(tmp_path: Path, autojump_clock: MockClock, virtual_time: V
 
 
 async def test_retention_of_a_group(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
-    """What a group's plan has taken of each member is that plan's to delete."""
+    """What a group's plan has taken goes from all members, or, where it is kept of one, from none."""
     retention = {"last": 1}
     select = {"groups": {"pair": ["vm0", "vm1"]}}
     async with open_estate(tmp_path, 2) as estate:
         for name in "ab":
             one = plan(snapshot={"name": name}, select=select, retention=retention)
             await estate.run(attrs.evolve(one, retention=None))
-        verdicts = [
-            await prune_by_plan(estate.orch, one, "pair", n, now=now(), dry_run=True) for n in ("vm0", "vm1")
-        ]
-    assert [list(verdict.delete) for verdict in verdicts] == [["a"], ["a"]]
+        verdicts = await prune_by_plan(estate.orch, one, "pair", ["vm0", "vm1"], now=now(), dry_run=True)
+        alone = await prune_by_plan(estate.orch, one, "pair", ["vm0"], now=now(), dry_run=True)
+        await estate.orch.pin("vm1", "a")
+        pinned = await prune_by_plan(estate.orch, one, "pair", ["vm0", "vm1"], now=now(), dry_run=True)
+    assert [list(verdict.delete) for verdict in verdicts.values()] == [["a"], ["a"]]
+    assert [list(verdict.delete) for verdict in (*alone.values(), *pinned.values())] == [[], [], []]
+    assert alone["vm0"].keep["a"] == "one point with that of vm1, which stays"
 
 
 def break_(host: SimulatedHost, domain: str, times: float = 1) -> None:

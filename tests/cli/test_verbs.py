@@ -251,7 +251,7 @@ def test_delete_document(*, dry_run: bool) -> None:
         "unlink": ["/d/vda-2", "/d/[red]\x1b"],
         "kept": [{"path": "/d/vda-1", "reason": "2 images are backed by it"}],
     }
-    text = printed(human.deleted("web", PLAN, dry_run=dry_run))
+    text = printed(human.deleted({"web": PLAN}, dry_run=dry_run))
     assert "commit /d/vda-2 down into /d/vda" in text
     assert "\x1b" not in text
     wanted = (
@@ -307,6 +307,10 @@ def test_a_group_is_shown_as_such() -> None:
     document = output.created_group([web, attrs.evolve(web, domain="db", timings=Timings(pause=2.0))])
     assert (document["name"], document["outcome"], document["pause_seconds"]) == (web.name, "complete", 2.0)
     assert [member["domain"] for member in document["members"]] == ["web", "db"]
+    plans = printed(human.deleted({"web": PLAN, "db": PLAN}, dry_run=False))
+    assert all(f"{name}: one, two deleted" in plans for name in ("web", "db"))
+    back = printed(human.reverted([web, RECORDS[1]], [info("vda")] * 2, 1.0))
+    assert all(f"is back at {record.name}" in back for record in (web, RECORDS[1]))
 
 
 @pytest.mark.parametrize(
@@ -316,6 +320,11 @@ def test_a_group_is_shown_as_such() -> None:
         ["create", "--group", "web,web"],
         ["create", "--group", "web,db", "--internal"],
         ["create"],
+        ["revert", "--group", "web,db", "one", "two"],
+        ["revert", "--group", "web,db"],
+        ["revert", "web"],
+        ["delete", "--group", "web,web", "one"],
+        ["delete"],
     ],
 )
 def test_groups_that_make_no_sense(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

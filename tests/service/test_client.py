@@ -103,12 +103,16 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     assert await client.create_group(["web1"], DomainSnapshot("two"), CreateFlag.LIVE) == (
         await orch.show("web1", "two"),
     )
+    assert await client.revert_group(["web1"], "two") == (await orch.show("web1", "two"),)
     assert await client.fsck() == await orch.fsck()
     assert await client.doctor() == await orch.doctor()
     calls: list[Callable[[Any], Awaitable[Any]]] = [
         lambda o: o.create("web1", DomainSnapshot("one"), CreateFlag.LIVE),
         lambda o: o.show("web1", "none"),
         lambda o: o.delete("web1", "none", dry_run=True),
+        lambda o: o.delete_group(["web1"], "none", dry_run=True),
+        lambda o: o.delete_group(["web1"], "none"),
+        lambda o: o.revert_group(["web1", "web1"], "one"),
         lambda o: o.domain_info("a/b"),
         lambda o: o.operations("nobody"),
         lambda o: o.undefine("web1"),
