@@ -1,4 +1,4 @@
-"""A program that operates on a domain and dies in the middle of it, or kills the hypervisor, or both.
+"""A program that operates on a domain, or a group, and dies in the middle of it, or kills a hypervisor, or both.
 
     python -m snaporch.testing.dying ROOT DOMAIN WHERE VICTIM VERB [ARGUMENT…]
 
@@ -8,6 +8,7 @@ that sends several. `trace` says all points that there are, one to a line, and n
 `qemu` or `both`. The moment (seconds since the epoch) is the last line that it says. Its status is 0 when the
 operation was complete, 1 when it failed, and 3 when WHERE never came.
 
+DOMAIN is one name, or those of a group with commas between them: its first is the one whose hypervisor is killed.
 VERB is `create NAME [STRATEGY] [BANDWIDTH]`, `revert NAME`, `delete NAME` or `recover`.
 
 Without arguments it reads them from its standard input, as a JSON list a line, and does each in a fork of its own;
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,16 @@ from snaporch.create import Participant
 from snaporch.drivers.qemu.machine import QemuMachine
 from snaporch.errors import SnaporchError
 from snaporch.images.files import LocalStorage
-from snaporch.models import CreateFlag, CreateOptions, DeviceDisk, DiskSnapshot, DomainSnapshot, Event, Strategy
+from snaporch.models import (
+    CreateFlag,
+    CreateOptions,
+    DeviceDisk,
+    DiskSnapshot,
+    DomainSnapshot,
+    Event,
+    Strategy,
+    members_of,
+)
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 from snaporch.qmp import QMPClient
 from snaporch.revert import Reverter
@@ -88,7 +98,7 @@ class Death:
         """Let it happen."""
         self.came = True
         if self._victim != "us":
-            for pid in hypervisors(self._root, self._domain):
+            for pid in hypervisors(self._root, members_of(self._domain)[0]):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         os.write(1, f"{time.time():.6f}\n".encode())
@@ -138,25 +148,28 @@ class Death:
 
 async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -> None:
     """Do what is to be interrupted."""
+    domains = members_of(domain)
     if verb == "create":
-        await create(orch, domain, *arguments)
+        await create(orch, domains, *arguments)
     elif verb == "revert":
-        await orch.revert(domain, arguments[0])
+        await orch.revert_group(domains, arguments[0])
     elif verb == "delete":
-        await orch.delete(domain, arguments[0])
+        await orch.delete_group(domains, arguments[0])
     else:
         await orch.recover()
 
 
-async def create(orch: Orchestrator, domain: str, name: str, strategy: str = "auto", bandwidth: str = "0") -> None:
+async def create(
+    orch: Orchestrator, domains: Sequence[str], name: str, strategy: str = "auto", bandwidth: str = "0"
+) -> None:
     """Create a snapshot; without LIVE as `paused`, inside the images as `internal`, disks alone as `quiesced`."""
     plain = strategy in {"paused", "internal", "quiesced"}
     flags = CreateFlag(0) if plain else CreateFlag.LIVE
     flags |= CreateFlag.DISK_ONLY | CreateFlag.QUIESCE if strategy == "quiesced" else CreateFlag(0)
     options = CreateOptions(strategy=Strategy("auto" if plain else strategy), bandwidth=int(bandwidth))
-    disks = (await orch.domain_info(domain)).disks if strategy == "internal" else ()
+    disks = (await orch.domain_info(domains[0])).disks if strategy == "internal" else ()
     inside = tuple(DiskSnapshot(DeviceDisk(disk.target), external=False) for disk in disks if not disk.readonly)
-    await orch.create(domain, DomainSnapshot(name, disks=inside), flags, options)
+    await orch.create_group(domains, DomainSnapshot(name, disks=inside), flags, options)
 
 
 async def main(*command: str) -> int:
