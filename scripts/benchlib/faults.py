@@ -12,7 +12,7 @@ import trio
 from benchlib.lab import DOMAIN, Guest
 from benchlib.tree import files_known
 
-from snaporch import CreateFlag, DomainSnapshot, DomainState, Orchestrator, RevertFlag
+from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, DomainState, Orchestrator, RevertFlag
 from snaporch.guest.report import Report
 from snaporch.models import OperationRecord
 from snaporch.states import State
@@ -39,6 +39,7 @@ class Kind:
         snapshots: how many there are at least; and at most, but for a create.
         runs: whether the domain runs.
         first: for recovery: the command that is killed before it, and where.
+        inside: all snapshots are inside the images, else all are in files of their own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Kind:
     snapshots: int = 0
     runs: bool = True
     first: tuple[str, tuple[str, ...]] | None = None
+    inside: bool = False
 
     @property
     def what(self) -> tuple[str, ...]:
@@ -60,10 +62,12 @@ KINDS = (
     Kind("create background", ("create", NEW, "background")),
     Kind("create precopy", ("create", NEW, "precopy")),
     Kind("create paused", ("create", NEW, "paused")),
-    Kind("create internal", ("create", NEW, "internal")),
+    Kind("create internal", ("create", NEW, "internal"), inside=True),
     Kind("revert", ("revert", LAST), 1),
+    Kind("revert internal", ("revert", LAST), 1, inside=True),
     Kind("delete live", ("delete", LAST), 1),
     Kind("delete live, a middle", ("delete", BEFORE), 3),
+    Kind("delete internal", ("delete", LAST), 1, inside=True),
     Kind("delete offline", ("delete", LAST), 1, runs=False),
     Kind("delete offline, a middle", ("delete", BEFORE), 3, runs=False),
     Kind("recover by undoing", RECOVER, first=("after:resume#1", ("create", NEW, "background"))),
@@ -111,6 +115,7 @@ class Bench:
 
     async def prepare(self, kind: Kind) -> Kind:
         """Have the domain as the kind wants it, running or not, with snapshots; return it with their names."""
+        await self._sort_out(kind)
         if await self._state() is not DomainState.RUNNING:
             await self._orch.start(DOMAIN)
         names = await self.names()
@@ -118,7 +123,7 @@ class Bench:
             await self._orch.delete(DOMAIN, superfluous)
         while len(names) < kind.snapshots:
             names.append(self.guest.fresh_name())
-            await self._orch.create(DOMAIN, DomainSnapshot(names[-1]), CreateFlag.LIVE)
+            await self._take(kind, names[-1])
         if not kind.runs:
             await self._orch.destroy(DOMAIN)
         if not kind.first:
@@ -128,6 +133,18 @@ class Bench:
         if status != -signal.SIGKILL:
             raise Wrong(f"{first[1]} was not killed at {first[0]}")
         return attrs.evolve(kind, first=first)
+
+    async def _sort_out(self, kind: Kind) -> None:
+        """Have no snapshots of the other sort: where both are, not each can be gone back to."""
+        if any(bool(record.inside) != kind.inside for record in await self._orch.list(DOMAIN)):
+            await self._orch.destroy(DOMAIN)
+            await self._orch.delete(DOMAIN, await self.names())
+
+    async def _take(self, kind: Kind, name: str) -> None:
+        disks = (await self._orch.domain_info(DOMAIN)).disks if kind.inside else ()
+        inside = tuple(DiskSnapshot(DeviceDisk(disk.target), external=False) for disk in disks)
+        flags = CreateFlag(0) if kind.inside else CreateFlag.LIVE
+        await self._orch.create(DOMAIN, DomainSnapshot(name, disks=inside), flags)
 
     async def trace(self, kind: Kind) -> list[str]:
         """Do an operation with nobody killed, and return all points of it."""
