@@ -1,10 +1,10 @@
 """Proves that deletes change nothing: random creates, reverts and deletes, and each snapshot reverted to.
 
-    scripts/tree-soak --count 60 [--qemu VERSION] [--seed N]
+    scripts/tree-soak --count 60 [--qemu VERSION] [--seed N] [--page FILE]
 
 After each operation the guest goes on, every snapshot's files are what was saved, and every file of the domain is
 in a chain or a record. After every 15 and in the end each remaining snapshot is reverted to, and the guest, which
-writes one number to all disks and compares them with its memory, finds no error.
+writes one number to all disks and compares them with its memory, finds no error. --page adds all of it to a page.
 
 Exit status: 0 all is consistent, 1 not all.
 """
@@ -15,6 +15,8 @@ import argparse
 import random
 import sys
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -57,8 +59,13 @@ async def ask(guest: Guest, what: str) -> None:
     assert what == "boots" or not troubles, "; ".join(troubles[:3])  # noqa: S101
 
 
-async def prove(qemu: Qemu, place: Path, cache: Path, *, count: int, seed: int) -> tuple[int, str]:
-    """Do random operations; return how many went well, and what is wrong."""
+async def prove(qemu: Qemu, place: Path, cache: Path, *, count: int, seed: int, said: list[str]) -> tuple[int, str]:
+    """Do random operations, each said in a line; return how many went well, and what is wrong."""
+
+    def say(line: str) -> None:
+        said.append(line)
+        print(line, flush=True)
+
     plan = GuestPlan(ram=RAM * 2**20, dirty=20, rate=0, touched=TOUCHED, report=20)
     done = 0
     async with running_guest(place, cache, qemu, plan) as guest:
@@ -70,12 +77,21 @@ async def prove(qemu: Qemu, place: Path, cache: Path, *, count: int, seed: int) 
             while done < count:
                 words = await tree.step()
                 done += 1
-                print(f"{done:4}/{count}  {words}", flush=True)
+                say(f"{done:4}/{count}  {words}")
                 if done % EVERY == 0 or done == count:
-                    print(f"           {await tree.revert_to_all()} snapshots reverted to: consistent", flush=True)
+                    say(f"           {await tree.revert_to_all()} snapshots reverted to: consistent")
         except (SnaporchError, AssertionError) as error:
             return done, f"{type(error).__name__}: {error}"
     return done, ""
+
+
+def write_page(path: Path, heading: str, said: Sequence[str]) -> None:
+    """Add a run to a page, which begins with what this script says of itself."""
+    if not path.exists():
+        what = __doc__.split("\n\n")[2]
+        path.write_text(f"# Random trees of snapshots on a real guest\n\nWritten by `scripts/tree-soak`. {what}\n")
+    with path.open("a") as file:
+        file.write(f"\n## {heading}\n\n```\n" + "\n".join(said) + "\n```\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -88,6 +104,7 @@ def arguments() -> argparse.Namespace:
         "--work", type=Path, default=CACHE / "soak", metavar="DIR", help="for guests and their files"
     )
     parser.add_argument("--cache", type=Path, default=CACHE, help="what scripts/setup has made")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="add the run to this page")
     return parser.parse_args()
 
 
@@ -97,14 +114,19 @@ def main() -> None:
     qemu = pick(qemus(options.cache), options.qemu)
     print(f"seed {options.seed}")
     began = time.monotonic()
+    said: list[str] = []
     with workplace(options.work) as place:
-        run = partial(prove, qemu, place, options.cache, count=options.count, seed=options.seed)
+        run = partial(prove, qemu, place, options.cache, count=options.count, seed=options.seed, said=said)
         done, trouble = trio.run(run)
-    if trouble:
-        print(f"WRONG after {done} operations: {trouble}")
     verdict = "NOT every" if trouble else "every"
-    print(f"{done} of {options.count} operations, {verdict} remaining snapshot consistent")
-    print(f"QEMU {qemu.version}, seed {options.seed}, {time.monotonic() - began:.0f} s")
+    ended = [f"WRONG after {done} operations: {trouble}"] if trouble else []
+    ended += [f"{done} of {options.count} operations, {verdict} remaining snapshot consistent"]
+    ended += [f"QEMU {qemu.version}, seed {options.seed}, {time.monotonic() - began:.0f} s"]
+    print(*ended, sep="\n")
+    if options.page:
+        write_page(
+            options.page, f"QEMU {qemu.version}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", [*said, "", *ended]
+        )
     sys.exit(1 if trouble else 0)
 
 
