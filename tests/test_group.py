@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -42,6 +43,7 @@ from snaporch.catalog.store import Change
 from snaporch.orchestrator import Orchestrator
 from snaporch.states import State
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
+from tests.conformance.test_any_crash import Cut, perform_on, run
 from tests.conformance.test_any_fault import CALLS, steps_of
 
 GIB = 2**30
@@ -544,3 +546,74 @@ def test_any_fault(story: tuple[str, list[Failure]]) -> None:
     clock = MockClock(autojump_threshold=0)
     with tempfile.TemporaryDirectory() as root:
         trio.run(tell, *story, Path(root), clock=clock, instruments=[ThreadsHoldTime(clock)])
+
+
+# --- cut anywhere ---------------------------------------------------------------------------------------------
+
+
+async def create_g1(orch: Orchestrator) -> None:
+    await orch.create_group(NAMES, DomainSnapshot("g1"), CreateFlag.LIVE)
+
+
+async def revert_to_g0(orch: Orchestrator) -> None:
+    await orch.revert_group(NAMES, "g0")
+
+
+async def mend(orch: Orchestrator) -> None:
+    await orch.recover()
+
+
+NAMES = ("web0", "web1")
+CUT = {"create": create_g1, "revert": revert_to_g0}
+CUTS = st.builds(Cut, st.floats(0, 1), st.sampled_from(["us", "both", "cancel"]))
+
+
+async def steps_in(verb: str, root: Path) -> int:
+    async with open_group(root, len(NAMES)) as group:
+        await group.create(name="g0")
+        return await perform_on(group.host, root, CUT[verb], "us")
+
+
+@cache
+def counted(verb: str) -> int:
+    """Return how many steps of tasks an operation has."""
+    with tempfile.TemporaryDirectory() as root:
+        return run(steps_in, verb, Path(root))
+
+
+async def tell_cut(verb: str, cuts: Sequence[Cut], root: Path) -> None:
+    """Cut an operation on a group, and its recovery, and check that it is one of all members or of none."""
+    steps = counted(verb)
+    async with open_group(root, len(NAMES)) as group:
+        await group.create(name="g0")
+        before, files = {name: group.picture([name]) for name in NAMES}, group.host.files()
+        old = {name: group.host.processes(name) for name in NAMES}
+        for number, cut in enumerate(cuts):
+            call = mend if number else CUT[verb]
+            await perform_on(group.host, root, call, cut.how, 1 + int(cut.share * steps))
+        assert {record.state for record in await group.orch.recover()} <= {State.COMPLETE, State.ROLLED_BACK}
+        assert not await group.orch.recover()
+        last = (await group.orch.operations("web0"))[-1]
+        done = last.state == State.COMPLETE and (last.kind, last.subject) != ("create", "g0")
+        names = [[record.name for record in await group.orch.list(name)] for name in NAMES]
+        assert names == [["g0", "g1"] if done and verb == "create" else ["g0"]] * len(NAMES)
+        if not done:
+            await group.check_undone(before, files)
+        elif verb == "revert":
+            assert not any(set(old[name]) & set(group.host.processes(name)) for name in NAMES)
+        for name in NAMES:
+            if not group.host.processes(name):  # it was killed, too
+                await group.orch.start(name)
+        await trio.sleep(0.1)
+        group.check_consistent(NAMES)
+        for name in NAMES:
+            assert (await group.orch.verify(name, "g0")).ok
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(CUT)), st.lists(CUTS, min_size=1, max_size=2))
+def test_any_cut(verb: str, cuts: list[Cut]) -> None:
+    """Cut at any step of any task, by our death, that of all, or a cancellation, and so recovery: all or none."""
+    counted(verb)
+    with tempfile.TemporaryDirectory() as root:
+        run(tell_cut, verb, cuts, Path(root))

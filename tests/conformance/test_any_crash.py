@@ -34,7 +34,14 @@ from snaporch import (
 )
 from snaporch.catalog.store import Catalog
 from snaporch.states import State
-from snaporch.testing import SimulatedDriver, SimulatedKill, SimulatedWorld, ThreadsHoldTime, open_simulated_world
+from snaporch.testing import (
+    SimulatedDriver,
+    SimulatedHost,
+    SimulatedKill,
+    SimulatedWorld,
+    ThreadsHoldTime,
+    open_simulated_world,
+)
 
 T = TypeVar("T")
 Operation = Callable[[Orchestrator, str], Awaitable[object]]
@@ -103,14 +110,14 @@ class Cut:
 
 
 @contextmanager
-def cut_short(world: SimulatedWorld, driver: SimulatedDriver, how: str, at: float) -> Iterator[Steps]:
+def cut_short(host: SimulatedHost, driver: SimulatedDriver, how: str, at: float) -> Iterator[Steps]:
     """Have the body cut at a step; where the program dies of that, its catalog takes nothing any more."""
     scope, transact = trio.CancelScope(), Catalog.transact
 
     def kill() -> None:
         driver.die()
-        for process in world.host.processes() if how == "both" else ():
-            world.host.crash(process)
+        for process in host.processes() if how == "both" else ():
+            host.crash(process)
 
     async def alive(catalog: Catalog, work: Callable[..., Any]) -> Any:
         driver._client.check_alive()
@@ -129,12 +136,30 @@ def cut_short(world: SimulatedWorld, driver: SimulatedDriver, how: str, at: floa
 async def perform(
     world: SimulatedWorld, operation: Operation, how: str, at: float = float("inf"), *, strands: bool = False
 ) -> int:
-    """Run a program that does one thing and is cut at a step; return how many steps there were."""
-    driver = SimulatedDriver(world.host)
+    """Run a program that does one thing to the world's domain and is cut at a step; return how many there were."""
+    call = partial(_called, operation, world.domain)
+    return await perform_on(world.host, world.root, call, how, at, strands=strands)
+
+
+async def _called(operation: Operation, domain: str, orch: Orchestrator) -> None:
+    await operation(orch, domain)
+
+
+async def perform_on(
+    host: SimulatedHost,
+    root: Path,
+    call: Callable[[Orchestrator], Awaitable[object]],
+    how: str,
+    at: float = float("inf"),
+    *,
+    strands: bool = False,
+) -> int:
+    """As `perform`, on whatever there is on a host."""
+    driver = SimulatedDriver(host)
     try:
-        async with open_orchestrator(world.root, drivers={driver.name: driver}, recover=False) as orch:
-            with cut_short(world, driver, how, at) as steps:
-                await operation(orch, world.domain)
+        async with open_orchestrator(root, drivers={driver.name: driver}, recover=False) as orch:
+            with cut_short(host, driver, how, at) as steps:
+                await call(orch)
     except* SimulatedKill:
         pass
     except* Stranded:

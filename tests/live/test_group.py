@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,9 +22,12 @@ from tests.live.world import NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld, Wor
 
 pytestmark = pytest.mark.live
 
+ROOT = Path(__file__).parents[2]
 OTHER = "other"
 BOTH = (NAME, OTHER)
 GROUP = f"{NAME},{OTHER}"
+ROUNDS = 2
+SOAK_SECONDS = 300.0
 
 
 @attrs.frozen
@@ -176,3 +180,13 @@ async def test_one_dies(make_world: MakeWorld) -> None:
         assert found[0].seq >= said
         await two.create("g1")
         await two.check_run()
+
+
+def test_nobody_has_heard_what_was_not_sent(tmp_path: Path) -> None:
+    """Guests that send each other numbers, taken as a group, agree on what was sent; scripts/group-soak says so."""
+    page = tmp_path / "group.md"
+    words = ["--count", str(ROUNDS), "--work", str(tmp_path), "--page", str(page)]
+    command = [sys.executable, str(ROOT / "scripts/group_soak.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SOAK_SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"| group | {ROUNDS} | 0 |" in page.read_text()
