@@ -44,7 +44,8 @@ class Counter:
 
     def watch(self, catalog: Catalog) -> None:
         """Count those of a catalog."""
-        catalog._connection.set_progress_handler(self._one, 1)
+        for connection in (catalog._connection, catalog._reader):
+            connection.set_progress_handler(self._one, 1)
 
     def _one(self) -> int:
         self.count += 1
@@ -86,9 +87,10 @@ async def test_an_old_catalog_knows_what_was_sealed(
         records = [await orch.create("vm", DomainSnapshot(name), CreateFlag.LIVE) for name in "ab"]
         for statement in (
             "DROP INDEX operation_unfinished", "DROP INDEX snapshot_name", "DROP INDEX operation_group",
-            "DROP TABLE sealed", "DROP TABLE batch_item", "DROP TABLE batch", "PRAGMA user_version = 1",
+            "DROP TABLE sealed", "DROP TABLE batch_item", "DROP TABLE batch",
+            "DROP INDEX operation_begun", "DROP TABLE idempotency", "PRAGMA user_version = 1",
         ):  # fmt: skip
-            await catalog._rows(statement)
+            catalog._connection.execute(statement)
     paths = {file.path: file for record in records for file in record.images["vda"]}
     async with open_catalog(tmp_path / "catalog.sqlite3") as reopened:
         assert await reopened.sealed([*paths, "/nowhere"]) == paths

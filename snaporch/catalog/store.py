@@ -5,17 +5,19 @@ Rules:
 1. A change that belongs together is one `Change`, written in one transaction: a snapshot is never there without the
    domain's new active images, nor an operation complete without its snapshot.
 2. What is written is durable on return (synchronous=FULL): the journal is the reverter, it must not lag behind.
-3. All of it runs in one worker thread at a time; nothing here is ever called while a guest stands for a LIVE point.
+3. Writes run in one worker thread at a time, reads in another, on a connection of their own: what is only asked
+   waits for no disk. Nothing here is ever called while a guest stands for a LIVE point.
 4. Records are JSON by the one converter; columns are only what is searched for. A schema has a version
    (``user_version``) and each step from one to the next is an entry of `_MIGRATIONS`, never changed once released.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -82,6 +84,19 @@ _MIGRATIONS = (
     """
     CREATE INDEX operation_group ON operation (ended, domain) WHERE instr(domain, ',') > 0
     """,
+    # Pages of operations; and what the idempotency keys of a service's clients stand for.
+    """
+    CREATE INDEX operation_begun ON operation (begun, id);
+    CREATE TABLE idempotency (
+        caller TEXT NOT NULL,
+        key TEXT NOT NULL,
+        request TEXT NOT NULL,
+        operation TEXT NOT NULL,
+        used REAL NOT NULL,
+        PRIMARY KEY (caller, key)
+    ) WITHOUT ROWID;
+    CREATE INDEX idempotency_used ON idempotency (used)
+    """,
 )
 
 
@@ -127,6 +142,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     _migrate(connection, path)
+    return connection
+
+
+def _connect_reader(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    connection.execute("PRAGMA query_only = ON")
     return connection
 
 
@@ -187,10 +209,13 @@ class Catalog:
 
     path: Path
     _connection: sqlite3.Connection
-    _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
+    _reader: sqlite3.Connection
+    _writing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
+    _reading: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
 
-    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await trio.to_thread.run_sync(work, self._connection, limiter=self._limiter)
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `work` finds; it sees every write that has returned."""
+        return await trio.to_thread.run_sync(work, self._reader, limiter=self._reading)
 
     async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what `work` does in one transaction: all of it, durable on return, or none.
@@ -212,7 +237,7 @@ class Catalog:
             return result
 
         try:
-            return await self._in_thread(transaction)
+            return await trio.to_thread.run_sync(transaction, self._connection, limiter=self._writing)
         except sqlite3.IntegrityError as error:
             raise TargetExists(f"the catalog has it already: {error}") from None
         except sqlite3.Error as error:
@@ -226,7 +251,7 @@ class Catalog:
         def work(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
             return connection.execute(query, values).fetchall()
 
-        return await self._in_thread(work)
+        return await self.read(work)
 
     async def domains(self) -> tuple[DomainRecord, ...]:
         """Return all domains, by name."""
@@ -246,7 +271,7 @@ class Catalog:
 
     async def drop_domain(self, name: str) -> None:
         """Forget a domain; its snapshots must be gone."""
-        await self._rows("DELETE FROM domain WHERE name = ?", name)
+        await self.transact(lambda connection: connection.execute("DELETE FROM domain WHERE name = ?", (name,)))
 
     async def snapshots(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """Return a domain's snapshots, oldest first."""
@@ -273,7 +298,7 @@ class Catalog:
             found = ((path, connection.execute(query, (path,)).fetchone()) for path in set(paths))
             return {path: loads(row[0], FileRecord) for path, row in found if row is not None}
 
-        return await self._in_thread(work)
+        return await self.read(work)
 
     async def own_files(self, domain: str) -> frozenset[str]:
         """Return the paths of the files that snaporch made for a domain."""
@@ -284,6 +309,30 @@ class Catalog:
         """Return operations, oldest first, of one domain (those of its groups too) or all."""
         rows = await self._operations("record", "", domain)
         return tuple(loads(text, OperationRecord) for (text,) in rows)
+
+    async def operations_after(
+        self, position: tuple[float, str], limit: int, domain: str | None = None, but: Iterable[str] = ()
+    ) -> tuple[OperationRecord, ...]:
+        """Return no more than `limit` operations, oldest first, as `operations` does.
+
+        Args:
+            position: when the last one before them began, and its id.
+            limit: how many.
+            domain: of this one only.
+            but: ids of operations that are left out.
+        """
+        query = (
+            "SELECT record FROM operation WHERE (begun, id) > (?, ?) AND id NOT IN (SELECT value FROM json_each(?))"
+            " AND (? IS NULL OR instr(',' || domain || ',', ',' || ? || ',') > 0) ORDER BY begun, id LIMIT ?"
+        )
+        rows = await self._rows(query, *position, json.dumps(list(but)), domain, domain, limit)
+        return tuple(loads(text, OperationRecord) for (text,) in rows)
+
+    async def operations_of(self, identifiers: Iterable[str]) -> dict[str, OperationRecord]:
+        """Return those operations that there are, by id."""
+        query = "SELECT record FROM operation WHERE id IN (SELECT value FROM json_each(?))"
+        rows = await self._rows(query, json.dumps(list(identifiers)))
+        return {record.id: record for record in (loads(text, OperationRecord) for (text,) in rows)}
 
     async def operation(self, identifier: str) -> OperationRecord | None:
         """Return one operation, or None."""
@@ -308,7 +357,5 @@ class Catalog:
 async def open_catalog(path: Path) -> AsyncIterator[Catalog]:
     """Open a catalog, made or brought to the present schema where needed."""
     connection = await trio.to_thread.run_sync(_connect, path)
-    try:
-        yield Catalog(path, connection)
-    finally:
-        connection.close()
+    with closing(connection), closing(_connect_reader(path)) as reader:
+        yield Catalog(path, connection, reader)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -31,6 +32,7 @@ from snaporch.models import (
 from snaporch.service import shapes
 from snaporch.service.confine import check_definition, check_snapshot, confined
 from snaporch.service.jobs import BEGIN_SECONDS, Job, Work, past
+from snaporch.service.keys import keep, kept
 from snaporch.service.roles import Caller, Role
 from snaporch.service.service import Service
 from snaporch.service.shapes import OperationStatus, flags_of
@@ -376,11 +378,16 @@ async def _begin(
         SnaporchError: it was refused; or, where that was waited for, it has failed.
     """
     wait = call.number("wait", BEGIN_SECONDS, WAIT_SECONDS)
-    jobs = call.service.jobs
-    job = jobs.known(call.caller.name, call.key, call.request) if call.key else None
+    jobs, catalog, by = call.service.jobs, call.service.orchestrator.catalog, call.caller.name
+    earlier = await kept(catalog, by, call.key, call.request) if call.key else None
+    job = jobs.known(by, call.key, call.request) or jobs.get(earlier or "")
+    if job is None and earlier is not None and (record := await catalog.operation(earlier)) is not None:
+        return past(record)
     if job is None:
-        job = Job(kind, domain, subject, call.caller.name, work, waits=waits)
-        jobs.submit(job, key=call.key, request=call.request)
+        new = Job(kind, domain, subject, by, work, waits=waits)
+        if call.key:
+            new.work = partial(_kept_first, call, new.id, work)
+        job = jobs.submit(new, key=call.key, request=call.request)
     with trio.move_on_after(wait):
         await (job.over if "wait" in call.query else job.under_way).wait()
     if job.error is not None:
@@ -388,19 +395,43 @@ async def _begin(
     return await _status(call, job)
 
 
+async def _kept_first(call: Call, identifier: str, work: Work) -> Any:
+    await keep(call.service.orchestrator.catalog, call.caller.name, call.key, call.request, identifier)
+    return await work()
+
+
 async def _status(call: Call, job: Job) -> OperationStatus:
+    if job.final is not None:
+        return job.final
     return job.status(await call.service.orchestrator.catalog.operation(job.id))
 
 
 async def operations(call: Call) -> shapes.Page:
     """List running and past operations, oldest first."""
-    wanted = call.query.get("domain")
-    records = {record.id: record for record in await call.service.orchestrator.operations(wanted)}
-    jobs = [job for job in call.service.jobs.all() if wanted in {None, *job.members}]
-    known = {job.id: job.status(records.get(job.id)) for job in jobs}
-    found = [*known.values(), *(past(record) for record in records.values() if record.id not in known)]
-    items = tuple(sorted(found, key=lambda status: status.begun))
-    return _page(call, items, lambda status: status.id)
+    wanted, catalog = call.query.get("domain"), call.service.orchestrator.catalog
+    if wanted is not None:
+        await catalog.domain(wanted)
+    limit = int(call.number("limit", PAGE, MOST)) or PAGE
+    position = await _position(call)
+    known = call.service.jobs.all()  # whatever the journal has of them, they know more
+    jobs = [job for job in known if wanted in {None, *job.members} and (job.begun, job.id) > position]
+    records = await catalog.operations_after(position, limit + 1, wanted, but=[job.id for job in known])
+    both: list[Job | OperationRecord] = [*jobs, *records]
+    found = sorted(both, key=lambda each: (each.begun, each.id))
+    part = found[:limit]
+    journal = await catalog.operations_of(job.id for job in part if isinstance(job, Job) and job.final is None)
+    items = [each.status(journal.get(each.id)) if isinstance(each, Job) else past(each) for each in part]
+    return shapes.Page(tuple(items), items[-1].id if len(found) > limit else None)
+
+
+async def _position(call: Call) -> tuple[float, str]:
+    """Return where the page of operations begins: after when the last one before it began, and its id."""
+    if (after := call.query.get("after")) is None:
+        return -math.inf, ""
+    last = call.service.jobs.get(after) or await call.service.orchestrator.catalog.operation(after)
+    if last is None:
+        raise InvalidInput(f"after: {after!r} is none of the list, or no longer; begin without it")
+    return last.begun, last.id
 
 
 async def operation(call: Call) -> OperationStatus:

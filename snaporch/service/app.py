@@ -33,7 +33,9 @@ from snaporch.service.strict import structured
 
 BODY_SECONDS = 30.0  # for a request's body to arrive
 BEAT_SECONDS = 15.0  # between comments on an event stream that has nothing to say: who is gone is found out so
-PACE_SECONDS = 0.1  # between two writes to one follower: what has happened meanwhile goes in one
+# Between two writes to one follower; what has happened meanwhile goes in one. Many are written to less often each:
+# all writes together take no more than a part of our time.
+PACE_SECONDS, WRITES_A_SECOND = 0.1, 400.0
 
 _READING = frozenset({"GET", "HEAD"})
 
@@ -96,12 +98,12 @@ def _guarded(service: Service, role: Role | None, answering: Answering) -> Calla
     async def endpoint(request: Request) -> Response:
         caller = Caller("anonymous", None)
         try:
-            async with service.quiet.passage():
-                caller = identify(connected_peer.get(), _secret(request), service.tokens, service.config.users)
-                request.state.caller = caller
-                check_origin(request.headers, local=caller.local)
-                if role is not None:
-                    caller.must_be(role)
+            await service.quiet.wait()
+            caller = identify(connected_peer.get(), _secret(request), service.tokens, service.config.users)
+            request.state.caller = caller
+            check_origin(request.headers, local=caller.local)
+            if role is not None:
+                caller.must_be(role)
             response = await answering(request)
         except SnaporchError as error:
             response = problem_response(error)
@@ -163,8 +165,6 @@ async def _answer(service: Service, row: Route, request: Request) -> Response:
         key,
         hashlib.sha256(b"\0".join([row.path.encode(), str(request.url).encode(), raw])).hexdigest() if key else "",
     )
-    async with service.quiet.passage():
-        pass
     found = await row.handler(call)
     if isinstance(found, Response):
         return found
@@ -269,5 +269,5 @@ class EventStream(Response):
             async with self._service.quiet.passage():
                 data = self._follower.take()
             await write(data or b": still here\n\n")  # a client that does not read holds no passage
-            await trio.sleep(PACE_SECONDS)
+            await trio.sleep(max(PACE_SECONDS, self._service.streams / WRITES_A_SECOND))
         await write(self._follower.farewell(), more=False)

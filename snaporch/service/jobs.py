@@ -20,7 +20,6 @@ from snaporch.convert import converter
 from snaporch.engine import leaves, name_next, new_id
 from snaporch.errors import (
     Busy,
-    InvalidInput,
     Left,
     NotFound,
     OperationFailed,
@@ -30,6 +29,7 @@ from snaporch.errors import (
     Unavailable,
 )
 from snaporch.models import Event, OperationRecord, members_of
+from snaporch.service.keys import check_same
 from snaporch.service.problems import problem
 from snaporch.service.shapes import OperationStatus
 from snaporch.states import State
@@ -79,6 +79,7 @@ class Job:
     total: int = 0
     result: Any = None
     error: SnaporchError | None = None
+    final: OperationStatus | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     under_way: trio.Event = attrs.field(factory=trio.Event)
     over: trio.Event = attrs.field(factory=trio.Event)
@@ -99,6 +100,14 @@ class Job:
 
     def status(self, record: OperationRecord | None = None) -> OperationStatus:
         """Return what is told of it; `record` is what the journal has."""
+        if self.final is not None:
+            return self.final
+        status = self._status(record)
+        if self.ended is not None and record is not None and record.ended is not None:
+            self.final = status  # nothing of it changes any more
+        return status
+
+    def _status(self, record: OperationRecord | None) -> OperationStatus:
         return OperationStatus(
             id=self.id,
             kind=self.kind,
@@ -202,8 +211,7 @@ class Jobs:
         if (by, key) not in self._keys:
             return None
         first, job = self._keys[by, key]
-        if first != request:
-            raise InvalidInput(f"the idempotency key {key!r} was used for another request; choose another")
+        check_same(key, first, request)
         return job
 
     def submit(self, job: Job, *, key: str = "", request: str = "") -> Job:

@@ -1,8 +1,9 @@
 """What can wait does not run while a guest stands still for a point.
 
 All of the service is one thread: what answers two hundred followers while a guest is paused lengthens that pause.
-So whatever is done for a client passes through here: it waits while a guest stands, and no more than a few pass at
-once, so that a pause which begins meets no queue of work that is ready to run.
+So a request waits, before anything is done for it, while a guest stands; but a moment only: among many creates one
+guest or another always stands. Those who follow events can wait longer: they pass one after the other, so that what
+comes meanwhile, a request or an answer of a hypervisor, meets no queue of work that is ready to run.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import trio
 from snaporch.models import Event
 from snaporch.states import State
 
-PASSAGES = 4
-PATIENCE_SECONDS = 1.0  # a guest that stands longer does not stand for milliseconds' sake
+PASSAGES = 2  # followers at once
+PATIENCE_SECONDS = 0.02  # a point takes milliseconds, and a request is to be answered in 50
 _STANDING = frozenset({State.PAUSING, State.SWITCHING, State.ARMING, State.RESUMING})
 
 
@@ -40,14 +41,14 @@ class Quiet:
                 self._runs = trio.Event()
 
     async def wait(self) -> None:
-        """Wait while a guest stands, but not for ever."""
+        """Wait while a guest stands, but not for long."""
         with trio.move_on_after(PATIENCE_SECONDS):
             while self._standing:
                 await self._runs.wait()
 
     @asynccontextmanager
     async def passage(self) -> AsyncIterator[None]:
-        """Run the body while no guest stands, and with few others."""
+        """Run the body of a follower while no guest stands, if that is soon, and beside few others."""
         async with self._passages:
             await self.wait()
             yield

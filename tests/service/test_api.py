@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import trio
 from trio.testing import MockClock
@@ -16,9 +17,11 @@ from snaporch import CreateFlag, DiskSnapshot, DomainSnapshot, SnaporchError
 from snaporch.drivers.simulated import ThreadsHoldTime
 from snaporch.models import DeviceDisk, DomainDefinition
 from snaporch.service.api import ROUTES
+from snaporch.service.app import make_app
 from snaporch.service.openapi import document
 from snaporch.service.problems import error_of
 from snaporch.service.roles import Peer, Role
+from snaporch.service.service import open_service
 from tests.service.conftest import Lab, peer
 
 Ask = Callable[[Lab], Awaitable[Any]]
@@ -270,6 +273,52 @@ async def test_pages(lab: Lab, autojump_clock: MockClock, threads_hold_time: Thr
     assert found == [["one", "two"], ["three"]]
     for wrong in ("limit=0.5&after=x", "limit=-1", "limit=x", "after=nothing", "limit=5000"):
         assert (await lab.http.get(f"{WEB}/snapshots?{wrong}")).status_code == 422, wrong
+
+
+async def test_operations_come_in_pages(
+    lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """Those of this service, in the journal or not, and those of others beside it: all, once, as they began."""
+    names = ["a", "b", "c", "d"]
+    for index, name in enumerate(names):
+        if index % 2:
+            await lab.http.post(f"{WEB}/snapshots?wait", json={"snapshot": {"name": name}, "flags": ["live"]})
+            await lab.http.post("/v1/fsck?wait", json={})
+        else:
+            await lab.world.orchestrator.create("web1", DomainSnapshot(name), CreateFlag.LIVE)
+    for domain, wanted in (("", ["a", "b", "", "c", "d", ""]), ("&domain=web1", names)):
+        found, after = [], ""
+        while True:
+            page = (await lab.http.get(f"/v1/operations?limit=2{domain}{after}")).json()
+            assert 0 < len(page["items"]) <= 2
+            found += page["items"]
+            if page["next"] is None:
+                break
+            after = f"&after={page['next']}"
+        assert [each["subject"] for each in found] == wanted
+        assert {each["journaled"] for each in found if each["kind"] == "create"} == {True}
+    assert (await lab.http.get("/v1/operations?domain=nobody")).status_code == 404
+    assert (await lab.http.get("/v1/operations?after=nothing")).status_code == 422
+
+
+async def test_a_key_outlives_the_service(
+    lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next service knows what the key stands for, for whom; one that is too old it has forgotten."""
+    key, other = {"idempotency-key": "abc"}, lab.secret(Role.OPERATOR)
+    first = await lab.http.post(f"{WEB}/snapshots?wait", json=LIVE, headers=key)
+    assert first.status_code == 200, first.text
+    async with (
+        open_service(lab.world.orchestrator, lab.service.config) as service,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=make_app(service)), base_url="http://x") as http,
+    ):
+        again = await http.post(f"{WEB}/snapshots?wait", json=LIVE, headers=key)
+        assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+        assert (await http.post(f"{WEB}/snapshots", json={"flags": ["live"]}, headers=key)).status_code == 422
+        assert (await http.post(f"{WEB}/snapshots?wait", json=LIVE, headers=key | other)).status_code == 409
+        monkeypatch.setattr("snaporch.service.keys.KEPT_SECONDS", -1.0)
+        assert (await http.post(f"{WEB}/snapshots?wait", json=LIVE, headers=key)).status_code == 409
+    assert len((await lab.http.get(f"{WEB}/snapshots")).json()["items"]) == 1
 
 
 def test_the_description_is_published() -> None:

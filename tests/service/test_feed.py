@@ -74,7 +74,7 @@ async def test_a_follower_waits_and_ends() -> None:
 
 
 async def test_nothing_passes_while_a_guest_stands(autojump_clock: MockClock) -> None:
-    """From the pause until the guest runs on, what can wait waits; then a few at a time pass."""
+    """From the pause until the guest runs on, what can wait waits, for a moment; then a few at a time pass."""
     quiet, passed, inside, most = Quiet(), list[int](), 0, 0
 
     async def pass_through(number: int) -> None:
