@@ -224,6 +224,9 @@ The pause of a group, against creates of the same guests alone in the same run, 
 group to slowest | group to sum | |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 {pauses}
+
+Wanted is a ratio to the slowest near 1. Arming a member is work of its hypervisor, which goes through all of its
+RAM: with more members than cores they take turns. One taken alone had the others' running guests beside it.
 """
 
 

@@ -22,6 +22,8 @@ from snaporch import (
     Busy,
     CreateFlag,
     CreateOptions,
+    DeviceDisk,
+    DiskSnapshot,
     DomainDefinition,
     DomainSnapshot,
     DomainState,
@@ -420,6 +422,35 @@ async def test_no_group(tmp_path: Path, autojump_clock: MockClock, threads_hold_
         with pytest.raises(InvalidInput, match="once"):
             await group.orch.delete_group(["web0", "web0"], "s1")
         await group.orch.revert("web0", "s1")
+
+
+async def test_inside(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """Inactive domains go back to points inside their images, all; one that would have to be ended keeps all."""
+    async with open_group(tmp_path, 2) as group:
+        for name in group.names:
+            await group.orch.destroy(name)
+        inside = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
+        asked = DomainSnapshot("g1", memory=False, disks=inside)
+        await group.orch.create_group(group.names, asked, CreateFlag.DISK_ONLY)
+        images = [f"/images/{name}-{disk}" for name in group.names for disk in ("vda", "vdb")]
+        numbers = [group.host.number(image) for image in images]
+        for name in group.names:
+            await group.orch.start(name)
+        await trio.sleep(1)
+        with pytest.raises(Unsupported, match="web0 is running: g1 is inside images"):
+            await group.orch.revert_group(group.names, "g1")
+        await group.orch.destroy("web0")
+        with pytest.raises(Unsupported, match="ways differ"):
+            await group.orch.revert_group(group.names, "g1", RevertFlag.FORCE)
+        await group.orch.destroy("web1")
+        assert all(group.host.number(image) > number for image, number in zip(images, numbers, strict=True))
+        fault = group.host.faults.add("storage.restore_inside", after=True, nth=3)
+        with pytest.raises(OperationFailed):
+            await group.orch.revert_group(group.names, "g1")
+        assert fault.fired == 1
+        assert all(group.host.number(image) > number for image, number in zip(images, numbers, strict=True))
+        await group.orch.revert_group(group.names, "g1")
+        assert [group.host.number(image) for image in images] == numbers
 
 
 REVERT_FAILURES = ["storage.make_overlay", "driver.launch", "machine.load", "guard.post", "machine.resume"]
