@@ -4,7 +4,9 @@
 
 After each operation the guest goes on, every snapshot's files are what was saved, and every file of the domain is
 in a chain or a record. After every 15 and in the end each remaining snapshot is reverted to, and the guest, which
-writes one number to all disks and compares them with its memory, finds no error. --page adds all of it to a page.
+writes one number to all disks and compares them with its memory, finds no error.
+
+With --page the run is added to a page.
 
 Exit status: 0 all is consistent, 1 not all.
 """
@@ -89,7 +91,7 @@ def write_page(path: Path, heading: str, said: Sequence[str]) -> None:
     """Add a run to a page, which begins with what this script says of itself."""
     if not path.exists():
         what = __doc__.split("\n\n")[2]
-        path.write_text(f"# Random trees of snapshots on a real guest\n\nWritten by `scripts/tree-soak`. {what}\n")
+        path.write_text(f"# Random trees of snapshots on a real guest\n\nWritten by `scripts/tree-soak`.\n{what}\n")
     with path.open("a") as file:
         file.write(f"\n## {heading}\n\n```\n" + "\n".join(said) + "\n```\n")
 
