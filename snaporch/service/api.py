@@ -6,6 +6,7 @@ who asks: the table says what that takes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -13,8 +14,10 @@ from typing import Any
 
 import attrs
 import trio
+from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
+from snaporch.convert import dumps
 from snaporch.errors import InvalidInput, NotFound
 from snaporch.images.merge import MergePlan
 from snaporch.models import (
@@ -401,12 +404,10 @@ async def _kept_first(call: Call, identifier: str, work: Work) -> Any:
 
 
 async def _status(call: Call, job: Job) -> OperationStatus:
-    if job.final is not None:
-        return job.final
     return job.status(await call.service.orchestrator.catalog.operation(job.id))
 
 
-async def operations(call: Call) -> shapes.Page:
+async def operations(call: Call) -> Response:
     """List running and past operations, oldest first."""
     wanted, catalog = call.query.get("domain"), call.service.orchestrator.catalog
     if wanted is not None:
@@ -419,9 +420,11 @@ async def operations(call: Call) -> shapes.Page:
     both: list[Job | OperationRecord] = [*jobs, *records]
     found = sorted(both, key=lambda each: (each.begun, each.id))
     part = found[:limit]
-    journal = await catalog.operations_of(job.id for job in part if isinstance(job, Job) and job.final is None)
-    items = [each.status(journal.get(each.id)) if isinstance(each, Job) else past(each) for each in part]
-    return shapes.Page(tuple(items), items[-1].id if len(found) > limit else None)
+    lacking = [job.id for job in part if isinstance(job, Job) and job.final is None]
+    journal = await catalog.operations_of(lacking) if lacking else {}
+    items = [each.as_json(journal.get(each.id)) if isinstance(each, Job) else dumps(past(each)) for each in part]
+    following = json.dumps(part[-1].id if len(found) > limit else None)
+    return Response(f'{{"items":[{",".join(items)}],"next":{following}}}', media_type="application/json")
 
 
 async def _position(call: Call) -> tuple[float, str]:

@@ -16,7 +16,7 @@ import attrs
 import structlog
 import trio
 
-from snaporch.convert import converter
+from snaporch.convert import converter, dumps
 from snaporch.engine import leaves, name_next, new_id
 from snaporch.errors import (
     Busy,
@@ -63,6 +63,7 @@ class Job:
         by: who asked.
         work: does it.
         waits: it may wait for another operation on its domain.
+        final: its status as JSON, where that is known for good.
     """
 
     kind: str
@@ -79,7 +80,7 @@ class Job:
     total: int = 0
     result: Any = None
     error: SnaporchError | None = None
-    final: OperationStatus | None = None
+    final: str | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     under_way: trio.Event = attrs.field(factory=trio.Event)
     over: trio.Event = attrs.field(factory=trio.Event)
@@ -100,14 +101,6 @@ class Job:
 
     def status(self, record: OperationRecord | None = None) -> OperationStatus:
         """Return what is told of it; `record` is what the journal has."""
-        if self.final is not None:
-            return self.final
-        status = self._status(record)
-        if self.ended is not None and record is not None and record.ended is not None:
-            self.final = status  # nothing of it changes any more
-        return status
-
-    def _status(self, record: OperationRecord | None) -> OperationStatus:
         return OperationStatus(
             id=self.id,
             kind=self.kind,
@@ -125,6 +118,15 @@ class Job:
             result=converter.unstructure(self.result),
             error=problem(self.error) if self.error else None,
         )
+
+    def as_json(self, record: OperationRecord | None) -> str:
+        """Return `status` as JSON, made once where nothing of it changes any more."""
+        if self.final is not None:
+            return self.final
+        text = dumps(self.status(record))
+        if self.ended is not None and record is not None and record.ended is not None:
+            self.final = text
+        return text
 
 
 def past(record: OperationRecord) -> OperationStatus:
