@@ -1,6 +1,6 @@
 """Measures the service under many clients: no event lost, quick answers, flat memory, pauses no longer than alone.
 
-    scripts/service-bench [--rounds N] [--followers N] [--pollers N] [--out FILE]
+    scripts/service-bench [--rounds N] [--creates N] [--followers N] [--pollers N] [--out FILE]
 
 A round is a few creates of a real guest with nobody else there, and then the same again while 200 clients follow
 events, 50 ask once a second, and 20 simulated domains are created from. A few more clients ask for what costs the
@@ -40,7 +40,7 @@ from snaporch.service.owner import SOCKET, owned, tell
 from snaporch.service.server import run_http
 from snaporch.service.service import open_service
 
-GUEST, SIMULATED, CREATES = "guest", 20, 5
+GUEST, SIMULATED = "guest", 20
 MIB = 2**20
 POLL_SECONDS = 1.0
 ASKED = ("/v1/operations?limit=20", f"/v1/domains/{GUEST}/snapshots?limit=20")  # in turns
@@ -173,11 +173,11 @@ def resident(pid: int) -> int:
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
-async def creates(root: Path, prefix: str) -> list[float]:
+async def creates(root: Path, prefix: str, count: int) -> list[float]:
     """Create a few snapshots of the real guest, one after the other; return their pauses."""
     pauses = []
     async with open_client(root) as client:
-        for number in range(CREATES):
+        for number in range(count):
             record = await client.create(GUEST, DomainSnapshot(f"{prefix}-{number}"), CreateFlag.LIVE)
             pauses.append(record.timings.pause or 0.0)
     return pauses
@@ -219,9 +219,9 @@ async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> Found
         path = str(root / SOCKET)
         try:
             await trio.sleep(2.0)  # the guest boots
-            await creates(root, "warm")
+            await creates(root, "warm", options.creates)
             for number in range(options.rounds):
-                quiet += await creates(root, f"quiet{number}")
+                quiet += await creates(root, f"quiet{number}", options.creates)
                 async with (
                     child("--follow", path, "--count", str(options.followers)) as followers,
                     child("--poll", path, "--count", str(options.pollers)) as pollers,
@@ -229,7 +229,7 @@ async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> Found
                     await trio.sleep(1.0)  # all are connected
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(simulated, root, f"round{number}")
-                        loaded += await creates(root, f"loaded{number}")
+                        loaded += await creates(root, f"loaded{number}", options.creates)
                     sizes.append(resident(service.pid))
                     await trio.sleep(1.0)  # the last events are read
                     for url, seconds in (await result(pollers)).items():
@@ -273,8 +273,8 @@ def page(found: Found, options: argparse.Namespace, qemu: Qemu) -> str:
         f"# The service under load\n\n`scripts/service-bench`: {options.rounds} rounds, QEMU {qemu.version} under "
         f"TCG, {os.cpu_count()} CPUs for everything. {options.followers} clients follow events and\n"
         f"{options.pollers} ask every {POLL_SECONDS:g} s, over a unix socket, while {SIMULATED} simulated domains "
-        f"and a real guest ({CREATES} times) are created from.\n{TRIVIAL_POLLERS} more ask `{TRIVIAL}`, which "
-        "costs nothing: what they wait is the host's doing. Alone and under load take turns\nin one run. "
+        f"and a real guest ({options.creates} times) are created from.\n{TRIVIAL_POLLERS} more ask `{TRIVIAL}`, "
+        "which costs nothing: what they wait is the host's doing. Alone and under load take turns\nin one run. "
         f"Load average at the end: {os.getloadavg()[0]:.1f}.\n\n"
     )
     return head + "\n".join(["| what | target | found |", "|---|---|---|", *lines]) + "\n"
@@ -284,6 +284,7 @@ def main() -> None:
     """Measure, or be a part of that."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--creates", type=int, default=5, help="of the real guest, alone and again under load")
     parser.add_argument("--followers", type=int, default=200)
     parser.add_argument("--pollers", type=int, default=50)
     parser.add_argument("--qemu")

@@ -278,6 +278,27 @@ class Catalog:
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? ORDER BY id", domain)
         return tuple(loads(text, SnapshotRecord) for (text,) in rows)
 
+    async def snapshots_after(
+        self, domain: str, name: str | None, limit: int
+    ) -> tuple[tuple[str, str], ...] | None:
+        """Return names and records (as JSON, as they were written) of no more than `limit` of `snapshots`.
+
+        Args:
+            domain: the domain.
+            name: of the one before them, or None; where there is none of that name the answer is None.
+            limit: how many.
+        """
+
+        def work(connection: sqlite3.Connection) -> tuple[tuple[str, str], ...] | None:
+            query = "SELECT id FROM snapshot WHERE domain = ? AND name = ?"
+            last = (0,) if name is None else connection.execute(query, (domain, name)).fetchone()
+            if last is None:
+                return None
+            query = "SELECT name, record FROM snapshot WHERE domain = ? AND id > ? ORDER BY id LIMIT ?"
+            return tuple(connection.execute(query, (domain, last[0], limit)))
+
+        return await self.read(work)
+
     async def snapshot(self, domain: str, name: str) -> SnapshotRecord:
         """Return one snapshot.
 

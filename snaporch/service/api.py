@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import attrs
@@ -17,7 +17,7 @@ import trio
 from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
-from snaporch.convert import dumps
+from snaporch.convert import dumps, loads
 from snaporch.errors import InvalidInput, NotFound
 from snaporch.images.merge import MergePlan
 from snaporch.models import (
@@ -129,16 +129,31 @@ class Route:
 
 def _page(call: Call, items: tuple[Any, ...], key: Callable[[Any], str]) -> shapes.Page:
     """Return the part of a list that was asked for; a cursor is the key of the last item before it."""
-    limit = int(call.number("limit", PAGE, MOST)) or PAGE
+    limit = _limit(call)
     begin = 0
     if (after := call.query.get("after")) is not None:
         keys = [key(item) for item in items]
         if after not in keys:
-            raise InvalidInput(f"after: {after!r} is none of the list, or no longer; begin without it")
+            raise _no_cursor(after)
         begin = keys.index(after) + 1
     part = items[begin : begin + limit]
     more = begin + limit < len(items)
     return shapes.Page(part, key(part[-1]) if more else None)
+
+
+def _json_page(items: Sequence[str], following: str | None) -> Response:
+    """Return a page whose items are JSON already."""
+    return Response(
+        f'{{"items":[{",".join(items)}],"next":{json.dumps(following)}}}', media_type="application/json"
+    )
+
+
+def _limit(call: Call) -> int:
+    return int(call.number("limit", PAGE, MOST)) or PAGE
+
+
+def _no_cursor(after: str | None) -> InvalidInput:
+    return InvalidInput(f"after: {after!r} is none of the list, or no longer; begin without it")
 
 
 # --- domains ------------------------------------------------------------------------------------------------
@@ -204,9 +219,21 @@ async def tag(call: Call) -> DomainInfo:
 # --- snapshots ----------------------------------------------------------------------------------------------
 
 
-async def snapshots(call: Call) -> shapes.Page:
+async def snapshots(call: Call) -> Response:
     """List the snapshots of a domain, oldest first."""
-    return _page(call, await call.service.orchestrator.list(call.domain), lambda record: record.name)
+    catalog, limit, after = call.service.orchestrator.catalog, _limit(call), call.query.get("after")
+    await catalog.domain(call.domain)
+    rows = await catalog.snapshots_after(call.domain, after, limit + 1)
+    if rows is None:
+        raise _no_cursor(after)
+    part = rows[:limit]
+    return _json_page([_snapshot(text) for _, text in part], part[-1][0] if len(rows) > limit else None)
+
+
+@lru_cache(maxsize=1_000)
+def _snapshot(text: str) -> str:
+    """Return a record as it is told: what was written by an older version has all that is told today, too."""
+    return dumps(loads(text, SnapshotRecord))
 
 
 async def snapshot(call: Call) -> SnapshotRecord:
@@ -412,7 +439,7 @@ async def operations(call: Call) -> Response:
     wanted, catalog = call.query.get("domain"), call.service.orchestrator.catalog
     if wanted is not None:
         await catalog.domain(wanted)
-    limit = int(call.number("limit", PAGE, MOST)) or PAGE
+    limit = _limit(call)
     position = await _position(call)
     known = call.service.jobs.all()  # whatever the journal has of them, they know more
     jobs = [job for job in known if wanted in {None, *job.members} and (job.begun, job.id) > position]
@@ -423,8 +450,7 @@ async def operations(call: Call) -> Response:
     lacking = [job.id for job in part if isinstance(job, Job) and job.final is None]
     journal = await catalog.operations_of(lacking) if lacking else {}
     items = [each.as_json(journal.get(each.id)) if isinstance(each, Job) else dumps(past(each)) for each in part]
-    following = json.dumps(part[-1].id if len(found) > limit else None)
-    return Response(f'{{"items":[{",".join(items)}],"next":{following}}}', media_type="application/json")
+    return _json_page(items, part[-1].id if len(found) > limit else None)
 
 
 async def _position(call: Call) -> tuple[float, str]:
@@ -433,7 +459,7 @@ async def _position(call: Call) -> tuple[float, str]:
         return -math.inf, ""
     last = call.service.jobs.get(after) or await call.service.orchestrator.catalog.operation(after)
     if last is None:
-        raise InvalidInput(f"after: {after!r} is none of the list, or no longer; begin without it")
+        raise _no_cursor(after)
     return last.begun, last.id
 
 
