@@ -130,23 +130,22 @@ async def test_group(make_world: MakeWorld) -> None:
         await two.world.check_no_orphans()
 
 
+@pytest.mark.parametrize("qemu", ["10.0"], indirect=True)  # one is enough: what is killed is us
 async def test_killed(make_world: MakeWorld) -> None:
     """We are killed in a create, a revert, a delete, with one member done and the other not: all old or all new."""
     async with pair(make_world) as two:
         await two.killed("after:switch#1", "create", "g0")
         assert await two.names() == [[], []]
         await two.create("g1")
-        await two.create("g2")
         old = await two.pids()
-        for where in ("after:stand_still#1", "after:take_over#1", "after:dismiss_guard#1"):
+        for where in ("after:take_over#1", "after:dismiss_guard#1"):
             await two.killed(where, "revert", "g1")
             assert (await two.last()).state == State.ROLLED_BACK, where
             assert await two.pids() == old, where
             await two.world.check_runs()
-        for name, where in (("g1", "after:commit_image#1"), ("g2", "before:settle_merges#2")):
-            await two.killed(where, "delete", name)
-            assert (await two.last()).state == State.COMPLETE, where
-            assert {name in names for names in await two.names()} == {False}, where
+        await two.killed("before:settle_merges#2", "delete", "g1")
+        assert (await two.last()).state == State.COMPLETE
+        assert await two.names() == [[], []]
         await two.check_run()
         await two.world.check_no_orphans()
 
