@@ -431,6 +431,8 @@ async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: 
     if plan.way != "beside" or plan.domain.process is None:
         return plan
     launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
+    if old is not None:  # a merge that failed may have left images open for writing, which would bar the new guest
+        await old.settle_merges({disk.target: disk.path for disk in plan.domain.disks})
     blocker = await driver.beside_blocker(launch) if old is not None else "the old process does not answer"
     if blocker and not force:
         raise Unsupported(

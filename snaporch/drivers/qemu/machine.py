@@ -306,11 +306,11 @@ class QemuMachine(Machine):
                     await self.qmp.execute("block-export-del", {"id": "snaporch", "mode": "hard"})
             await self.qmp.execute("nbd-server-stop")
 
-    async def image_nodes(self) -> dict[str, str]:
-        """Return the block nodes of all open images, by path."""
+    async def image_nodes(self, *, writable: bool = False) -> dict[str, str]:
+        """Return the block nodes of all open images, or only of those open for writing, by path."""
         nodes = await self.qmp.execute("query-named-block-nodes")
-        formats = (node for node in nodes if node["drv"] in {"qcow2", "raw"})
-        return {next(_chain(node["image"], self._process.cwd)): node["node-name"] for node in formats}
+        wanted = (node for node in nodes if node["drv"] in {"qcow2", "raw"} and not (writable and node["ro"]))
+        return {next(_chain(node["image"], self._process.cwd)): node["node-name"] for node in wanted}
 
     def is_ours(self, node: str) -> bool:
         """Return whether we have opened a node."""

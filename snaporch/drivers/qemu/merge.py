@@ -134,11 +134,23 @@ class Merger:
                 noted = job["status"] == "pending" and active.get(target) != now.get(target)
                 with trio.fail_after(PIVOT_SECONDS):
                     await blockjob.end(qmp, name, "job-finalize" if noted else "job-cancel")
-        used = {path for disk in await self.machine.disks() for path in disk.chain}
+        disks = await self.machine.disks()
+        used, written = {path for disk in disks for path in disk.chain}, {disk.active for disk in disks}
         for path, node in (await self.machine.image_nodes()).items():
             if path not in used and self.machine.is_ours(node):
                 with suppress(CommandRefused):  # something else has it
                     await qmp.execute("blockdev-del", {"node-name": node})
+        for path, node in (await self.machine.image_nodes(writable=True)).items():
+            if path in used - written:
+                await self._write_protect(node)
+
+    async def _write_protect(self, node: str) -> None:
+        """Have QEMU open a frozen image for reading only again.
+
+        A job opens it for writing and, where it cannot be flushed at the job's end (EIO, no space), QEMU leaves it so:
+        no other QEMU could then read it. Nothing but qemu-io's `reopen` takes a node that QEMU has named itself.
+        """
+        await self.machine.qmp.execute("human-monitor-command", {"command-line": f'qemu-io {node} "reopen -r"'})
 
     async def _close(self, nodes: Iterable[str]) -> None:
         """Close nodes that are in no chain any more; some go with those over them."""
