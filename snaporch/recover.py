@@ -114,6 +114,8 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
     async with AsyncExitStack() as stack:
         participants = []
         for plan in loads(text, tuple[CreatePlan, ...]):
+            if plan.inside:
+                await _await_inside(context, plan.domain.name)
             record, machine = await stack.enter_async_context(context.machine_of(plan.domain.name))
             made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
             await context.driver(record).storage.release(made | {point.base.active for point in plan.inside})
@@ -129,6 +131,13 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
                 participant.held = loads(operation.notes[record.name], Held)
             participants.append(participant)
         await _complete_or_undo(context, operation, participants)
+
+
+async def _await_inside(context: Context, domain: str) -> None:
+    """Wait while a hypervisor does what it began for whoever was killed: it may answer nothing meanwhile."""
+    record = await context.catalog.domain(domain)
+    if record.process is not None:
+        await context.driver(record).await_inside(record.process, domain)
 
 
 async def _complete_or_undo(context: Context, operation: Operation, participants: list[Participant]) -> None:
@@ -162,6 +171,8 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
 
 async def _reverter(context: Context, plan: RevertPlan, stack: AsyncExitStack) -> Reverter:
     name = plan.domain.name
+    if plan.way == "inside":
+        await _await_inside(context, name)
     record, machine = await stack.enter_async_context(context.machine_of(name, hung_is_none=True))
     driver = context.driver(record)
     made = {disk.path for disk in plan.disks if disk.target in plan.frozen}

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from snaporch.errors import DamagedSnapshot, OperationFailed, Unsupported
+from snaporch.drivers.qemu import driver
+from snaporch.errors import ConnectionGone, DamagedSnapshot, OperationFailed, Unsupported
 from snaporch.images import qcow2
 from snaporch.images.files import LocalStorage
 from snaporch.models import CreateFlag, DeviceDisk, DiskSnapshot, DomainState, RevertFlag, SnapshotRecord, Strategy
+from snaporch.qmp import open_qmp
 from snaporch.states import State
 from tests.live.world import MIB, NAME, SECONDS, MakeWorld, World
 
@@ -182,6 +184,23 @@ async def test_killed_in_mid_save(make_world: MakeWorld) -> None:
             await inside(world, "point")
     assert await tags(world) == [()] * 2
     await world.check_nothing_lost()
+
+
+async def test_recovery_in_mid_save(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU that saves is silent for longer than recovery waits for an answer otherwise, and is waited for."""
+    world = await make_world(append="ram=64 dirty=1")
+    words = [sys.executable, "-m", "snaporch.testing.dying", str(world.root), NAME, "never", "us"]
+    process = await trio.lowlevel.open_process([*words, "create", "point", "internal"])
+    await saving(world, process.kill)
+    await process.wait()
+    with pytest.raises(ConnectionGone, match="silent|no greeting"):
+        async with open_qmp(await world.socket(), label=NAME, timeout=0.1):
+            raise AssertionError
+    monkeypatch.setattr(driver, "CONNECT_SECONDS", 0.1)
+    (ended,) = await world.orch.recover()
+    assert ended.state == State.ROLLED_BACK
+    assert await tags(world) == [()] * 2
+    await world.check_runs()
 
 
 @pytest.mark.parametrize("where", ["after:keep_present#1", "after:load_inside#1"])

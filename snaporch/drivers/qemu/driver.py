@@ -179,6 +179,15 @@ class QemuDriver(Driver):
         async with self._connected(process, path, label, QUERY_SECONDS, looking=True) as machine:
             yield machine
 
+    async def await_inside(self, process_: Process, label: str) -> None:
+        """See Driver: its monitor says nothing meanwhile, so for as long as bytes come and go it is given more time."""
+        before = None
+        while (now := process.transferred(process_)) != before:
+            before = now
+            with suppress(HypervisorError):
+                async with open_qmp(process_.socket, label=label, timeout=CONNECT_SECONDS):
+                    return
+
     @asynccontextmanager
     async def _connected(
         self, process: Process, path: str, label: str, seconds: float, *, looking: bool = False

@@ -34,6 +34,15 @@ def alive(process: Process) -> bool:
     return started(process.pid) == process.started
 
 
+def transferred(process: Process) -> int | None:
+    """Return the bytes that a process has read and written so far; None when it is gone."""
+    try:
+        counts = Path(f"/proc/{process.pid}/io").read_text().split()
+    except OSError:
+        return None
+    return sum(int(counts[counts.index(f"{name}:") + 1]) for name in ("rchar", "wchar"))
+
+
 def _reap(pid: int) -> None:
     """Collect a child of ours that has ended; another's child, or one that runs, is left alone."""
     with suppress(ChildProcessError):
