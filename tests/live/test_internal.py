@@ -193,7 +193,7 @@ async def test_recovery_in_mid_save(make_world: MakeWorld, monkeypatch: pytest.M
     process = await trio.lowlevel.open_process([*words, "create", "point", "internal"])
     await saving(world, process.kill)
     await process.wait()
-    with pytest.raises(ConnectionGone, match="silent|no greeting"):
+    with pytest.raises(ConnectionGone, match=r"silent|no greeting"):
         async with open_qmp(await world.socket(), label=NAME, timeout=0.1):
             raise AssertionError
     monkeypatch.setattr(driver, "CONNECT_SECONDS", 0.1)

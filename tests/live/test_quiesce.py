@@ -19,7 +19,16 @@ from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.errors import Unsupported
 from snaporch.guest.build import build_linux
 from snaporch.images.files import LocalStorage
-from snaporch.models import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, Process, RevertFlag, Strategy
+from snaporch.models import (
+    CreateFlag,
+    DeviceDisk,
+    DiskSnapshot,
+    DomainDefinition,
+    DomainSnapshot,
+    Process,
+    RevertFlag,
+    Strategy,
+)
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 from snaporch.states import State
 from tests.conftest import ROOT
@@ -53,8 +62,13 @@ class Linux:
 
     async def check_clean(self, name: str) -> None:
         """Assert that the file system in a snapshot's image needs no repair and no replay of its journal."""
-        image, raw = (await self.orch.show(NAME, name)).images["vda"][0].path, self.root / "raw"
-        await trio.run_process([self.qemu.img, "convert", "-O", "raw", image, str(raw)])
+        record, raw = await self.orch.show(NAME, name), self.root / "raw"
+        image = (
+            ["-U", "-l", f"snapshot.name={name}", record.inside["vda"].path]
+            if record.inside
+            else [record.images["vda"][0].path]
+        )
+        await trio.run_process([self.qemu.img, "convert", "-O", "raw", *image, str(raw)])
         assert not needs_recovery(raw)
         await trio.run_process(["/sbin/fsck.ext4", "-f", "-n", str(raw)], capture_stdout=True, capture_stderr=True)
         raw.unlink()
@@ -130,7 +144,15 @@ async def test_linux(tmp_path: Path, qemu: Qemu) -> None:
         await orch.revert(NAME, "live", RevertFlag.PAUSED)
         await orch.resume(NAME)
         await guest.goes_on()
-        assert [each.name for each in await orch.list(NAME)] == ["disks", "live"]
+        inside = (DiskSnapshot(DeviceDisk("vda"), external=False),)
+        record = await orch.create(NAME, DomainSnapshot("inside", disks=inside), CreateFlag.QUIESCE)
+        assert (record.strategy, record.quiesced) == (Strategy.INTERNAL, True)
+        far = await guest.goes_on()
+        await guest.check_clean("inside")
+        assert (await orch.verify(NAME, "inside", boot=True)).booted
+        await orch.revert(NAME, "inside")
+        assert await guest.goes_on() < far + 100
+        assert [each.name for each in await orch.list(NAME)] == ["disks", "live", "inside"]
 
 
 async def test_silent(make_world: MakeWorld) -> None:
