@@ -327,7 +327,7 @@ class Machine(abc.ABC):
         raise Unsupported(f"merging {top} into {base}: this driver cannot {given}")
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:  # noqa: B027 - nothing where nothing merges
-        """End what merges that were cut short have left: jobs, limits, and images that are open without need or for writing.
+        """End what merges that were cut short have left: jobs, limits, images open without need or for writing.
 
         Args:
             active: by target, the image that the catalog has as active: what `settled` has noted is carried out.
@@ -594,7 +594,7 @@ class Driver(abc.ABC):
         """
 
     async def await_inside(self, process: Process, label: str) -> None:  # noqa: B027 - only where one is silent then
-        """Return when a process that may be saving or loading memory inside an image answers, or is idle or gone."""
+        """Return when a process that may be saving memory inside an image, or loading it, answers or is idle."""
 
     async def abandon(self, plan: StreamPlan) -> None:  # noqa: B027 - many a driver has nothing to do here
         """End whatever still writes to the memory file of a stream whose machine is gone; leave the file itself."""

@@ -180,7 +180,7 @@ class QemuDriver(Driver):
             yield machine
 
     async def await_inside(self, process_: Process, label: str) -> None:
-        """See Driver: its monitor says nothing meanwhile, so for as long as bytes come and go it is given more time."""
+        """See Driver: its monitor says nothing meanwhile, so as long as bytes come and go it is given time."""
         before = None
         while (now := process.transferred(process_)) != before:
             before = now

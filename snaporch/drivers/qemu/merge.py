@@ -147,8 +147,8 @@ class Merger:
     async def _write_protect(self, node: str) -> None:
         """Have QEMU open a frozen image for reading only again.
 
-        A job opens it for writing and, where it cannot be flushed at the job's end (EIO, no space), QEMU leaves it so:
-        no other QEMU could then read it. Nothing but qemu-io's `reopen` takes a node that QEMU has named itself.
+        A job opens it for writing and, where it cannot be flushed at the job's end (EIO, no space), QEMU leaves it
+        so: no other QEMU could then read it. Only qemu-io's `reopen` takes a node that QEMU has named itself.
         """
         await self.machine.qmp.execute("human-monitor-command", {"command-line": f'qemu-io {node} "reopen -r"'})
 
