@@ -228,13 +228,13 @@ class Engine:
         """
         begun: set[str] = set()
         try:
-            await self.catalog.write(Change(operation=operation.record(), plan=plan))
             for phase in phases:
-                await self._enter(operation, phase.signal, quiet=phase.paused)
+                await self._enter(operation, phase.signal, quiet=phase.paused, plan=plan)
                 begun.update(*(steps for _, steps in phase.lanes()))
                 with operation.timed(operation.machine.state):
                     await self._perform(operation, phase, actors)
-            await self._enter(operation, Signal.COMMIT)
+            await trio.lowlevel.checkpoint_if_cancelled()  # the last time that it can be
+            await self._enter(operation, Signal.COMMIT, quiet=True)
             await self._commit(operation, commit, ended=finish is None)
         except Left:
             raise
@@ -271,8 +271,9 @@ class Engine:
                     await self._enter(operation, phase.signal)
                 with operation.timed(operation.machine.state):
                     await _perform(phase, actors)
+            await trio.lowlevel.checkpoint_if_cancelled()
             if left:
-                await self._enter(operation, Signal.COMMIT)
+                await self._enter(operation, Signal.COMMIT, quiet=True)
             await self._commit(operation, commit, ended=finish is None)
         except BaseException as error:
             if _cause(error) is not None:
@@ -323,10 +324,21 @@ class Engine:
         begun = _steps_of(phases_begun(phases, operation.machine.state))
         await self._roll_back(operation, rollback, actors, begun, OperationFailed("cut short"))
 
-    async def _enter(self, operation: Operation, signal: Signal, *, quiet: bool = False) -> None:
+    async def _enter(
+        self, operation: Operation, signal: Signal, *, quiet: bool = False, plan: str | None = None
+    ) -> None:
+        """Change the state, first in the journal: with the plan when the operation is new.
+
+        Args:
+            operation: which.
+            signal: what changes it.
+            quiet: not in the journal: recovery does the same in this state as in the one before.
+            plan: what `recover` needs to know.
+        """
+        plan = plan if operation.machine.state is State.NEW else None
         operation.machine.send(signal)
         if not quiet:
-            await self.catalog.write(Change(operation=operation.record()))
+            await self.catalog.write(Change(operation=operation.record(), plan=plan))
         self.events.publish(operation.event())
 
     async def _roll_back(
