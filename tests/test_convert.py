@@ -13,10 +13,10 @@ from snaporch.models import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, Do
 
 
 def test_the_flags_have_the_rfcs_numbers() -> None:
-    """DISK_ONLY=1, LIVE=2; CHILDREN=1; RUNNING=1, PAUSED=2, FORCE=4."""
-    assert [flag.value for flag in CreateFlag] == [1, 2, 4]
-    assert [flag.value for flag in DeleteFlag] == [1, 2]
-    assert [flag.value for flag in RevertFlag] == [1, 2, 4]
+    """DISK_ONLY=1, LIVE=2; CHILDREN=1; RUNNING=1, PAUSED=2, FORCE=4; what is not the RFC's comes after these."""
+    assert {flag.name: flag.value for flag in CreateFlag} == {"DISK_ONLY": 1, "LIVE": 2, "QUIESCE": 4}
+    assert {flag.name: flag.value for flag in DeleteFlag} == {"CHILDREN": 1, "CHILDREN_ONLY": 2, "ALONE": 4}
+    assert {flag.name: flag.value for flag in RevertFlag} == {"RUNNING": 1, "PAUSED": 2, "FORCE": 4, "ALONE": 8}
 
 
 def test_external_sn_is_none_exactly_when_internal() -> None:

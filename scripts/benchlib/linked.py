@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
@@ -41,13 +42,15 @@ class Linked:
     Attributes:
         orch: their orchestrator.
         names: of the domains.
-        place: of all files.
+        place: of all files but the cables' sockets, whose paths have to be short.
+        sockets: where those are.
         address: of `guest_link` in each guest's memory.
     """
 
     orch: Orchestrator
     names: Sequence[str]
     place: Path
+    sockets: Path
     address: int
 
     def log(self, name: str) -> Path:
@@ -81,7 +84,7 @@ class Linked:
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             for one, two in pairwise(self.names):
                 ends = [
-                    await stack.enter_async_context(await trio.open_unix_socket(self.place / f"{name}.link"))
+                    await stack.enter_async_context(await trio.open_unix_socket(self.sockets / f"{name}.link"))
                     for name in (one, two)
                 ]
                 nursery.start_soon(_pump, *ends)
@@ -114,10 +117,10 @@ def address_of(kernel: Path) -> int:
     return next(int(line.split()[0], 16) for line in lines if line.endswith(" guest_link"))
 
 
-def defined(place: Path, name: str, **how: Any) -> DomainDefinition:
+def defined(place: Path, sockets: Path, name: str, **how: Any) -> DomainDefinition:
     """Return the definition of one guest."""
     disk = DeviceDisk("vda", str(place / f"{name}.qcow2"))
-    socket = f"socket,id=link,path={place}/{name}.link,server=on,wait=off"
+    socket = f"socket,id=link,path={sockets}/{name}.link,server=on,wait=off"
     return DomainDefinition(
         name,
         accel="tcg",
@@ -144,18 +147,20 @@ async def linked_guests(
     root = place / "root"
     root.mkdir(mode=0o700)
     drivers = {"qemu": QemuDriver(storage=LocalStorage(qemu_img))}
-    async with open_orchestrator(root, drivers=drivers) as orch:
-        linked = Linked(orch, names, place, address_of(kernel))
-        try:
-            for name in names:
-                how = {"kernel": str(kernel), "emulator": emulator, "memory": memory, "append": append}
-                definition = defined(place, name, **how)
-                command = [qemu_img, "create", "-q", "-f", "qcow2", definition.disks[0].path, "16M"]
-                await trio.run_process(command)
-                await orch.define(definition)
-                await orch.start(name)
-            yield linked
-        finally:
-            with trio.CancelScope(shield=True):
+    with TemporaryDirectory(prefix="sp-") as short:
+        sockets = Path(short)
+        async with open_orchestrator(root, drivers=drivers) as orch:
+            linked = Linked(orch, names, place, sockets, address_of(kernel))
+            try:
                 for name in names:
-                    await orch.destroy(name)
+                    how = {"kernel": str(kernel), "emulator": emulator, "memory": memory, "append": append}
+                    definition = defined(place, sockets, name, **how)
+                    command = [qemu_img, "create", "-q", "-f", "qcow2", definition.disks[0].path, "16M"]
+                    await trio.run_process(command)
+                    await orch.define(definition)
+                    await orch.start(name)
+                yield linked
+            finally:
+                with trio.CancelScope(shield=True):
+                    for name in names:
+                        await orch.destroy(name)

@@ -262,9 +262,9 @@ async def impostor(path: Path, *lines: bytes, answers: int = 0) -> AsyncIterator
             with suppress(trio.BrokenResourceError):
                 for line in lines:
                     await stream.send_all(line)
-                for number in range(answers):
-                    await stream.receive_some()
-                    await stream.send_all(json.dumps({"return": {}, "id": number + 1}).encode() + b"\n")
+                for _ in range(answers):
+                    asked = json.loads(await stream.receive_some())
+                    await stream.send_all(json.dumps({"return": {}, "id": asked["id"]}).encode() + b"\n")
                 await trio.sleep_forever()
 
     listener = trio.socket.socket(trio.socket.AF_UNIX)

@@ -162,8 +162,8 @@ def test_a_persons_path(context: BrowserContext, site: Site) -> None:
     page.get_by_role("button", name="Delete").click()
     dialog = page.get_by_role("dialog", name="Delete first")
     plan = dialog.get_by_label("What will be done")
+    expect(plan).to_contain_text("1 snapshot deleted: first")  # and so the page looks no more, which takes the lock
     dry = site.program.look("delete", NAME, "first", "--dry-run")
-    expect(plan).to_contain_text("1 snapshot deleted: first")
     for path in dry["unlink"]:
         expect(plan).to_contain_text(f"remove {Path(path).name}")
     dialog.get_by_text("It and all that grew out of it").click()
@@ -201,6 +201,7 @@ def test_by_keyboard(context: BrowserContext, site: Site) -> None:
     expect(button).to_be_visible()
     tab_to(page, button)
     page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_label("Name")).to_be_focused()
     page.keyboard.type("by-keyboard")
     page.keyboard.press("Enter")
     expect(row(page, "by-keyboard")).to_contain_text("current")
