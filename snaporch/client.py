@@ -42,12 +42,14 @@ from snaporch.models import (
     DomainRecord,
     DomainSnapshot,
     DomainState,
+    Estimate,
     Event,
     Finding,
     MergeOptions,
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
+    Strategy,
     VerifyReport,
 )
 from snaporch.orchestrator import default_root
@@ -426,6 +428,10 @@ class Client:
                 else:
                     await hear(frame)
                     frame = {}
+
+    async def estimate(self, domain: str, strategy: Strategy = Strategy.BACKGROUND) -> Estimate:
+        """See `Orchestrator.estimate`."""
+        return cast("Estimate", await self._get(Estimate, f"{_domain(domain)}/estimate", strategy=strategy))
 
     async def doctor(self, domain: str | None = None) -> dict[str, Any]:
         """See `Orchestrator.doctor`."""

@@ -42,6 +42,7 @@ from snaporch.errors import (
     OutcomeUnknown,
     TargetExists,
 )
+from snaporch.estimate import LOOK_BACK
 from snaporch.inside import forget
 from snaporch.models import (
     CreateFlag,
@@ -505,6 +506,7 @@ class Participant:
             template=plan.domain.template,
             hypervisor=plan.hypervisor,
             quiesced=plan.quiesce or plan.domain.frozen,
+            expected=plan.expected,
             timings=Timings(
                 pause=held.pause[1] - held.pause[0] if held.pause else None,
                 total=trio.current_time() - self.operation.clock,
@@ -569,6 +571,7 @@ async def _scene(
         directory=context.directory(name),
         operation=operation.id,
         now=operation.begun,
+        earlier=await context.catalog.checkpoints(name, LOOK_BACK),
     )
     return scene, machine
 

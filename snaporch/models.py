@@ -439,6 +439,27 @@ class Timings:
 
 
 @attrs.frozen
+class Estimate:
+    """What a checkpoint is expected to take; see `snaporch.estimate`.
+
+    Attributes:
+        strategy: how memory would be saved.
+        bytes: of memory that would be saved.
+        seconds: from the request to the record; None: it would not end, as the guest writes more than is sent.
+        pause: seconds that the guest would stand; None: it would not end, or the guest stands already.
+        known: how many earlier checkpoints it goes by; with none, all is assumed.
+        dirty_rate: bytes of RAM a second that the guest was seen to write to; None where that was not measured.
+    """
+
+    strategy: Strategy
+    bytes: int
+    seconds: float | None
+    pause: float | None
+    known: int = 0
+    dirty_rate: float | None = None
+
+
+@attrs.frozen
 class SnapshotRecord:
     """A snapshot in the catalog: the RFC's structure and what a user needs beside it.
 
@@ -464,6 +485,7 @@ class SnapshotRecord:
         pinned: no retention deletes it.
         quiesced: the guest's file systems were frozen at the point.
         group: of which it is a part, when several domains were taken at this one point.
+        expected: what it was expected to take, before it was begun; None without memory.
     """
 
     domain: str
@@ -485,6 +507,7 @@ class SnapshotRecord:
     pinned: bool = False
     quiesced: bool = False
     group: Group | None = None
+    expected: Estimate | None = None
 
     @property
     def name(self) -> str:
@@ -513,6 +536,11 @@ class SnapshotRecord:
     def paths(self) -> frozenset[str]:
         """All files that something of the snapshot is in."""
         return frozenset(file.path for file in (*self.files, *self.inside.values()))
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes of memory that were saved; of memory inside an image, all that is inside."""
+        return self.memory.size if self.memory is not None else sum(file.size for file in self.inside.values())
 
     @property
     def size(self) -> int:

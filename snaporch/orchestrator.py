@@ -31,7 +31,9 @@ from snaporch.errors import (
     Refused,
     SnaporchError,
     TargetExists,
+    Unsupported,
 )
+from snaporch.estimate import LOOK_BACK, estimate
 from snaporch.events import Broadcast
 from snaporch.flatten import ON_ITS_BASE, chain_cost, flatten, keep_short
 from snaporch.fsck import fsck
@@ -46,12 +48,14 @@ from snaporch.models import (
     DomainRecord,
     DomainSnapshot,
     DomainState,
+    Estimate,
     Event,
     Finding,
     MergeOptions,
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
+    Strategy,
     VerifyReport,
     check_name,
     joined,
@@ -63,6 +67,7 @@ from snaporch.verify import verify
 _log = structlog.get_logger("snaporch")
 
 SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
+_FORETOLD = (Strategy.BACKGROUND, Strategy.PRECOPY, Strategy.PAUSED)  # by `doctor`
 ADOPTION_SECONDS = 2.0  # that opening waits for a memory stream; the domain's next operation waits for the rest
 
 
@@ -683,6 +688,39 @@ class Orchestrator:
         with self._context.events.listen() as channel:
             yield channel
 
+    async def estimate(self, domain: str, strategy: Strategy = Strategy.BACKGROUND) -> Estimate:
+        """Predict what a checkpoint would take, by the last ones and by how much the guest writes just now.
+
+        A running guest is watched for a second. Nothing is changed.
+
+        Args:
+            domain: the domain's name; it must be active.
+            strategy: how its memory would be saved: BACKGROUND, PRECOPY, PAUSED or INTERNAL.
+
+        Raises:
+            Refused: the domain is inactive.
+            InvalidInput: the strategy is none by which memory is saved.
+        """
+        if strategy in {Strategy.AUTO, Strategy.NONE}:
+            raise InvalidInput(f"{strategy} is no way to save memory: background, precopy, paused or internal")
+        async with (
+            self._context.locked(Operation("estimate", domain, "")),
+            self._context.machine_of(domain) as (record, machine),
+        ):
+            if machine is None:
+                raise Refused(f"{domain} is inactive: there is no memory to save")
+            return (await self._estimates(record, machine, strategy))[0]
+
+    async def _estimates(self, record: DomainRecord, machine: Machine, *strategies: Strategy) -> Sequence[Estimate]:
+        earlier = await self._context.catalog.checkpoints(record.name, LOOK_BACK)
+        running, dirty_rate = await machine.state() is DomainState.RUNNING, None
+        if running:
+            with suppress(Unsupported):
+                dirty_rate = await machine.dirty_rate()
+        ram = machine.capabilities.ram
+        found = [estimate(strategy, ram, earlier, dirty_rate=dirty_rate) for strategy in strategies]
+        return found if running else [attrs.evolve(each, pause=None) for each in found]
+
     async def doctor(self, domain: str | None = None) -> dict[str, Any]:
         """Return what this host, and a domain, can do, and what stands in the way.
 
@@ -701,6 +739,8 @@ class Orchestrator:
                 findings[domain] |= {f"chain of {d.target}": await chain_cost(storage, d) for d in info.disks}
                 if machine is not None:
                     findings[domain] |= attrs.asdict(machine.capabilities)
+                    for each in await self._estimates(record, machine, *_FORETOLD):
+                        findings[domain][f"expected of {each.strategy}"] = attrs.asdict(each)
         return findings
 
 

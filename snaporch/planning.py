@@ -16,6 +16,7 @@ import attrs
 
 from snaporch.drivers.base import Capabilities, Inside, Overlay, StreamPlan
 from snaporch.errors import InvalidInput, Unsupported
+from snaporch.estimate import estimate
 from snaporch.models import (
     CreateFlag,
     CreateOptions,
@@ -25,6 +26,7 @@ from snaporch.models import (
     DomainRecord,
     DomainSnapshot,
     DomainState,
+    Estimate,
     RevertFlag,
     SnapshotRecord,
     Strategy,
@@ -47,6 +49,7 @@ class CreatePlan:
         overlays: one for each disk that is taken in files of its own.
         inside: one for each disk that is taken inside its image; the first one's holds the memory as well.
         quiesce: the guest agent freezes the file systems around the point.
+        expected: what it is expected to take; None without memory.
         stream: how memory is streamed, when it is.
         options: the caller's.
         hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
@@ -63,6 +66,7 @@ class CreatePlan:
     hypervisor: dict[str, str] = attrs.field(factory=dict)
     inside: tuple[Inside, ...] = ()
     quiesce: bool = False
+    expected: Estimate | None = None
 
     @property
     def bases(self) -> tuple[DiskStatus, ...]:
@@ -95,6 +99,7 @@ class Scene:
         directory: where files go that have no path in the request.
         operation: the operation's id.
         now: seconds since the epoch.
+        earlier: the domain's last checkpoints.
     """
 
     domain: DomainRecord
@@ -105,6 +110,7 @@ class Scene:
     directory: str
     operation: str
     now: float
+    earlier: tuple[SnapshotRecord, ...] = ()
 
 
 def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
@@ -156,7 +162,14 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         hypervisor=_hypervisor(scene.capabilities),
         inside=inside,
         quiesce=CreateFlag.QUIESCE in flags,
+        expected=_expected(scene, strategy) if memory else None,
     )
+
+
+def _expected(scene: Scene, strategy: Strategy) -> Estimate:
+    ram = scene.capabilities.ram if scene.capabilities is not None else scene.domain.definition.memory
+    found = estimate(strategy, ram, scene.earlier)
+    return attrs.evolve(found, pause=None) if scene.state is DomainState.PAUSED else found
 
 
 def _hypervisor(capabilities: Capabilities | None) -> dict[str, str]:

@@ -35,15 +35,10 @@ from snaporch.drivers.simulated import (
     SimulatedSpeed,
     ThreadsHoldTime,
 )
-from snaporch.models import DeviceDisk, DomainDefinition, DomainRecord, SnapshotRecord, Strategy
+from snaporch.estimate import ASSUMED_ARM_RATE, ASSUMED_RATE, COMMANDS_SECONDS, LOOK_BACK, rate_of
+from snaporch.models import DeviceDisk, DomainDefinition, DomainRecord, Strategy
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 
-LOOK_BACK = 5  # of a domain's last snapshots
-# Of a domain that has none, and where no other has any: a disk of the usual kind, and arming by snaporch's own
-# measurements (docs/bench/results.md). All of its RAM is then taken to be full.
-ASSUMED_RATE = 200e6
-ASSUMED_ARM_RATE = 50 * 2**30
-COMMANDS_SECONDS = 0.0035  # of a simulated pause, beside arming
 LEAST_RAM = 2**20
 TOLD = 20  # of the items that would fail
 
@@ -158,21 +153,17 @@ def free_bytes(directory: Path) -> int:
 
 async def _known(orch: Orchestrator, name: str) -> Known:
     record, active = await orch.catalog.domain(name), await orch.is_active(name)
-    taken = [snapshot for snapshot in await orch.list(name) if snapshot.memory is not None][-LOOK_BACK:]
+    taken = await orch.catalog.checkpoints(name, LOOK_BACK)
     if not taken:
         return Known(record, active, record.definition.memory)
     return Known(
         record,
         active,
-        size=max(LEAST_RAM, round(median(_size(each) for each in taken))),
-        rate=median(_size(each) / max(each.timings.total, 1e-3) for each in taken),
+        size=max(LEAST_RAM, round(median(each.memory_size for each in taken))),
+        rate=rate_of(taken),
         pause=median([each.timings.pause for each in taken if each.timings.pause is not None] or [0.0]),
         precopy=taken[-1].strategy is Strategy.PRECOPY,
     )
-
-
-def _size(record: SnapshotRecord) -> int:
-    return record.memory.size if record.memory else 0
 
 
 # --- the rehearsal ------------------------------------------------------------------------------------------------
@@ -217,7 +208,8 @@ async def _run(plan: Plan, known: Survey, root: Path) -> Forecast:
 
     async with open_orchestrator(root, drivers={"simulated": SimulatedDriver(host)}) as orch:
         await orch.catalog.write(Change(domains=tuple(_double(host, each, rate) for each in known.domains)))
-        batch = await run_batch(orch, _rehearsed(plan), now=now)
+        takes = {each.record.name: each.size / (each.rate or rate) * each.active for each in known.domains}
+        batch = await run_batch(orch, _rehearsed(plan), now=now, took=lambda _, domain: takes[domain.name])
         tally = _Tally({d.record.name: d.pause for d in known.domains if d.precopy and d.pause is not None})
         async for record in store.items(orch.catalog, batch.id):
             tally.add(record)

@@ -44,6 +44,7 @@ def document(record: ItemRecord) -> dict[str, object]:
         "attempts": record.attempts,
         "begun": record.begun,
         "ended": record.ended,
+        "expected_seconds": record.expected,
         "pause_seconds": record.pause,
         "memory_bytes": record.bytes,
         "verified": record.verified,

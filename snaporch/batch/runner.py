@@ -376,7 +376,7 @@ def _end(error: Exception) -> End:
 
 def _with(record: ItemRecord, made: Sequence[SnapshotRecord]) -> ItemRecord:
     pauses = [each.timings.pause for each in made if each.timings.pause is not None]
-    size = sum(each.memory.size if each.memory else sum(f.size for f in each.inside.values()) for each in made)
+    size = sum(each.memory_size for each in made)
     return attrs.evolve(record, taken=True, pause=max(pauses, default=None), bytes=size)
 
 
@@ -388,6 +388,7 @@ async def run_batch(
     due: float = 0.0,
     now: Now = time.time,
     tell: Tell = _quiet,
+    took: store.Took = store.took,
 ) -> BatchRecord:
     """Run a plan, or go on with its last batch where that was cut short.
 
@@ -401,6 +402,7 @@ async def run_batch(
         due: when the plan's schedule wanted it.
         now: the time, in seconds since the epoch.
         tell: called with each item that has come to an end.
+        took: says how long a domain is expected to take.
 
     Returns:
         The batch, which has ended; how each item did is in `snaporch.batch.store.items`.
@@ -416,7 +418,7 @@ async def run_batch(
             await store.save(orch.catalog, attrs.evolve(batch, stage=Stage.ABANDONED, ended=now()))
             batch = None
         if batch is None:
-            batch = await store.begin(orch.catalog, str(orch.root), plan, now=now(), due=due)
+            batch = await store.begin(orch.catalog, str(orch.root), plan, now=now(), due=due, took=took)
         else:
             _log.info("going on with a batch that was cut short", plan=plan.name, batch=batch.id)
         runner = Runner(orch, plan, batch, now, tell)

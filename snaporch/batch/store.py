@@ -11,7 +11,8 @@ import enum
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from statistics import median
 from typing import Any, TypeVar
 
 import attrs
@@ -22,6 +23,7 @@ from snaporch.batch.select import Item, places, selects
 from snaporch.catalog import Catalog
 from snaporch.convert import dumps, loads
 from snaporch.errors import InvalidInput, NotFound
+from snaporch.estimate import ASSUMED_RATE, LOOK_BACK
 from snaporch.models import DomainRecord, check_name
 
 T = TypeVar("T")
@@ -79,6 +81,7 @@ class ItemRecord:
         pause: seconds that the guest stood still, the longest of a group's; None where none was paused by us.
         bytes: of memory that was saved.
         verified: what verifying said; None when it was not asked.
+        expected: seconds that it was expected to take, by which items are ordered.
         error: why it failed or was skipped.
         deleted: older snapshots of it that retention has deleted.
         problems: what went wrong beside the snapshot: hooks after it failed, undoing it, retention.
@@ -96,6 +99,7 @@ class ItemRecord:
     pause: float | None = None
     bytes: int = 0
     verified: bool | None = None
+    expected: float = 0.0
     error: str = ""
     deleted: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -173,14 +177,43 @@ def _selected(connection: sqlite3.Connection, root: str, plan: Plan) -> Iterator
             yield Item(record.name, (record.name,), places(root, record))
 
 
+Took = Callable[[sqlite3.Connection, DomainRecord], float]
+
+
+def took(connection: sqlite3.Connection, domain: DomainRecord) -> float:
+    """Return the seconds that a domain's last checkpoints took, or what its RAM would at an assumed rate."""
+    if domain.process is None:
+        return 0.0
+    query = (
+        "SELECT json_extract(record, '$.timings.total') FROM snapshot "
+        "WHERE domain = ? AND json_extract(record, '$.snapshot.memory') ORDER BY id DESC LIMIT ?"
+    )
+    last = [seconds for (seconds,) in connection.execute(query, (domain.name, LOOK_BACK))]
+    return float(median(last)) if last else domain.definition.memory / ASSUMED_RATE
+
+
+def _in_order(connection: sqlite3.Connection, root: str, plan: Plan, took: Took) -> list[tuple[float, Item]]:
+    """Return what is selected with the seconds that it is expected to take, the longest first.
+
+    So the end of a batch does not wait for one that was begun last. A group takes as long as its slowest member.
+    """
+
+    def seconds(item: Item) -> float:
+        return max(took(connection, _domain(connection, member)) for member in item.members)
+
+    found = [(seconds(item), item) for item in _selected(connection, root, plan)]
+    return sorted(found, key=lambda each: (-each[0], each[1].name))
+
+
 async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
-    """Return what a plan is about, in order.
+    """Return what a plan is about, in the order in which it is begun.
 
     Raises:
         NotFound: a domain that it names is not there.
         InvalidInput: a group has the name of a domain.
     """
-    return await catalog.transact(lambda connection: tuple(_selected(connection, root, plan)))
+    found = await catalog.transact(lambda connection: _in_order(connection, root, plan, took))
+    return tuple(item for _, item in found)
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -196,8 +229,10 @@ def _put(connection: sqlite3.Connection, batch: BatchRecord) -> None:
     connection.execute("INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?, ?)", row)
 
 
-async def begin(catalog: Catalog, root: str, plan: Plan, *, now: float, due: float = 0.0) -> BatchRecord:
-    """Write down a new batch with all its items.
+async def begin(
+    catalog: Catalog, root: str, plan: Plan, *, now: float, due: float = 0.0, took: Took = took
+) -> BatchRecord:
+    """Write down a new batch with all its items; `took` says how long each domain is expected to take.
 
     Raises:
         NotFound: a domain that the plan names is not there, or it selects none.
@@ -209,8 +244,8 @@ async def begin(catalog: Catalog, root: str, plan: Plan, *, now: float, due: flo
 
     def work(connection: sqlite3.Connection) -> None:
         _put(connection, batch)
-        for position, item in enumerate(_selected(connection, root, plan)):
-            record = ItemRecord(batch.id, position, item, batch.snapshot)
+        for position, (expected, item) in enumerate(_in_order(connection, root, plan, took)):
+            record = ItemRecord(batch.id, position, item, batch.snapshot, expected=expected)
             row = (batch.id, position, item.name, batch.snapshot, End.WAITING, dumps(record))
             connection.execute("INSERT INTO batch_item VALUES (?, ?, ?, ?, ?, ?)", row)
         if not connection.execute("SELECT 1 FROM batch_item WHERE batch = ?", (batch.id,)).fetchone():

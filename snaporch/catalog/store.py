@@ -282,6 +282,15 @@ class Catalog:
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? ORDER BY id", domain)
         return tuple(loads(text, SnapshotRecord) for (text,) in rows)
 
+    async def checkpoints(self, domain: str, limit: int) -> tuple[SnapshotRecord, ...]:
+        """Return the last few of a domain's snapshots that have memory, oldest first."""
+        query = (
+            "SELECT record FROM snapshot WHERE domain = ? AND json_extract(record, '$.snapshot.memory') "
+            "ORDER BY id DESC LIMIT ?"
+        )
+        rows = await self._rows(query, domain, limit)
+        return tuple(loads(text, SnapshotRecord) for (text,) in reversed(rows))
+
     async def snapshots_after(
         self, domain: str, name: str | None, limit: int
     ) -> tuple[tuple[str, str], ...] | None:

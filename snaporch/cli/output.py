@@ -85,6 +85,7 @@ def created(record: SnapshotRecord) -> dict[str, Any]:
             for disk in record.snapshot.disks
         ],
         "phases": timings.phases,
+        "expected": record.expected,
     }
 
 

@@ -230,6 +230,16 @@ class Machine(abc.ABC):
     async def resume(self) -> None:
         """Let the CPUs run; nothing happens when they do."""
 
+    async def dirty_rate(self, seconds: int = 1) -> float:
+        """Watch the guest for so long, and return how many bytes of its RAM it writes to in a second.
+
+        The guest runs on meanwhile; pages that are written to again within the time count once.
+
+        Raises:
+            Unsupported: this driver cannot tell.
+        """
+        raise Unsupported(f"this driver cannot tell how much a guest writes in {seconds} s")
+
     @abc.abstractmethod
     def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """Return a guard for this machine's guest, which runs; nothing happens before `Guard.post`.

@@ -26,10 +26,12 @@ from snaporch.models import (
     DomainDefinition,
     DomainInfo,
     DomainRecord,
+    Estimate,
     Finding,
     OperationRecord,
     RevertFlag,
     SnapshotRecord,
+    Strategy,
     joined,
 )
 from snaporch.service import shapes
@@ -487,6 +489,16 @@ async def cancel(call: Call) -> OperationStatus:
 # --- the rest -----------------------------------------------------------------------------------------------
 
 
+async def estimate(call: Call) -> Estimate:
+    """Predict what a checkpoint would take: its size, its time, the guest's pause."""
+    name = call.query.get("strategy", Strategy.BACKGROUND)
+    try:
+        strategy = Strategy(name)
+    except ValueError:
+        raise InvalidInput(f"strategy: there is no {name!r}; background, precopy, paused or internal") from None
+    return await call.service.orchestrator.estimate(call.domain, strategy)
+
+
 async def doctor(call: Call) -> dict[str, Any]:
     """Say what this host, and a domain, can do, and what stands in the way."""
     return await call.service.orchestrator.doctor(call.query.get("domain"))
@@ -558,6 +570,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{_DOMAIN}/flatten/plan", V, plan_flatten, shapes.Flatten, MergePlan),
     Route("PUT", f"{_DOMAIN}/depth", O, depth, shapes.Depth, DomainInfo),
     Route("GET", f"{_DOMAIN}/tree", V, tree, answer=list[Any]),
+    Route("GET", f"{_DOMAIN}/estimate", O, estimate, answer=Estimate, query=("strategy",)),
     Route("GET", "/v1/operations", V, operations, answer=OperationStatus, page=True, query=("domain", *_PAGED)),
     Route("GET", "/v1/operations/{id}", V, operation, answer=OperationStatus, query=("wait",)),
     Route("POST", "/v1/operations/{id}/cancel", O, cancel, answer=OperationStatus, status=202, query=("wait",)),

@@ -29,6 +29,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
     "after": {"type": "string"},
     "domain": {"type": "string"},
+    "strategy": {"type": "string", "enum": ["background", "precopy", "paused", "internal"]},
     "wait": {"type": "number", "minimum": 0, "maximum": 3600},
 }
 

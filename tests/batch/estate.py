@@ -29,12 +29,17 @@ def now() -> float:
 
 
 def booted(
-    host: SimulatedHost, name: str, *, directory: str = "/images", tags: tuple[str, ...] = ()
+    host: SimulatedHost,
+    name: str,
+    *,
+    directory: str = "/images",
+    tags: tuple[str, ...] = (),
+    memory: int = GIB,
 ) -> DomainRecord:
     """Make a domain that runs."""
     host.add_image(f"{directory}/{name}.qcow2")
     disks = (DeviceDisk("vda", f"{directory}/{name}.qcow2"),)
-    definition = DomainDefinition(name, memory=GIB, disks=disks, driver="simulated")
+    definition = DomainDefinition(name, memory=memory, disks=disks, driver="simulated")
     return DomainRecord(definition, process=host.boot(definition), tags=tags)
 
 

@@ -17,7 +17,7 @@ from snaporch.batch import store
 from snaporch.batch.prune import prune_by_plan
 from snaporch.batch.store import End, Stage
 from snaporch.catalog.store import Change
-from snaporch.testing import SimulatedHost, ThreadsHoldTime
+from snaporch.testing import SimulatedHost, SimulatedSpeed, ThreadsHoldTime
 from tests.batch.estate import EPOCH, GIB, Estate, booted, now, open_estate, plan
 
 Virtual = ThreadsHoldTime
@@ -78,6 +78,26 @@ async def test_storage_directories(tmp_path: Path, autojump_clock: MockClock, vi
         crowd.most = 0
         await estate.run(plan(snapshot={"name": "t"}, limits={"per_host": 6, "per_directory": 2}))
         assert crowd.most == 2
+
+
+async def test_the_longest_first(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """By what their last checkpoints took, or else by their size: the end waits for none that was begun last."""
+    async with open_estate(tmp_path, 0) as estate:
+        estate.host.speeds["a"] = SimulatedSpeed(bandwidth=1e7)  # small, and known to be slow
+        sizes = {"a": GIB, "b": 4 * GIB, "c": 2 * GIB, "d": 2 * GIB}
+        records = [booted(estate.host, name, memory=size) for name, size in sizes.items()]
+        await estate.orch.catalog.write(Change(domains=tuple(records)))
+        await estate.orch.create("a", DomainSnapshot("before"), CreateFlag.LIVE)
+        assert [item.name for item in await selected(estate, plan())] == ["a", "b", "c", "d"]
+        grouped = plan(select={"names": ["b"], "groups": {"both": ["a", "c"]}})
+        assert [item.name for item in await selected(estate, grouped)] == ["both", "b"]
+        batch = await estate.run(plan(limits={"per_host": 2}))
+        items = await estate.items(batch)
+        assert items["a"].expected > 100 > items["b"].expected > items["c"].expected > 0
+        begun = sorted(items, key=lambda name: items[name].begun)
+        assert begun == ["a", "b", "c", "d"]
+        await estate.orch.destroy("b")  # it has no memory to take
+        assert [item.name for item in await selected(estate, plan())][-1] == "b"
 
 
 async def selected(estate: Estate, one: Any) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from snaporch import (
     SnaporchError,
     open_client,
 )
-from snaporch.models import Event
+from snaporch.models import Event, Strategy
 from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
 from snaporch.service.owner import address, owned, tell
@@ -106,6 +106,7 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     assert await client.revert_group(["web1"], "two") == (await orch.show("web1", "two"),)
     assert await client.fsck() == await orch.fsck()
     assert await client.doctor() == await orch.doctor()
+    assert await client.estimate("web1", Strategy.PRECOPY) == await orch.estimate("web1", Strategy.PRECOPY)
     calls: list[Callable[[Any], Awaitable[Any]]] = [
         lambda o: o.create("web1", DomainSnapshot("one"), CreateFlag.LIVE),
         lambda o: o.show("web1", "none"),
@@ -116,6 +117,8 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
         lambda o: o.domain_info("a/b"),
         lambda o: o.operations("nobody"),
         lambda o: o.undefine("web1"),
+        lambda o: o.estimate("web1", Strategy.AUTO),
+        lambda o: o.estimate("nobody"),
     ]
     for call in calls:
         errors = []

@@ -30,6 +30,7 @@ _OUR_NODE = re.compile(r"sp-.*|.*-image")
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
 QUIT_SECONDS = 10.0
 LOAD_SECONDS = 600.0
+SAMPLE_PAGES = 4096  # of each GiB, to see how quickly a guest writes: as many as QEMU takes
 
 
 _LEFT_PAUSED = (
@@ -188,6 +189,14 @@ class QemuMachine(Machine):
     async def resume(self) -> None:
         """See Machine."""
         await self.qmp.execute("cont")
+
+    async def dirty_rate(self, seconds: int = 1) -> float:
+        """See Machine: ``calc-dirty-rate``, which samples pages."""
+        await self.qmp.execute("calc-dirty-rate", {"calc-time": seconds, "sample-pages": SAMPLE_PAGES})
+        # QEMU has no event for it.
+        while (found := await self.qmp.execute("query-dirty-rate"))["status"] != "measured":  # noqa: ASYNC110
+            await trio.sleep(0.1)
+        return float(found["dirty-rate"] * 2**20)
 
     def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """See Machine."""

@@ -93,6 +93,10 @@ class SimulatedMachine(Machine):
         """See Machine."""
         await self._call("resume", self.process.cont, self._speed.resume)
 
+    async def dirty_rate(self, seconds: int = 1) -> float:
+        """See Machine."""
+        return await self._call("dirty_rate", lambda: self.process.guest.model.dirty_rate, float(seconds))
+
     def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """See Machine; a `SimulatedDriver.die` is what it waits for."""
         return SimulatedGuard(self.client, self.process, keep_stream=keep_stream, rival=rival, thaw=thaw)

@@ -1,0 +1,82 @@
+"""What a checkpoint is foretold to take."""
+
+from __future__ import annotations
+
+import pytest
+
+from snaporch.estimate import ASSUMED_RATE, COMMANDS_SECONDS, DOWNTIME_SECONDS, estimate
+from snaporch.models import (
+    DomainDefinition,
+    DomainSnapshot,
+    DomainState,
+    FileRecord,
+    SnapshotRecord,
+    Strategy,
+    Timings,
+)
+
+GIB = 2**30
+
+
+def taken(strategy: Strategy, size: int, seconds: float, pause: float | None) -> SnapshotRecord:
+    """Return a checkpoint that went so."""
+    return SnapshotRecord(
+        "web1",
+        DomainSnapshot("s"),
+        parent=None,
+        domain_state=DomainState.RUNNING,
+        strategy=strategy,
+        reason="",
+        point=0.0,
+        memory=FileRecord("/m", size, ""),
+        images={},
+        definition=DomainDefinition("web1"),
+        timings=Timings(pause=pause, total=seconds),
+    )
+
+
+def test_without_a_past_all_is_assumed() -> None:
+    """All of the RAM, at a usual disk's rate; a background pause has a fixed part."""
+    told = estimate(Strategy.BACKGROUND, GIB, ())
+    assert (told.bytes, told.known) == (GIB, 0)
+    assert told.seconds == pytest.approx(GIB / ASSUMED_RATE)
+    assert COMMANDS_SECONDS < (told.pause or 0) < 0.1
+
+
+def test_it_goes_by_the_last_ones() -> None:
+    """The median of sizes, rates and pauses: one that was slow for once changes nothing."""
+    sizes = (100e6, 110e6, 120e6)
+    past = [taken(Strategy.BACKGROUND, int(size), size / 1e8, 0.01) for size in sizes]
+    past.append(taken(Strategy.BACKGROUND, int(115e6), 60.0, 0.5))
+    told = estimate(Strategy.BACKGROUND, GIB, past)
+    assert told.bytes == pytest.approx(112.5e6)
+    assert told.seconds == pytest.approx(1.125)
+    assert told.pause == pytest.approx(0.01)
+    assert told.known == 4
+
+
+def test_standing_it_pauses_for_all_of_it() -> None:
+    """A guest that is not live stands until its memory is saved, whatever live ones took."""
+    told = estimate(Strategy.PAUSED, GIB, [taken(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)])
+    assert told.pause == told.seconds == pytest.approx(1.0)
+
+
+def test_a_precopy_sends_again_what_is_written() -> None:
+    """At half the rate of the stream: twice as much; at more than that it never ends."""
+    past = [taken(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)]
+    told = estimate(Strategy.PRECOPY, GIB, past, dirty_rate=5e7)
+    assert told.bytes == pytest.approx(2e8)
+    assert told.seconds == pytest.approx(2.0)
+    assert told.pause == DOWNTIME_SECONDS
+    never = estimate(Strategy.PRECOPY, GIB, past, dirty_rate=1e8)
+    assert (never.seconds, never.pause) == (None, None)
+    assert estimate(Strategy.BACKGROUND, GIB, past, dirty_rate=1e9).seconds == pytest.approx(1.0)
+
+
+def test_an_unmeasured_precopy_goes_by_precopies() -> None:
+    """Their sizes have what was sent again in them; those of others have not."""
+    past = [taken(Strategy.PRECOPY, int(3e8), 3.0, 0.2), taken(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)]
+    told = estimate(Strategy.PRECOPY, GIB, past)
+    assert (told.bytes, told.pause) == (int(3e8), 0.2)
+    assert told.seconds == pytest.approx(3.0)
+    assert estimate(Strategy.BACKGROUND, GIB, past).bytes == int(1e8)
