@@ -117,7 +117,10 @@ class Bench:
         """Have the domain as the kind wants it, running or not, with snapshots; return it with their names."""
         await self._sort_out(kind)
         if await self._state() is not DomainState.RUNNING:
+            mark = self.guest.serial.mark()
             await self._orch.start(DOMAIN)
+            # A point in the midst of its boot would be one from which it boots, and so would seem to be none.
+            await self.guest.serial.more(mark, 2, SECONDS)
         names = await self.names()
         if superfluous := names[: max(0, len(names) - (kind.snapshots or MANY))]:
             await self._orch.delete(DOMAIN, superfluous)

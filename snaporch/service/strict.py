@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import types
 import typing
@@ -45,6 +46,8 @@ def _from_list(kind: Any) -> Any:
 _converter.register_structure_hook_factory(_sequence, _from_list)
 for _kind in (bool, int, float, str):
     _converter.register_structure_hook(_kind, _only(_kind))
+# Being a str, it would be left one: equal to the member, and never the member.
+_converter.register_structure_hook(enum.StrEnum, lambda value, kind: kind(value))
 
 
 def structured(data: Any, kind: type[T]) -> T:

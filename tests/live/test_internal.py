@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -188,19 +189,31 @@ async def test_killed_in_mid_save(make_world: MakeWorld) -> None:
 
 async def test_recovery_in_mid_save(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU that saves is silent for longer than recovery waits for an answer otherwise, and is waited for."""
-    world = await make_world(append="ram=64 dirty=1")
+    world = await make_world(memory=224 * MIB, append="ram=160 dirty=1")
     words = [sys.executable, "-m", "snaporch.testing.dying", str(world.root), NAME, "never", "us"]
-    process = await trio.lowlevel.open_process([*words, "create", "point", "internal"])
-    await saving(world, process.kill)
-    await process.wait()
-    with pytest.raises(ConnectionGone, match=r"silent|no greeting"):
-        async with open_qmp(await world.socket(), label=NAME, timeout=0.1):
-            raise AssertionError
     monkeypatch.setattr(driver, "CONNECT_SECONDS", 0.1)
-    (ended,) = await world.orch.recover()
-    assert ended.state == State.ROLLED_BACK
-    assert await tags(world) == [()] * 2
-    await world.check_runs()
+    silent = 0
+    for _ in range(5):  # on a busy host we may come too late to find it silent
+        process = await trio.lowlevel.open_process([*words, "create", "point", "internal"])
+        await saving(world, process.kill)
+        await process.wait()
+        silent += await is_silent(world)
+        (ended,) = await world.orch.recover()
+        assert ended.state == State.ROLLED_BACK
+        assert await tags(world) == [()] * 2
+        await world.check_runs()
+        if silent:
+            return
+    raise AssertionError("it never was silent")
+
+
+async def is_silent(world: World) -> bool:
+    """Return whether QEMU does not answer for as long as a connect waits."""
+    try:
+        async with open_qmp(await world.socket(), label=NAME, timeout=0.1):
+            return False
+    except ConnectionGone as error:
+        return re.search("silent|no greeting", str(error)) is not None
 
 
 @pytest.mark.parametrize("where", ["after:keep_present#1", "after:load_inside#1"])

@@ -23,6 +23,9 @@ CUTS = (
     (State.PREPARING, signal.SIGTERM, None),
     (State.STREAMING, signal.SIGTERM, State.COMPLETE),
     (State.ARMING, signal.SIGKILL, None),
+    (State.PREPARING, signal.SIGKILL, None),
+    (State.STREAMING, signal.SIGKILL, State.COMPLETE),
+    (State.COMMITTING, signal.SIGKILL, None),
 )
 
 

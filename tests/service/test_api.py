@@ -124,6 +124,8 @@ async def test_a_wrong_body_is_refused(
         (b'{"options": {"bandwidth": "5"}}', "body.options.bandwidth"),
         (b'{"options": {"max_seconds": NaN}}', "body.options.max_seconds"),
         (b'{"flags": "live"}', "body.flags"),
+        (b'{"options": {"strategy": "fast"}}', "body.options.strategy"),
+        (b'{"options": {"on_timeout": 3}}', "body.options.on_timeout"),
         (b"[]", "body"),
         (b"3", "body"),
         (b'{"flags": ["fast"]}', "disk-only"),

@@ -19,8 +19,16 @@ from snaporch import (
     Client,
     CreateFlag,
     CreateOptions,
+    DeadlineExceeded,
+    DeleteFlag,
+    DeviceDisk,
+    DiskSnapshot,
+    DomainDefinition,
     DomainSnapshot,
+    NotEnoughSpace,
+    OnTimeout,
     Orchestrator,
+    RevertFlag,
     ServiceGone,
     SnaporchError,
     open_client,
@@ -107,26 +115,122 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     assert await client.fsck() == await orch.fsck()
     assert await client.doctor() == await orch.doctor()
     assert await client.estimate("web1", Strategy.PRECOPY) == await orch.estimate("web1", Strategy.PRECOPY)
-    calls: list[Callable[[Any], Awaitable[Any]]] = [
-        lambda o: o.create("web1", DomainSnapshot("one"), CreateFlag.LIVE),
-        lambda o: o.show("web1", "none"),
-        lambda o: o.delete("web1", "none", dry_run=True),
-        lambda o: o.delete_group(["web1"], "none", dry_run=True),
-        lambda o: o.delete_group(["web1"], "none"),
-        lambda o: o.revert_group(["web1", "web1"], "one"),
-        lambda o: o.domain_info("a/b"),
-        lambda o: o.operations("nobody"),
-        lambda o: o.undefine("web1"),
-        lambda o: o.estimate("web1", Strategy.AUTO),
-        lambda o: o.estimate("nobody"),
-    ]
-    for call in calls:
+
+
+INSIDE = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
+# Of domain web1 with snapshots one, and two after it; web2 is inactive.
+REFUSALS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "exists": lambda o: o.create("web1", DomainSnapshot("one"), CreateFlag.LIVE),
+    "exists as a file": lambda o: o.create("web1", DomainSnapshot("x", memory_file="/images/web1-vda")),
+    "no name": lambda o: o.create("web1", DomainSnapshot("a/b")),
+    "disks of a running guest": lambda o: o.create("web1", None, CreateFlag.DISK_ONLY),
+    "live without memory": lambda o: o.create("web1", None, CreateFlag.DISK_ONLY | CreateFlag.LIVE),
+    "no agent": lambda o: o.create("web1", None, CreateFlag.LIVE | CreateFlag.QUIESCE),
+    "live inside": lambda o: o.create("web1", DomainSnapshot(disks=INSIDE), CreateFlag.LIVE),
+    "half inside": lambda o: o.create("web1", DomainSnapshot(disks=INSIDE[:1])),
+    "no such disk": lambda o: o.create("web1", None, options=CreateOptions(exclude=["sdz"])),
+    "left out and asked for": lambda o: o.create(
+        "web1", DomainSnapshot(disks=INSIDE), options=CreateOptions(exclude=["vda"])
+    ),
+    "nobody": lambda o: o.create("nobody"),
+    "memory of an inactive domain": lambda o: o.create("web2"),
+    "quiesce an inactive domain": lambda o: o.create("web2", None, CreateFlag.DISK_ONLY | CreateFlag.QUIESCE),
+    "no such group": lambda o: o.create_group(["web1", "nobody"]),
+    "a group with a domain twice": lambda o: o.create_group(["web1", "web1"]),
+    "a group with one inactive": lambda o: o.create_group(["web1", "web2"], DomainSnapshot("x")),
+    "a precopy of a group": lambda o: o.create_group(
+        ["web1", "web3"], DomainSnapshot("x"), options=CreateOptions(strategy=Strategy.PRECOPY)
+    ),
+    "a group of nobody": lambda o: o.create_group([]),
+    "no such snapshot": lambda o: o.show("web1", "none"),
+    "verify none": lambda o: o.verify("web1", "none"),
+    "pin none": lambda o: o.pin("web1", "none"),
+    "revert to none": lambda o: o.revert("web1", "none"),
+    "running and paused": lambda o: o.revert("web1", "one", RevertFlag.RUNNING | RevertFlag.PAUSED),
+    "save under a name that exists": lambda o: o.revert("web1", "one", save_current="two"),
+    "revert a group with a domain twice": lambda o: o.revert_group(["web1", "web1"], "one"),
+    "revert a group to none": lambda o: o.revert_group(["web1", "web3"], "one"),
+    "revert a part": lambda o: o.revert("web1", "group"),
+    "delete none": lambda o: o.delete("web1", "none"),
+    "plan to delete none": lambda o: o.delete("web1", "none", dry_run=True),
+    "children and only them": lambda o: o.delete("web1", "one", DeleteFlag.CHILDREN | DeleteFlag.CHILDREN_ONLY),
+    "delete a part": lambda o: o.delete("web1", "group"),
+    "delete a group's none": lambda o: o.delete_group(["web1"], "none"),
+    "plan that": lambda o: o.delete_group(["web1"], "none", dry_run=True),
+    "flatten none": lambda o: o.flatten("web1", "none"),
+    "flatten to no depth": lambda o: o.flatten("web1", depth=0),
+    "plan that flatten": lambda o: o.flatten("web1", depth=0, dry_run=True),
+    "no depth": lambda o: o.limit_depth("web1", 1),
+    "no domain's name": lambda o: o.domain_info("a/b"),
+    "no domain": lambda o: o.operations("nobody"),
+    "undefine what runs": lambda o: o.undefine("web1"),
+    "start what runs": lambda o: o.start("web1"),
+    "stop what does not": lambda o: o.shutdown("web2"),
+    "pause what does not run": lambda o: o.pause("web2"),
+    "no tag": lambda o: o.tag("web1", ["a b"]),
+    "define what runs": lambda o: o.define(DomainDefinition("web1", driver="simulated")),
+    "attach what runs": lambda o: o.attach("web1", "/images/no.sock", driver="simulated"),
+    "no strategy": lambda o: o.estimate("web1", Strategy.AUTO),
+    "estimate nobody": lambda o: o.estimate("nobody"),
+    "estimate what does not run": lambda o: o.estimate("web2"),
+    "fsck nobody": lambda o: o.fsck("nobody"),
+}
+
+
+async def test_every_refusal_is_the_same(served: Served) -> None:
+    """The same class, the same text, all that the error knows; and nothing was touched."""
+    client, orch, world = served.client, served.world.orchestrator, served.world
+    for name in ("web2", "web3"):
+        world.host.add_image(f"/images/{name}")
+        disks = (DeviceDisk("vda", f"/images/{name}"),)
+        await orch.define(DomainDefinition(name, memory=2**30, disks=disks, driver="simulated"))
+    await orch.start("web3")
+    await orch.create("web1", DomainSnapshot("one"), CreateFlag.LIVE)
+    await orch.create_group(["web1", "web3"], DomainSnapshot("group"), CreateFlag.LIVE)
+    await orch.create("web1", DomainSnapshot("two"), CreateFlag.LIVE)
+    before = await world.everything()
+    accepted, different = [], {}
+    for what, call in REFUSALS.items():
         errors = []
         for who in (client, orch):
-            with pytest.raises(SnaporchError) as caught:
+            try:
                 await call(who)
-            errors.append((type(caught.value), str(caught.value), vars(caught.value)))
-        assert errors[0] == errors[1]
+            except SnaporchError as error:
+                errors.append((type(error), str(error), vars(error), error.http_status, error.exit_code))
+            else:
+                accepted.append((what, type(who).__name__))
+        if errors[:1] != errors[1:]:
+            different[what] = errors
+    assert (accepted, different) == ([], {})
+    assert await world.everything() == before
+
+
+async def test_what_is_asked_for_is_done(served: Served) -> None:
+    """Strategies, limits and disks left out go through the service as they are."""
+    for strategy in (Strategy.BACKGROUND, Strategy.PRECOPY):
+        options = CreateOptions(strategy=strategy, exclude=["vdb"])
+        record = await served.client.create("web1", DomainSnapshot(str(strategy)), CreateFlag.LIVE, options)
+        assert record.strategy is strategy
+        assert record.reason == "asked for"
+        assert list(record.images) == ["vda"]
+    late = CreateOptions(bandwidth=served.world.slow, max_seconds=0.1)
+    with pytest.raises(DeadlineExceeded):
+        await served.client.create("web1", DomainSnapshot("late"), CreateFlag.LIVE, late)
+    paused = attrs.evolve(late, on_timeout=OnTimeout.PAUSE)
+    assert (await served.client.create("web1", DomainSnapshot("late"), CreateFlag.LIVE, paused)).name == "late"
+
+
+async def test_no_space_is_the_same(served: Served) -> None:
+    """How much is needed and how much is free is known through the service, too."""
+    served.world.host.mount("/images", 2**20)
+    served.world.host.mount(str(served.world.orchestrator.root), 2**20)
+    errors = []
+    for who in (served.client, served.world.orchestrator):
+        with pytest.raises(NotEnoughSpace) as caught:
+            await who.create("web1", DomainSnapshot("one"), CreateFlag.LIVE)
+        errors.append((str(caught.value), vars(caught.value)))
+    assert errors[0] == errors[1]
+    assert await served.client.list("web1") == ()
 
 
 async def test_events_are_the_same(served: Served) -> None:
