@@ -12,10 +12,11 @@ hypervisor and no file. It guarantees:
 
 from __future__ import annotations
 
+import gc
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Protocol, TypeVar
@@ -228,11 +229,16 @@ class Engine:
         """
         begun: set[str] = set()
         try:
-            for phase in phases:
-                await self._enter(operation, phase.signal, quiet=phase.paused, plan=plan)
-                begun.update(*(steps for _, steps in phase.lanes()))
-                with operation.timed(operation.machine.state):
-                    await self._perform(operation, phase, actors)
+            with ExitStack() as still:
+                for phase in phases:
+                    await self._enter(operation, phase.signal, quiet=phase.paused, plan=plan)
+                    begun.update(*(steps for _, steps in phase.lanes()))
+                    if not phase.paused:
+                        still.close()
+                    if phase.paused or phase.signal is Signal.PAUSE:
+                        still.enter_context(_nothing_collected())
+                    with operation.timed(operation.machine.state):
+                        await self._perform(operation, phase, actors)
             await trio.lowlevel.checkpoint_if_cancelled()  # the last time that it can be
             await self._enter(operation, Signal.COMMIT, quiet=True)
             await self._commit(operation, commit, ended=finish is None)
@@ -403,6 +409,26 @@ async def _together(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
     async with trio.open_nursery() as nursery:
         for call in calls:
             nursery.start_soon(call)
+
+
+_standing = 0  # how many have asked that nothing be collected
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep Python's garbage collector off while a guest stands: in a service's process it takes up to 100 ms."""
+    global _standing  # noqa: PLW0603 - as the collector is the process's
+    if not _standing and not gc.isenabled():
+        yield  # the program does without
+        return
+    _standing += 1
+    gc.disable()
+    try:
+        yield
+    finally:
+        _standing -= 1
+        if not _standing:
+            gc.enable()
 
 
 async def _perform(phase: Phase, actors: Sequence[Actor]) -> None:

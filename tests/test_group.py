@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import math
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -149,6 +150,31 @@ async def test_one_point(
         guests = [group.host.guest(process) for process in group.host.processes()]
         assert max(guest.stopped[1] for guest in guests) < min(guest.started[1] for guest in guests)
         group.check_consistent(group.names)
+
+
+async def test_nothing_is_collected_while_they_stand(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """Python's garbage collector would lengthen a pause by up to 100 ms: it is off from then on, not a bit longer."""
+    async with open_group(tmp_path, 2) as group:
+        seen: dict[str, set[bool]] = {}
+        for hook in ("on_call", "on_effect"):
+            setattr(group.host, hook, lambda at, _: seen.setdefault(at, set()).add(gc.isenabled()))
+        await group.orch.create_group(group.names, DomainSnapshot("g1"), CreateFlag.LIVE)
+        standing = {"machine.pause", "machine.switch", "stream.start", "stream.armed", "machine.resume"}
+        assert {at for at in seen if False in seen[at]} == standing
+        assert all(seen[at] == {False} for at in standing)
+        seen.clear()
+        group.host.faults.add("machine.switch", domain="web1")
+        with pytest.raises(OperationFailed):
+            await group.orch.create_group(group.names, DomainSnapshot("g2"), CreateFlag.LIVE)
+        assert gc.isenabled()
+        gc.disable()
+        try:
+            await group.orch.create_group(group.names, DomainSnapshot("g3"), CreateFlag.LIVE)
+            assert not gc.isenabled()  # as its owner wants it
+        finally:
+            gc.enable()
 
 
 async def test_one_point_precopy(

@@ -192,17 +192,18 @@ def took(connection: sqlite3.Connection, domain: DomainRecord) -> float:
     return float(median(last)) if last else domain.definition.memory / ASSUMED_RATE
 
 
-def _in_order(connection: sqlite3.Connection, root: str, plan: Plan, took: Took) -> list[tuple[float, Item]]:
-    """Return what is selected with the seconds that it is expected to take, the longest first.
+def _order(connection: sqlite3.Connection, root: str, plan: Plan, took: Took) -> dict[str, float]:
+    """Return the names of what is selected with the seconds that each is expected to take, the longest first.
 
     So the end of a batch does not wait for one that was begun last. A group takes as long as its slowest member.
+    No more than this is in memory of ten thousand.
     """
 
     def seconds(item: Item) -> float:
         return max(took(connection, _domain(connection, member)) for member in item.members)
 
-    found = [(seconds(item), item) for item in _selected(connection, root, plan)]
-    return sorted(found, key=lambda each: (-each[0], each[1].name))
+    found = sorted((-seconds(item), item.name) for item in _selected(connection, root, plan))
+    return {name: -seconds for seconds, name in found}
 
 
 async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
@@ -212,8 +213,12 @@ async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
         NotFound: a domain that it names is not there.
         InvalidInput: a group has the name of a domain.
     """
-    found = await catalog.transact(lambda connection: _in_order(connection, root, plan, took))
-    return tuple(item for _, item in found)
+
+    def work(connection: sqlite3.Connection) -> tuple[Item, ...]:
+        found = {item.name: item for item in _selected(connection, root, plan)}
+        return tuple(found[name] for name in _order(connection, root, plan, took))
+
+    return await catalog.transact(work)
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -244,8 +249,11 @@ async def begin(
 
     def work(connection: sqlite3.Connection) -> None:
         _put(connection, batch)
-        for position, (expected, item) in enumerate(_in_order(connection, root, plan, took)):
-            record = ItemRecord(batch.id, position, item, batch.snapshot, expected=expected)
+        order = _order(connection, root, plan, took)
+        positions = {name: position for position, name in enumerate(order)}
+        for item in _selected(connection, root, plan):
+            position = positions[item.name]
+            record = ItemRecord(batch.id, position, item, batch.snapshot, expected=order[item.name])
             row = (batch.id, position, item.name, batch.snapshot, End.WAITING, dumps(record))
             connection.execute("INSERT INTO batch_item VALUES (?, ?, ?, ?, ?, ?)", row)
         if not connection.execute("SELECT 1 FROM batch_item WHERE batch = ?", (batch.id,)).fetchone():

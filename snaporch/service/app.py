@@ -23,8 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from snaporch.convert import dumps
 from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
-from snaporch.service.api import ROUTES, Call, Route
+from snaporch.service.api import ROUTES
 from snaporch.service.browser import Dashboard, check_origin
+from snaporch.service.call import Call, Route
 from snaporch.service.openapi import document
 from snaporch.service.problems import MEDIA_TYPE, problem
 from snaporch.service.roles import Caller, Role, connected_peer, identify

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from snaporch.service.api import Route
+from snaporch.service.call import Route
 from snaporch.service.jsonschema import Schemas
 
 

@@ -6,6 +6,7 @@ at the other end of a unix socket, and a client that does not read is let go (`d
 
 from __future__ import annotations
 
+import gc
 import signal
 import ssl
 from functools import partial
@@ -118,6 +119,9 @@ async def run_http(
     service: Service, listeners: list[trio.abc.Listener[trio.abc.Stream]], stopping: trio.Event
 ) -> None:
     """Answer requests until `stopping`, and those that have begun a little longer."""
+    # What is here now is here to stay: to look through it for garbage would hold up everybody for 100 ms.
+    gc.collect()
+    gc.freeze()
     config = hypercorn.Config()
     config.errorlog = None  # what the application raises it has logged itself
     config.include_server_header = False

@@ -1,0 +1,131 @@
+"""What a handler gets, and what a row of the table of URLs is (`snaporch.service.api`); pages of lists."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from starlette.responses import Response
+
+from snaporch.errors import InvalidInput
+from snaporch.service import shapes
+from snaporch.service.roles import Caller, Role
+from snaporch.service.service import Service
+
+PAGE, MOST = 100, 1_000
+
+
+@attrs.frozen
+class Call:
+    """A request.
+
+    Attributes:
+        service: the service.
+        caller: who asks.
+        path: the parts of the URL that have names.
+        query: the parameters after the question mark.
+        body: what was sent, structured; None where the table says that there is none.
+        key: the idempotency key, or nothing.
+        request: tells this request from another one under the same key.
+    """
+
+    service: Service
+    caller: Caller
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Any = None
+    key: str = ""
+    request: str = ""
+
+    @property
+    def domain(self) -> str:
+        """The domain in the URL."""
+        return self.path["domain"]
+
+    @property
+    def name(self) -> str:
+        """The snapshot in the URL."""
+        return self.path["name"]
+
+    def number(self, name: str, default: float, most: float) -> float:
+        """Return a parameter that is a number; given without one it is `most`.
+
+        Raises:
+            InvalidInput: it is none, or is out of range.
+        """
+        text = self.query.get(name)
+        if text is None:
+            return default
+        if text in {"", "true"}:
+            return most
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number <= most:
+            raise InvalidInput(f"{name}: {text!r} is not a number from 0 to {most:g}")
+        return number
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+@attrs.frozen
+class Route:
+    """A row of the table.
+
+    Attributes:
+        method: GET, POST, PUT or DELETE.
+        path: with the names of its parts in braces.
+        role: what it takes; None: anybody may ask.
+        handler: answers.
+        body: the class of the body; None: there is none.
+        answer: the class of the answer; None: it is not JSON, or has no class.
+        page: the answer is a page of those.
+        status: of the answer.
+        query: names of parameters.
+    """
+
+    method: str
+    path: str
+    role: Role | None
+    handler: Handler
+    body: Any = None
+    answer: Any = None
+    page: bool = False
+    status: int = 200
+    query: tuple[str, ...] = ()
+
+
+def page(call: Call, items: tuple[Any, ...], key: Callable[[Any], str]) -> shapes.Page:
+    """Return the part of a list that was asked for; a cursor is the key of the last item before it."""
+    limit = limit_of(call)
+    begin = 0
+    if (after := call.query.get("after")) is not None:
+        keys = [key(item) for item in items]
+        if after not in keys:
+            raise no_cursor(after)
+        begin = keys.index(after) + 1
+    part = items[begin : begin + limit]
+    more = begin + limit < len(items)
+    return shapes.Page(part, key(part[-1]) if more else None)
+
+
+def json_page(items: Sequence[str], following: str | None) -> Response:
+    """Return a page whose items are JSON already."""
+    return Response(
+        f'{{"items":[{",".join(items)}],"next":{json.dumps(following)}}}', media_type="application/json"
+    )
+
+
+def limit_of(call: Call) -> int:
+    """Return how many items a page may have."""
+    return int(call.number("limit", PAGE, MOST)) or PAGE
+
+
+def no_cursor(after: str | None) -> InvalidInput:
+    """Return the error of a cursor that is nobody's."""
+    return InvalidInput(f"after: {after!r} is none of the list, or no longer; begin without it")

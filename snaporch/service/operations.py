@@ -1,0 +1,248 @@
+"""What is begun by a request and goes on without it: answered as soon as it is under way, with its operation."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import trio
+from starlette.responses import Response
+
+from snaporch.convert import dumps
+from snaporch.errors import NotFound
+from snaporch.images.merge import MergePlan
+from snaporch.models import (
+    CreateFlag,
+    DeleteFlag,
+    Finding,
+    OperationRecord,
+    RevertFlag,
+    SnapshotRecord,
+    joined,
+)
+from snaporch.service import shapes
+from snaporch.service.call import Call, json_page, limit_of, no_cursor
+from snaporch.service.confine import check_snapshot
+from snaporch.service.jobs import BEGIN_SECONDS, Job, Work, past
+from snaporch.service.keys import keep, kept
+from snaporch.service.shapes import OperationStatus, flags_of
+
+WAIT_SECONDS = 3_600.0  # the longest that a request waits for an operation
+
+
+async def create(call: Call) -> OperationStatus:
+    """Take a snapshot of a domain."""
+    asked: shapes.Create = call.body
+    check_snapshot(asked.snapshot, call.service.directories)
+    flags = flags_of(CreateFlag, asked.flags)
+
+    async def work() -> SnapshotRecord:
+        return await call.service.orchestrator.create(call.domain, asked.snapshot, flags, asked.options)
+
+    return await _begin(call, "create", call.domain, asked.snapshot.name, work, waits=asked.options.wait)
+
+
+async def create_group(call: Call) -> OperationStatus:
+    """Take a snapshot of each of several domains, all at one point."""
+    asked: shapes.CreateGroup = call.body
+    check_snapshot(asked.snapshot, call.service.directories)
+    flags = flags_of(CreateFlag, asked.flags)
+
+    async def work() -> tuple[SnapshotRecord, ...]:
+        orchestrator = call.service.orchestrator
+        return await orchestrator.create_group(asked.domains, asked.snapshot, flags, asked.options)
+
+    group, waits = joined(asked.domains), asked.options.wait
+    return await _begin(call, "create", group, asked.snapshot.name, work, waits=waits)
+
+
+async def revert(call: Call) -> OperationStatus:
+    """Take a domain back to a snapshot."""
+    asked: shapes.Revert = call.body
+    flags = flags_of(RevertFlag, asked.flags)
+
+    async def work() -> SnapshotRecord:
+        orchestrator = call.service.orchestrator
+        return await orchestrator.revert(call.domain, call.name, flags, save_current=asked.save_current)
+
+    return await _begin(call, "revert", call.domain, call.name, work)
+
+
+async def revert_group(call: Call) -> OperationStatus:
+    """Take several domains back to the point at which a snapshot was taken of all: all or none."""
+    asked: shapes.RevertGroup = call.body
+    flags = flags_of(RevertFlag, asked.flags)
+
+    async def work() -> tuple[SnapshotRecord, ...]:
+        orchestrator = call.service.orchestrator
+        return await orchestrator.revert_group(asked.domains, asked.name, flags, save_current=asked.save_current)
+
+    return await _begin(call, "revert", joined(asked.domains), asked.name, work)
+
+
+async def verify(call: Call) -> OperationStatus:
+    """Read every file of a snapshot in full and compare it with what was saved."""
+
+    async def work() -> Any:
+        return await call.service.orchestrator.verify(call.domain, call.name, boot=call.body.boot)
+
+    return await _begin(call, "verify", call.domain, call.name, work)
+
+
+async def delete(call: Call) -> OperationStatus:
+    """Delete snapshots; what the guest and every other snapshot hold stays the same."""
+    asked: shapes.Delete = call.body
+    flags = flags_of(DeleteFlag, asked.flags)
+
+    async def work() -> MergePlan:
+        return await call.service.orchestrator.delete(call.domain, asked.names, flags, asked.options)
+
+    return await _begin(call, "delete", call.domain, ", ".join(asked.names), work)
+
+
+async def plan_delete(call: Call) -> MergePlan:
+    """Say what a delete would merge where, and which files would go; nothing is touched."""
+    asked: shapes.Delete = call.body
+    flags = flags_of(DeleteFlag, asked.flags)
+    return await call.service.orchestrator.delete(call.domain, asked.names, flags, dry_run=True)
+
+
+async def delete_group(call: Call) -> OperationStatus:
+    """Delete snapshots that were taken of several domains at one point, of all of them."""
+    asked: shapes.DeleteGroup = call.body
+    flags = flags_of(DeleteFlag, asked.flags)
+
+    async def work() -> dict[str, MergePlan]:
+        return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, asked.options)
+
+    return await _begin(call, "delete", joined(asked.domains), ", ".join(asked.names), work)
+
+
+async def plan_delete_group(call: Call) -> dict[str, MergePlan]:
+    """Say, for each domain, what that would merge where, and which files would go; nothing is touched."""
+    asked: shapes.DeleteGroup = call.body
+    flags = flags_of(DeleteFlag, asked.flags)
+    return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, dry_run=True)
+
+
+async def flatten(call: Call) -> OperationStatus:
+    """Shorten the chains of a domain, or of a snapshot, by copying up; nobody sees a difference."""
+    asked: shapes.Flatten = call.body
+
+    async def work() -> MergePlan:
+        return await call.service.orchestrator.flatten(call.domain, asked.snapshot, asked.depth, asked.options)
+
+    return await _begin(call, "flatten", call.domain, asked.snapshot, work)
+
+
+async def plan_flatten(call: Call) -> MergePlan:
+    """Say what a flatten would copy, and which files would go; nothing is touched."""
+    asked: shapes.Flatten = call.body
+    return await call.service.orchestrator.flatten(call.domain, asked.snapshot, asked.depth, dry_run=True)
+
+
+async def recover(call: Call) -> OperationStatus:
+    """Finish or undo what a crash left."""
+    asked: shapes.Recover = call.body
+
+    async def work() -> tuple[OperationRecord, ...]:
+        patience = math.inf if asked.patience is None else asked.patience
+        return await call.service.orchestrator.recover(domain=asked.domain, patience=patience)
+
+    return await _begin(call, "recover", asked.domain or "", "", work)
+
+
+async def fsck(call: Call) -> OperationStatus:
+    """Compare catalog, files and running hypervisors."""
+    asked: shapes.Fsck = call.body
+
+    async def work() -> tuple[Finding, ...]:
+        return await call.service.orchestrator.fsck(asked.domain, repair=asked.repair)
+
+    return await _begin(call, "fsck", asked.domain or "", "", work)
+
+
+async def _begin(
+    call: Call, kind: str, domain: str, subject: str, work: Work, *, waits: bool = False
+) -> OperationStatus:
+    """Take a job, or find the one that the key stands for; answer when it is under way, or as `wait` says.
+
+    Raises:
+        SnaporchError: it was refused; or, where that was waited for, it has failed.
+    """
+    wait = call.number("wait", BEGIN_SECONDS, WAIT_SECONDS)
+    jobs, catalog, by = call.service.jobs, call.service.orchestrator.catalog, call.caller.name
+    earlier = await kept(catalog, by, call.key, call.request) if call.key else None
+    job = jobs.known(by, call.key, call.request) or jobs.get(earlier or "")
+    if job is None and earlier is not None and (record := await catalog.operation(earlier)) is not None:
+        return past(record)
+    if job is None:
+        new = Job(kind, domain, subject, by, work, waits=waits)
+        if call.key:
+            new.work = partial(_kept_first, call, new.id, work)
+        job = jobs.submit(new, key=call.key, request=call.request)
+    with trio.move_on_after(wait):
+        await (job.over if "wait" in call.query else job.under_way).wait()
+    if job.error is not None:
+        raise job.error
+    return await _status(call, job)
+
+
+async def _kept_first(call: Call, identifier: str, work: Work) -> Any:
+    await keep(call.service.orchestrator.catalog, call.caller.name, call.key, call.request, identifier)
+    return await work()
+
+
+async def _status(call: Call, job: Job) -> OperationStatus:
+    return job.status(await call.service.orchestrator.catalog.operation(job.id))
+
+
+async def operations(call: Call) -> Response:
+    """List running and past operations, oldest first."""
+    wanted, catalog = call.query.get("domain"), call.service.orchestrator.catalog
+    if wanted is not None:
+        await catalog.domain(wanted)
+    limit = limit_of(call)
+    position = await _position(call)
+    known = call.service.jobs.all()  # whatever the journal has of them, they know more
+    jobs = [job for job in known if wanted in {None, *job.members} and (job.begun, job.id) > position]
+    records = await catalog.operations_after(position, limit + 1, wanted, but=[job.id for job in known])
+    both: list[Job | OperationRecord] = [*jobs, *records]
+    found = sorted(both, key=lambda each: (each.begun, each.id))
+    part = found[:limit]
+    lacking = [job.id for job in part if isinstance(job, Job) and job.final is None]
+    journal = await catalog.operations_of(lacking) if lacking else {}
+    items = [each.as_json(journal.get(each.id)) if isinstance(each, Job) else dumps(past(each)) for each in part]
+    return json_page(items, part[-1].id if len(found) > limit else None)
+
+
+async def _position(call: Call) -> tuple[float, str]:
+    """Return where the page of operations begins: after when the last one before it began, and its id."""
+    if (after := call.query.get("after")) is None:
+        return -math.inf, ""
+    last = call.service.jobs.get(after) or await call.service.orchestrator.catalog.operation(after)
+    if last is None:
+        raise no_cursor(after)
+    return last.begun, last.id
+
+
+async def operation(call: Call) -> OperationStatus:
+    """Show an operation; with `wait`, when it has ended, or after that many seconds."""
+    identifier = call.path["id"]
+    if (job := call.service.jobs.get(identifier)) is not None:
+        with trio.move_on_after(call.number("wait", 0, WAIT_SECONDS)):
+            await job.over.wait()
+        return await _status(call, job)
+    if (record := await call.service.orchestrator.catalog.operation(identifier)) is None:
+        raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` shows those that there are")
+    return past(record)
+
+
+async def cancel(call: Call) -> OperationStatus:
+    """Cancel an operation: it rolls itself back. One that has ended stays as it is."""
+    identifier = call.path["id"]
+    if (job := call.service.jobs.get(identifier)) is None:
+        raise NotFound(f"no operation {identifier!r} runs in this service")
+    job.scope.cancel()
+    return await operation(call)
