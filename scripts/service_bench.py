@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import structlog
 import trio
 from benchlib.lab import CACHE, ROOT, Qemu, pick, qemus, workplace
 
@@ -55,6 +56,7 @@ _ID = re.compile(rb"^id: \w+-(\d+)$", re.MULTILINE)
 
 async def serve(root: Path, image_tool: str) -> None:
     """Serve a root with a real and a simulated driver until standard input ends."""
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # nobody reads it
     host = SimulatedHost()
     drivers = {"qemu": QemuDriver(storage=LocalStorage(image_tool)), "simulated": SimulatedDriver(host)}
     config = Config(directories=("/images", str(root.parent)), running=SIMULATED + 2)

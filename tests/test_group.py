@@ -155,7 +155,7 @@ async def test_one_point(
 async def test_nothing_is_collected_while_they_stand(
     tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
-    """Python's garbage collector would lengthen a pause by up to 100 ms: it is off from then on, not a bit longer."""
+    """Python's garbage collector would lengthen a pause by up to 100 ms: it is off for as long, and no longer."""
     async with open_group(tmp_path, 2) as group:
         seen: dict[str, set[bool]] = {}
         for hook in ("on_call", "on_effect"):

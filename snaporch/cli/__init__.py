@@ -6,7 +6,6 @@ snapshot; 4 busy; 5 stranded; 130 interrupted, and rolled back.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Awaitable, Sequence
 from functools import partial
@@ -14,16 +13,15 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import structlog
 from cyclopts import App, CycloptsError, Parameter
 
 from snaporch.cli import batch, domain, inspect, prune, service, snapshot
+from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.runner import ANYTHING, refuse, report, run
 from snaporch.cli.session import Answer, Session
 
 __all__ = ["execute", "main"]
 
-_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 _HELP = """Live snapshots of virtual machines: memory and all disks at one point, while the guest runs.
 
 Exit status: 0 done, 1 failed and rolled back, 2 refused or wrong use, 3 not found, 4 busy, 5 stranded,
@@ -67,7 +65,7 @@ def execute(arguments: Sequence[str]) -> int:
             Say more on standard error; twice: everything, with tracebacks.
         """
         session.root, session.as_json, session.verbose = root, as_json, verbose
-        _log_to_stderr(verbose)
+        log_of_a_command(verbose)
         return _verb(app, session, tokens)
 
     app.meta.default(launch)
@@ -90,18 +88,6 @@ def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
     injected = dict.fromkeys(ignored, session)
     work: partial[Awaitable[Answer]] = partial(command, *bound.args, **bound.kwargs, **injected)
     return run(session, work)
-
-
-def _log_to_stderr(verbose: int) -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[min(verbose, len(_LEVELS) - 1)]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def main() -> NoReturn:

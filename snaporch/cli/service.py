@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import structlog
 import trio
 from cyclopts import App
 
+from snaporch.cli.logs import log_of_a_service
 from snaporch.cli.session import Answer, Here, Session
 from snaporch.errors import InvalidInput
 from snaporch.orchestrator import default_root
@@ -49,29 +47,10 @@ async def serve(
     root = (session.root or default_root()).absolute()
     overrides = {name: value for name, value in (("listen", listen), ("log", log)) if value is not None}
     settings = server.Settings(config or root / NAME, must_exist=config is not None, overrides=dict(overrides))
-    log_as(settings.load().log, session.verbose)
+    log_of_a_service(settings.load().log, session.verbose)
     session.interrupted = "the service had not begun yet"
     await server.serve(root, settings)
     return Answer({"stopped": True}, lambda human: human.line("stopped"))
-
-
-def log_as(how: str, verbose: int) -> None:
-    """Log to standard error, with the operation in every line that is about one."""
-    json = how == "json"
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso" if json else "%H:%M:%S", utc=json),
-        structlog.processors.format_exc_info if json else structlog.processors.StackInfoRenderer(),
-    ]
-    last = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
-    structlog.configure(
-        processors=[*shared, last],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def _tokens(session: Session) -> Tokens:

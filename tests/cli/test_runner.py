@@ -6,14 +6,17 @@ import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
 from snaporch import errors
 from snaporch.cli import execute
+from snaporch.cli.logs import log_of_a_command, log_of_a_service
 from snaporch.cli.runner import run
 from snaporch.cli.session import Answer, Session
 
@@ -87,6 +90,23 @@ def test_a_defect_is_one_line(verbose: int, capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     assert "KeyError" in json.loads(out)["error"]["message"]
     assert ("Traceback" in err) is (verbose == 2)
+
+
+@pytest.mark.parametrize("log", [partial(log_of_a_command, 2), partial(log_of_a_service, "console", 0)])
+def test_a_defect_is_logged_without_what_it_had_in_hand(
+    log: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback, and no variables: they may be anything, a token or a gigabyte."""
+    log()
+    secret = "".join(["sno", "_", "x" * 9])
+    try:
+        {}[len(secret)]
+    except KeyError as error:
+        structlog.get_logger().error("a defect", exc_info=error)
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "KeyError: 13" in err
+    assert secret not in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -180,6 +180,30 @@ def test_a_persons_path(context: BrowserContext, site: Site) -> None:
     assert names(site) == ["second", "third"]
 
 
+def test_other_kinds(context: BrowserContext, site: Site) -> None:
+    """Inside the images; with frozen file systems, which is refused for this guest, and nothing is done."""
+    page = entered(context, site.operator)
+    before = names(site)
+    page.get_by_role("button", name="Take snapshot").click()
+    dialog = page.get_by_role("dialog", name=f"Take a snapshot of {NAME}")
+    dialog.get_by_label("Name").fill("within")
+    dialog.get_by_text("Freeze its file systems").click()
+    dialog.get_by_role("button", name="Take snapshot").click()
+    expect(dialog).to_contain_text("no channel to a guest agent")
+    assert names(site) == before
+    dialog.get_by_text("Freeze its file systems").click()
+    dialog.get_by_text("Keep it inside the images").click()
+    expect(dialog.get_by_label("Limit")).to_have_count(0)
+    dialog.get_by_role("button", name="Take snapshot").click()
+    expect(row(page, "within")).to_contain_text("current")
+    assert site.program.look("show", NAME, "within")["strategy"] == "internal"
+    row(page, "within").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete 1 snapshot").click()
+    expect(row(page, "within")).to_have_count(0)
+    assert names(site) == before
+
+
 def tab_to(page: Page, target: Locator) -> None:
     """Go on by the Tab key until something has the focus, which is seen at every step."""
     for _ in range(40):

@@ -72,6 +72,23 @@ def test_one_process_owns_the_root(program: Program) -> None:
         assert program.answer("domain", "list") == []
 
 
+def test_nobody_reads_the_log(program: Program) -> None:
+    """A service whose standard error is gone works as before: what it would say is lost, and nothing else."""
+    command = [sys.executable, "-m", "snaporch", "--root", str(program.directory / "root"), "serve"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(lambda: owner(program.directory / "root") is not None or process.poll() is not None)
+            assert process.stderr is not None
+            process.stderr.close()
+            for _ in range(3):  # each of them is logged, as an operation and for the audit
+                assert program.answer("recover") == []
+                assert program.run("fsck").status == 0
+            assert process.poll() is None
+        finally:
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+
+
 def here(program: Program, *arguments: str) -> Ran:
     """Run the command line in this process: a new one takes a second."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:

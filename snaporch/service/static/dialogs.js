@@ -16,12 +16,15 @@ const STRATEGIES = [
 export function CreateDialog({ domain, onSubmit, onClose }) {
   const active = domain.state !== "inactive";
   const [live, setLive] = useState(domain.state === "running");
+  const [inside, setInside] = useState(false);
   const [strategy, setStrategy] = useState("auto");
-  const submit = ({ name, description, bandwidth }) =>
+  const streams = active && live && !inside;
+  const within = domain.disks.filter((disk) => !disk.readonly).map(({ target }) => ({ disk: { target }, external: false }));
+  const submit = ({ name, description, bandwidth, quiesce }) =>
     onSubmit({
-      snapshot: { name, description, memory: active },
-      flags: active && live ? ["live"] : [],
-      options: active && live ? { strategy, bandwidth: Math.round(Number(bandwidth) * MIB) } : {},
+      snapshot: { name, description, memory: active, disks: inside ? within : [] },
+      flags: [streams && "live", quiesce].filter(Boolean),
+      options: streams ? { strategy, bandwidth: Math.round(Number(bandwidth) * MIB) } : {},
     });
   return html`
     <${Dialog} title=${`Take a snapshot of ${domain.name}`} action="Take snapshot" ...${{ onSubmit: submit, onClose }}>
@@ -30,14 +33,27 @@ export function CreateDialog({ domain, onSubmit, onClose }) {
       <//>
       <${Field} label="Description"><input name="description" autocomplete="off" /><//>
       ${!active && html`<p class="hint">${domain.name} is inactive: the snapshot holds its disks.</p>`}
-      ${active && html`
+      <label class="switch">
+        <input type="checkbox" role="switch" checked=${inside} onChange=${(event) => setInside(event.target.checked)} />
+        <span><b>Keep it inside the images</b>
+          <span class="hint">In no file of its own. A guest stands until its memory is saved.</span>
+        </span>
+      </label>
+      ${domain.state === "running" && html`
+        <label class="switch">
+          <input type="checkbox" role="switch" name="quiesce" value="quiesce" />
+          <span><b>Freeze its file systems</b>
+            <span class="hint">Its guest agent does, for the moment of the point.</span>
+          </span>
+        </label>`}
+      ${active && !inside && html`
         <label class="switch">
           <input type="checkbox" role="switch" checked=${live} onChange=${(event) => setLive(event.target.checked)} />
           <span><b>Keep the guest running</b>
             <span class="hint">Without, it stands until its memory is on disk: the smallest and quickest file.</span>
           </span>
         </label>`}
-      ${active && live && html`
+      ${streams && html`
         <${Choice} name="strategy" label="How its memory is saved" options=${STRATEGIES} value=${strategy} onChange=${setStrategy} />
         <${Field} label="Limit, MiB a second" hint="What its memory may take of the host’s disks. Empty: no limit.">
           <input name="bandwidth" type="number" min="0.1" step="any" inputmode="decimal" />
