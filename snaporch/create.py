@@ -66,6 +66,8 @@ from snaporch.steps import ROLLBACK_CREATE, Lane, create_phases
 OVERLAY_BYTES = 16 * 2**20
 # Stream headers and device state beside RAM itself.
 STREAM_BYTES = 16 * 2**20
+# While guests stand, streams that have begun already would take the CPUs by which the others are armed.
+HOLD_SECONDS = 0.25
 DYING_SECONDS = 5.0  # from a lost connection to the end of a process with much memory
 
 
@@ -305,6 +307,7 @@ class Participant:
     async def start_stream(self) -> None:
         """Let the hypervisor begin."""
         began = trio.current_time()
+        await self.stream.hold(HOLD_SECONDS)
         await self.stream.start()
         self._commands += trio.current_time() - began
 
@@ -350,6 +353,7 @@ class Participant:
         """Wait until all memory has left the hypervisor; a limit on time is kept here."""
         if self.held.memory is not None:
             return  # known since before a crash of ours
+        await self.stream.hold(0)
         limit = self.plan.options.max_seconds
         with trio.move_on_after(limit if limit is not None else float("inf")) as scope:
             await self._streamed()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,7 @@ def test_sink_whose_starter_is_gone(tmp_path: Path) -> None:
     path, result = tmp_path / "memory", tmp_path / "result"
     path.touch()
     sink.reserve(result)
-    rate = os.memfd_create("rate")
-    os.ftruncate(rate, 8)
+    rate = sink.shared()
     gone, output = os.pipe()
     os.close(gone)
     command = [sys.executable, sink.__file__, str(path), str(result), str(rate)]
@@ -90,3 +90,29 @@ def test_sink_whose_starter_is_gone(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert path.read_bytes() == b"x" * 5000
     assert json.loads(result.read_text())["size"] == 5000
+
+
+@pytest.mark.parametrize("release", [True, False], ids=["let go", "by itself"])
+def test_sink_that_is_held(tmp_path: Path, *, release: bool) -> None:
+    """It takes no more than a buffer and what is in its pipe, until it is let go or the time is over."""
+    path, result, rate = tmp_path / "memory", tmp_path / "result", sink.shared()
+    path.touch()
+    sink.reserve(result)
+    seconds = SECONDS if release else 0.5
+    command = [sys.executable, sink.__file__, str(path), str(result), str(rate)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[rate]) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.read(len(sink.READY)) == sink.READY
+        sink.hold(rate, seconds)
+        began = time.monotonic()
+        feeder = threading.Thread(target=process.communicate, args=(bytes(4 * sink.BUFFER),))
+        feeder.start()
+        feeder.join(0.25)
+        assert feeder.is_alive()
+        if release:
+            sink.hold(rate, 0)
+        feeder.join(SECONDS)
+    assert process.returncode == 0
+    assert (time.monotonic() - began < seconds) is release
+    assert json.loads(result.read_text())["size"] == 4 * sink.BUFFER

@@ -171,6 +171,9 @@ class Stream(abc.ABC):
         One that was adopted after a crash of ours may keep to what it was told before.
         """
 
+    async def hold(self, seconds: float) -> None:  # noqa: B027 - only where a stream takes CPUs from the guests
+        """Let a BACKGROUND stream take next to nothing for so long; with 0, let it go on."""
+
     @abc.abstractmethod
     async def seal(self) -> FileRecord:
         """Put the hypervisor's settings back, and return the file's record once it is fsynced.

@@ -100,7 +100,7 @@ def test_a_defect_is_logged_without_what_it_had_in_hand(
     log()
     secret = "".join(["sno", "_", "x" * 9])
     try:
-        {}[len(secret)]
+        dict[int, str]()[len(secret)]
     except KeyError as error:
         structlog.get_logger().error("a defect", exc_info=error)
     err = capsys.readouterr().err

@@ -1,7 +1,7 @@
 """A program of its own that puts a memory stream on disk: ``python sink.py FILE RESULT RATE < pipe``.
 
-RATE is the number of a descriptor of eight bytes of shared memory: how many bytes a second it may take, 0 for no
-limit. Whoever started it may change that at any time, see `set_rate`.
+RATE is the number of a descriptor of shared memory, by which whoever started it may change at any time how many
+bytes a second it takes (`set_rate`), and have it wait for a moment (`hold`).
 
 Why not let QEMU write the file: after `cont`, a guest that writes to a page waits until QEMU's migration thread
 has saved that page, and while that thread sits in a write() to a slow disk, so does the guest. QEMU therefore
@@ -38,15 +38,29 @@ READY = b"ready"  # said on standard output, by which a failure to start is told
 BUFFER = 2 * 2**20  # one write: large enough for the disk, small enough that the pipe never waits long for a buffer
 RESULT_BYTES = 4096  # more than a result ever has
 SLICE = 0.05  # seconds in which a change of the rate is seen
+MOMENT = 0.002  # seconds in which the end of a hold is seen
 BUFFERS = 24  # how far the disk may fall behind before QEMU, and so the guest, feels it: 48 MiB
 
 
-_RATE = struct.Struct("=Q")
+_RATE = struct.Struct("=Q")  # bytes a second
+_HELD = struct.Struct("=d")  # after it: until when nothing is taken, by the monotonic clock
+
+
+def shared() -> int:
+    """Return a descriptor for RATE."""
+    fd = os.memfd_create("snaporch-rate", os.MFD_CLOEXEC)
+    os.truncate(fd, _RATE.size + _HELD.size)
+    return fd
 
 
 def set_rate(fd: int, rate: int) -> None:
     """Set the bytes a second that the sink with this RATE may take; 0 is no limit."""
     os.pwrite(fd, _RATE.pack(rate), 0)
+
+
+def hold(fd: int, seconds: float) -> None:
+    """Have the sink with this RATE take next to nothing for so long, or, with 0, go on; also should we die."""
+    os.pwrite(fd, _HELD.pack(time.monotonic() + seconds), _RATE.size)
 
 
 def _open_direct(path: str) -> int:
@@ -68,7 +82,7 @@ class Sink:
 
     def __init__(self, path: str, rate: int) -> None:
         self.fd = _open_direct(path)
-        self._rate = mmap.mmap(rate, _RATE.size, prot=mmap.PROT_READ)
+        self._shared = mmap.mmap(rate, _RATE.size + _HELD.size, prot=mmap.PROT_READ)
         self._owed, self._paid = 0.0, time.monotonic()
         self.empty: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         self.full: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
@@ -109,9 +123,11 @@ class Sink:
 
     def _pace(self, size: int) -> None:
         """Sleep until `size` more bytes are due, at the rate as it is from moment to moment."""
+        while (left := _HELD.unpack_from(self._shared, _RATE.size)[0] - time.monotonic()) > 0:
+            time.sleep(min(MOMENT, left))
         self._owed += size
         while self._owed > 0:
-            (rate,) = _RATE.unpack(self._rate[:])
+            (rate,) = _RATE.unpack_from(self._shared)
             now = time.monotonic()
             self._owed = max(0.0, self._owed - rate * (now - self._paid)) if rate else 0.0
             self._paid = now

@@ -130,7 +130,7 @@ class QemuStream(Stream):
     async def _start_sink(self) -> None:
         # QEMU keeps to a bandwidth by itself but in background streams, where its limit would hold up the guest's
         # write faults in a busy loop; there the pipe is emptied more slowly instead.
-        self._rate = os.memfd_create("snaporch-rate", os.MFD_CLOEXEC)
+        self._rate = sink.shared()
         sink.set_rate(self._rate, self._plan.bandwidth if self._background else 0)
         sink.reserve(self._result)
         self._sink = await trio.lowlevel.open_process(
@@ -190,6 +190,11 @@ class QemuStream(Stream):
             await self._qmp.execute("migrate-set-parameters", {"max-bandwidth": bandwidth})
         elif self._rate >= 0:
             sink.set_rate(self._rate, bandwidth)
+
+    async def hold(self, seconds: float) -> None:
+        """See Stream."""
+        if self._background and self._rate >= 0:
+            sink.hold(self._rate, seconds)
 
     async def _query(self) -> dict[str, Any]:
         """Return query-migrate's answer; raises when the migration has failed."""
