@@ -35,6 +35,7 @@ from snaporch.service.shapes import OperationStatus
 from snaporch.states import State
 
 KEPT = 1_000  # jobs that have ended
+RESULTS = 100  # of them with what they came to: that of a create names the whole chain under its disks
 QUEUED = "queued"  # the state of a job that has not begun
 BEGIN_SECONDS = 5.0  # a refusal that takes longer to find is told by the operation
 
@@ -243,6 +244,8 @@ class Jobs:
         for job in over[: max(0, len(over) - KEPT)]:
             del self._jobs[job.id]
             self._keys = {key: value for key, value in self._keys.items() if value[1] is not job}
+        for job in over[-KEPT:-RESULTS]:
+            job.result = job.final = None
 
     async def _run(self, job: Job) -> None:
         self._say(job, QUEUED)

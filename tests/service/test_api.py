@@ -261,6 +261,18 @@ async def test_the_queue_is_short(lab: Lab, autojump_clock: MockClock, threads_h
     assert (await lab.http.get(f"/v1/operations/{waiting['id']}?wait")).json()["outcome"] == "complete"
 
 
+async def test_results_are_kept_for_a_while(
+    lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of operations long ago it is known how they ended, and no longer all that they came to."""
+    monkeypatch.setattr("snaporch.service.jobs.RESULTS", 1)
+    for name in ("one", "two", "three"):
+        await lab.http.post(f"{WEB}/snapshots?wait", json={"snapshot": {"name": name}, "flags": ["live"]})
+        items = (await lab.http.get("/v1/operations")).json()["items"]
+    assert [each["outcome"] for each in items] == ["complete"] * 3
+    assert [each["result"] is not None for each in items] == [False, True, True]
+
+
 async def test_pages(lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
     """A list comes in pages: all of it, once, in order."""
     for name in ("one", "two", "three"):
