@@ -13,10 +13,11 @@ from benchlib.lab import DOMAIN, Guest
 from benchlib.tree import files_known
 
 from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, DomainState, Orchestrator, RevertFlag
+from snaporch.drivers.qemu.process import started, wait_gone
 from snaporch.guest.report import Report
-from snaporch.models import OperationRecord
+from snaporch.models import OperationRecord, Process
 from snaporch.states import State
-from snaporch.testing.dying import NEVER, Mortals
+from snaporch.testing.dying import NEVER, Mortals, hypervisors
 
 VICTIMS = ("us", "qemu", "both")
 SECONDS = 240.0  # for what takes two on a host that does nothing else
@@ -165,9 +166,14 @@ class Bench:
         """
         kind = await self.prepare(kind)
         before, last = await self.names(), await self._last()
+        place = str(self.guest.place / "root")
+        doomed = [Process(pid, started(pid) or 0, "") for pid in hypervisors(place, DOMAIN)]
         status, _ = await self.run(where, victim, *kind.command)
         if status == NEVER:
             return "not reached"
+        if victim != "us":
+            for process in doomed:  # what is dying still counts as running
+                await wait_gone(process)
         if status < 0 and victim == "us":
             await self._runs_again(kind)
         return await self._mend(kind, before, last)
