@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import trio
@@ -186,7 +186,8 @@ class Bench:
 
         async def kill() -> None:
             await trio.sleep(seconds)
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it was done just then
+                os.kill(pid, signal.SIGKILL)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kill)
