@@ -86,7 +86,7 @@ async def follow(path: str, count: int) -> None:
     seen: list[list[int]] = [[] for _ in range(count)]
     os.nice(ELSEWHERE)
 
-    async def one(numbers: list[int], task_status: trio.TaskStatus[None]) -> None:
+    async def one(numbers: list[int], task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC114
         stream = await trio.open_unix_socket(path)
         await stream.send_all(FOLLOW)
         rest = await stream.receive_some()
