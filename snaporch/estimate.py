@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from snaporch.models import Estimate, SnapshotRecord, Strategy
+from snaporch.models import Estimate, PastCheckpoint, Strategy
 
 LOOK_BACK = 5  # of a domain's last checkpoints
 ASSUMED_RATE = 200e6  # bytes a second: a disk of the usual kind
@@ -20,14 +20,14 @@ DOWNTIME_SECONDS = 0.3  # QEMU's default `downtime-limit`
 LEAST_SECONDS = 1e-3
 
 
-def rate_of(records: Sequence[SnapshotRecord]) -> float | None:
-    """Return the bytes a second at which memory was saved, all told; None where there are no records."""
-    rates = [record.memory_size / max(record.timings.total, LEAST_SECONDS) for record in records]
+def rate_of(earlier: Sequence[PastCheckpoint]) -> float | None:
+    """Return the bytes a second at which memory was saved, all told; None where it never was."""
+    rates = [each.bytes / max(each.seconds, LEAST_SECONDS) for each in earlier]
     return median(rates) if rates else None
 
 
 def estimate(
-    strategy: Strategy, ram: int, earlier: Sequence[SnapshotRecord], *, dirty_rate: float | None = None
+    strategy: Strategy, ram: int, earlier: Sequence[PastCheckpoint], *, dirty_rate: float | None = None
 ) -> Estimate:
     """Return what a checkpoint of a running guest is expected to take.
 
@@ -37,19 +37,19 @@ def estimate(
         earlier: the domain's last checkpoints.
         dirty_rate: bytes of RAM a second that the guest writes to, where that is known.
     """
-    alike = [record for record in earlier if record.strategy is strategy]
-    once = [record for record in earlier if record.strategy is not Strategy.PRECOPY]
+    alike = [each for each in earlier if each.strategy is strategy]
+    once = [each for each in earlier if each.strategy is not Strategy.PRECOPY]
     rate = rate_of(earlier) or ASSUMED_RATE
-    size = median([record.memory_size for record in once] or [ram])
+    size = median([each.bytes for each in once] or [ram])
     if strategy is Strategy.PRECOPY:
         if dirty_rate is not None and dirty_rate >= rate:
             return Estimate(strategy, 0, None, None, len(earlier), dirty_rate)
         if dirty_rate is not None:
             size *= rate / (rate - dirty_rate)  # what is written while the last round is sent is sent in the next
         elif alike:
-            size = median(record.memory_size for record in alike)
+            size = median(each.bytes for each in alike)
     seconds = size / rate
-    pauses = [record.timings.pause for record in alike if record.timings.pause is not None]
+    pauses = [each.pause for each in alike if each.pause is not None]
     assumed = {
         Strategy.BACKGROUND: COMMANDS_SECONDS + ram / ASSUMED_ARM_RATE,
         Strategy.PRECOPY: DOWNTIME_SECONDS,

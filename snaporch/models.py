@@ -439,6 +439,23 @@ class Timings:
 
 
 @attrs.frozen
+class PastCheckpoint:
+    """How a checkpoint went: what the next one is foretold by.
+
+    Attributes:
+        strategy: how memory was saved.
+        bytes: of memory that were saved, as `SnapshotRecord.memory_size`.
+        seconds: all of it.
+        pause: seconds that the guest stood; None where it was not paused by us.
+    """
+
+    strategy: Strategy
+    bytes: int
+    seconds: float
+    pause: float | None
+
+
+@attrs.frozen
 class Estimate:
     """What a checkpoint is expected to take; see `snaporch.estimate`.
 

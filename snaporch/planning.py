@@ -27,6 +27,7 @@ from snaporch.models import (
     DomainSnapshot,
     DomainState,
     Estimate,
+    PastCheckpoint,
     RevertFlag,
     SnapshotRecord,
     Strategy,
@@ -99,7 +100,7 @@ class Scene:
         directory: where files go that have no path in the request.
         operation: the operation's id.
         now: seconds since the epoch.
-        earlier: the domain's last checkpoints.
+        earlier: how the domain's last checkpoints went.
     """
 
     domain: DomainRecord
@@ -110,7 +111,7 @@ class Scene:
     directory: str
     operation: str
     now: float
-    earlier: tuple[SnapshotRecord, ...] = ()
+    earlier: tuple[PastCheckpoint, ...] = ()
 
 
 def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:

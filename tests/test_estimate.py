@@ -1,38 +1,19 @@
 """What a checkpoint is foretold to take."""
+# ruff: noqa: ARG001 - pytest-trio runs a test on the clock that it finds among the arguments
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from trio.testing import MockClock
+
+from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from snaporch.estimate import ASSUMED_RATE, COMMANDS_SECONDS, DOWNTIME_SECONDS, estimate
-from snaporch.models import (
-    DomainDefinition,
-    DomainSnapshot,
-    DomainState,
-    FileRecord,
-    SnapshotRecord,
-    Strategy,
-    Timings,
-)
+from snaporch.models import PastCheckpoint, Strategy
+from snaporch.testing import open_simulated_world
 
 GIB = 2**30
-
-
-def taken(strategy: Strategy, size: int, seconds: float, pause: float | None) -> SnapshotRecord:
-    """Return a checkpoint that went so."""
-    return SnapshotRecord(
-        "web1",
-        DomainSnapshot("s"),
-        parent=None,
-        domain_state=DomainState.RUNNING,
-        strategy=strategy,
-        reason="",
-        point=0.0,
-        memory=FileRecord("/m", size, ""),
-        images={},
-        definition=DomainDefinition("web1"),
-        timings=Timings(pause=pause, total=seconds),
-    )
 
 
 def test_without_a_past_all_is_assumed() -> None:
@@ -46,8 +27,8 @@ def test_without_a_past_all_is_assumed() -> None:
 def test_it_goes_by_the_last_ones() -> None:
     """The median of sizes, rates and pauses: one that was slow for once changes nothing."""
     sizes = (100e6, 110e6, 120e6)
-    past = [taken(Strategy.BACKGROUND, int(size), size / 1e8, 0.01) for size in sizes]
-    past.append(taken(Strategy.BACKGROUND, int(115e6), 60.0, 0.5))
+    past = [PastCheckpoint(Strategy.BACKGROUND, int(size), size / 1e8, 0.01) for size in sizes]
+    past.append(PastCheckpoint(Strategy.BACKGROUND, int(115e6), 60.0, 0.5))
     told = estimate(Strategy.BACKGROUND, GIB, past)
     assert told.bytes == pytest.approx(112.5e6)
     assert told.seconds == pytest.approx(1.125)
@@ -57,13 +38,13 @@ def test_it_goes_by_the_last_ones() -> None:
 
 def test_standing_it_pauses_for_all_of_it() -> None:
     """A guest that is not live stands until its memory is saved, whatever live ones took."""
-    told = estimate(Strategy.PAUSED, GIB, [taken(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)])
+    told = estimate(Strategy.PAUSED, GIB, [PastCheckpoint(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)])
     assert told.pause == told.seconds == pytest.approx(1.0)
 
 
 def test_a_precopy_sends_again_what_is_written() -> None:
     """At half the rate of the stream: twice as much; at more than that it never ends."""
-    past = [taken(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)]
+    past = [PastCheckpoint(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)]
     told = estimate(Strategy.PRECOPY, GIB, past, dirty_rate=5e7)
     assert told.bytes == pytest.approx(2e8)
     assert told.seconds == pytest.approx(2.0)
@@ -75,8 +56,28 @@ def test_a_precopy_sends_again_what_is_written() -> None:
 
 def test_an_unmeasured_precopy_goes_by_precopies() -> None:
     """Their sizes have what was sent again in them; those of others have not."""
-    past = [taken(Strategy.PRECOPY, int(3e8), 3.0, 0.2), taken(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)]
+    past = [
+        PastCheckpoint(Strategy.PRECOPY, int(3e8), 3.0, 0.2),
+        PastCheckpoint(Strategy.BACKGROUND, int(1e8), 1.0, 0.01),
+    ]
     told = estimate(Strategy.PRECOPY, GIB, past)
     assert (told.bytes, told.pause) == (int(3e8), 0.2)
     assert told.seconds == pytest.approx(3.0)
     assert estimate(Strategy.BACKGROUND, GIB, past).bytes == int(1e8)
+
+
+async def test_how_the_last_ones_went(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The catalog tells it of the last few that have memory, in files of its own or inside the images."""
+    inside = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
+    async with open_simulated_world(tmp_path / "root") as world:
+        orch, name = world.orchestrator, world.domain
+        wanted = [await orch.create(name, DomainSnapshot(each), CreateFlag.LIVE) for each in ("a", "b", "c")]
+        wanted.append(await orch.create(name, DomainSnapshot("d", disks=inside)))
+        await orch.destroy(name)
+        await orch.create(name, DomainSnapshot("e", memory=False))
+        told = await orch.catalog.checkpoints(name, 3)
+    assert told == tuple(
+        PastCheckpoint(r.strategy, r.memory_size, r.timings.total, r.timings.pause) for r in wanted[1:]
+    )
+    assert told[-1].strategy is Strategy.INTERNAL
+    assert told[-1].bytes > 0

@@ -159,9 +159,9 @@ async def _known(orch: Orchestrator, name: str) -> Known:
     return Known(
         record,
         active,
-        size=max(LEAST_RAM, round(median(each.memory_size for each in taken))),
+        size=max(LEAST_RAM, round(median(each.bytes for each in taken))),
         rate=rate_of(taken),
-        pause=median([each.timings.pause for each in taken if each.timings.pause is not None] or [0.0]),
+        pause=median([each.pause for each in taken if each.pause is not None] or [0.0]),
         precopy=taken[-1].strategy is Strategy.PRECOPY,
     )
 

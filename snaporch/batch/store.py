@@ -11,7 +11,7 @@ import enum
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from statistics import median
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from snaporch.batch.plan import Plan
 from snaporch.batch.plan import converter as plan_converter
 from snaporch.batch.select import Item, places, selects
 from snaporch.catalog import Catalog
+from snaporch.catalog.store import past_checkpoints
 from snaporch.convert import dumps, loads
 from snaporch.errors import InvalidInput, NotFound
 from snaporch.estimate import ASSUMED_RATE, LOOK_BACK
@@ -151,11 +152,14 @@ def _domains(connection: sqlite3.Connection) -> Iterator[DomainRecord]:
         yield loads(text, DomainRecord)
 
 
-def _group(connection: sqlite3.Connection, root: str, name: str, members: tuple[str, ...]) -> Item:
+Selected = tuple[Item, Sequence[DomainRecord]]
+
+
+def _group(connection: sqlite3.Connection, root: str, name: str, members: tuple[str, ...]) -> Selected:
     if connection.execute("SELECT 1 FROM domain WHERE name = ?", (name,)).fetchone():
         raise InvalidInput(f"the plan's group {name!r} has the name of a domain; call it something else")
     found = [_domain(connection, member) for member in members]
-    return Item(name, members, frozenset().union(*(places(root, record) for record in found)))
+    return Item(name, members, frozenset().union(*(places(root, record) for record in found))), found
 
 
 def _domain(connection: sqlite3.Connection, name: str) -> DomainRecord:
@@ -167,14 +171,15 @@ def _domain(connection: sqlite3.Connection, name: str) -> DomainRecord:
     return loads(row[0], DomainRecord)
 
 
-def _selected(connection: sqlite3.Connection, root: str, plan: Plan) -> Iterator[Item]:
+def _selected(connection: sqlite3.Connection, root: str, plan: Plan) -> Iterator[Selected]:
+    """Yield what a plan is about, with the domains' records."""
     for name in plan.select.names:
         _domain(connection, name)
     for name, members in plan.select.groups.items():
         yield _group(connection, root, name, members)
     for record in _domains(connection):
         if selects(plan.select, record.name, record.tags):
-            yield Item(record.name, (record.name,), places(root, record))
+            yield Item(record.name, (record.name,), places(root, record)), (record,)
 
 
 Took = Callable[[sqlite3.Connection, DomainRecord], float]
@@ -184,26 +189,20 @@ def took(connection: sqlite3.Connection, domain: DomainRecord) -> float:
     """Return the seconds that a domain's last checkpoints took, or what its RAM would at an assumed rate."""
     if domain.process is None:
         return 0.0
-    query = (
-        "SELECT json_extract(record, '$.timings.total') FROM snapshot "
-        "WHERE domain = ? AND json_extract(record, '$.snapshot.memory') ORDER BY id DESC LIMIT ?"
-    )
-    last = [seconds for (seconds,) in connection.execute(query, (domain.name, LOOK_BACK))]
-    return float(median(last)) if last else domain.definition.memory / ASSUMED_RATE
+    last = [each.seconds for each in past_checkpoints(connection, domain.name, LOOK_BACK)]
+    return median(last) if last else domain.definition.memory / ASSUMED_RATE
 
 
-def _order(connection: sqlite3.Connection, root: str, plan: Plan, took: Took) -> dict[str, float]:
-    """Return the names of what is selected with the seconds that each is expected to take, the longest first.
+def _in_order(connection: sqlite3.Connection, root: str, plan: Plan, took: Took) -> list[tuple[float, Item]]:
+    """Return what is selected with the seconds that each is expected to take, the longest first.
 
     So the end of a batch does not wait for one that was begun last. A group takes as long as its slowest member.
-    No more than this is in memory of ten thousand.
     """
-
-    def seconds(item: Item) -> float:
-        return max(took(connection, _domain(connection, member)) for member in item.members)
-
-    found = sorted((-seconds(item), item.name) for item in _selected(connection, root, plan))
-    return {name: -seconds for seconds, name in found}
+    found = [
+        (max(took(connection, record) for record in records), item)
+        for item, records in _selected(connection, root, plan)
+    ]
+    return sorted(found, key=lambda each: (-each[0], each[1].name))
 
 
 async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
@@ -213,12 +212,8 @@ async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
         NotFound: a domain that it names is not there.
         InvalidInput: a group has the name of a domain.
     """
-
-    def work(connection: sqlite3.Connection) -> tuple[Item, ...]:
-        found = {item.name: item for item in _selected(connection, root, plan)}
-        return tuple(found[name] for name in _order(connection, root, plan, took))
-
-    return await catalog.transact(work)
+    found = await catalog.transact(lambda connection: _in_order(connection, root, plan, took))
+    return tuple(item for _, item in found)
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -249,11 +244,8 @@ async def begin(
 
     def work(connection: sqlite3.Connection) -> None:
         _put(connection, batch)
-        order = _order(connection, root, plan, took)
-        positions = {name: position for position, name in enumerate(order)}
-        for item in _selected(connection, root, plan):
-            position = positions[item.name]
-            record = ItemRecord(batch.id, position, item, batch.snapshot, expected=order[item.name])
+        for position, (expected, item) in enumerate(_in_order(connection, root, plan, took)):
+            record = ItemRecord(batch.id, position, item, batch.snapshot, expected=expected)
             row = (batch.id, position, item.name, batch.snapshot, End.WAITING, dumps(record))
             connection.execute("INSERT INTO batch_item VALUES (?, ?, ?, ?, ?, ?)", row)
         if not connection.execute("SELECT 1 FROM batch_item WHERE batch = ?", (batch.id,)).fetchone():

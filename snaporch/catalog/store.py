@@ -27,7 +27,14 @@ import trio
 
 from snaporch.convert import dumps, loads
 from snaporch.errors import NotFound, SnaporchError, TargetExists
-from snaporch.models import DomainRecord, FileRecord, OperationRecord, SnapshotRecord
+from snaporch.models import (
+    DomainRecord,
+    FileRecord,
+    OperationRecord,
+    PastCheckpoint,
+    SnapshotRecord,
+    Strategy,
+)
 
 T = TypeVar("T")
 
@@ -203,6 +210,23 @@ def files_of(snapshots: Iterable[SnapshotRecord]) -> Iterator[FileRecord]:
     return (file for record in snapshots for file in record.frozen)
 
 
+def past_checkpoints(connection: sqlite3.Connection, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
+    """See `Catalog.checkpoints`; whole records, which name all images under their disks, would be slow to read."""
+    query = """
+        SELECT json_extract(record, '$.strategy'),
+            coalesce(
+                json_extract(record, '$.memory.size'),
+                (SELECT sum(json_extract(value, '$.size')) FROM json_each(record, '$.inside')),
+                0
+            ),
+            json_extract(record, '$.timings.total'),
+            json_extract(record, '$.timings.pause')
+        FROM snapshot WHERE domain = ? AND json_extract(record, '$.snapshot.memory') ORDER BY id DESC LIMIT ?
+    """
+    rows = connection.execute(query, (domain, limit)).fetchall()
+    return tuple(PastCheckpoint(Strategy(strategy), *rest) for strategy, *rest in reversed(rows))
+
+
 @attrs.define
 class Catalog:
     """An open catalog; `open_catalog` makes one."""
@@ -282,14 +306,9 @@ class Catalog:
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? ORDER BY id", domain)
         return tuple(loads(text, SnapshotRecord) for (text,) in rows)
 
-    async def checkpoints(self, domain: str, limit: int) -> tuple[SnapshotRecord, ...]:
-        """Return the last few of a domain's snapshots that have memory, oldest first."""
-        query = (
-            "SELECT record FROM snapshot WHERE domain = ? AND json_extract(record, '$.snapshot.memory') "
-            "ORDER BY id DESC LIMIT ?"
-        )
-        rows = await self._rows(query, domain, limit)
-        return tuple(loads(text, SnapshotRecord) for (text,) in reversed(rows))
+    async def checkpoints(self, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
+        """Return how the last few of a domain's snapshots went that have memory, oldest first."""
+        return await self.read(lambda connection: past_checkpoints(connection, domain, limit))
 
     async def snapshots_after(
         self, domain: str, name: str | None, limit: int

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from snaporch.errors import InvalidInput, Refused
-from snaporch.models import SnapshotRecord, Strategy
-from tests.live.world import MIB, NAME, MakeWorld, World
+from snaporch.models import Strategy
+from tests.live.world import MIB, NAME, MakeWorld
 
 pytestmark = pytest.mark.live
 
@@ -14,20 +14,15 @@ BUSY = "ram=64 dirty=20"  # MiB a second
 IDLE = "ram=64 dirty=0"
 
 
-async def take(world: World, name: str, strategy: Strategy = Strategy.BACKGROUND) -> SnapshotRecord:
-    """Take a checkpoint."""
-    return await world.create(name, strategy=strategy)
-
-
 async def test_it_comes_true(make_world: MakeWorld) -> None:
     """After a checkpoint the next one is as foretold, and the record says both; before any, all is assumed."""
     world = await make_world(append=IDLE)
-    first = await take(world, "first")
+    first = await world.create("first", Strategy.BACKGROUND)
     assert first.expected is not None
     assert first.expected.known == 0
     assert first.expected.bytes == world.definition.memory
     told = await world.orch.estimate(NAME)
-    second = await take(world, "second")
+    second = await world.create("second", Strategy.BACKGROUND)
     assert second.expected is not None
     assert (second.expected.bytes, second.expected.seconds) == (told.bytes, told.seconds)
     assert told.known == 1
