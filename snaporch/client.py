@@ -386,13 +386,17 @@ class Client:
         heard = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow, send, heard)
-            await heard.wait()
             with receive:
+                await heard.wait()
                 yield receive
             nursery.cancel_scope.cancel()
 
     async def _follow(self, send: trio.MemorySendChannel[Event], heard: trio.Event) -> None:
-        """Send events on until some are lost, or the service stops; `heard` is set when none is missed any more."""
+        """Send events on until some are lost, or the service stops; `heard` is set when none is missed any more.
+
+        What reads the connection has to come to its own end (httpx2's generators are not closed otherwise): it is
+        cancelled where it reads, and nothing is raised out of its loop.
+        """
         last = ""
         with send, trio.CancelScope() as end:
 
@@ -401,9 +405,14 @@ class Client:
                 last = frame.get("id", last)
                 heard.set()
                 if frame.get("event") in _LAST:
-                    end.cancel()  # and not out of the loop: what reads the connection must come to its end
+                    end.cancel()
                 elif "data" in frame:
-                    await send.send(_converter.structure(json.loads(frame["data"]), Event))
+                    event = _converter.structure(json.loads(frame["data"]), Event)
+                    try:
+                        with trio.CancelScope(shield=True):  # whoever is cancelled closes the channel first
+                            await send.send(event)
+                    except trio.BrokenResourceError:
+                        end.cancel()
 
             while True:
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,7 @@ import attrs
 import httpx2
 import pytest
 import trio
+import trio.testing
 
 from snaporch import (
     Busy,
@@ -313,6 +315,24 @@ async def test_a_follower_that_comes_back_misses_nothing(served: Served) -> None
         await served.client.create("web1", DomainSnapshot("one"), CreateFlag.LIVE)
     await read(served.service.feed._next - 1)
     assert numbers == list(range(1, served.service.feed._next))
+
+
+@pytest.mark.parametrize("by", ["leaving", "cancelling"])
+async def test_a_follower_goes_while_more_comes(served: Served, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """It goes although it has not taken what has come; the connection is read to its end (else pytest warns)."""
+    monkeypatch.setattr("snaporch.client.BUFFER", 0)
+    with trio.fail_after(10), trio.CancelScope() as scope:
+        async with served.client.events() as events:
+            for number in range(10):
+                served.service.feed.publish(Event("0", "web1", "progress", 0.0, "streaming", number))
+            assert (await events.receive()).done == 0
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            if by == "cancelling":
+                scope.cancel()
+                await trio.sleep_forever()
+    gc.collect()
+    while served.service.streams:  # noqa: ASYNC110 - nothing tells that a follower has gone
+        await trio.sleep(0.01)
 
 
 async def test_followers_are_limited_and_end(served: Served) -> None:
