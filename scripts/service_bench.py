@@ -4,7 +4,8 @@
 
 A round is a few creates of a real guest with nobody else there, and then the same again while 200 clients follow
 events, 50 ask once a second, and 20 simulated domains are created from. A few more clients ask for what costs the
-service nothing: what they wait is the host's doing. The service, the followers and the pollers are a process each,
+service nothing: what they wait is the host's doing. After each round, with nobody there, old snapshots are deleted,
+as on any host that goes on for long. The service, the followers and the pollers are a process each,
 on one host, over a unix socket; the followers, which in earnest are elsewhere, have a low priority.
 """
 
@@ -42,6 +43,7 @@ from snaporch.service.server import run_http
 from snaporch.service.service import open_service
 
 GUEST, SIMULATED = "guest", 20
+KEPT = 3  # snapshots of each domain that the next round begins with
 MIB = 2**20
 POLL_SECONDS = 1.0
 ELSEWHERE = 10  # how nice followers are: in earnest they are on other hosts, and do not take the service's CPUs
@@ -195,6 +197,14 @@ async def simulated(root: Path, prefix: str) -> None:
             nursery.start_soon(client.create, f"sim{number}", DomainSnapshot(prefix), CreateFlag.LIVE)
 
 
+async def prune(root: Path) -> None:
+    """Delete the oldest snapshots of every domain."""
+    async with open_client(root) as client:
+        for domain in await client.domains():
+            for record in (await client.list(domain.name))[:-KEPT]:
+                await client.delete(domain.name, record.name)
+
+
 async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> Found:
     """Run everything in `place`, and return what was found."""
     root = place / "root"
@@ -240,6 +250,7 @@ async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> Found
                     for url, seconds in (await result(pollers)).items():
                         took[url] += seconds
                     follows.append(await result(followers))
+                await prune(root)
         finally:
             with trio.move_on_after(10, shield=True):
                 await client.destroy(GUEST)

@@ -336,6 +336,7 @@ class RevertPlan:
         directory: of the new process.
         inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
         kept: the name of the snapshot that holds, inside these images, what they held before.
+        operation: whose plan it is, where its guard has to know.
     """
 
     domain: DomainRecord
@@ -348,6 +349,7 @@ class RevertPlan:
     directory: str
     inside: dict[str, str] = attrs.field(factory=dict)
     kept: str = ""
+    operation: str = ""
 
     @property
     def memory_inside(self) -> bool:
@@ -434,7 +436,9 @@ def plan_revert(
     if inside:
         way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{operation}"
         place = f"{directory}/run-{operation}"
-        return RevertPlan(domain, record, state, was, disks, frozen, way, place, inside=inside, kept=kept)
+        return RevertPlan(
+            domain, record, state, was, disks, frozen, way, place, inside=inside, kept=kept, operation=operation
+        )
     shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(

@@ -25,7 +25,7 @@ from snaporch.catalog.store import Change, merged
 from snaporch.context import Context, dies
 from snaporch.convert import dumps
 from snaporch.create import STREAM_BYTES, create
-from snaporch.drivers.base import Driver, Guard, Launch, Machine, Storage
+from snaporch.drivers.base import Driver, Guard, Launch, LoadNote, Machine, Storage
 from snaporch.engine import Operation
 from snaporch.errors import (
     CommandRefused,
@@ -208,9 +208,20 @@ class Reverter:
 
     async def post_guard(self) -> None:
         """Have somebody end the new guest and let the old one run, if we die before the new one has taken over."""
-        if self.old is not None and self.plan.was is DomainState.RUNNING:
+        if self.old is None or self.plan.was is not DomainState.RUNNING:
+            return
+        if self.plan.way == "inside":
+            note = LoadNote(
+                next(iter(self.plan.inside.values())),
+                tuple(self.plan.inside),
+                self.context.catalog.path,
+                self.plan.operation,
+                run=self.plan.state is DomainState.RUNNING,
+            )
+            self._guard = await self.old.load_guard(note)
+        else:
             self._guard = self.old.guard(keep_stream=False, rival=self.new)
-            await self._guard.post()
+        await self._guard.post()
 
     async def dismiss_guard(self) -> None:
         """The new guest has taken over, or the old one runs on."""
@@ -275,8 +286,9 @@ class Reverter:
         await self._old.save_inside(self.plan.kept, list(self.plan.inside))
 
     async def load_inside(self) -> None:
-        """Load the point in the process that runs the guest."""
-        await self._load(self._old, next(iter(self.plan.inside.values())), list(self.plan.inside))
+        """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
+        if await self._old.state() is not DomainState.RUNNING:
+            await self._old.load_inside(next(iter(self.plan.inside.values())), list(self.plan.inside))
 
     async def keep_image(self, target: str) -> None:
         """Keep what an image holds now, inside it."""

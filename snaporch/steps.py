@@ -199,18 +199,16 @@ REVERT: dict[str, tuple[Phase, ...]] = {
         Phase(Signal.LOAD, domain=("launch", "load")),
         Phase(Signal.SWAP, domain=("take_over",)),
     ),
-    # The domain is to be inactive afterwards.
-    "inactive": (
-        Phase(Signal.PREPARE, disk=("make_overlay",)),
-        Phase(Signal.SWAP, domain=("post_guard", "stand_still", "dismiss_guard")),
-    ),
+    # The domain is to be inactive afterwards. The old guest runs until the catalog has that, and what is left is to
+    # end it: stopped before, it would stand until somebody recovers what we had died in.
+    "inactive": (Phase(Signal.PREPARE, disk=("make_overlay",)), Phase(Signal.SWAP)),
     # The point is inside the images that the running guest is on: it is loaded in the same process. What the guest
-    # holds now is first kept inside too, and loaded again if that fails. From the load on there is no guard: nobody
-    # could say which guest it had let run.
+    # holds now is first kept inside too, and loaded again if that fails. From the load on it is the point that the
+    # guard lets run, and recovery finds it running.
     "inside": (
-        Phase(Signal.PREPARE, domain=("post_guard", "stand_still", "keep_present", "dismiss_guard")),
+        Phase(Signal.PREPARE, domain=("post_guard", "stand_still", "keep_present")),
         Phase(Signal.LOAD, domain=("load_inside",)),
-        Phase(Signal.SWAP, domain=("take_over",)),
+        Phase(Signal.SWAP, domain=("take_over", "dismiss_guard")),
     ),
     # The point is inside images that nobody has open: they go back to it in place, and then a process may load it.
     "inside, inactive": (

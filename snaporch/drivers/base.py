@@ -91,6 +91,25 @@ class ChainCost:
 
 
 @attrs.frozen
+class LoadNote:
+    """What a guard has to know of a guest that goes back to a point inside its images.
+
+    Attributes:
+        tag: the point's name inside.
+        targets: the disks that it is of; the first one's image has the memory.
+        catalog: says, by the state of `operation`, whether the load may have begun.
+        operation: the revert's id.
+        run: the guest is to run afterwards.
+    """
+
+    tag: str
+    targets: tuple[str, ...]
+    catalog: Path
+    operation: str
+    run: bool = True
+
+
+@attrs.frozen
 class Overlay:
     """A disk's move from the image `base` to a new overlay, planned in full before anything is done.
 
@@ -253,6 +272,14 @@ class Machine(abc.ABC):
             rival: a process that was to take the guest's place; it is ended before the guest runs again.
             thaw: have the guest's file systems thawed as well.
         """
+
+    async def load_guard(self, note: LoadNote) -> Guard:
+        """Return a guard for this machine's guest, which runs, while it goes back to a point inside its images.
+
+        When we die before the load it lets the guest run on; from then on it loads the point, once more if need be,
+        and lets that run.
+        """
+        raise Unsupported(f"this driver keeps nothing inside images ({note})")
 
     async def check_agent(self) -> None:
         """Return when the guest agent has answered.

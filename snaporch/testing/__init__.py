@@ -44,6 +44,7 @@ from snaporch.drivers.simulated import (
     SimulatedSpeed,
     ThreadsHoldTime,
 )
+from snaporch.testing._deleting import check_cancelled_delete, check_delete, check_delete_inactive, check_flatten
 from snaporch.testing._inside import check_internal, check_internal_cancelled, check_internal_mixed
 from snaporch.testing._points import (
     check_background,
@@ -103,6 +104,10 @@ CHECKS: tuple[Check, ...] = (
     check_internal_mixed,
     check_internal_cancelled,
     check_quiesce,
+    check_delete,
+    check_delete_inactive,
+    check_cancelled_delete,
+    check_flatten,
 )
 """What every driver passes, in the order in which a new one learns it."""
 
@@ -145,6 +150,10 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "check_internal_mixed",
     "check_internal_cancelled",
     "check_quiesce",
+    "check_delete",
+    "check_delete_inactive",
+    "check_cancelled_delete",
+    "check_flatten",
     # the simulated hypervisor
     "SimulatedHost",
     "SimulatedDriver",

@@ -141,8 +141,8 @@ async def in_state(
             return
 
 
-async def cancelled_in(world: World, state: State, call: Callable[[], Awaitable[object]]) -> bool:
-    """Cancel an operation in a state; return whether it is complete nevertheless."""
+async def cut_in(world: World, state: State, call: Callable[[], Awaitable[object]]) -> SnaporchError | None:
+    """Cancel an operation in a state; return what it raised then."""
     scope, failure = trio.CancelScope(), None
 
     async def cancel() -> None:
@@ -157,9 +157,14 @@ async def cancelled_in(world: World, state: State, call: Callable[[], Awaitable[
             except SnaporchError as error:
                 failure = error
         nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise AssertionError(f"cancelled when {state}, it raised {failure!r}") from failure
     expect(scope.cancel_called, f"it was never {state}")
+    return failure
+
+
+async def cancelled_in(world: World, state: State, call: Callable[[], Awaitable[object]]) -> bool:
+    """Cancel an operation, which can be undone, in a state; return whether it is complete nevertheless."""
+    if (failure := await cut_in(world, state, call)) is not None:
+        raise AssertionError(f"cancelled when {state}, it raised {failure!r}") from failure
     last = (await last_operation(world)).state
     expect(last in {State.COMPLETE, State.ROLLED_BACK}, f"cancelled when {state}, it ended as {last}")
     return last == State.COMPLETE

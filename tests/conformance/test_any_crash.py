@@ -7,9 +7,10 @@ catalog.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +25,12 @@ from trio.testing import MockClock
 from snaporch import (
     CreateFlag,
     CreateOptions,
+    DeleteFlag,
+    DeviceDisk,
+    DiskSnapshot,
     DomainSnapshot,
     DomainState,
+    OperationFailed,
     Orchestrator,
     RevertFlag,
     Stranded,
@@ -35,6 +40,7 @@ from snaporch import (
 from snaporch.catalog.store import Catalog
 from snaporch.states import State
 from snaporch.testing import (
+    GuestModel,
     SimulatedDriver,
     SimulatedHost,
     SimulatedKill,
@@ -54,15 +60,21 @@ class Kind:
     Attributes:
         run: performs it.
         inactive: the domain is, before.
-        strands: it takes away what cannot be brought back.
-        first: the snapshot that is there before: none, a checkpoint (of a hypervisor that is hung since), or one of
-            the disks of the inactive domain.
+        strands: cut short, it may say so by an error: it is finished later, or it cannot give back what it took.
+        changes: the snapshots that are there after it or, where they are there before, no longer.
+        first: what is there before: nothing, a checkpoint (of a hypervisor that is hung since), a snapshot of the
+            disks of the inactive domain, or a tree.
     """
 
     run: Operation
     inactive: bool = False
     strands: bool = False
+    changes: frozenset[str] = frozenset()
     first: str = ""
+
+
+NEW = frozenset({"new"})
+TREE = ("root", "side", "point", "tip")  # side and point over root, tip over point
 
 
 def _create(strategy: Strategy, flags: CreateFlag = CreateFlag.LIVE) -> Operation:
@@ -70,18 +82,45 @@ def _create(strategy: Strategy, flags: CreateFlag = CreateFlag.LIVE) -> Operatio
     return lambda orch, domain: orch.create(domain, DomainSnapshot("new"), flags, options)
 
 
+async def _inside(orch: Orchestrator, domain: str, name: str = "new") -> None:
+    disks = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
+    await orch.create(domain, DomainSnapshot(name, disks=disks))
+
+
+def _delete(name: str = "point", flags: DeleteFlag = DeleteFlag(0)) -> Operation:  # noqa: B008 - immutable
+    return lambda orch, domain: orch.delete(domain, name, flags)
+
+
 def _revert(flags: RevertFlag = RevertFlag(0)) -> Operation:  # noqa: B008 - immutable
     return lambda orch, domain: orch.revert(domain, "point", flags)
 
 
 KINDS = {
-    "create background": Kind(_create(Strategy.BACKGROUND)),
-    "create precopy": Kind(_create(Strategy.PRECOPY)),
-    "create paused": Kind(_create(Strategy.AUTO, CreateFlag(0))),
-    "create disks": Kind(_create(Strategy.AUTO, CreateFlag.DISK_ONLY), inactive=True),
+    "create background": Kind(_create(Strategy.BACKGROUND), changes=NEW),
+    "create precopy": Kind(_create(Strategy.PRECOPY), changes=NEW),
+    "create paused": Kind(_create(Strategy.AUTO, CreateFlag(0)), changes=NEW),
+    "create disks": Kind(_create(Strategy.AUTO, CreateFlag.DISK_ONLY), changes=NEW, inactive=True),
     "revert": Kind(_revert(), first="checkpoint"),
     "revert by force": Kind(_revert(RevertFlag.FORCE), strands=True, first="hung"),
     "revert to inactive": Kind(_revert(), first="disks"),
+    **{
+        f"delete {what}": Kind(
+            _delete(name, flags), changes=frozenset(gone), first="tree", inactive=inactive, strands=True
+        )
+        for what, name, flags, gone, inactive in (
+            ("in a chain", "point", DeleteFlag(0), {"point"}, False),
+            ("what it runs on", "tip", DeleteFlag(0), {"tip"}, False),
+            ("beside it", "side", DeleteFlag(0), {"side"}, False),
+            ("a fork", "root", DeleteFlag(0), {"root"}, False),
+            ("all but the root", "root", DeleteFlag.CHILDREN_ONLY, set(TREE[1:]), False),
+            ("offline", "point", DeleteFlag(0), {"point"}, True),
+            ("all offline", "root", DeleteFlag.CHILDREN, set(TREE), True),
+        )
+    },
+    "flatten": Kind(lambda orch, domain: orch.flatten(domain), first="tree", strands=True),
+    "create inside": Kind(_inside, changes=NEW),
+    "revert inside": Kind(_revert(), first="inside"),
+    "delete inside": Kind(_delete(), changes=frozenset({"point"}), first="inside", strands=True),
     "verify": Kind(lambda orch, domain: orch.verify(domain, "point", boot=True), first="checkpoint"),
 }
 
@@ -162,7 +201,7 @@ async def perform_on(
                 await call(orch)
     except* SimulatedKill:
         pass
-    except* Stranded:
+    except* (Stranded, OperationFailed):
         if not strands:
             raise
     return steps.count
@@ -171,12 +210,20 @@ async def perform_on(
 async def prepare(world: SimulatedWorld, kind: Kind) -> None:
     """Have the domain as the kind wants it."""
     orch, domain = world.orchestrator, world.domain
+    for name in TREE if kind.first == "tree" else ():
+        await orch.create(domain, DomainSnapshot(name), CreateFlag.LIVE)
+        await trio.sleep(len(name))
+        if name == "side":
+            await orch.revert(domain, "root")
+            await trio.sleep(1)
     if kind.inactive or kind.first == "disks":
         await orch.destroy(domain)
     if kind.first == "disks":
         await orch.create(domain, DomainSnapshot("point"), CreateFlag.DISK_ONLY)
         await world.start()
-    elif kind.first:
+    elif kind.first == "inside":
+        await _inside(orch, domain, "point")
+    elif kind.first in {"checkpoint", "hung"}:
         await orch.create(domain, DomainSnapshot("point"), CreateFlag.LIVE)
     if kind.first == "hung":
         world.host.hang(world.process())
@@ -196,8 +243,13 @@ def stories(draw: st.DrawFn) -> Story:
     return Story(draw(st.sampled_from(list(KINDS))), tuple(draw(st.lists(cuts, min_size=1, max_size=3))))
 
 
+def new_world(root: Path) -> AbstractAsyncContextManager[SimulatedWorld]:
+    """Make a world whose guest makes its disks' images larger all the time."""
+    return open_simulated_world(root, host=SimulatedHost(model=GuestModel(disk_rate=1e6)))
+
+
 async def steps_of(kind: Kind, root: Path) -> int:
-    async with open_simulated_world(root) as world:
+    async with new_world(root) as world:
         await prepare(world, kind)
         return await perform(world, kind.run, "us")
 
@@ -209,24 +261,55 @@ async def recover(orch: Orchestrator, _domain: str) -> None:
 async def tell(story: Story, root: Path, steps: int) -> None:
     """Cut, recover, and check what has become of everything."""
     kind = KINDS[story.kind]
-    async with open_simulated_world(root) as world:
+    async with new_world(root) as world:
         await prepare(world, kind)
-        before = await world.everything()
+        before, points, orch = await world.everything(), await numbers(world), world.orchestrator
+        done = len(await orch.operations(world.domain))
         for number, cut in enumerate(story.cuts):
             operation = recover if number else kind.run
             await perform(world, operation, cut.how, 1 + int(cut.share * steps), strands=kind.strands)
-        assert {record.state for record in await world.orchestrator.recover()} <= {
-            State.COMPLETE,
-            State.ROLLED_BACK,
-        }
-        assert not await world.orchestrator.recover()
-        await check(world, kind, before)
+            await check_goes_on(world, kind)
+        assert {record.state for record in await orch.recover()} <= {State.COMPLETE, State.ROLLED_BACK}
+        assert not await orch.recover()
+        begun = (await orch.operations(world.domain))[done:]
+        complete = State.COMPLETE in {record.state for record in begun}
+        now = await numbers(world)
+        assert now.keys() == (points.keys() ^ kind.changes if complete else points.keys())
+        assert all(points.get(name, number) == number for name, number in now.items())
+        await check(world, before, complete=complete and story.kind != "verify")
 
 
-async def check(world: SimulatedWorld, kind: Kind, before: Mapping[str, Any]) -> None:
+async def check_goes_on(world: SimulatedWorld, kind: Kind) -> None:
+    """Check that a guest that is there comes further, with nobody's help."""
+    guests = [world.host.guest(process) for process in world.host.processes()]
+    before = [guest.ticks for guest in guests]
+    await trio.sleep(1)
+    assert (
+        kind.first == "hung"
+        or not guests
+        or any(guest.ticks > was for guest, was in zip(guests, before, strict=True))
+    )
+
+
+async def numbers(world: SimulatedWorld) -> dict[str, int]:
+    """Return the number that all parts of each snapshot hold."""
+    found = {}
+    for record in await world.orchestrator.list(world.domain):
+        held = {world.host.number(record.memory.path)} if record.memory else set()
+        for disk in record.snapshot.disks:
+            if disk.external:
+                held.add(world.host.number(disk.disk.path))
+            else:
+                point = world.host.disk.image(disk.disk.path).point(disk.name)
+                held |= {point.content} | ({point.memory.number} if point.memory else set())
+        assert len(held) == 1, f"{record.name} holds {held}"
+        found[record.name] = held.pop()
+    return found
+
+
+async def check(world: SimulatedWorld, before: Mapping[str, Any], *, complete: bool) -> None:
     """Check that an operation is complete or undone, and that no guest has lost anything."""
     orch, after = world.orchestrator, await world.everything()
-    complete = await is_complete(orch, world.domain, kind)
     if not complete:
         assert after["files"] == before["files"]
     processes = world.host.processes()
@@ -239,15 +322,6 @@ async def check(world: SimulatedWorld, kind: Kind, before: Mapping[str, Any]) ->
     await world.check_consistent()
     for record in await orch.list(world.domain):
         assert (await orch.verify(world.domain, record.name)).ok
-
-
-async def is_complete(orch: Orchestrator, domain: str, kind: Kind) -> bool:
-    """Return whether the operation is; one that changes nothing never is."""
-    subject = "point" if kind.first else "new"
-    last = (await orch.operations(domain))[-1:]
-    complete = [(record.subject, record.state) for record in last] == [(subject, State.COMPLETE)]
-    assert {record.name for record in await orch.list(domain)} == ({subject} if complete or kind.first else set())
-    return complete and last[0].kind not in {"verify", "create" if kind.first else ""}
 
 
 @cache
@@ -263,7 +337,7 @@ def run(call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     return trio.run(partial(call, *arguments), clock=clock, instruments=[ThreadsHoldTime(clock)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=int(os.environ.get("SNAPORCH_CRASHES", "60")), deadline=None)
 @given(stories())
 @example(Story("revert by force", (Cut(0.5, "us"),)))
 @example(Story("revert by force", (Cut(0.5, "both"), Cut(0.3, "us"))))
@@ -272,3 +346,17 @@ def test_any_crash(story: Story) -> None:
     steps = counted(story.kind)
     with tempfile.TemporaryDirectory() as root:
         run(tell, story, Path(root), steps)
+
+
+# By one step in so many each kind of operation is cut in a run of the suite.
+STRIDE = int(os.environ.get("SNAPORCH_STRIDE", "25"))
+
+
+@pytest.mark.parametrize("how", ["us", "both", "cancel"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step(kind: str, how: str, tmp_path: Path) -> None:
+    """Cut at one step after the other, from the first to the last."""
+    steps = counted(kind)
+    for number, step in enumerate(range(0, steps, STRIDE)):
+        (root := tmp_path / str(number)).mkdir()
+        run(tell, Story(kind, (Cut(step / steps, how),)), root, steps)

@@ -2,6 +2,7 @@
 
     guard.py pause SOCKET STREAM RIVAL AGENT < leash
     guard.py pivot SOCKET JOB CATALOG DOMAIN TARGET ACTIVE < leash
+    guard.py load SOCKET CATALOG OPERATION AFTERWARDS TAG NODE... < leash
 
 While a guest is held by us, SIGKILL of our process must not leave it so. This process stands by from before that
 until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal; its end
@@ -20,6 +21,10 @@ stands, so recovery undoes the operation: see `snaporch.replay`.
 Of a guest whose writes to a disk are held, as the block job JOB is pending, it ends that job: where the CATALOG has
 another image than ACTIVE at the TARGET already, the disk goes over to that; else it stays. Either way the catalog
 has the image that the guest writes to, should QEMU die as well.
+
+Of a guest that goes back to the snapshot TAG inside the images on the block NODEs (the memory is in the first) it
+finishes that: where the CATALOG says that the OPERATION may have begun to load, it is loaded, and then runs, unless
+AFTERWARDS is ``stand``. Before that the guest runs on. Recovery takes one that runs for one that is loaded.
 
 It connects when it must and not before: QEMU answers one client a socket, and until then that is us. It is only
 posted for a guest that ran, so it never lets one run that its user had paused. It imports only what it needs.
@@ -41,12 +46,15 @@ READY = b"ready"
 DISMISSED = b"d"
 SECONDS = 30.0  # for a QEMU that is busy; one that does not answer for longer is not helped by waiting
 RETRY_SECONDS = 0.005  # a stream that is ending passes through states in which nothing can run
+LOAD_SECONDS = 3600.0  # QEMU answers nothing while all of a guest's memory goes to, or comes from, a slow disk
+INSIDE = "snaporch-inside"  # the job that does that
 _OVER = frozenset({"completed", "failed", "cancelled", "none"})
+_LOADED = frozenset({"loading", "swapping", "committing"})
 
 
-def _connected(path: str) -> socket.socket:
-    made, deadline = socket.socket(socket.AF_UNIX), time.monotonic() + SECONDS
-    made.settimeout(SECONDS)
+def _connected(path: str, seconds: float = SECONDS) -> socket.socket:
+    made, deadline = socket.socket(socket.AF_UNIX), time.monotonic() + seconds
+    made.settimeout(seconds)
     directory = os.open(os.path.dirname(path), os.O_PATH)  # a path of a socket may have 107 bytes, a file's more
     try:
         while True:
@@ -68,15 +76,15 @@ class Monitor:
     And answers to the client before us, which QEMU gives to whom it has: see `snaporch.qmp.calls`.
     """
 
-    def __init__(self, path: str) -> None:
-        self.socket = _connected(path)
+    def __init__(self, path: str, seconds: float = SECONDS) -> None:
+        self.socket = _connected(path, seconds)
         self.lines = self.socket.makefile("rb")
         self.number = int.from_bytes(os.urandom(6), "big")
         while b'"QMP"' not in self.lines.readline():  # the greeting comes when the client before us is gone
             pass
         self.ask("qmp_capabilities")
 
-    def ask(self, command: str, **arguments: str) -> Any:
+    def ask(self, command: str, **arguments: Any) -> Any:
         """Return a command's answer; a refusal is an empty one: what counts is the state that is asked for next."""
         self.number += 1
         asked = {"execute": command, "arguments": arguments, "id": self.number}
@@ -106,6 +114,10 @@ def _run_again(path: str, *, cancel: bool) -> None:
         monitor.ask("migrate_cancel")
         while monitor.ask("query-migrate").get("status", "none") not in _OVER and time.monotonic() < deadline:
             time.sleep(RETRY_SECONDS)
+    _let_run(monitor, deadline)
+
+
+def _let_run(monitor: Monitor, deadline: float) -> None:
     while not monitor.ask("query-status").get("running") and time.monotonic() < deadline:
         monitor.ask("cont")
         time.sleep(RETRY_SECONDS)
@@ -120,25 +132,68 @@ def _thaw(path: str) -> None:
         pass  # answers to that, and to what was asked before by whoever has died
 
 
-def _has_moved(catalog: str, domain: str, target: str, active: str) -> bool:
-    """Return whether the catalog has another image at a disk than the one it was on."""
+def _asked(catalog: str, sql: str, *values: str) -> Any:
+    """Return the one JSON value that the catalog has for a query."""
     import sqlite3  # noqa: PLC0415 - it takes longer to load than all the rest, and mostly nobody needs it
 
     with contextlib.closing(
         sqlite3.connect(f"{Path(catalog).absolute().as_uri()}?mode=ro", uri=True)
     ) as connection:
-        sql = "SELECT json_extract(record, '$.active') FROM domain WHERE name = ?"
-        ((disks,),) = connection.execute(sql, [domain])
-    return bool(json.loads(disks).get(target, {}).get("path") != active)
+        ((value,),) = connection.execute(sql, values)
+    return json.loads(value)
+
+
+def may_have_loaded(catalog: str, operation: str) -> bool | None:
+    """Return whether a revert may have begun to load; None where it is being undone, and nobody can say."""
+    sql = "SELECT json_quote(json_extract(record, '$.state')) FROM operation WHERE id = ?"
+    state = _asked(catalog, sql, operation)
+    return True if state in _LOADED else False if state == "preparing" else None
+
+
+def has_moved(catalog: str, domain: str, target: str, active: str) -> bool:
+    """Return whether the catalog has another image at a disk than the one it was on."""
+    disks = _asked(catalog, "SELECT json_extract(record, '$.active') FROM domain WHERE name = ?", domain)
+    return bool(disks.get(target, {}).get("path") != active)
 
 
 def _end_pivot(path: str, job: str, *note: str) -> None:
     """Have the job end, one way or the other."""
-    command = "job-finalize" if _has_moved(*note) else "job-cancel"
+    command = "job-finalize" if has_moved(*note) else "job-cancel"
     monitor, deadline = Monitor(path), time.monotonic() + SECONDS
     while any(each["id"] == job for each in monitor.ask("query-jobs")) and time.monotonic() < deadline:
         monitor.ask(command, id=job)
         time.sleep(RETRY_SECONDS)
+
+
+def _settle(monitor: Monitor) -> str:
+    """Wait until no job on what is inside images is under way; return the last one's error."""
+    while True:
+        job = next((each for each in monitor.ask("query-jobs") if each["id"] == INSIDE), None)
+        if job is None:
+            return ""
+        if job["status"] == "concluded":
+            monitor.ask("job-dismiss", id=INSIDE)
+            return str(job.get("error", ""))
+        time.sleep(RETRY_SECONDS)
+
+
+def _end_load(path: str, catalog: str, operation: str, afterwards: str, tag: str, *nodes: str) -> None:
+    """See the head of this file."""
+    monitor = Monitor(path, LOAD_SECONDS)
+    _settle(monitor)
+    loaded = may_have_loaded(catalog, operation)
+    if loaded is None or monitor.ask("query-status").get("running"):
+        return
+    if loaded:
+        before = monitor.ask("query-migrate-capabilities")
+        plain = [each | {"state": each["capability"] == "events"} for each in before]
+        monitor.ask("migrate-set-capabilities", capabilities=plain)
+        monitor.ask("snapshot-load", **{"job-id": INSIDE, "tag": tag, "vmstate": nodes[0], "devices": nodes})
+        failed = _settle(monitor)
+        monitor.ask("migrate-set-capabilities", capabilities=before)
+        if failed or afterwards != "run":
+            return
+    _let_run(monitor, time.monotonic() + SECONDS)
 
 
 def _end_pause(path: str, stream: str, rival: str, agent: str) -> None:
@@ -162,7 +217,7 @@ def main() -> None:
         _end_pause(*arguments)
     else:
         with contextlib.suppress(OSError, ValueError):
-            _end_pivot(*arguments)
+            (_end_pivot if what == "pivot" else _end_load)(*arguments)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from typing import Any
 
 import trio
 
+from snaporch.drivers.qemu import guard
 from snaporch.errors import HypervisorError
 from snaporch.qmp import QMPClient
 
-_JOB = "snaporch-inside"
+_JOB = guard.INSIDE
 SECONDS = 3600.0  # for all of a guest's memory to go to, or come from, a slow disk
 RESTORE_SECONDS = 10.0
 

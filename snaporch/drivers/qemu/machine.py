@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Progress, Stream, StreamPlan
+from snaporch.drivers.base import Capabilities, Guard, LoadNote, Machine, Overlay, Progress, Stream, StreamPlan
 from snaporch.drivers.qemu import agent, internal
 from snaporch.drivers.qemu.leash import QemuGuard
 from snaporch.drivers.qemu.merge import Merger
@@ -202,6 +202,11 @@ class QemuMachine(Machine):
         """See Machine."""
         agent_ = self._agent if thaw else ""
         return QemuGuard.of_the_pause(self._process.socket, keep_stream=keep_stream, rival=rival, agent=agent_)
+
+    async def load_guard(self, note: LoadNote) -> Guard:
+        """See Machine."""
+        nodes = {disk.target: disk.node for disk in await self.disks()}
+        return QemuGuard.of_a_load(self._process.socket, note, [nodes[target] for target in note.targets])
 
     def pivot_guard(self, job: str, disk: DiskStatus, catalog: Path) -> Guard:
         """Return a guard for the time in which QEMU holds what the guest writes to a disk that is to pivot."""

@@ -13,12 +13,13 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 
 import attrs
 import xxhash
 
-from snaporch.errors import DamagedSnapshot, Refused
+from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
 from snaporch.models import DeviceDisk, FileRecord
 
 EMPTY_IMAGE = 192 * 2**10  # what qemu-img makes of an empty qcow2: header, refcounts, first table
@@ -159,7 +160,7 @@ class Image(SimulatedFile):
         backing_format: the format named there.
         number: the last number written while the image was active; None: nothing, reads go to the backing image.
         overlays: paths of the overlays that froze it.
-        stale: it was merged by a running machine, which went on writing to its base: it must not be used again.
+        stale: it was merged, or what it was over was merged into: it must not be used again.
         inside: the snapshots inside it, by name.
     """
 
@@ -176,6 +177,11 @@ class Image(SimulatedFile):
         """See SimulatedFile."""
         inside = [(tag, point.number) for tag, point in self.inside.items()]
         return f"{super().content()} {self.format} {self.virtual_size} {self.backing} {self.number} {inside}"
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the disk that the image holds itself."""
+        return self.size - (EMPTY_IMAGE if self.format == "qcow2" else 0)
 
     def keep(self, tag: str, point: Inside) -> None:
         """Put a snapshot inside.
@@ -227,6 +233,14 @@ class Image(SimulatedFile):
         size = min(size, self.virtual_size - self.size, self.system.free)
         if size > 0:
             self.grow(size)
+
+
+def _give_room(image: Image, merged: Iterable[Image]) -> None:
+    """Make an image as much larger as it can become by taking up others, or raise ENOSPC."""
+    more = min(sum(each.allocated for each in merged), max(0, image.virtual_size - image.allocated))
+    if more > image.system.free:
+        raise os_error(errno.ENOSPC, image.path)
+    image.grow(more)
 
 
 @attrs.define(eq=False)
@@ -349,8 +363,8 @@ class Files:
 
     def freeze_below(self, overlay: Image) -> None:
         """Note that a machine writes to `overlay` and relies on what is below."""
-        if overlay.stale:
-            raise AssertionError(f"bug: {overlay.path} is used again after it was merged into a base in use")
+        if stale := [image.path for image in self.chain(overlay.path) if image.stale]:
+            raise AssertionError(f"bug: {stale} are used again, whose content went with a merge")
         if overlay.backing:
             self.image(overlay.backing).overlays.add(overlay.path)
 
@@ -373,6 +387,67 @@ class Files:
             base.spread(grown)
         base.overlays.discard(overlay.path)
         return base
+
+    def run(self, top: str, base: str | None) -> list[Image]:
+        """Return the images from `top` down to `base`, that included; None: all of them.
+
+        Raises:
+            OperationFailed: `base` is not below `top`.
+        """
+        found: list[Image] = []
+        for image in self.chain(top):
+            found.append(image)
+            if image.path == base:
+                return found
+        if base is not None:
+            raise OperationFailed(f"{base} is not below {top}")
+        return found
+
+    def commit(self, top: str, base: str) -> None:
+        """Write to `base` what is over it up to `top`, with which it then reads the same.
+
+        Any other overlay that relied on an image that changes must not be used again.
+
+        Raises:
+            OSError: ENOSPC; nothing has changed.
+        """
+        *over, into = self.run(top, base)
+        _give_room(into, over)
+        for image, below in pairwise([*over, into]):
+            for other in below.overlays - {image.path}:
+                self.image(other).stale = True
+        into.number = next((image.number for image in (*over, into) if image.number is not None), None)
+        into.version += 1
+
+    def replace(self, top: str, base: str) -> None:
+        """Have `base` take the place of `top`: what froze that freezes it now, and what is between is of no use."""
+        *over, into = self.run(top, base)
+        into.overlays = set(over[0].overlays)
+        for image in over:
+            image.stale = True
+
+    def pull(self, top: str, base: str | None) -> None:
+        """Copy up into `top` what is between it and `base`, which backs it then.
+
+        Raises:
+            OSError: ENOSPC; nothing has changed.
+        """
+        run = self.run(top, base)
+        into, *between = run if base is None else run[:-1]
+        _give_room(into, between)
+        read = next((image.number for image in (into, *between) if image.number is not None), None)
+        into.number = 0 if read is None and base is None else read
+        self.rebase(into, None if base is None else run[-1])
+
+    def rebase(self, image: Image, base: Image | None) -> None:
+        """Have an image name another backing image, which is frozen if the old one was."""
+        old = self.by_path.get(image.backing)
+        if isinstance(old, Image) and image.path in old.overlays:
+            old.overlays.discard(image.path)
+            if base is not None:
+                base.overlays.add(image.path)
+        image.backing, image.backing_format = ("", "") if base is None else (base.path, base.format)
+        image.version += 1
 
     def empty(self, overlay: Image) -> None:
         """Drop what an overlay holds, as `qemu-img commit` does after it has merged it."""

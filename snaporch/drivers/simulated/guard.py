@@ -1,8 +1,11 @@
-"""The guard of a simulated guest: it acts when the program that posted it is killed."""
+"""The guards of a simulated guest: they act when the program that posted them is killed."""
 
 from __future__ import annotations
 
-from snaporch.drivers.base import Guard
+from collections.abc import Callable
+
+from snaporch.drivers.base import Guard, LoadNote
+from snaporch.drivers.qemu.guard import may_have_loaded
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.models import Process
@@ -44,3 +47,46 @@ class SimulatedGuard(Guard):
         self._process.cont()
         if self._thaw:
             self._process.thaw()
+
+
+class ReadingGuard(Guard):
+    """One that has to read the catalog, which the threads of a program that is simulated to be dead still write to.
+
+    So it acts a while later: `act` is given that instant.
+    """
+
+    SECONDS = 0.05
+
+    def __init__(self, client: Client, process: SimulatedProcess, act: Callable[[float], None]) -> None:
+        self._client = client
+        self._process = process
+        self._act = act
+
+    def hear(self) -> None:
+        """Hear of the death."""
+        self._process.guarded = self._client.host.now() + self.SECONDS, self._act
+
+    async def post(self) -> None:
+        """See Guard."""
+        await self._client.call("guard.post", self._process.name, lambda: self._client.on_death.add(self.hear))
+
+    async def dismiss(self) -> None:
+        """See Guard."""
+        await self._client.call(
+            "guard.dismiss", self._process.name, lambda: self._client.on_death.discard(self.hear)
+        )
+
+
+def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> ReadingGuard:
+    """See Machine.load_guard."""
+
+    def act(at: float) -> None:
+        loaded = may_have_loaded(str(note.catalog), note.operation)
+        if loaded is None or process.guest.runs:
+            return
+        if loaded:
+            process.load_inside(note.tag, note.targets)
+        if note.run or not loaded:
+            process.cont(at)
+
+    return ReadingGuard(client, process, act)

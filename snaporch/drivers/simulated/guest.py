@@ -47,7 +47,7 @@ class SimulatedSpeed:
         resume: see `pause`.
         switch: see `pause`.
         node: to open or close an overlay.
-        merge: `switch_back`, beside moving the bytes at `disk_bandwidth`.
+        merge: of images, beside moving the bytes at `disk_bandwidth`.
         stream: to prepare a stream, to begin it, and to abort it, each.
         arm_rate: at which RAM is read and write-protected for BACKGROUND.
         bandwidth: of a memory stream, in bytes a second; a smaller one of `StreamPlan` holds instead.
@@ -87,6 +87,11 @@ class SimulatedSpeed:
     connect_deadline: float = 10.0
     answer_deadline: float = 30.0
 
+    def merge_seconds(self, size: int, bandwidth: float = 0, *, writes: float = 0.0) -> float:
+        """Return how long it takes to merge so many bytes, with a limit on it, while so many a second are added."""
+        left = min(bandwidth or math.inf, self.disk_bandwidth) - writes
+        return self.merge + (size / left if left > 0 else math.inf)
+
 
 @attrs.define(eq=False)
 class Guest:
@@ -103,6 +108,7 @@ class Guest:
         stopped: when the CPUs stopped last, as the count of all stops and starts then, and the instant.
         started: likewise.
         frozen: its file systems are frozen: it runs and comes no further, as every tick writes to its disks.
+        held: what it writes to a disk is held up, to the same effect.
     """
 
     model: GuestModel
@@ -112,6 +118,7 @@ class Guest:
     stopped: tuple[int, float] = (0, 0.0)
     started: tuple[int, float] = (0, 0.0)
     frozen: bool = False
+    held: bool = False
     _base: int = 0
     _run: float = 0.0
     _since: float | None = None
@@ -140,8 +147,8 @@ class Guest:
 
     def run_time(self, at: float) -> float:
         """Return the seconds that the CPUs have run since RAM was loaded, or got anywhere by running."""
-        runs = self._since is not None and not self.frozen
-        return self._run + (max(0.0, at - (self._since or 0.0)) if runs else 0.0)
+        advances = self._since is not None and not self.frozen and not self.held
+        return self._run + (max(0.0, at - (self._since or 0.0)) if advances else 0.0)
 
     def ticks_at(self, at: float) -> int:
         """Return RAM's number at an instant since the last change."""
@@ -154,6 +161,16 @@ class Guest:
     def thaw(self, at: float) -> None:
         """Let them be thawed, while the CPUs run."""
         self._since, self.frozen = at, False
+
+    def hold(self, at: float) -> None:
+        """Hold up what it writes."""
+        self._run, self.held = self.run_time(at), True
+
+    def let_go(self, at: float) -> None:
+        """Hold it up no more."""
+        self.held = False
+        if self.runs:
+            self._since = at
 
     def put(self, number: int, torn: frozenset[str], *, frozen: bool = False) -> None:
         """Fill RAM; the CPUs stand still."""
@@ -178,4 +195,5 @@ class Guest:
 
     def off_at(self) -> float:
         """Return when the guest will have powered off, as things are: never, while it stands still."""
-        return self._since + (self._off - self._run) if self._since is not None and not self.frozen else math.inf
+        advances = self._since is not None and not self.frozen and not self.held
+        return (self._since or 0.0) + (self._off - self._run) if advances else math.inf

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
 
-from snaporch.drivers.base import Capabilities, Guard, Machine, Overlay, Progress, Stream, StreamPlan
+from snaporch.drivers.base import Capabilities, Guard, LoadNote, Machine, Overlay, Progress, Stream, StreamPlan
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.files import os_error
-from snaporch.drivers.simulated.guard import SimulatedGuard
+from snaporch.drivers.simulated.guard import SimulatedGuard, load_guard
+from snaporch.drivers.simulated.merge import Merger
 from snaporch.drivers.simulated.migration import SAME, Migration, Phase
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import ConnectionGone, SnaporchError, Unsupported
-from snaporch.models import DiskStatus, DomainState, FileRecord, Process, Strategy
+from snaporch.models import DiskStatus, DomainState, FileRecord, MergeOptions, Process, Strategy
 
 T = TypeVar("T")
 
@@ -101,6 +104,12 @@ class SimulatedMachine(Machine):
         """See Machine; a `SimulatedDriver.die` is what it waits for."""
         return SimulatedGuard(self.client, self.process, keep_stream=keep_stream, rival=rival, thaw=thaw)
 
+    async def load_guard(self, note: LoadNote) -> Guard:
+        """See Machine."""
+        return await self._call(
+            "load_guard", lambda: load_guard(self.client, self.process, note), self._speed.query
+        )
+
     async def check_agent(self) -> None:
         """See Machine."""
 
@@ -164,6 +173,40 @@ class SimulatedMachine(Machine):
             await self.client.reach(at, self.label, self.process)
             self.process.switch_back(overlay)
         await self.client.leave(at, self.label, 0.0, self.process, faults)
+
+    async def _merge(self, name: str, merge: Callable[[], Awaitable[None]]) -> None:
+        self.check_open(name)
+        faults = await self.client.enter(f"machine.{name}", self.label, self.process)
+        await merge()
+        await self.client.leave(f"machine.{name}", self.label, 0.0, self.process, faults)
+
+    async def commit_image(
+        self,
+        top: str,
+        base: str,
+        *,
+        settled: Callable[[], Awaitable[None]],
+        catalog: Path,
+        options: MergeOptions,
+        progress: Progress,
+    ) -> None:
+        """See Machine."""
+        how: dict[str, Any] = {"settled": settled, "catalog": catalog, "options": options, "progress": progress}
+        await self._merge("commit_image", partial(Merger(self).commit, top, base, **how))
+
+    async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
+        """See Machine."""
+        stream = partial(Merger(self).stream, top, base, options=options, progress=progress)
+        await self._merge("stream_image", stream)
+
+    async def settle_merges(self, active: Mapping[str, str]) -> None:
+        """See Machine."""
+
+        def settle() -> None:
+            if (pivot := self.process.pivot) is not None:
+                self.process.end_pivot(moved=active.get(pivot.drive.target) != pivot.top)
+
+        await self._call("settle_merges", settle, self._speed.query)
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See Machine; a stream for the same plan as an earlier one takes that over, wherever it is."""

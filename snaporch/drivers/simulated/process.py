@@ -35,6 +35,20 @@ class Drive:
 
 
 @attrs.define(eq=False)
+class Pivot:
+    """A disk that is about to go over from `top`, where it is active, to `base`; both hold the same by then.
+
+    Attributes:
+        noted: the disk is to go over: the catalog has it.
+    """
+
+    drive: Drive
+    top: str
+    base: str
+    noted: bool = False
+
+
+@attrs.define(eq=False)
 class SimulatedProcess:
     """See the module.
 
@@ -53,6 +67,8 @@ class SimulatedProcess:
         settings: migration settings that are not the default's: empty unless a stream is under way, or somebody
             else has made some.
         migration: the last memory stream.
+        pivot: what the guest's writes are held up for, if they are.
+        guarded: what a guard does, and when: it has heard that who posted it is dead.
         client: who holds the exclusive connection.
         hung: it answers nothing any more; its guest runs on.
         ended: why the process is gone, or an empty string.
@@ -72,6 +88,8 @@ class SimulatedProcess:
     nodes: dict[str, Image] = attrs.field(factory=dict)
     settings: dict[str, float] = attrs.field(factory=dict)
     migration: Migration | None = None
+    pivot: Pivot | None = None
+    guarded: tuple[float, Callable[[float], None]] | None = None
     client: object | None = None
     hung: bool = False
     ended: str = ""
@@ -110,6 +128,9 @@ class SimulatedProcess:
         if self._resumes <= now:
             self.guest.start(self._resumes)
             self._resumes = math.inf
+        if self.guarded is not None and self.guarded[0] <= now:
+            (at, act), self.guarded = self.guarded, None
+            act(at)
         off = self.guest.off_at()
         if self.migration is not None and self.migration.active:
             self.migration.advance(min(now, off))
@@ -162,12 +183,12 @@ class SimulatedProcess:
             self.guest.stop(self.clock())
             self.notify()
 
-    def cont(self) -> None:
-        """Start the CPUs, if they do not run."""
+    def cont(self, at: float | None = None) -> None:
+        """Start the CPUs, if they do not run; now, or at an instant since the last change."""
         if not self.guest.loaded:
             raise self.refusal("cont", "the guest waits for its memory")
         if not self.guest.runs:
-            self.guest.start(self.clock())
+            self.guest.start(self.clock() if at is None else at)
             self.notify()
 
     def freeze(self) -> None:
@@ -305,6 +326,58 @@ class SimulatedProcess:
         self.locks.drop(self.pid, base.path)
         self.locks.hold(self.pid, drive.target, [base], False)
         self.locks.hold(self.pid, "", [top], False)
+
+    # --- merges -------------------------------------------------------------------------------------------
+
+    def drive_over(self, path: str) -> Drive:
+        """Return the disk with an image in its chain."""
+        for drive in self.drives:
+            if any(image.path == path for image in self.files.chain(drive.image.path)):
+                return drive
+        raise self.refusal("block-job", f"cannot find {path} in any chain")
+
+    def hold(self, pivot: Pivot) -> None:
+        """Hold up what the guest writes, until `end_pivot`."""
+        self.settle()
+        self.pivot = pivot
+        self.guest.hold(self.clock())
+
+    def end_pivot(self, *, moved: bool, at: float | None = None) -> None:
+        """Let a disk go over to the lower image, or stay, and the guest write again; nothing when none is held."""
+        pivot, self.pivot = self.pivot, None
+        if pivot is None:
+            return
+        if moved:
+            self.replace(pivot.drive, pivot.top, pivot.base)
+        self.guest.let_go(self.clock() if at is None else at)
+        self.notify()
+
+    def commit(self, top: str, base: str) -> None:
+        """Write what is over `base`, up to `top`, down into it."""
+        if why := self.locks.reading(base, self.pid):
+            raise self.refusal("block-commit", why)
+        self.files.commit(top, base)
+
+    def replace(self, drive: Drive, top: str, base: str) -> None:
+        """Have `base` take the place of `top` in a disk's chain; what is over it is closed."""
+        *over, into = self.files.run(top, base)
+        self.files.replace(top, base)
+        for image in over:
+            self.locks.drop(self.pid, image.path)
+        if drive.image is over[0]:
+            drive.image, drive.node = into, f"disk-{drive.target}"
+            self.locks.drop(self.pid, base)
+            self.locks.hold(self.pid, drive.target, [into], False)
+        else:
+            above = next(image for image in self.files.chain(drive.image.path) if image.backing == top)
+            self.files.rebase(above, into)
+
+    def pull(self, top: str, base: str | None) -> None:
+        """Copy what is between two images up into the upper one."""
+        run = self.files.run(top, base)
+        self.files.pull(top, base)
+        for image in run[1:] if base is None else run[1:-1]:
+            self.locks.drop(self.pid, image.path)
 
     # --- memory -------------------------------------------------------------------------------------------
 

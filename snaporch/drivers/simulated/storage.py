@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import xxhash
 
-from snaporch.drivers.base import Storage
+from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, untold
 from snaporch.drivers.simulated.client import Client, SimulatedKill
 from snaporch.drivers.simulated.files import Image, Inside, os_error
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
-from snaporch.models import DeviceDisk, FileRecord
+from snaporch.models import DeviceDisk, FileRecord, MergeOptions
 
 T = TypeVar("T")
 
@@ -133,6 +133,79 @@ class SimulatedStorage(Storage):
         self._disk.merge(overlay)
         self._disk.empty(overlay)
         await self._client.leave(at, "", 0.0, None, faults)
+
+    async def inspect(self, path: str, format_: str) -> tuple[ImageStatus, ...]:
+        """See Storage."""
+
+        def status() -> tuple[ImageStatus, ...]:
+            return tuple(
+                ImageStatus(image.path, image.format, image.virtual_size, image.allocated)
+                for image in self._disk.chain(path, format_)
+            )
+
+        return await self._call("inspect", status)
+
+    async def read_cost(self, path: str, format_: str) -> ChainCost:
+        """See Storage; it grows by the same with every image."""
+        speed = self._host.speed
+
+        def cost() -> ChainCost:
+            depth = len(list(self._disk.chain(path, format_)))
+            return ChainCost(depth * speed.node, depth * speed.query)
+
+        return await self._call("read_cost", cost)
+
+    async def commit_image(self, top: str, base: str, *, options: MergeOptions, progress: Progress) -> None:
+        """See Storage; cut short before its time is over, it has changed nothing."""
+        *over, into = self._disk.run(top, base)
+
+        def commit() -> None:
+            self._disk.commit(top, base)
+            self._disk.replace(top, base)
+
+        await self._merge(commit, "commit_image", over, into, options=options, progress=progress)
+
+    async def rebase(
+        self,
+        path: str,
+        backing: DeviceDisk | None,
+        *,
+        content: bool,
+        options: MergeOptions = MergeOptions(),  # noqa: B008 - an immutable value
+        progress: Progress = untold,
+    ) -> None:
+        """See Storage; cut short before its time is over, it has changed nothing."""
+        image, base = self._disk.image(path), None if backing is None else self._disk.image(backing.path)
+        moved = [each for each in self._disk.chain(path) if each not in {image, base}] if content else []
+
+        def rebase() -> None:
+            if content:
+                self._disk.pull(path, None if base is None else base.path)
+            else:
+                self._disk.rebase(image, base)
+
+        await self._merge(rebase, "rebase", moved, image, options=options, progress=progress)
+
+    async def _merge(
+        self,
+        effect: Callable[[], None],
+        name: str,
+        moved: Sequence[Image],
+        into: Image,
+        *,
+        options: MergeOptions,
+        progress: Progress,
+    ) -> None:
+        """Merge images into one, for which nobody may have it open, after the time that this takes."""
+        faults = await self._client.enter(f"storage.{name}", "")
+        size = sum(image.allocated for image in moved)
+        await self._client.wait(self._host.speed.merge_seconds(size, options.bandwidth))
+        busy = [self._host.locks.writing(image.path) for image in (into, *moved)]
+        if why := next(filter(None, [*busy, self._host.locks.reading(into.path)]), ""):
+            raise OperationFailed(f"qemu-img: {why}")
+        effect()
+        progress(size, size)
+        await self._client.leave(f"storage.{name}", "", 0.0, None, faults)
 
     def _qcow2(self, path: str) -> Image:
         image = self._disk.image(path)
