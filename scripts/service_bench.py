@@ -4,7 +4,8 @@
 
 A round is a few creates of a real guest with nobody else there, and then the same again while 200 clients follow
 events, 50 ask once a second, and 20 simulated domains are created from. A few more clients ask for what costs the
-service nothing: what they wait is the host's doing. After each round, with nobody there, old snapshots are deleted,
+service nothing: what they wait is the host's doing; all who ask have real-time priority, so that what is measured
+is not how long they wait for a CPU themselves. After each round, with nobody there, old snapshots are deleted,
 as on any host that goes on for long. The service, the followers and the pollers are a process each,
 on one host, over a unix socket; the followers, which in earnest are elsewhere, have a low priority.
 """
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from snaporch.images.files import LocalStorage
 from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
 from snaporch.service.owner import SOCKET, owned, tell
+from snaporch.service.priority import take_priority
 from snaporch.service.server import run_http
 from snaporch.service.service import open_service
 
@@ -56,12 +59,14 @@ _ID = re.compile(rb"^id: \w+-(\d+)$", re.MULTILINE)
 # --- the service: a process of its own ----------------------------------------------------------------------
 
 
-async def serve(root: Path, image_tool: str) -> None:
+async def serve(root: Path, image_tool: str, *, realtime: bool) -> None:
     """Serve a root with a real and a simulated driver until standard input ends."""
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # nobody reads it
     host = SimulatedHost()
+    config = Config(directories=("/images", str(root.parent)), running=SIMULATED + 2, realtime=realtime)
+    if config.realtime:
+        take_priority()
     drivers = {"qemu": QemuDriver(storage=LocalStorage(image_tool)), "simulated": SimulatedDriver(host)}
-    config = Config(directories=("/images", str(root.parent)), running=SIMULATED + 2)
     path, stopping = str(root / SOCKET), trio.Event()
     async with open_orchestrator(root, drivers=drivers) as orchestrator:
         for number in range(SIMULATED):
@@ -111,6 +116,7 @@ async def follow(path: str, count: int) -> None:
 async def poll(path: str, count: int) -> None:
     """Ask once a second `count` times side by side; print how long the answers took, in seconds, by URL."""
     took: dict[str, list[float]] = {url: [] for url in (*ASKED, TRIVIAL)}
+    take_priority()
 
     async def one(delay: float, urls: tuple[str, ...]) -> None:
         await trio.sleep(delay)
@@ -228,7 +234,8 @@ async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> Found
     took: dict[str, list[float]] = {url: [] for url in (*ASKED, TRIVIAL)}
     follows: list[dict[str, int]] = []
     sizes: list[int] = []
-    async with child("--serve", str(root), "--image-tool", qemu.img) as service, open_client(root) as client:
+    how = ["--serve", str(root), "--image-tool", qemu.img, *["--normal"] * options.normal]
+    async with child(*how) as service, open_client(root) as client:
         await client.define(made)
         await client.start(GUEST)
         path = str(root / SOCKET)
@@ -303,13 +310,14 @@ def main() -> None:
     parser.add_argument("--creates", type=int, default=5, help="of the real guest, alone and again under load")
     parser.add_argument("--followers", type=int, default=200)
     parser.add_argument("--pollers", type=int, default=50)
+    parser.add_argument("--normal", action="store_true", help="the service without real-time priority")
     parser.add_argument("--qemu")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/bench/service.md")
     for part in ("--serve", "--follow", "--poll", "--image-tool", "--count"):
         parser.add_argument(part, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        trio.run(serve, Path(options.serve), options.image_tool)
+        trio.run(partial(serve, Path(options.serve), options.image_tool, realtime=not options.normal))
     elif options.follow:
         trio.run(follow, options.follow, int(options.count))
     elif options.poll:

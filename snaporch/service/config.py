@@ -36,6 +36,7 @@ class Config:
         body_bytes: the largest request body.
         stop_seconds: on a stop, how long operations may take to come to where they can be left.
         log: ``json`` or ``console``.
+        realtime: take real-time priority, if that may be had: see `priority.take_priority`.
     """
 
     socket: str = ""
@@ -52,6 +53,7 @@ class Config:
     body_bytes: int = 1 << 20
     stop_seconds: float = 60.0
     log: str = "json"
+    realtime: bool = True
 
     def __attrs_post_init__(self) -> None:
         for role in self.users.values():

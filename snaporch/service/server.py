@@ -29,6 +29,7 @@ from snaporch.service.app import make_app
 from snaporch.service.config import Config, load_config
 from snaporch.service.doors import doors, listening, load_certificate, tls_context
 from snaporch.service.owner import SOCKET, owned, tell
+from snaporch.service.priority import take_priority
 from snaporch.service.service import Service, open_service
 from snaporch.service.stop import settle
 
@@ -70,6 +71,8 @@ async def serve(root: Path, settings: Settings) -> None:
         Refused: another service owns the root.
     """
     config = settings.load()
+    if config.realtime:
+        take_priority()
     async with open_orchestrator(root, recover=False) as orchestrator:
         path = config.socket or str(orchestrator.root / SOCKET)
         with owned(orchestrator.root) as lock, listening(config, path) as sockets:

@@ -72,6 +72,30 @@ def test_one_process_owns_the_root(program: Program) -> None:
         assert program.answer("domain", "list") == []
 
 
+def has_priority(pid: int) -> bool:
+    return os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+
+
+def may_have_priority() -> bool:
+    """Whether the kernel gives a process of ours real-time priority."""
+    asked = "import os; os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"
+    return subprocess.run([sys.executable, "-c", asked], capture_output=True, check=False).returncode == 0
+
+
+def test_priority(program: Program) -> None:
+    """The service's thread has real-time priority where it may, no other thread of it has; or it says that not."""
+    with serving(program) as process:
+        assert program.answer("operations") == []
+        assert has_priority(process.pid) == may_have_priority()
+        others = {int(task) for task in os.listdir(f"/proc/{process.pid}/task")} - {process.pid}
+        assert others
+        assert not any(map(has_priority, others))
+    assert any("real-time" in line["event"] for line in logged(program)) != may_have_priority()
+    (program.directory / "root" / "service.toml").write_text("realtime = false\n")
+    with serving(program) as process:
+        assert not has_priority(process.pid)
+
+
 def test_nobody_reads_the_log(program: Program) -> None:
     """A service whose standard error is gone works as before: what it would say is lost, and nothing else."""
     command = [sys.executable, "-m", "snaporch", "--root", str(program.directory / "root"), "serve"]
