@@ -38,10 +38,10 @@ from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.simulated import SimulatedDriver, SimulatedHost
 from snaporch.guest.build import build_tiny
 from snaporch.images.files import LocalStorage
+from snaporch.priority import take_priority
 from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
 from snaporch.service.owner import SOCKET, owned, tell
-from snaporch.service.priority import take_priority
 from snaporch.service.server import run_http
 from snaporch.service.service import open_service
 
@@ -68,7 +68,7 @@ async def serve(root: Path, image_tool: str, *, realtime: bool) -> None:
         take_priority()
     drivers = {"qemu": QemuDriver(storage=LocalStorage(image_tool)), "simulated": SimulatedDriver(host)}
     path, stopping = str(root / SOCKET), trio.Event()
-    async with open_orchestrator(root, drivers=drivers) as orchestrator:
+    async with open_orchestrator(root, drivers=drivers, realtime=config.realtime) as orchestrator:
         for number in range(SIMULATED):
             disk = host.add_image(f"/images/sim{number}")
             disks = (DeviceDisk("vda", disk.path),)

@@ -16,7 +16,7 @@ import gc
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Protocol, TypeVar
@@ -29,6 +29,7 @@ from snaporch.catalog.store import Catalog, Change
 from snaporch.errors import Left, OperationFailed, Refused, SnaporchError, Stranded
 from snaporch.events import Broadcast
 from snaporch.models import Event, OperationRecord, members_of
+from snaporch.priority import prompt
 from snaporch.replay import phases_begun, phases_left
 from snaporch.states import OperationState, Signal, State
 from snaporch.steps import Lane, Phase, Undo
@@ -162,10 +163,12 @@ class Engine:
     Attributes:
         catalog: where the journal is.
         events: where what happens is told.
+        realtime: while a guest stands have real-time priority, see `snaporch.priority`.
     """
 
     catalog: Catalog
     events: Broadcast
+    realtime: bool = True
     _leaving: bool = False
     _left: set[trio.CancelScope] = attrs.field(factory=set)
 
@@ -237,6 +240,7 @@ class Engine:
                         still.close()
                     if phase.paused or phase.signal is Signal.PAUSE:
                         still.enter_context(_nothing_collected())
+                        still.enter_context(prompt() if self.realtime else nullcontext())
                     with operation.timed(operation.machine.state):
                         await self._perform(operation, phase, actors)
             await trio.lowlevel.checkpoint_if_cancelled()  # the last time that it can be

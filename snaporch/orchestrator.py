@@ -12,6 +12,7 @@ import attrs
 import structlog
 import trio
 
+from snaporch import power
 from snaporch.bandwidth import SharedBandwidth
 from snaporch.catalog import Catalog, open_catalog
 from snaporch.catalog.store import Change
@@ -19,23 +20,20 @@ from snaporch.context import Context
 from snaporch.convert import load_definition
 from snaporch.create import create
 from snaporch.delete import delete
-from snaporch.drivers.base import Driver, Launch, Machine
+from snaporch.doctor import doctor, foretell
+from snaporch.drivers.base import Driver
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine import Engine, Operation
 from snaporch.errors import (
     Busy,
-    DamagedSnapshot,
-    HypervisorError,
     InvalidInput,
     NotFound,
     Refused,
     SnaporchError,
     TargetExists,
-    Unsupported,
 )
-from snaporch.estimate import LOOK_BACK, estimate
 from snaporch.events import Broadcast
-from snaporch.flatten import ON_ITS_BASE, chain_cost, flatten, keep_short
+from snaporch.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.fsck import fsck
 from snaporch.group import check_alone, check_one_point, those_left
 from snaporch.images.merge import MergePlan
@@ -47,7 +45,6 @@ from snaporch.models import (
     DomainInfo,
     DomainRecord,
     DomainSnapshot,
-    DomainState,
     Estimate,
     Event,
     Finding,
@@ -62,12 +59,11 @@ from snaporch.models import (
 )
 from snaporch.recover import recover, sweep
 from snaporch.revert import revert
-from snaporch.verify import verify
+from snaporch.verify import intact, verify
 
 _log = structlog.get_logger("snaporch")
 
 SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
-_FORETOLD = (Strategy.BACKGROUND, Strategy.PRECOPY, Strategy.PAUSED)  # by `doctor`
 ADOPTION_SECONDS = 2.0  # that opening waits for a memory stream; the domain's next operation waits for the rest
 
 
@@ -178,46 +174,8 @@ class Orchestrator:
             DamagedSnapshot: a frozen image under one of its disks is not what it was.
         """
         await self._mended(name)
-        async with self._context.locked(Operation("start", name, "")):
-            async with self._context.machine_of(name) as (record, machine):
-                if machine is not None:
-                    raise Refused(f"{name} is {await machine.state()} already")
-            await sweep(self._context, record, end=True)
-            await self._check_frozen(record)
-            await self._launch(attrs.evolve(record, frozen=False), paused=paused)
+        await power.start(self._context, name, paused=paused)
         return await self.domain_info(name)
-
-    async def _check_frozen(self, record: DomainRecord) -> None:
-        """Refuse to run on an image that was frozen for a snapshot and that somebody has written to since.
-
-        Raises:
-            DamagedSnapshot: the guest would find neither what it wrote nor what the snapshot holds.
-            Refused: somebody else has one of the images open for writing.
-        """
-        storage = self._context.driver(record).storage
-        snapshots = await self._context.catalog.snapshots(record.name)
-        frozen = {file.path: file for snapshot in snapshots for file in snapshot.frozen}
-        for disk in record.disks if frozen else ():
-            for link in await storage.chain(disk.path, disk.format, still=True):
-                if link.path in frozen:
-                    await storage.check(frozen[link.path])
-
-    async def _launch(self, record: DomainRecord, *, paused: bool) -> None:
-        driver = self._context.driver(record)
-        operation = Operation("start", record.name, "")
-        directory = self._context.run_directory(record.name, operation.id)
-        process = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
-        try:
-            await self._context.catalog.write(Change(domains=(attrs.evolve(record, process=process),)))
-            if not paused:
-                async with driver.connect(process, record.name) as machine:
-                    await machine.resume()
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await driver.kill(process)
-                await driver.clear(directory)
-                await self._context.catalog.write(Change(domains=(record,)))
-            raise
 
     async def shutdown(self, name: str, *, timeout: float = SHUTDOWN_SECONDS) -> DomainInfo:
         """Ask the guest to power off, and wait until it has.
@@ -226,81 +184,31 @@ class Orchestrator:
             Refused: the domain is not running.
             HypervisorError: the guest did not power off within `timeout` seconds.
         """
-        async with self._context.locked(Operation("shutdown", name, "")):
-            async with self._context.machine_of(name) as (record, machine):
-                if machine is None or record.process is None:
-                    raise Refused(f"{name} is inactive")
-                await machine.shutdown()
-                with trio.move_on_after(timeout) as scope:
-                    await self._context.driver(record).wait_gone(record.process)
-                if scope.cancelled_caught:
-                    raise HypervisorError(
-                        f"{name} did not power off within {timeout:g} s; `domain destroy` ends it"
-                    )
-            await self._context.clear(record)
-            await self._context.catalog.write(Change(domains=(attrs.evolve(record, process=None),)))
+        await power.shutdown(self._context, name, timeout=timeout)
         return await self.domain_info(name)
 
     async def destroy(self, name: str) -> DomainInfo:
         """End a domain's process at once, as pulling the plug does; an inactive domain stays so."""
-        async with self._context.locked(Operation("destroy", name, "")):
-            record = await self._context.catalog.domain(name)
-            if record.process is not None:
-                await self._context.driver(record).kill(record.process)
-                await self._context.clear(record)
-                await self._context.catalog.write(Change(domains=(attrs.evolve(record, process=None),)))
+        await power.destroy(self._context, name)
         return await self.domain_info(name)
 
     async def pause(self, name: str) -> DomainInfo:
         """Stop the CPUs of a running domain."""
-        return await self._set_running(name, running=False)
+        await power.set_running(self._context, name, running=False)
+        return await self.domain_info(name)
 
     async def resume(self, name: str) -> DomainInfo:
         """Let the CPUs of a paused domain run."""
-        return await self._set_running(name, running=True)
-
-    async def _set_running(self, name: str, *, running: bool) -> DomainInfo:
-        operation = Operation("resume" if running else "pause", name, "")
-        async with self._context.locked(operation), self._context.machine_of(name) as (record, machine):
-            if machine is None:
-                raise Refused(f"{name} is inactive; start it first")
-            state = await machine.state()
-            if running and state is DomainState.PAUSED:
-                await machine.resume()
-            if running:
-                await self._thaw(record, machine)
-            elif state is DomainState.RUNNING:
-                await machine.pause()
+        await power.set_running(self._context, name, running=True)
         return await self.domain_info(name)
-
-    async def _thaw(self, record: DomainRecord, machine: Machine) -> None:
-        """Thaw the file systems of a guest that went back to a point at which they were frozen."""
-        if record.frozen:
-            await machine.thaw()
-            await self._context.catalog.write(Change(domains=(attrs.evolve(record, frozen=False),)))
 
     async def domains(self) -> tuple[DomainInfo, ...]:
         """Return all domains, by name."""
-        return tuple([await self._info(record) for record in await self._context.catalog.domains()])
+        return tuple([await power.info(self._context, record) for record in await self._context.catalog.domains()])
 
     async def domain_info(self, name: str) -> DomainInfo:
         """Return a domain as it is this moment; also while an operation runs on it."""
-        return await self._info(await self._context.catalog.domain(name))
-
-    async def _info(self, record: DomainRecord) -> DomainInfo:
-        driver, process = self._context.driver(record), record.process
-        state, disks, pid = DomainState.INACTIVE, None, None
-        if process is not None and driver.alive(process):
-            state, pid = DomainState.RUNNING, process.pid  # all that is known of one that does not answer
-            with suppress(HypervisorError):
-                async with driver.query(process, record.name) as machine:
-                    state, disks = await machine.state(), await machine.disks()
-        if disks is None:
-            disks = await self._context.disks_of(record, None, strict=False)
-        driver_name = record.definition.driver
-        return DomainInfo(
-            record.name, state, disks, record.current, pid, driver_name, record.tags, record.max_depth
-        )
+        return await power.info(self._context, await self._context.catalog.domain(name))
 
     async def is_active(self, name: str) -> bool:
         """Return whether a domain has a process: whether there is any memory to take."""
@@ -590,17 +498,7 @@ class Orchestrator:
 
         `verify` reads them in full.
         """
-        storage = self._context.driver(await self._context.catalog.domain(domain)).storage
-        record = await self._context.catalog.snapshot(domain, name)
-        try:
-            for file in record.files:
-                await storage.check(file)
-            for disk in record.snapshot.disks:
-                if not disk.external and disk.name not in await storage.inside(disk.disk.path):
-                    return False
-        except DamagedSnapshot:
-            return False
-        return True
+        return await intact(self._context, await self._context.catalog.snapshot(domain, name))
 
     async def pin(self, domain: str, name: str, *, pinned: bool = True) -> SnapshotRecord:
         """Let no retention delete a snapshot, or let it again."""
@@ -701,25 +599,7 @@ class Orchestrator:
             Refused: the domain is inactive.
             InvalidInput: the strategy is none by which memory is saved.
         """
-        if strategy in {Strategy.AUTO, Strategy.NONE}:
-            raise InvalidInput(f"{strategy} is no way to save memory: background, precopy, paused or internal")
-        async with (
-            self._context.locked(Operation("estimate", domain, "")),
-            self._context.machine_of(domain) as (record, machine),
-        ):
-            if machine is None:
-                raise Refused(f"{domain} is inactive: there is no memory to save")
-            return (await self._estimates(record, machine, strategy))[0]
-
-    async def _estimates(self, record: DomainRecord, machine: Machine, *strategies: Strategy) -> Sequence[Estimate]:
-        earlier = await self._context.catalog.checkpoints(record.name, LOOK_BACK)
-        running, dirty_rate = await machine.state() is DomainState.RUNNING, None
-        if running:
-            with suppress(Unsupported):
-                dirty_rate = await machine.dirty_rate()
-        ram = machine.capabilities.ram
-        found = [estimate(strategy, ram, earlier, dirty_rate=dirty_rate) for strategy in strategies]
-        return found if running else [attrs.evolve(each, pause=None) for each in found]
+        return await foretell(self._context, domain, strategy)
 
     async def doctor(self, domain: str | None = None) -> dict[str, Any]:
         """Return what this host, and a domain, can do, and what stands in the way.
@@ -727,21 +607,7 @@ class Orchestrator:
         Raises:
             Busy: an operation runs on the domain, which is not to be asked by trying things out.
         """
-        findings: dict[str, Any] = {name: await d.doctor() for name, d in self._context.drivers.items()}
-        if domain is not None:
-            info = await self.domain_info(domain)
-            findings[domain] = {"state": info.state}
-            async with (
-                self._context.locked(Operation("doctor", domain, "")),
-                self._context.machine_of(domain) as (record, machine),
-            ):
-                storage = self._context.driver(record).storage
-                findings[domain] |= {f"chain of {d.target}": await chain_cost(storage, d) for d in info.disks}
-                if machine is not None:
-                    findings[domain] |= attrs.asdict(machine.capabilities)
-                    for each in await self._estimates(record, machine, *_FORETOLD):
-                        findings[domain][f"expected of {each.strategy}"] = attrs.asdict(each)
-        return findings
+        return await doctor(self._context, None if domain is None else await self.domain_info(domain))
 
 
 def default_root() -> Path:
@@ -755,7 +621,11 @@ def default_root() -> Path:
 
 @asynccontextmanager
 async def open_orchestrator(
-    root: Path | str | None = None, *, drivers: Mapping[str, Driver] | None = None, recover: bool = True
+    root: Path | str | None = None,
+    *,
+    drivers: Mapping[str, Driver] | None = None,
+    recover: bool = True,
+    realtime: bool = True,
 ) -> AsyncIterator[Orchestrator]:
     """Open the orchestrator on a root directory, made where it is missing (0700).
 
@@ -763,6 +633,8 @@ async def open_orchestrator(
         root: holds the catalog and, by default, all files; `default_root` when None.
         drivers: hypervisor drivers by name; by default QEMU's.
         recover: first finish or undo what a crash left; without, it is for the caller to do.
+        realtime: while a guest stands this thread has real-time priority, where it may have that, so that it is not
+            a CPU that the guest waits for. No other thread or process gets it.
 
     Raises:
         InvalidInput: the root cannot be made or is not writable.
@@ -776,7 +648,8 @@ async def open_orchestrator(
     events = Broadcast()
     async with open_catalog(root / "catalog.sqlite3") as catalog:
         chosen = drivers if drivers is not None else {"qemu": QemuDriver()}
-        orchestrator = Orchestrator(Context(root, catalog, chosen, events, Engine(catalog, events)))
+        engine = Engine(catalog, events, realtime)
+        orchestrator = Orchestrator(Context(root, catalog, chosen, events, engine))
         if recover:
             try:
                 await orchestrator.recover(patience=ADOPTION_SECONDS)

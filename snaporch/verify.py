@@ -19,7 +19,7 @@ from snaporch.context import Context
 from snaporch.convert import dumps
 from snaporch.drivers.base import Driver, Launch, Storage
 from snaporch.engine import Operation
-from snaporch.errors import HypervisorError, Refused, SnaporchError, Unsupported
+from snaporch.errors import DamagedSnapshot, HypervisorError, Refused, SnaporchError, Unsupported
 from snaporch.models import DeviceDisk, DomainRecord, DomainState, SnapshotRecord, VerifyReport
 from snaporch.planning import RevertPlan, fresh_disks
 from snaporch.revert import Reverter, chain_problem, check_space
@@ -187,3 +187,17 @@ async def verify(context: Context, domain: str, name: str, *, boot: bool = False
             except (SnaporchError, OSError) as error:
                 booted, problems = False, (f"it does not run: {error}",)
     return VerifyReport(domain, name, not problems, problems, booted)
+
+
+async def intact(context: Context, record: SnapshotRecord) -> bool:
+    """See `snaporch.Orchestrator.intact`."""
+    storage = context.driver(await context.catalog.domain(record.domain)).storage
+    try:
+        for file in record.files:
+            await storage.check(file)
+        for disk in record.snapshot.disks:
+            if not disk.external and disk.name not in await storage.inside(disk.disk.path):
+                return False
+    except DamagedSnapshot:
+        return False
+    return True

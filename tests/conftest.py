@@ -1,4 +1,4 @@
-"""Fixtures for tests with a real QEMU: both versions, the tiny guest, and worlds to run it in."""
+"""Fixtures: virtual time, and for tests with a real QEMU both versions, the tiny guest, worlds to run it in."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from trio.testing import MockClock
 
 from snaporch.guest.build import build_tiny
+from snaporch.testing import ThreadsHoldTime
 
 pytest.register_assert_rewrite("tests.live.world")  # before it is imported
 
@@ -32,6 +34,12 @@ def qemu(request: pytest.FixtureRequest) -> Qemu:
     if request.param not in found:
         pytest.fail(f"{VERSIONS} has no QEMU {request.param}: run scripts/setup", pytrace=False)
     return found[request.param]
+
+
+@pytest.fixture
+def threads_hold_time(autojump_clock: MockClock) -> ThreadsHoldTime:
+    """Keep virtual time from jumping while the catalog writes."""
+    return ThreadsHoldTime(autojump_clock)
 
 
 @pytest.fixture(scope="session")

@@ -52,11 +52,6 @@ from tests.conformance.test_any_fault import CALLS, steps_of
 GIB = 2**30
 
 
-@pytest.fixture
-def threads_hold_time(autojump_clock: MockClock) -> ThreadsHoldTime:
-    return ThreadsHoldTime(autojump_clock)
-
-
 @attrs.define
 class Group:
     """Running domains on one host, and what their hypervisors were told, in order."""

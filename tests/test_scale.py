@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
-import pytest
 from trio.testing import MockClock
 
 from snaporch import (
@@ -22,11 +21,6 @@ from snaporch.models import DomainRecord
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
 MORE = 40
-
-
-@pytest.fixture
-def threads_hold_time(autojump_clock: MockClock) -> ThreadsHoldTime:
-    return ThreadsHoldTime(autojump_clock)
 
 
 def booted(host: SimulatedHost, name: str) -> DomainRecord:

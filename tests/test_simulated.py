@@ -57,11 +57,6 @@ def driver(host: SimulatedHost) -> SimulatedDriver:
     return SimulatedDriver(host)
 
 
-@pytest.fixture
-def threads_hold_time(autojump_clock: MockClock) -> ThreadsHoldTime:
-    return ThreadsHoldTime(autojump_clock)
-
-
 def nothing(done: int, total: int) -> None:
     """Hear of progress."""
 

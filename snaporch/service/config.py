@@ -36,7 +36,7 @@ class Config:
         body_bytes: the largest request body.
         stop_seconds: on a stop, how long operations may take to come to where they can be left.
         log: ``json`` or ``console``.
-        realtime: take real-time priority, if that may be had: see `priority.take_priority`.
+        realtime: take real-time priority, if that may be had: see `snaporch.priority`.
     """
 
     socket: str = ""

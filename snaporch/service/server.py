@@ -23,13 +23,13 @@ from hypercorn.utils import wrap_app
 
 from snaporch.errors import SnaporchError
 from snaporch.orchestrator import open_orchestrator
+from snaporch.priority import take_priority
 from snaporch.service import systemd
 from snaporch.service.adopt import adopt
 from snaporch.service.app import make_app
 from snaporch.service.config import Config, load_config
 from snaporch.service.doors import doors, listening, load_certificate, tls_context
 from snaporch.service.owner import SOCKET, owned, tell
-from snaporch.service.priority import take_priority
 from snaporch.service.service import Service, open_service
 from snaporch.service.stop import settle
 
@@ -73,7 +73,7 @@ async def serve(root: Path, settings: Settings) -> None:
     config = settings.load()
     if config.realtime:
         take_priority()
-    async with open_orchestrator(root, recover=False) as orchestrator:
+    async with open_orchestrator(root, recover=False, realtime=config.realtime) as orchestrator:
         path = config.socket or str(orchestrator.root / SOCKET)
         with owned(orchestrator.root) as lock, listening(config, path) as sockets:
             async with open_service(orchestrator, config) as service, trio.open_nursery() as nursery:

@@ -6,17 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from trio.testing import MockClock
 
-from snaporch.testing import SimulatedWorld, ThreadsHoldTime, open_simulated_world
+from snaporch.testing import SimulatedWorld, open_simulated_world
 from tests.conformance.worlds import QemuWorld
 from tests.live.world import MIB, MakeWorld
-
-
-@pytest.fixture
-def threads_hold_time(autojump_clock: MockClock) -> ThreadsHoldTime:
-    """Keep virtual time from jumping while the catalog writes."""
-    return ThreadsHoldTime(autojump_clock)
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ from pathlib import Path
 import attrs
 import httpx2
 import pytest
-from trio.testing import MockClock
 
-from snaporch.drivers.simulated import ThreadsHoldTime
 from snaporch.service.app import make_app
 from snaporch.service.config import Config
 from snaporch.service.roles import Peer, Role, connected_peer
@@ -42,12 +40,6 @@ def peer(who: Peer | None) -> Iterator[None]:
         yield
     finally:
         connected_peer.reset(token)
-
-
-@pytest.fixture
-def threads_hold_time(autojump_clock: MockClock) -> ThreadsHoldTime:
-    """Keep virtual time from jumping while the catalog writes."""
-    return ThreadsHoldTime(autojump_clock)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import trustme
 from snaporch.cli import execute
 from snaporch.service.owner import owner
 from tests.cli.conftest import SECONDS, Program, Ran, until
+from tests.test_priority import may_have_priority, policy
 
 
 @contextmanager
@@ -72,14 +73,8 @@ def test_one_process_owns_the_root(program: Program) -> None:
         assert program.answer("domain", "list") == []
 
 
-def has_priority(pid: int) -> bool:
-    return os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
-
-
-def may_have_priority() -> bool:
-    """Whether the kernel gives a process of ours real-time priority."""
-    asked = "import os; os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"
-    return subprocess.run([sys.executable, "-c", asked], capture_output=True, check=False).returncode == 0
+def has_priority(thread: int) -> bool:
+    return policy(thread) == os.SCHED_RR
 
 
 def test_priority(program: Program) -> None:
