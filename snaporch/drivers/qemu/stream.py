@@ -50,6 +50,7 @@ PIPE_SIZES = (16 * 2**20, 2**20)  # root may have any; /proc/sys/fs/pipe-max-siz
 READY_SECONDS = 20.0  # for the sink to start
 SINK_SECONDS = 60.0  # after its pipe has ended the sink has at most its ring and one fsync to write
 PROGRESS_SECONDS = 0.1
+FINALIZE_SECONDS = 0.001  # a guest stands
 ARM_SECONDS = 60.0  # cold pages take 100 ms a GiB
 DOWNTIME_MS = 300  # precopy: the pause that QEMU aims at; its own default
 _OVER = frozenset({"completed", "failed", "cancelled", "none"})
@@ -212,8 +213,19 @@ class QemuStream(Stream):
             progress(ram.get("transferred", 0), ram.get("total", 0))
             with trio.move_on_after(PROGRESS_SECONDS):
                 await self._events.receive()
+        if not self._background:
+            await self._finalized()
         total = info["ram"]["transferred"]
         progress(total, total)
+
+    async def _finalized(self) -> None:
+        """Wait until a migration that is over has left the guest's run state to others.
+
+        That is a moment later than it says so: QEMU's migration thread takes the big lock in between
+        (migration_iteration_finish), and until then ``cont`` is refused.
+        """
+        while (await self._qmp.execute("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - no event
+            await trio.sleep(FINALIZE_SECONDS)
 
     def _sink_lives(self) -> bool:
         """Return whether somebody writes the file: our sink, or one that a crash of ours has left to itself."""
@@ -325,3 +337,4 @@ class QemuStream(Stream):
         while await self._status() not in _OVER:
             with trio.move_on_after(PROGRESS_SECONDS):
                 await self._events.receive()
+        await self._finalized()
