@@ -24,7 +24,7 @@ from snaporch.engine import Operation
 from snaporch.errors import Busy, OperationFailed, SnaporchError
 from snaporch.flatten import finish_flatten
 from snaporch.merging import MergeJournal
-from snaporch.models import DomainRecord, OperationRecord, Process
+from snaporch.models import DomainRecord, DomainState, OperationRecord, Process
 from snaporch.planning import CreatePlan, RevertPlan
 from snaporch.replay import Action, after_create, after_revert
 from snaporch.revert import Reverter, clean_up
@@ -178,7 +178,12 @@ async def _reverter(context: Context, plan: RevertPlan, stack: AsyncExitStack) -
     made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
     await driver.storage.release({disk.path for disk in plan.disks})
     actor = Trial if plan.way == "verify" else Reverter
-    return actor(plan, context, driver, machine, new=await driver.find(plan.run_directory), made=made)
+    # A guest that had been stopped to load a point, and runs: its guard, which lets nothing else run, has done it.
+    loaded = False
+    if plan.way == "inside" and plan.was is DomainState.RUNNING and machine is not None:
+        loaded = await machine.state() is DomainState.RUNNING
+    new = await driver.find(plan.run_directory)
+    return actor(plan, context, driver, machine, new=new, made=made, loaded=loaded)
 
 
 async def _merges(context: Context, operation: Operation, text: str) -> None:

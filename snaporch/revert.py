@@ -131,6 +131,7 @@ class Reverter:
         old: its machine; None when it is inactive or does not answer.
         new: the process that takes its place.
         made: the files that this operation has made.
+        loaded: the point is in the old process already: when we had died a guard has loaded it.
     """
 
     plan: RevertPlan
@@ -139,6 +140,7 @@ class Reverter:
     old: Machine | None
     new: Process | None = None
     made: set[str] = attrs.field(factory=set)
+    loaded: bool = False
     _guard: Guard | None = None
 
     @property
@@ -287,8 +289,8 @@ class Reverter:
 
     async def load_inside(self) -> None:
         """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
-        if await self._old.state() is not DomainState.RUNNING:
-            await self._old.load_inside(next(iter(self.plan.inside.values())), list(self.plan.inside))
+        if not self.loaded:
+            await self._load(self._old, next(iter(self.plan.inside.values())), list(self.plan.inside))
 
     async def keep_image(self, target: str) -> None:
         """Keep what an image holds now, inside it."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from snaporch import errors
 from snaporch.convert import dumps, load_definition, loads, parse_size
 from snaporch.errors import InvalidInput, SnaporchError
-from snaporch.models import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.models import (
+    CreateFlag,
+    DeleteFlag,
+    DeviceDisk,
+    DiskSnapshot,
+    DomainDefinition,
+    DomainSnapshot,
+    RevertFlag,
+)
 
 
 def test_the_flags_have_the_rfcs_numbers() -> None:
@@ -81,3 +90,14 @@ def test_the_error_tree_in_the_docstring_is_the_real_one() -> None:
         if getattr(errors, name) is not SnaporchError
     }
     assert drawn == real
+
+
+def test_the_documented_definition(tmp_path: Path) -> None:
+    """The example in the documentation is one, and its tables have every key."""
+    page = (Path(__file__).parents[1] / "docs/domains.md").read_text()
+    (tmp_path / "web1.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    definition = load_definition(tmp_path / "web1.toml")
+    assert [(disk.target, disk.readonly) for disk in definition.disks] == [("vda", False), ("vdb", True)]
+    rows = {row.split("|")[1] for row in page.splitlines() if row.startswith("|")}
+    documented = {word.strip(" `") for row in rows for word in row.split(",")}
+    assert {field.name for class_ in (DomainDefinition, DeviceDisk) for field in attrs.fields(class_)} <= documented

@@ -1,4 +1,5 @@
 """Whatever fails, wherever: a create of the simulated driver is complete, or everything is as it was before."""
+# ruff: noqa: ARG001 - pytest-trio runs a test on the clock and with the instruments that it finds among the arguments
 
 from __future__ import annotations
 
@@ -204,3 +205,25 @@ def test_any_fault(story: Story) -> None:
 def test_every_step_can_fail() -> None:
     """The tables name no step that these stories leave out."""
     assert {step for strategy, quiesce in WAYS for step in steps_of(strategy, quiesce=quiesce)} == set(CALLS)
+
+
+async def test_let_run_by_others(
+    simulated: SimulatedWorld, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """A guest that somebody lets run before a point inside its images is loaded is stopped again, and loaded."""
+    orch, domain, host = simulated.orchestrator, simulated.domain, simulated.host
+    disks = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
+    first = await simulated.number()
+    await orch.create(domain, DomainSnapshot("point", disks=disks))
+    await simulated.go_on()
+    before = await simulated.number()
+
+    def let_run(at: str, _domain: str) -> None:
+        if at == "machine.save_inside":  # what the guest holds is kept; now the point is to be loaded
+            for process in host.running(domain):
+                process.cont()
+
+    host.on_effect = let_run
+    await orch.revert(domain, "point")
+    assert first <= await simulated.number() < before
+    await simulated.check_consistent()
