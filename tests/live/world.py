@@ -412,12 +412,13 @@ async def open_world(
         make_image(qemu, Path(disk.path), disk.format)
     given: dict[str, Any] = {
         "machine": "q35",
+        "accel": "tcg",
         "kernel": str(kernel),
         "append": f"rate=200 dirty=20 ram={RAM_MIB} {append}",
         "serial": str(directory / "serial.log"),
         **definition,
     }
-    made = DomainDefinition(NAME, memory=memory, accel="tcg", emulator=qemu.emulator, disks=tuple(devices), **given)
+    made = DomainDefinition(NAME, memory=memory, emulator=qemu.emulator, disks=tuple(devices), **given)
     root = directory / "root"
     root.mkdir(mode=0o700)
     driver = QemuDriver(storage=LocalStorage(qemu.img))
