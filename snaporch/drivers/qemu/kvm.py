@@ -1,8 +1,8 @@
 """Is KVM really there?
 
-``/dev/kvm`` can be present and open, and QEMU start under it, while guests hang at once, or at the first interrupt in
-protected mode (nested virtualization that is only half there). So the question is put to a guest: a boot sector that
-does what every operating system does first (`probe.S`) and then asks QEMU to exit.
+``/dev/kvm`` can be present and open, and QEMU start under it, while guests hang at once, or at the first interrupt
+in protected mode (nested virtualization that is only half there). So the question is put to a guest: a boot
+sector that does what every operating system does first (`probe.S`) and then asks QEMU to exit.
 """
 
 from __future__ import annotations
