@@ -357,6 +357,11 @@ class RevertPlan:
         return self.snapshot.snapshot.memory and bool(self.inside)
 
     @property
+    def tag(self) -> str:
+        """The name of the snapshot that holds the point inside the images, by which hypervisors load all of it."""
+        return next(iter(self.inside.values()))
+
+    @property
     def run_directory(self) -> Path:
         """The directory for sockets and logs of the new process."""
         return Path(self.directory)

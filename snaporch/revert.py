@@ -197,7 +197,7 @@ class Reverter:
             if record.memory is not None:
                 await machine.load(record.memory.path)
             else:
-                await machine.load_inside(next(iter(self.plan.inside.values())), list(self.plan.inside))
+                await machine.load_inside(self.plan.tag, list(self.plan.inside))
 
     def _check_versions(self, machine: Machine) -> None:
         record = self.plan.snapshot
@@ -214,7 +214,7 @@ class Reverter:
             return
         if self.plan.way == "inside":
             note = LoadNote(
-                next(iter(self.plan.inside.values())),
+                self.plan.tag,
                 tuple(self.plan.inside),
                 self.context.catalog.path,
                 self.plan.operation,
@@ -290,7 +290,7 @@ class Reverter:
     async def load_inside(self) -> None:
         """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
         if not self.loaded:
-            await self._load(self._old, next(iter(self.plan.inside.values())), list(self.plan.inside))
+            await self._load(self._old, self.plan.tag, list(self.plan.inside))
 
     async def keep_image(self, target: str) -> None:
         """Keep what an image holds now, inside it."""

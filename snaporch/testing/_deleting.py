@@ -9,6 +9,8 @@ from snaporch.images.merge import MergePlan
 from snaporch.models import DeleteFlag, DomainState
 from snaporch.states import State
 from snaporch.testing._support import (
+    bounded,
+    check_back,
     cut_in,
     expect,
     go_back,
@@ -16,7 +18,6 @@ from snaporch.testing._support import (
     names,
     raises,
     state_of,
-    take,
     unchanged,
 )
 from snaporch.testing._world import World
@@ -24,21 +25,11 @@ from snaporch.testing._world import World
 Bounds = dict[str, tuple[int, int]]
 
 
-async def _point(world: World, bounds: Bounds, name: str) -> None:
-    first = await world.number()
-    await take(world, name)
-    await world.go_on()
-    bounds[name] = first, await world.number()
-
-
 async def _tree(world: World) -> Bounds:
     """Make points a, b, c in a row, and d over a, on top of which the domain goes on."""
-    bounds: Bounds = {}
-    for name in "abc":
-        await _point(world, bounds, name)
+    bounds = {name: await bounded(world, name) for name in "abc"}
     await go_back(world, "a")
-    await _point(world, bounds, "d")
-    return bounds
+    return bounds | {"d": await bounded(world, "d")}
 
 
 async def _delete(world: World, name: str, flags: DeleteFlag = DeleteFlag(0)) -> MergePlan:  # noqa: B008
@@ -58,10 +49,7 @@ async def _delete(world: World, name: str, flags: DeleteFlag = DeleteFlag(0)) ->
 async def _check_points(world: World, bounds: Bounds) -> None:
     """Go back to all that remain."""
     for name in await names(world):
-        first, far = bounds[name]
-        number = await go_back(world, name)
-        expect(first <= number < far, f"{name} is between {first} and {far}, the guest is at {number}")
-        await world.check_consistent()
+        await check_back(world, name, *bounds[name])
 
 
 async def check_delete(world: World) -> None:
@@ -106,9 +94,7 @@ async def check_delete_inactive(world: World) -> None:
 
 async def check_flatten(world: World) -> None:
     """A domain's chain can be shortened to one image; its points stay, and the guest does not notice."""
-    bounds: Bounds = {}
-    for name in "abc":
-        await _point(world, bounds, name)
+    bounds = {name: await bounded(world, name) for name in "abc"}
     await world.orchestrator.flatten(world.domain)
     depths = [len(disk.chain) for disk in (await world.orchestrator.domain_info(world.domain)).disks]
     expect(set(depths) == {1}, f"the disks are {depths} images deep")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from snaporch.errors import InvalidInput, NotFound, TargetExists, Unsupported
 from snaporch.models import CreateFlag, DomainSnapshot, DomainState, RevertFlag, Strategy
 from snaporch.testing._support import (
+    bounded,
     check_back,
     expect,
     go_back,
@@ -69,18 +70,9 @@ async def check_repeated_reverts(world: World) -> None:
 
 async def check_branches(world: World) -> None:
     """Snapshots taken after a revert branch off; each branch can be gone to from each other one."""
-    bounds: dict[str, tuple[int, int]] = {}
-
-    async def point(name: str) -> None:
-        first = await world.number()
-        await take(world, name)
-        await world.go_on()
-        bounds[name] = first, await world.number()
-
-    await point("a")
-    await point("b")
+    bounds = {name: await bounded(world, name) for name in "ab"}
     await go_back(world, "a")
-    await point("c")
+    bounds["c"] = await bounded(world, "c")
     tree = await world.orchestrator.tree(world.domain)
     expect(dict(tree) == {None: ("a",), "a": ("b", "c")}, f"the tree is {tree}")
     for name in ("b", "c", "a"):

@@ -94,6 +94,14 @@ async def check_back(world: World, name: str, first: int, far: int) -> None:
     await world.check_consistent()
 
 
+async def bounded(world: World, name: str) -> tuple[int, int]:
+    """Create a checkpoint and let the guest go on; return the numbers that the point lies between."""
+    first = await world.number()
+    await take(world, name)
+    await world.go_on()
+    return first, await world.number()
+
+
 # --- as it was before ---------------------------------------------------------------------------------------
 
 

@@ -149,8 +149,10 @@ class Cut:
 
 
 @contextmanager
-def cut_short(host: SimulatedHost, driver: SimulatedDriver, how: str, at: float) -> Iterator[Steps]:
-    """Have the body cut at a step; where the program dies of that, its catalog takes nothing any more."""
+def cut_short(
+    host: SimulatedHost, driver: SimulatedDriver, how: str, at: float, place: str = ""
+) -> Iterator[Steps]:
+    """Have the body cut at a step, or by the effect of a call; a dead program's catalog takes nothing any more."""
     scope, transact = trio.CancelScope(), Catalog.transact
 
     def kill() -> None:
@@ -164,20 +166,30 @@ def cut_short(host: SimulatedHost, driver: SimulatedDriver, how: str, at: float)
 
     steps = Steps(at, scope.cancel if how == "cancel" else kill)
     trio.lowlevel.add_instrument(steps)
+    if place:
+        host.on_effect = lambda call, _domain: steps.kill() if call == place else None
     with pytest.MonkeyPatch.context() as patch, scope:
         patch.setattr(Catalog, "transact", alive)
         try:
             yield steps
         finally:
             trio.lowlevel.remove_instrument(steps)
+            if place:
+                host.on_effect = lambda _call, _domain: None
 
 
 async def perform(
-    world: SimulatedWorld, operation: Operation, how: str, at: float = float("inf"), *, strands: bool = False
+    world: SimulatedWorld,
+    operation: Operation,
+    how: str,
+    at: float = float("inf"),
+    *,
+    place: str = "",
+    strands: bool = False,
 ) -> int:
-    """Run a program that does one thing to the world's domain and is cut at a step; return how many there were."""
+    """Run a program that does one thing to the world's domain and is cut; return how many steps there were."""
     call = partial(_called, operation, world.domain)
-    return await perform_on(world.host, world.root, call, how, at, strands=strands)
+    return await perform_on(world.host, world.root, call, how, at, place=place, strands=strands)
 
 
 async def _called(operation: Operation, domain: str, orch: Orchestrator) -> None:
@@ -191,13 +203,14 @@ async def perform_on(
     how: str,
     at: float = float("inf"),
     *,
+    place: str = "",
     strands: bool = False,
 ) -> int:
     """As `perform`, on whatever there is on a host."""
     driver = SimulatedDriver(host)
     try:
         async with open_orchestrator(root, drivers={driver.name: driver}, recover=False) as orch:
-            with cut_short(host, driver, how, at) as steps:
+            with cut_short(host, driver, how, at, place) as steps:
                 await call(orch)
     except* SimulatedKill:
         pass
@@ -365,26 +378,12 @@ def test_every_step(kind: str, how: str, tmp_path: Path) -> None:
         run(tell, Story(kind, (Cut(step / steps, how),)), root, steps)
 
 
-async def killed_at(world: SimulatedWorld, operation: Operation, place: str, how: str) -> None:
-    """Run a program that does one thing, and have it, or both, die when a call has had its effect."""
-    driver = SimulatedDriver(world.host)
-    try:
-        async with open_orchestrator(world.root, drivers={driver.name: driver}, recover=False) as orch:
-            with cut_short(world.host, driver, how, float("inf")) as steps:
-                world.host.on_effect = lambda at, _domain: steps.kill() if at == place else None
-                await operation(orch, world.domain)
-    except* SimulatedKill:
-        pass
-    finally:
-        world.host.on_effect = lambda _at, _domain: None
-
-
 async def die_while_recovery_merges_back(root: Path) -> None:
     """Tell the story of the test below."""
     async with new_world(root) as world:
-        await killed_at(world, KINDS["create background"].run, "machine.switch", "us")
+        await perform(world, KINDS["create background"].run, "us", place="machine.switch")
         await trio.sleep(1)
-        await killed_at(world, recover, "machine.remove_node", "both")
+        await perform(world, recover, "both", place="machine.remove_node")
         await world.orchestrator.recover()
         await world.start()
         await world.check_consistent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 
 from snaporch.drivers.base import Guard, LoadNote
@@ -14,27 +15,38 @@ from snaporch.models import Process
 class SimulatedGuard(Guard):
     """See Guard."""
 
-    def __init__(
-        self, client: Client, process: SimulatedProcess, *, keep_stream: bool, rival: Process | None, thaw: bool
-    ) -> None:
+    def __init__(self, client: Client, process: SimulatedProcess) -> None:
         self._client = client
         self._process = process
-        self._keep_stream = keep_stream
-        self._rival = rival
-        self._thaw = thaw
+
+    @abc.abstractmethod
+    def hear(self) -> None:
+        """Hear of the death of the program that has posted it."""
 
     async def post(self) -> None:
         """See Guard."""
-        await self._client.call("guard.post", self._process.name, lambda: self._client.on_death.add(self._act))
+        await self._client.call("guard.post", self._process.name, lambda: self._client.on_death.add(self.hear))
 
     async def dismiss(self) -> None:
         """See Guard."""
         await self._client.call(
-            "guard.dismiss", self._process.name, lambda: self._client.on_death.discard(self._act)
+            "guard.dismiss", self._process.name, lambda: self._client.on_death.discard(self.hear)
         )
 
-    def _act(self) -> None:
-        """Do what the guard is for."""
+
+class PauseGuard(SimulatedGuard):
+    """See Machine.guard."""
+
+    def __init__(
+        self, client: Client, process: SimulatedProcess, *, keep_stream: bool, rival: Process | None, thaw: bool
+    ) -> None:
+        super().__init__(client, process)
+        self._keep_stream = keep_stream
+        self._rival = rival
+        self._thaw = thaw
+
+    def hear(self) -> None:
+        """See SimulatedGuard; acts at once."""
         if self._rival is not None and (rival := self._client.host.find(self._rival)) is not None:
             rival.settle()
             rival.end("its guard has ended it")
@@ -49,7 +61,7 @@ class SimulatedGuard(Guard):
             self._process.thaw()
 
 
-class ReadingGuard(Guard):
+class ReadingGuard(SimulatedGuard):
     """One that has to read the catalog, which the threads of a program that is simulated to be dead still write to.
 
     So it acts a while later: `act` is given that instant.
@@ -58,23 +70,12 @@ class ReadingGuard(Guard):
     SECONDS = 0.05
 
     def __init__(self, client: Client, process: SimulatedProcess, act: Callable[[float], None]) -> None:
-        self._client = client
-        self._process = process
+        super().__init__(client, process)
         self._act = act
 
     def hear(self) -> None:
-        """Hear of the death."""
+        """See SimulatedGuard."""
         self._process.guarded = self._client.host.now() + self.SECONDS, self._act
-
-    async def post(self) -> None:
-        """See Guard."""
-        await self._client.call("guard.post", self._process.name, lambda: self._client.on_death.add(self.hear))
-
-    async def dismiss(self) -> None:
-        """See Guard."""
-        await self._client.call(
-            "guard.dismiss", self._process.name, lambda: self._client.on_death.discard(self.hear)
-        )
 
 
 def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> ReadingGuard:

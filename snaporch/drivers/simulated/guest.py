@@ -145,10 +145,14 @@ class Guest:
         """How often the CPUs stopped or started."""
         return max(self.stopped[0], self.started[0])
 
+    @property
+    def _goes_on_since(self) -> float:
+        """Since when it has been coming further; infinite while it does not."""
+        return math.inf if self._since is None or self.frozen or self.held else self._since
+
     def run_time(self, at: float) -> float:
         """Return the seconds that the CPUs have run since RAM was loaded, or got anywhere by running."""
-        advances = self._since is not None and not self.frozen and not self.held
-        return self._run + (max(0.0, at - (self._since or 0.0)) if advances else 0.0)
+        return self._run + max(0.0, at - self._goes_on_since)
 
     def ticks_at(self, at: float) -> int:
         """Return RAM's number at an instant since the last change."""
@@ -195,5 +199,4 @@ class Guest:
 
     def off_at(self) -> float:
         """Return when the guest will have powered off, as things are: never, while it stands still."""
-        advances = self._since is not None and not self.frozen and not self.held
-        return (self._since or 0.0) + (self._off - self._run) if advances else math.inf
+        return self._goes_on_since + (self._off - self._run)

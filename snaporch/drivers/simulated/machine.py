@@ -13,7 +13,7 @@ import trio
 from snaporch.drivers.base import Capabilities, Guard, LoadNote, Machine, Overlay, Progress, Stream, StreamPlan
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.files import os_error
-from snaporch.drivers.simulated.guard import SimulatedGuard, load_guard
+from snaporch.drivers.simulated.guard import PauseGuard, load_guard
 from snaporch.drivers.simulated.merge import Merger
 from snaporch.drivers.simulated.migration import SAME, Migration, Phase
 from snaporch.drivers.simulated.process import SimulatedProcess
@@ -102,7 +102,7 @@ class SimulatedMachine(Machine):
 
     def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
         """See Machine; a `SimulatedDriver.die` is what it waits for."""
-        return SimulatedGuard(self.client, self.process, keep_stream=keep_stream, rival=rival, thaw=thaw)
+        return PauseGuard(self.client, self.process, keep_stream=keep_stream, rival=rival, thaw=thaw)
 
     async def load_guard(self, note: LoadNote) -> Guard:
         """See Machine."""

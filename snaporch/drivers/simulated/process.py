@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from snaporch.drivers.base import Launch, Overlay, StreamPlan
-from snaporch.drivers.simulated.files import EMPTY_IMAGE, Files, Image, Inside, MemoryFile
+from snaporch.drivers.simulated.files import Files, Image, Inside, MemoryFile
 from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
 from snaporch.drivers.simulated.migration import SAME, Migration
@@ -309,7 +309,7 @@ class SimulatedProcess:
         drive = self._drive(overlay.target)
         if drive is None or drive.image.path != overlay.path:
             return 0.0
-        return self.speed.merge + (drive.image.size - EMPTY_IMAGE) / self.speed.disk_bandwidth
+        return self.speed.merge_seconds(drive.image.allocated)
 
     def switch_back(self, overlay: Overlay) -> None:
         """Merge an overlay into its base and put the disk back on that, if it is on the overlay."""
