@@ -31,7 +31,17 @@ from snaporch.bandwidth import SharedBandwidth
 from snaporch.catalog.store import Change, merged
 from snaporch.context import Context
 from snaporch.convert import dumps
-from snaporch.drivers.base import Driver, Guard, Inside, Machine, Overlay, Storage, Stream
+from snaporch.drivers.base import (
+    Driver,
+    Guard,
+    Inside,
+    Machine,
+    Overlay,
+    PivotNote,
+    Storage,
+    Stream,
+    untold,
+)
 from snaporch.engine import Operation
 from snaporch.errors import (
     ConnectionGone,
@@ -52,6 +62,7 @@ from snaporch.models import (
     DomainState,
     FileRecord,
     Group,
+    MergeOptions,
     OnTimeout,
     SnapshotRecord,
     Strategy,
@@ -68,6 +79,8 @@ OVERLAY_BYTES = 16 * 2**20
 STREAM_BYTES = 16 * 2**20
 # While guests stand, streams that have begun already would take the CPUs by which the others are armed.
 HOLD_SECONDS = 0.25
+# Rolling back must end: a guest that outruns the merge, slowed down too, is paused for the rest of it.
+_TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
 DYING_SECONDS = 5.0  # from a lost connection to the end of a process with much memory
 
 
@@ -425,6 +438,12 @@ class Participant:
 
     # Compensations: each looks at what is there.
 
+    async def is_whole(self) -> bool:
+        """Return whether all is there that was made: else we have died in rolling it back, which no row says."""
+        there = [await self.storage.exists(path) for path in self.plan.files]
+        there += [point.tag in await self.storage.inside(point.base.active) for point in self.plan.inside]
+        return all(there)
+
     async def abort_stream(self) -> None:
         """End the stream, whatever it is doing."""
         if self.machine is not None:
@@ -433,19 +452,45 @@ class Participant:
             await self.driver.abandon(self.plan.stream)
 
     async def switch_back(self) -> None:
-        """Put the disks back on the images that they were on, with everything that the guest has written since."""
+        """Put the disks back on the images that they were on, with everything that the guest has written since.
+
+        The images that were frozen are no more from here on; that the memory is gone says so (see `is_whole`). An
+        overlay is removed when both images hold the same and before the disk goes over. So one that is there holds
+        what is newest, and one that is not had nothing more than the image below: whoever dies, and when.
+        """
         self._unmerged = True
+        await self.remove_memory_file()
         try:
-            await self._hypervisor.switch_back(self.plan.overlays)
+            await self._merge_back(self._hypervisor)
         except (ConnectionGone, OutcomeUnknown):
             if not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
                 raise
             # The guest is gone; its last words are in the overlays: merge them offline.
             for overlay in self.plan.overlays:
-                # One that is not there was merged before it was removed.
                 if overlay.path in self.made and await self.storage.exists(overlay.path):
                     await self.storage.commit_overlay(overlay.path)
         self._unmerged = False
+
+    async def _merge_back(self, machine: Machine) -> None:
+        noted = {
+            overlay.target: overlay.path if await self.storage.exists(overlay.path) else overlay.base.active
+            for overlay in self.plan.overlays
+        }
+        await machine.settle_merges(noted)
+        switched = {disk.active for disk in await machine.disks()}
+        for overlay in self.plan.overlays:
+            if overlay.path in switched:
+                note = PivotNote(partial(self._removed, overlay.path))
+                await machine.commit_image(
+                    overlay.path, overlay.base.active, note=note, options=_TO_THE_END, progress=untold
+                )
+
+    async def _removed(self, path: str) -> None:
+        try:
+            await self.storage.remove(path)
+        except OSError:  # one that is gone must not be gone on with, whatever else went wrong
+            if await self.storage.exists(path):  # noqa: ASYNC120 - it re-raises where it matters
+                raise
 
     async def remove_node(self, target: str) -> None:
         """Let the hypervisor close the overlay."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -17,7 +18,7 @@ import trio
 from snaporch.catalog.store import Change, files_of
 from snaporch.context import Context
 from snaporch.convert import dumps
-from snaporch.drivers.base import Driver, Machine, Progress
+from snaporch.drivers.base import Driver, Machine, PivotNote, Progress
 from snaporch.engine import Operation
 from snaporch.errors import NotConverging, Unsupported
 from snaporch.images.chain import Graph, Image, graph_of
@@ -250,17 +251,11 @@ class Merging:
             await machine.stream_image(step.top, step.new_backing, options=self.journal.options, progress=progress)
             return
 
-        async def settled() -> None:
-            await self.context.catalog.write(Change(domains=(_moved_domain(self.record, step, graph),)))
-
+        catalog, moved = self.context.catalog, Change(domains=(_moved_domain(self.record, step, graph),))
+        note = PivotNote(partial(catalog.write, moved), catalog.path)
         try:
             await machine.commit_image(
-                step.top,
-                step.base,
-                settled=settled,
-                catalog=self.context.catalog.path,
-                options=self.journal.options,
-                progress=progress,
+                step.top, step.base, note=note, options=self.journal.options, progress=progress
             )
         except NotConverging:
             self.outrun.add(graph.images[step.top].backing or step.base)

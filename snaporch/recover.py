@@ -21,7 +21,7 @@ from snaporch.convert import loads
 from snaporch.create import Held, Participant, commit
 from snaporch.delete import finish_delete
 from snaporch.engine import Operation
-from snaporch.errors import Busy, OperationFailed, SnaporchError
+from snaporch.errors import Busy, OperationFailed, Refused, SnaporchError
 from snaporch.flatten import finish_flatten
 from snaporch.merging import MergeJournal
 from snaporch.models import DomainRecord, DomainState, OperationRecord, Process
@@ -143,10 +143,11 @@ async def _await_inside(context: Context, domain: str) -> None:
 async def _complete_or_undo(context: Context, operation: Operation, participants: list[Participant]) -> None:
     plan, state = participants[0].plan, operation.machine.state
     phases = create_phases(plan.strategy, quiesce=plan.quiesce)
-    if after_create(plan.strategy, state, quiesce=plan.quiesce) is Action.UNDO:
+    goes_on = after_create(plan.strategy, state, quiesce=plan.quiesce) is Action.GO_ON
+    if not goes_on or not all([await each.is_whole() for each in participants]):
         await context.engine.undo(operation, phases, ROLLBACK_CREATE, participants)
         return
-    with suppress(OperationFailed):  # undone, then; that it is not is another error
+    with suppress(OperationFailed, Refused):  # undone, then; that it is not is another error
         await context.engine.go_on(
             operation, phases, ROLLBACK_CREATE, participants, commit=partial(commit, participants)
         )
@@ -160,10 +161,12 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
         reverters = [await _reverter(context, plan, stack) for plan in plans]
         commit, finish = partial(commit_revert, reverters), partial(clean_up, reverters)
         action = after_revert(operation.machine.state, way)
+        if action is Action.GO_ON and not all([await each.keeps_present() for each in reverters]):
+            action = Action.UNDO  # that had begun, and we died in it: no row says so
         if action is Action.TIDY_UP:
             await context.engine.tidy_up(operation, finish)
         elif action is Action.GO_ON:
-            with suppress(OperationFailed):  # undone, then
+            with suppress(OperationFailed, Refused):  # undone, then
                 await context.engine.go_on(operation, phases, rollback, reverters, commit=commit, finish=finish)
         else:
             await context.engine.undo(operation, phases, rollback, reverters)

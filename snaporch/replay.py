@@ -6,7 +6,9 @@ point (`snaporch.states`, rule 3). So:
 - In a state before the guest ran on, or in the one in which that happened, nobody can say any more whether the
   point was held when the guest ran: the operation is undone.
 - In a later state the point is held and the guest has run on. What is left is to wait for the memory stream, which
-  goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails.
+  goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails, or where
+  undoing it had begun: a file that it made is gone. The disks alone of a running guest have no file that would say
+  so before an image that was frozen is written to again: that is always undone.
 - A revert is not complete before its commit: it is undone, the old guest is there. After it, it is tidied up.
   Only one that loads a point in the running process has, once it may have begun to, no old guest any more: it is
   gone on with, by loading the point again, and undone (what the guest held was kept) if that fails.
@@ -79,6 +81,8 @@ def after_create(strategy: Strategy, state: State, *, quiesce: bool = False) -> 
     """Return what to do about a create that was cut short in a state."""
     if state in {State.COMPLETE, State.ROLLED_BACK}:
         return Action.NOTHING
+    if quiesce and strategy is Strategy.NONE:
+        return Action.UNDO
     phases, holds = create_phases(strategy, quiesce=quiesce), Signal.THAW if quiesce else _HOLDS[strategy]
     held = next(i for i, phase in enumerate(phases) if phase.signal is holds)
     return Action.GO_ON if state in walk(phases)[held + 1 :] else Action.UNDO

@@ -209,12 +209,16 @@ class Reverter:
                 )
 
     async def post_guard(self) -> None:
-        """Have somebody end the new guest and let the old one run, if we die before the new one has taken over."""
-        if self.old is None or self.plan.was is not DomainState.RUNNING:
+        """Have somebody end the new guest and let the old one run, if we die before the new one has taken over.
+
+        Also when that is undone, where nobody stands by any more.
+        """
+        if self.old is None or self.plan.was is not DomainState.RUNNING or self._guard is not None:
             return
         if self.plan.way == "inside":
             note = LoadNote(
                 self.plan.tag,
+                self.plan.kept,
                 tuple(self.plan.inside),
                 self.context.catalog.path,
                 self.plan.operation,
@@ -229,6 +233,7 @@ class Reverter:
         """The new guest has taken over, or the old one runs on."""
         if self._guard is not None:
             await self._guard.dismiss()
+            self._guard = None
 
     async def stand_still(self) -> None:
         """Stop the old guest, if it runs; it can still run on."""
@@ -290,6 +295,7 @@ class Reverter:
     async def load_inside(self) -> None:
         """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
         if not self.loaded:
+            await self.post_guard()  # there is none where we have died once already
             await self._load(self._old, self.plan.tag, list(self.plan.inside))
 
     async def keep_image(self, target: str) -> None:
@@ -309,11 +315,20 @@ class Reverter:
 
     # Compensations.
 
+    async def keeps_present(self) -> bool:
+        """Return whether what the guest held before is kept inside: if not, that is what it holds."""
+        return all([self.plan.kept in await self._inside(target) for target in self.plan.inside])
+
     async def load_present(self) -> None:
-        """Load what the guest held before, where its process is still there."""
+        """Load what the guest held before, where its process is still there.
+
+        Before it runs, that is no longer kept: so, should we die, it is known which of the two the guest is.
+        """
         kept, targets = self.plan.kept, list(self.plan.inside)
-        if self.old is not None and all([kept in await self._inside(target) for target in targets]):
+        if self.old is not None and await self.keeps_present():
             await self._unless_gone(partial(self._load, self.old, kept, targets))
+        if self.old is not None:
+            await self._unless_gone(partial(self.old.delete_inside, kept, targets))
 
     async def _load(self, machine: Machine, tag: str, targets: Sequence[str]) -> None:
         if await machine.state() is DomainState.RUNNING:

@@ -175,11 +175,11 @@ ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo("resume", Lane.DOMAIN, frozenset({"pause", "finish_stream"})),
     Undo("thaw", Lane.DOMAIN, frozenset({"freeze"})),
     Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
+    Undo("remove_memory_file", Lane.MEMORY, frozenset({"make_memory_file"})),  # a full disk has room again
     Undo("switch_back", Lane.DOMAIN, frozenset({"switch"})),
     Undo("forget_inside", Lane.INSIDE, frozenset({"save_inside", "keep_inside"})),
     Undo("remove_node", Lane.DISK, frozenset({"add_node"})),
     Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
-    Undo("remove_memory_file", Lane.MEMORY, frozenset({"make_memory_file"})),
 )
 
 REVERT: dict[str, tuple[Phase, ...]] = {
@@ -238,6 +238,7 @@ ROLLBACK_VERIFY: tuple[Undo, ...] = (
 )
 
 ROLLBACK_REVERT: tuple[Undo, ...] = (
+    Undo("post_guard", Lane.DOMAIN, frozenset({"stand_still"})),
     Undo("end_new", Lane.DOMAIN, frozenset({"launch", "bring_up"})),
     Undo("load_present", Lane.DOMAIN, frozenset({"load_inside"})),
     Undo("run_old", Lane.DOMAIN, frozenset({"stand_still"})),

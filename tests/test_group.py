@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import math
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -616,14 +617,21 @@ async def mend(orch: Orchestrator) -> None:
 
 
 NAMES = ("web0", "web1")
-CUT = {"create": create_g1, "revert": revert_to_g0}
+CUT = {"create": create_g1, "revert": revert_to_g0, "create, failing": create_g1, "revert, failing": revert_to_g0}
+FAULTS = {"create, failing": "stream.forget", "revert, failing": "machine.load"}
 CUTS = st.builds(Cut, st.floats(0, 1), st.sampled_from(["us", "both", "cancel"]))
 
 
 async def steps_in(verb: str, root: Path) -> int:
     async with open_group(root, len(NAMES)) as group:
         await group.create(name="g0")
-        return await perform_on(group.host, root, CUT[verb], "us")
+        plan_fault(group, verb)
+        return await perform_on(group.host, root, CUT[verb], "us", strands=True)
+
+
+def plan_fault(group: Group, verb: str) -> None:
+    if verb in FAULTS:
+        group.host.faults.add(FAULTS[verb], domain="web1")
 
 
 @cache
@@ -640,18 +648,20 @@ async def tell_cut(verb: str, cuts: Sequence[Cut], root: Path) -> None:
         await group.create(name="g0")
         before, files = {name: group.picture([name]) for name in NAMES}, group.host.files()
         old = {name: group.host.processes(name) for name in NAMES}
+        plan_fault(group, verb)
         for number, cut in enumerate(cuts):
             call = mend if number else CUT[verb]
-            await perform_on(group.host, root, call, cut.how, 1 + int(cut.share * steps))
+            await perform_on(group.host, root, call, cut.how, 1 + int(cut.share * steps), strands=verb in FAULTS)
+            group.host.faults.clear()
         assert {record.state for record in await group.orch.recover()} <= {State.COMPLETE, State.ROLLED_BACK}
         assert not await group.orch.recover()
         last = (await group.orch.operations("web0"))[-1]
         done = last.state == State.COMPLETE and (last.kind, last.subject) != ("create", "g0")
         names = [[record.name for record in await group.orch.list(name)] for name in NAMES]
-        assert names == [["g0", "g1"] if done and verb == "create" else ["g0"]] * len(NAMES)
+        assert names == [["g0", "g1"] if done and verb.startswith("create") else ["g0"]] * len(NAMES)
         if not done:
             await group.check_undone(before, files)
-        elif verb == "revert":
+        elif verb.startswith("revert"):
             assert not any(set(old[name]) & set(group.host.processes(name)) for name in NAMES)
         for name in NAMES:
             if not group.host.processes(name):  # it was killed, too
@@ -662,7 +672,7 @@ async def tell_cut(verb: str, cuts: Sequence[Cut], root: Path) -> None:
             assert (await group.orch.verify(name, "g0")).ok
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=int(os.environ.get("SNAPORCH_CRASHES", "60")), deadline=None)
 @given(st.sampled_from(sorted(CUT)), st.lists(CUTS, min_size=1, max_size=2))
 def test_any_cut(verb: str, cuts: list[Cut]) -> None:
     """Cut at any step of any task, by our death, that of all, or a cancellation, and so recovery: all or none."""

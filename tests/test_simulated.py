@@ -6,8 +6,9 @@ from __future__ import annotations
 import errno
 import math
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from snaporch.drivers.base import Launch, Machine, Overlay, StreamPlan
+from snaporch.drivers.base import Launch, Machine, Overlay, PivotNote, StreamPlan, untold
 from snaporch.drivers.simulated import (
     POINTS,
     GuestModel,
@@ -34,7 +35,7 @@ from snaporch.errors import (
     OutcomeUnknown,
     Refused,
 )
-from snaporch.models import DeviceDisk, DomainDefinition, DomainState, Process, Strategy
+from snaporch.models import DeviceDisk, DomainDefinition, DomainState, MergeOptions, Process, Strategy
 
 GIB = 2**30
 MEMORY = "/snapshots/memory"
@@ -310,7 +311,18 @@ async def test_a_paused_guest_stays_paused(
     assert host.number(MEMORY) == host.guest(process).ticks
 
 
-async def test_switch_back_loses_nothing_and_leaves_no_trace(
+async def merged_back(
+    driver: SimulatedDriver, machine: Machine, made: Sequence[Overlay], *, removed: bool = True
+) -> None:
+    """Merge overlays that disks are on into what is below, as a rollback does, which has them removed."""
+    for overlay in made:
+        note = PivotNote(partial(driver.storage.remove, overlay.path) if removed else trio.lowlevel.checkpoint)
+        await machine.commit_image(
+            overlay.path, overlay.base.active, note=note, options=MergeOptions(), progress=untold
+        )
+
+
+async def test_merging_back_loses_nothing_and_leaves_no_trace(
     autojump_clock: MockClock, host: SimulatedHost, driver: SimulatedDriver
 ) -> None:
     before = host.files()
@@ -321,7 +333,7 @@ async def test_switch_back_loses_nothing_and_leaves_no_trace(
         with pytest.raises(CommandRefused):
             await machine.remove_node(made[0])
         await trio.sleep(1)
-        await machine.switch_back(made)
+        await merged_back(driver, machine, made[:1])
         for overlay in made:
             await machine.remove_node(overlay)
             await machine.remove_node(overlay)
@@ -848,7 +860,7 @@ async def test_an_image_that_two_rely_on_is_never_merged_into(
         made = await background(driver, machine)
         await restored(driver, FROZEN, f"{MEMORY}-s1")
         with pytest.raises((AssertionError, CommandRefused)):
-            await machine.switch_back(made)
+            await merged_back(driver, machine, made)
         host.crash(process)
     for other in host.processes():
         host.crash(other)
@@ -888,7 +900,7 @@ async def test_an_overlay_that_was_merged_away_is_never_used_again(
     async with driver.connect(process, "web1") as machine:
         made = await overlays(driver, machine)
         await machine.switch(made)
-        await machine.switch_back(made)
+        await merged_back(driver, machine, made, removed=False)
         await machine.quit()
     disks = tuple(DeviceDisk(overlay.target, overlay.path) for overlay in made)
     with pytest.raises(AssertionError, match="went with a merge"):

@@ -96,6 +96,7 @@ class LoadNote:
 
     Attributes:
         tag: the point's name inside.
+        kept: that of what the guest held before; where it is not there any more the guest holds that again.
         targets: the disks that it is of; the first one's image has the memory.
         catalog: says, by the state of `operation`, whether the load may have begun.
         operation: the revert's id.
@@ -103,10 +104,27 @@ class LoadNote:
     """
 
     tag: str
+    kept: str
     targets: tuple[str, ...]
     catalog: Path
     operation: str
     run: bool = True
+
+
+@attrs.frozen
+class PivotNote:
+    """How it is noted, outside of the hypervisor, that a disk goes over from an image to the one below it.
+
+    Should we die about then, and the hypervisor with us, this is what says which of the two is the newest.
+
+    Attributes:
+        write: called when both images read the same, nothing is written to either, and the disk is about to go
+            over: from its return on, by which the note is durable, the upper one grows old.
+        catalog: what it writes to (another image in `DomainRecord.active`); None: it removes the upper image.
+    """
+
+    write: Callable[[], Awaitable[None]]
+    catalog: Path | None = None
 
 
 @attrs.frozen
@@ -328,49 +346,32 @@ class Machine(abc.ABC):
         """Put all disks on their overlays: all of them or, with CommandRefused, none."""
 
     @abc.abstractmethod
-    async def switch_back(self, overlays: Sequence[Overlay]) -> None:
-        """Merge overlays into their bases and put the disks back on these, whichever had switched.
-
-        Works on a running guest and on a paused one, and loses nothing that the guest wrote. The overlays stay open
-        for `remove_node`; a call that is cut short leaves each disk wholly on one side.
-        """
-
     async def commit_image(
-        self,
-        top: str,
-        base: str,
-        *,
-        settled: Callable[[], Awaitable[None]],
-        catalog: Path,
-        options: MergeOptions,
-        progress: Progress,
+        self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
     ) -> None:
         """Merge `top`, and what is between, down into `base`, which takes its place in the chains that are open.
 
-        A call that is cut short leaves every image readable as before from `top` on.
+        Works on a running guest and on a paused one, and loses nothing that the guest writes. A call that is cut
+        short leaves every image readable as before from `top` on, and a disk that was active there on one side.
 
         Args:
             top: the upper image.
             base: the lower one.
-            settled: called when a disk is active on `top`, both images read the same, nothing is written to either,
-                and the disk is about to go over to `base`: note it now, for from here on `top` grows old.
-            catalog: where it is noted (`DomainRecord.active`). Should we die about then, it says which image the
-                disk is to go on with, and the guest does.
+            note: used where a disk is active on `top`. Should we die about then, the disk goes on with the image
+                that the note says, and so does the guest.
             options: how.
             progress: told how far it is.
 
         Raises:
             NotConverging: the guest outruns it, slowed down too, and is not to be paused; it runs on as before.
-            Unsupported: this driver does not merge.
         """
-        given = (settled, catalog, options, progress)
-        raise Unsupported(f"merging {top} into {base}: this driver cannot {given}")
 
-    async def settle_merges(self, active: Mapping[str, str]) -> None:  # noqa: B027 - nothing where nothing merges
+    @abc.abstractmethod
+    async def settle_merges(self, active: Mapping[str, str]) -> None:
         """End what merges that were cut short have left: jobs, limits, images open without need or for writing.
 
         Args:
-            active: by target, the image that the catalog has as active: what `settled` has noted is carried out.
+            active: by target, the image that the disk is to be on as its `PivotNote` has it.
         """
 
     async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
@@ -585,7 +586,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     async def remove(self, path: str) -> None:
-        """Unlink a file, if it is there."""
+        """Unlink a file, if it is there; durable on return."""
 
     @abc.abstractmethod
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:

@@ -67,6 +67,14 @@ def _make_file(path: str) -> None:
         os.close(fd)
 
 
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+        _sync_parent(path)
+    except FileNotFoundError:
+        return
+
+
 def _checksum(path: str, *, sync: bool) -> FileRecord:
     """Hash a file; it must not change meanwhile."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -323,7 +331,7 @@ class LocalStorage(Storage):
 
     async def remove(self, path: str) -> None:
         """See Storage."""
-        Path(path).unlink(missing_ok=True)
+        await trio.to_thread.run_sync(_remove, path)
 
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""

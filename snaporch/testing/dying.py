@@ -33,10 +33,10 @@ from typing import Any
 import trio
 
 from snaporch import events
-from snaporch.catalog.store import Catalog
+from snaporch.catalog.store import Catalog, Change
 from snaporch.create import Participant
 from snaporch.drivers.qemu.machine import QemuMachine
-from snaporch.errors import SnaporchError
+from snaporch.errors import OperationFailed, SnaporchError
 from snaporch.images.files import LocalStorage
 from snaporch.models import (
     CreateFlag,
@@ -54,6 +54,7 @@ from snaporch.revert import Reverter
 from snaporch.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
 
 NEVER = 3
+FAILING = "failing-"
 
 
 def _named(tables: Iterator[tuple[Phase, ...]], rollback: tuple[Undo, ...]) -> set[str]:
@@ -146,9 +147,17 @@ class Death:
         return watched
 
 
+async def _fails(_actor: Participant | Reverter) -> Change:
+    await trio.lowlevel.checkpoint()
+    raise OperationFailed("all was done, and it is to be undone")
+
+
 async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -> None:
-    """Do what is to be interrupted."""
+    """Do what is to be interrupted; a verb that begins with FAILING fails at its end, and is rolled back."""
     domains = members_of(domain)
+    if verb.startswith(FAILING):
+        Participant.commit = Reverter.commit = _fails  # type: ignore[assignment,method-assign]
+        verb = verb.removeprefix(FAILING)
     if verb == "create":
         await create(orch, domains, *arguments)
     elif verb == "revert":
@@ -181,6 +190,8 @@ async def main(*command: str) -> int:
         try:
             await operate(orch, domain, *arguments)
         except SnaporchError as error:
+            if arguments[0].startswith(FAILING) and isinstance(error, OperationFailed):
+                return 0 if death.came else NEVER
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
             return 1
     return 0 if death.came else NEVER

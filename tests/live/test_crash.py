@@ -24,10 +24,10 @@ pytestmark = pytest.mark.live
 STANDS_SECONDS = 1.0
 
 
-async def killed(world: World, where: str, *arguments: object) -> float:
+async def killed(world: World, where: str, *arguments: object, who: str = "us") -> float:
     """Have another process operate on the world and be killed; return when it was, in seconds since the epoch."""
     module = [sys.executable, "-m", "snaporch.testing.dying"]
-    words = [*module, str(world.root), NAME, where, "us", *map(str, arguments)]
+    words = [*module, str(world.root), NAME, where, who, *map(str, arguments)]
     done = await trio.run_process(words, capture_stdout=True, check=False)
     assert done.returncode < 0, f"it was never {where}"
     return float(done.stdout.splitlines()[-1])
@@ -116,7 +116,41 @@ async def test_recovery_killed_in_its_merges(make_world: MakeWorld) -> None:
     await world.check_runs(3)
 
 
-@pytest.mark.parametrize("place", ["after:job-complete#1", "before:job-finalize#1"])
+# The disk is about to go over, and what says so is not there yet, or is.
+PENDING = ["after:job-complete#1", "before:job-finalize#1"]
+
+
+async def check_pivot_ends(qmp: QMPClient) -> None:
+    """Check that what a guard is to do about a job is done."""
+    with trio.fail_after(SECONDS):
+        while await qmp.execute("query-jobs"):  # noqa: ASYNC110 - a guard tells nobody that it is done
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("who", ["us", "both"])
+@pytest.mark.parametrize("place", [*PENDING, "after:job-finalize#1"])
+async def test_recovery_killed_with_a_pivot_pending(make_world: MakeWorld, place: str, who: str) -> None:
+    """Recovery that is killed when a disk goes back to its image: whichever it is on is not lost with QEMU.
+
+    Where QEMU lives a guard sees to it that the guest writes on, and QEMU dies later.
+    """
+    world = await make_world()
+    await killed(world, "after:resume#1", "create", "point", Strategy.BACKGROUND)
+    await world.check_runs(3)
+    async with watched(world) as (qmp, _):
+        await killed(world, place, "recover", who=who)
+        if who == "us":
+            await check_pivot_ends(qmp)
+    if who == "us":
+        await world.check_runs(3)
+        subprocess.run(["kill", "-KILL", str(await world.pid())], check=True)
+    (ended,) = await world.orch.recover()
+    assert ended.state == State.ROLLED_BACK
+    await world.check_no_orphans()
+    await world.check_nothing_lost()
+
+
+@pytest.mark.parametrize("place", PENDING)
 async def test_delete_with_a_pivot_pending(make_world: MakeWorld, place: str) -> None:
     """Killed while QEMU holds what the guest writes, before or after the catalog's row of it: the guest writes on.
 
@@ -126,9 +160,7 @@ async def test_delete_with_a_pivot_pending(make_world: MakeWorld, place: str) ->
     await world.create("point")
     async with watched(world) as (qmp, _):
         await killed(world, place, "delete", "point")
-        with trio.fail_after(SECONDS):
-            while await qmp.execute("query-jobs"):  # noqa: ASYNC110 - a guard tells nobody that it is done
-                await trio.sleep(0.01)
+        await check_pivot_ends(qmp)
     await world.check_runs(3)
     subprocess.run(["kill", "-KILL", str(await world.pid())], check=True)
     (ended,) = await world.orch.recover()

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import trio
 
 import snaporch.delete
 from scripts.benchlib.tree import Tree
+from snaporch.drivers.base import PivotNote
 from snaporch.drivers.qemu import blockjob
 from snaporch.drivers.qemu.blockjob import BlockJob
 from snaporch.drivers.qemu.machine import QemuMachine
@@ -256,14 +257,12 @@ def crash_when_settled(patch: pytest.MonkeyPatch) -> None:
     """End this process when the catalog knows that a disk goes over, and it has not yet."""
     commit_image = QemuMachine.commit_image
 
-    async def commit(
-        machine: QemuMachine, top: str, base: str, *, settled: Callable[[], Awaitable[None]], **options: Any
-    ) -> None:
-        async def settled_and_gone() -> None:
-            await settled()
+    async def commit(machine: QemuMachine, top: str, base: str, *, note: PivotNote, **options: Any) -> None:
+        async def noted_and_gone() -> None:
+            await note.write()
             raise CrashError
 
-        await commit_image(machine, top, base, settled=settled_and_gone, **options)
+        await commit_image(machine, top, base, note=PivotNote(noted_and_gone, note.catalog), **options)
 
     patch.setattr(QemuMachine, "commit_image", commit)
     patch.setattr(blockjob, "end", _nothing)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -16,8 +17,10 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 
 from snaporch.catalog import store
+from snaporch.drivers.qemu.stream import QemuStream
 from snaporch.errors import OutcomeUnknown, SnaporchError, Stranded
 from snaporch.images.files import LocalStorage
 from snaporch.models import CreateFlag, Strategy
@@ -181,13 +184,14 @@ OTHERS = {
 
 
 @contextmanager
-def losing(command: str) -> Iterator[Fault]:
-    """Have QEMU's first answer to a command lost, after it has done it."""
+def losing(command: str, *, arrives: bool = True) -> Iterator[Fault]:
+    """Have QEMU's first answer to a command lost, after it has done it; or the command itself."""
     fault, execute = Fault(1), QMPClient.execute
 
     async def executed(self: QMPClient, name: str, *arguments: Any, **options: Any) -> Any:
-        answer = await execute(self, name, *arguments, **options)
-        if name == command and fault.due():
+        due = name == command and fault.due()
+        answer = await execute(self, name, *arguments, **options) if arrives or not due else None
+        if due:
             raise OutcomeUnknown(NAME, name, 5.0)
         return answer
 
@@ -221,6 +225,35 @@ async def test_lost_answers_of_others(make_world: MakeWorld) -> None:
     for record in await world.orch.list(NAME):
         await world.revert(record.name)
         await world.check_consistent()
+
+
+async def no_answer(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+    raise OutcomeUnknown(NAME, "query-migrate", 5.0)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("verb", ["create", "delete"])
+async def test_pivot_not_confirmed(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, verb: str, *, arrives: bool
+) -> None:
+    """Once it is noted that a disk goes over it does, heard of or not: QEMU dies later, and nothing is lost."""
+    world = await make_world()
+    calls: dict[str, Callable[[str], Awaitable[object]]] = {
+        "create": world.create,
+        "delete": partial(world.orch.delete, NAME),
+    }
+    if verb == "delete":
+        await world.create("point")
+    else:
+        monkeypatch.setattr(QemuStream, "armed", no_answer)  # so that it is rolled back
+    with losing("job-finalize", arrives=arrives), pytest.raises(Stranded):
+        await calls[verb]("point")
+    await world.check_runs(3)
+    os.kill(await world.pid(), signal.SIGKILL)
+    assert await world.orch.recover()
+    await world.check_no_orphans()
+    await world.check_nothing_lost()
 
 
 async def test_catalog_full(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:

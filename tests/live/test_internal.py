@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 
-from snaporch.drivers.qemu import driver
+from snaporch.drivers.qemu import driver, guard
 from snaporch.errors import ConnectionGone, DamagedSnapshot, OperationFailed, Unsupported
 from snaporch.images import qcow2
 from snaporch.images.files import LocalStorage
@@ -243,6 +246,50 @@ async def test_killed_in_revert(world: World) -> None:
         assert ended.state == state, where
         assert (await world.check_consistent()).seq >= alone.seq, where
         assert await tags(world) == [("point",)] * 2
+
+
+# Where one is killed that fails when all is done, and is rolled back, and what becomes of it.
+KILLS_UNDOING = {
+    "before:load_present#1": State.COMPLETE,
+    "before:delete_inside#1": State.COMPLETE,
+    "after:delete_inside#1": State.ROLLED_BACK,
+    "after:run_old#1": State.ROLLED_BACK,
+    "after:forget_kept#1": State.ROLLED_BACK,
+}
+
+
+async def test_killed_in_undoing_a_revert(world: World) -> None:
+    """The guest runs on without anybody's help, and recovery finds out which of the two it is."""
+    await inside(world, "point")
+    for where, state in KILLS_UNDOING.items():
+        await world.check_runs()
+        before = (await world.reports(1))[-1].seq
+        await killed(world, where, "failing-revert", "point")
+        alone = await world.check_consistent()
+        assert (alone.seq >= before) == (state is State.ROLLED_BACK), where
+        (ended,) = await world.orch.recover()
+        assert ended.state == state, where
+        assert (await world.check_consistent()).seq >= alone.seq, where
+        assert await tags(world) == [("point",)] * 2
+
+
+async def test_guard_cannot_load(world: World, tmp_path: Path) -> None:
+    """A guard that cannot load the point puts back what the guest held before, and lets that run."""
+    await inside(world, "kept")
+    before = (await world.reports(5))[-1].seq
+    async with open_qmp(Path(await world.socket()).with_name("query.sock"), label=NAME, timeout=SECONDS) as qmp:
+        await qmp.execute("stop")
+        blocks = await qmp.execute("query-block")
+    nodes = [block["inserted"]["node-name"] for block in blocks if block.get("inserted", {}).get("drv") == "qcow2"]
+    catalog = tmp_path / "catalog.sqlite"
+    with closing(sqlite3.connect(catalog)) as connection, connection:
+        connection.execute("CREATE TABLE operation (id, record)")
+        connection.execute("INSERT INTO operation VALUES ('revert', ?)", (json.dumps({"state": State.LOADING}),))
+    (kept,) = {tag for image in await tags(world) for tag in image}
+    what = ["load", await world.socket(), str(catalog), "revert", "run", "there is none", kept, *nodes]
+    await trio.run_process([sys.executable, guard.__file__, *what], capture_stdout=True)
+    assert (await world.check_consistent()).seq < before
+    assert await tags(world) == [()] * 2
 
 
 async def test_failed_revert(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,14 @@ class BlockJob:
     Attributes:
         id: its id.
         progress: told how far it is.
+        way_out: the command by which it ends where the body does not see it through.
     """
 
     id: str
     progress: Progress
     _qmp: QMPClient
     _events: Subscription
+    way_out: str = "job-cancel"
     _began: float = attrs.field(factory=trio.current_time)
     _copied: int = 0
 
@@ -112,14 +114,15 @@ class BlockJob:
 async def started(
     qmp: QMPClient, job: str, command: str, arguments: Mapping[str, Any], *, bandwidth: int, progress: Progress
 ) -> AsyncIterator[BlockJob]:
-    """Start a job that the body sees through to its end; else it is cancelled, and has ended on return."""
+    """Start a job that the body sees through to its end; else it takes its way out, and has ended on return."""
     with qmp.subscribe(*_EVENTS) as events:
+        begun = BlockJob(job, progress, qmp, events)
         try:
             await qmp.execute(command, {"job-id": job, "speed": bandwidth, **arguments})
-            yield BlockJob(job, progress, qmp, events)
+            yield begun
         except BaseException:
             with trio.move_on_after(END_SECONDS, shield=True), suppress(HypervisorError):
-                await end(qmp, job, "job-cancel")  # noqa: ASYNC102 - it has a deadline
+                await end(qmp, job, begun.way_out)  # noqa: ASYNC102 - it has a deadline
             raise
 
 

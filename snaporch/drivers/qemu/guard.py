@@ -2,7 +2,7 @@
 
     guard.py pause SOCKET STREAM RIVAL AGENT < leash
     guard.py pivot SOCKET JOB CATALOG DOMAIN TARGET ACTIVE < leash
-    guard.py load SOCKET CATALOG OPERATION AFTERWARDS TAG NODE... < leash
+    guard.py load SOCKET CATALOG OPERATION AFTERWARDS TAG KEPT NODE... < leash
 
 While a guest is held by us, SIGKILL of our process must not leave it so. This process stands by from before that
 until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal; its end
@@ -18,13 +18,15 @@ without one means that we are dead. Then, of a guest that is paused, it
 Whether the point was held by then nobody can say any more. The row in the journal from before the pause still
 stands, so recovery undoes the operation: see `snaporch.replay`.
 
-Of a guest whose writes to a disk are held, as the block job JOB is pending, it ends that job: where the CATALOG has
-another image than ACTIVE at the TARGET already, the disk goes over to that; else it stays. Either way the catalog
-has the image that the guest writes to, should QEMU die as well.
+Of a guest whose writes to a disk are held, as the block job JOB is pending, it ends that job: where the image
+ACTIVE has been removed, or the CATALOG (unless that is ``-``) has another one at the TARGET already, the disk goes
+over to the one below; else it stays. Either way it is known which image the guest writes to, should QEMU die too.
 
 Of a guest that goes back to the snapshot TAG inside the images on the block NODEs (the memory is in the first) it
 finishes that: where the CATALOG says that the OPERATION may have begun to load, it is loaded, and then runs, unless
-AFTERWARDS is ``stand``. Before that the guest runs on. Recovery takes one that runs for one that is loaded.
+AFTERWARDS is ``stand``. Before that the guest runs on; and so it does if the point cannot be loaded: what it held
+is KEPT inside, is loaded and then deleted there, unless the OPERATION has done that itself. Recovery takes a guest
+that runs for the point, as long as KEPT is there.
 
 It connects when it must and not before: QEMU answers one client a socket, and until then that is us. It is only
 posted for a guest that ran, so it never lets one run that its user had paused. It imports only what it needs.
@@ -156,9 +158,10 @@ def has_moved(catalog: str, domain: str, target: str, active: str) -> bool:
     return bool(disks.get(target, {}).get("path") != active)
 
 
-def _end_pivot(path: str, job: str, *note: str) -> None:
+def _end_pivot(path: str, job: str, catalog: str, *disk: str) -> None:
     """Have the job end, one way or the other."""
-    command = "job-finalize" if has_moved(*note) else "job-cancel"
+    noted = not os.path.exists(disk[-1]) or (catalog != "-" and has_moved(catalog, *disk))
+    command = "job-finalize" if noted else "job-cancel"
     monitor, deadline = Monitor(path), time.monotonic() + SECONDS
     while any(each["id"] == job for each in monitor.ask("query-jobs")) and time.monotonic() < deadline:
         monitor.ask(command, id=job)
@@ -177,21 +180,51 @@ def _settle(monitor: Monitor) -> str:
         time.sleep(RETRY_SECONDS)
 
 
-def _end_load(path: str, catalog: str, operation: str, afterwards: str, tag: str, *nodes: str) -> None:
+class Images:
+    """The images on some nodes, and what is inside."""
+
+    def __init__(self, monitor: Monitor, nodes: list[str]) -> None:
+        self.monitor = monitor
+        self.nodes = nodes
+
+    def have(self, tag: str) -> bool:
+        """Return whether there is a snapshot of this name in all of them."""
+        found = {node["node-name"]: node["image"] for node in self.monitor.ask("query-named-block-nodes")}
+        images = [found.get(node, {}) for node in self.nodes]
+        return all(any(each["name"] == tag for each in image.get("snapshots", ())) for image in images)
+
+    def load(self, tag: str) -> bool:
+        """Load a snapshot; return whether that went well."""
+        before = self.monitor.ask("query-migrate-capabilities")
+        plain = [each | {"state": each["capability"] == "events"} for each in before]
+        self.monitor.ask("migrate-set-capabilities", capabilities=plain)
+        done = self._do("snapshot-load", tag, vmstate=self.nodes[0])
+        self.monitor.ask("migrate-set-capabilities", capabilities=before)
+        return done
+
+    def delete(self, tag: str) -> bool:
+        """Delete a snapshot; return whether that went well."""
+        return self._do("snapshot-delete", tag)
+
+    def _do(self, command: str, tag: str, **arguments: Any) -> bool:
+        self.monitor.ask(command, **{"job-id": INSIDE, "tag": tag, "devices": self.nodes}, **arguments)
+        return not _settle(self.monitor)
+
+
+def _end_load(path: str, catalog: str, operation: str, *what: str) -> None:
     """See the head of this file."""
+    afterwards, tag, kept, *nodes = what
     monitor = Monitor(path, LOAD_SECONDS)
     _settle(monitor)
     loaded = may_have_loaded(catalog, operation)
     if loaded is None or monitor.ask("query-status").get("running"):
         return
-    if loaded:
-        before = monitor.ask("query-migrate-capabilities")
-        plain = [each | {"state": each["capability"] == "events"} for each in before]
-        monitor.ask("migrate-set-capabilities", capabilities=plain)
-        monitor.ask("snapshot-load", **{"job-id": INSIDE, "tag": tag, "vmstate": nodes[0], "devices": nodes})
-        failed = _settle(monitor)
-        monitor.ask("migrate-set-capabilities", capabilities=before)
-        if failed or afterwards != "run":
+    images = Images(monitor, nodes)
+    if loaded and images.have(kept):
+        if images.load(tag):
+            if afterwards != "run":
+                return
+        elif not (images.load(kept) and images.delete(kept)):
             return
     _let_run(monitor, time.monotonic() + SECONDS)
 

@@ -6,11 +6,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import trio
 
-from snaporch.drivers.base import Guard, LoadNote
+from snaporch.drivers.base import Guard, LoadNote, PivotNote
 from snaporch.drivers.qemu import guard
 from snaporch.errors import OperationFailed
 from snaporch.models import DiskStatus, Process
@@ -35,15 +34,15 @@ class QemuGuard(Guard):
         )
 
     @classmethod
-    def of_a_pivot(cls, socket: str, job: str, domain: str, disk: DiskStatus, catalog: Path) -> QemuGuard:
-        """Return one that ends a block job that has a disk go over to the image below, as the catalog says."""
-        return cls("pivot", socket, job, str(catalog), domain, disk.target, disk.active)
+    def of_a_pivot(cls, socket: str, job: str, domain: str, disk: DiskStatus, note: PivotNote) -> QemuGuard:
+        """Return one that ends a block job that has a disk go over to the image below, as the note says."""
+        return cls("pivot", socket, job, str(note.catalog or "-"), domain, disk.target, disk.active)
 
     @classmethod
     def of_a_load(cls, socket: str, note: LoadNote, nodes: Sequence[str]) -> QemuGuard:
         """Return one that lets a guest run on, or loads what is inside the images on nodes; see `load_guard`."""
         run = "run" if note.run else "stand"
-        return cls("load", socket, str(note.catalog), note.operation, run, note.tag, *nodes)
+        return cls("load", socket, str(note.catalog), note.operation, run, note.tag, note.kept, *nodes)
 
     async def post(self) -> None:
         """See Guard; its interpreter has started when this returns, as it would be slow to in the pause."""

@@ -6,15 +6,24 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
 import trio
 
-from snaporch.drivers.base import Capabilities, Guard, LoadNote, Machine, Overlay, Progress, Stream, StreamPlan
+from snaporch.drivers.base import (
+    Capabilities,
+    Guard,
+    LoadNote,
+    Machine,
+    Overlay,
+    PivotNote,
+    Progress,
+    Stream,
+    StreamPlan,
+)
 from snaporch.drivers.qemu import agent, internal
 from snaporch.drivers.qemu.leash import QemuGuard
 from snaporch.drivers.qemu.merge import Merger
@@ -208,9 +217,9 @@ class QemuMachine(Machine):
         nodes = {disk.target: disk.node for disk in await self.disks()}
         return QemuGuard.of_a_load(self._process.socket, note, [nodes[target] for target in note.targets])
 
-    def pivot_guard(self, job: str, disk: DiskStatus, catalog: Path) -> Guard:
+    def pivot_guard(self, job: str, disk: DiskStatus, note: PivotNote) -> Guard:
         """Return a guard for the time in which QEMU holds what the guest writes to a disk that is to pivot."""
-        return QemuGuard.of_a_pivot(self._process.socket, job, self.qmp.label, disk, catalog)
+        return QemuGuard.of_a_pivot(self._process.socket, job, self.qmp.label, disk, note)
 
     async def check_agent(self) -> None:
         """See Machine."""
@@ -287,17 +296,6 @@ class QemuMachine(Machine):
         ]
         await self.qmp.execute("transaction", {"actions": actions})
 
-    async def switch_back(self, overlays: Sequence[Overlay]) -> None:
-        """See Machine."""
-        await Merger(self).end_commits(overlays)
-        in_use = {disk.node for disk in await self.disks()}
-        switched = [overlay for overlay in overlays if overlay.node in in_use]
-        if not switched:
-            return
-        await self._activate()
-        for overlay in switched:
-            await Merger(self).commit_overlay(overlay)
-
     async def _activate(self) -> None:
         """Make nodes writable that a finished migration of a guest which stays paused has left inactive."""
         nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
@@ -331,23 +329,16 @@ class QemuMachine(Machine):
         return _OUR_NODE.fullmatch(node) is not None
 
     async def commit_image(
-        self,
-        top: str,
-        base: str,
-        *,
-        settled: Callable[[], Awaitable[None]],
-        catalog: Path,
-        options: MergeOptions,
-        progress: Progress,
+        self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
     ) -> None:
         """See Machine."""
         await self._activate()
-        await Merger(self).commit(top, base, settled=settled, catalog=catalog, options=options, progress=progress)
+        await Merger(self).commit(top, base, note, options, progress)
 
     async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
         """See Machine."""
         await self._activate()
-        await Merger(self).stream(top, base, options=options, progress=progress)
+        await Merger(self).stream(top, base, options, progress)
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:
         """See Machine."""

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 
-from snaporch.drivers.base import Overlay, Progress, untold
+from snaporch.drivers.base import PivotNote, Progress
 from snaporch.drivers.qemu import blockjob
 from snaporch.drivers.qemu.blockjob import PREFIX, BlockJob, Brake, braked
 from snaporch.drivers.qemu.leash import posted
 from snaporch.errors import CommandRefused, HypervisorError
-from snaporch.models import DiskStatus, MergeOptions, OnTimeout
+from snaporch.models import DiskStatus, MergeOptions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from snaporch.drivers.qemu.machine import QemuMachine
 
 PIVOT_SECONDS = 120.0
-# A rollback must end: a guest that outruns it, throttled, is paused for the rest.
-_ROLLBACK = MergeOptions(on_timeout=OnTimeout.PAUSE)
 
 
 @attrs.frozen
@@ -39,41 +35,7 @@ class Merger:
     async def _disk_with(self, image: str) -> DiskStatus:
         return next(disk for disk in await self.machine.disks() if image in disk.chain)
 
-    async def end_commits(self, overlays: Sequence[Overlay]) -> None:
-        """End what a `commit_overlay` has left that was cut short by a crash of ours: QEMU goes on with its job.
-
-        One that was ready waits for ever; afterwards the disk is wholly on one side, whichever that is.
-        """
-        qmp = self.machine.qmp
-        await blockjob.unthrottle(qmp)
-        there = {job["id"] for job in await qmp.execute("query-jobs")}
-        for overlay in overlays:
-            if overlay.node in there:
-                with trio.fail_after(PIVOT_SECONDS):
-                    await blockjob.end(qmp, overlay.node, "job-cancel")
-
-    async def commit_overlay(self, overlay: Overlay) -> None:
-        """Merge the active image `overlay` into its base and pivot to it."""
-        arguments = {"device": overlay.node, "base-node": overlay.base.node}
-        qmp, disk = self.machine.qmp, attrs.evolve(overlay.base, node=overlay.node)
-        async with (
-            blockjob.started(qmp, overlay.node, "block-commit", arguments, bandwidth=0, progress=untold) as job,
-            braked(self._brake(disk)) as brake,
-        ):
-            await brake.catch_up(job, "BLOCK_JOB_READY", _ROLLBACK)
-            await qmp.execute("job-complete", {"id": job.id})
-            await brake.catch_up(job, "BLOCK_JOB_COMPLETED", _ROLLBACK)
-
-    async def commit(
-        self,
-        top: str,
-        base: str,
-        *,
-        settled: Callable[[], Awaitable[None]],
-        catalog: Path,
-        options: MergeOptions,
-        progress: Progress,
-    ) -> None:
+    async def commit(self, top: str, base: str, note: PivotNote, options: MergeOptions, progress: Progress) -> None:
         """See Machine.commit_image: block-commit, of the active image (then it pivots) or of one below it."""
         nodes, disk = await self.machine.image_nodes(), await self._disk_with(top)
         arguments: dict[str, Any] = {"device": disk.node, "base-node": nodes[base]}
@@ -84,17 +46,14 @@ class Merger:
             qmp, name, "block-commit", arguments, bandwidth=options.bandwidth, progress=progress
         ) as job:
             if active:
-                guard = self.machine.pivot_guard(job.id, disk, catalog)
-                async with posted(guard):
-                    await self._pivot(job, disk, settled, options)
+                async with posted(self.machine.pivot_guard(job.id, disk, note)):
+                    await self._pivot(job, disk, note, options)
             else:
                 await job.reach("BLOCK_JOB_COMPLETED")
         chain = disk.chain[disk.chain.index(top) : disk.chain.index(base)]
         await self._close(nodes[path] for path in chain)
 
-    async def _pivot(
-        self, job: BlockJob, disk: DiskStatus, settled: Callable[[], Awaitable[None]], options: MergeOptions
-    ) -> None:
+    async def _pivot(self, job: BlockJob, disk: DiskStatus, note: PivotNote, options: MergeOptions) -> None:
         """See a commit of an active image through to its end.
 
         It is not let finalize itself: while it is pending QEMU holds what the guest writes to the disk, and both
@@ -106,13 +65,14 @@ class Merger:
             await qmp.execute("job-complete", {"id": job.id})
             await brake.catch_up(job, "BLOCK_JOB_PENDING", options)
             with trio.CancelScope(deadline=trio.current_time() + PIVOT_SECONDS, shield=True) as scope:
-                await settled()
-                await qmp.execute("job-finalize", {"id": job.id})
+                await note.write()
+                job.way_out = "job-finalize"
+                await qmp.execute(job.way_out, {"id": job.id})
                 await job.event("BLOCK_JOB_COMPLETED")
             if scope.cancelled_caught:
                 raise HypervisorError(f"{qmp.label}: merging {job.id} does not end")
 
-    async def stream(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
+    async def stream(self, top: str, base: str | None, options: MergeOptions, progress: Progress) -> None:
         """See Machine.stream_image: block-stream."""
         nodes, disk = await self.machine.image_nodes(), await self._disk_with(top)
         arguments = {"device": nodes[top]} | ({"base-node": nodes[base]} if base else {})

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import attrs
@@ -352,10 +352,14 @@ class Files:
 
     def chain(self, path: str, format_: str = "") -> Iterator[Image]:
         """Yield the image at `path` and what is below it; errors as `image`."""
-        while path:
+        if path:
             image = self.image(path, format_)
-            yield image
-            path, format_ = ("", "") if format_ == "raw" else (image.backing, image.backing_format)
+            yield from self.below(image) if format_ != "raw" else (image,)
+
+    def below(self, image: Image) -> Iterator[Image]:
+        """Yield an image, which may be open and removed, and what is below it; errors as `image`."""
+        yield image
+        yield from self.chain(image.backing, image.backing_format)
 
     def number(self, path: str) -> int:
         """Return the number that is read from an image: its own or that of the first image below that has one."""
@@ -419,9 +423,9 @@ class Files:
         into.number = next((image.number for image in (*over, into) if image.number is not None), None)
         into.version += 1
 
-    def replace(self, top: str, base: str) -> None:
-        """Have `base` take the place of `top`: what froze that freezes it now, and what is between is of no use."""
-        *over, into = self.run(top, base)
+    def replace(self, run: Sequence[Image]) -> None:
+        """Have the last image take the place of the first: what froze that freezes it now; the others are stale."""
+        *over, into = run
         into.overlays = set(over[0].overlays)
         for image in over:
             image.stale = True

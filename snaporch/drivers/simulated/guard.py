@@ -85,9 +85,10 @@ def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> Rea
         loaded = may_have_loaded(str(note.catalog), note.operation)
         if loaded is None or process.guest.runs:
             return
-        if loaded:
+        if loaded and process.keeps(note.kept, note.targets):
             process.load_inside(note.tag, note.targets)
-        if note.run or not loaded:
-            process.cont(at)
+            if not note.run:
+                return
+        process.cont(at)
 
     return ReadingGuard(client, process, act)

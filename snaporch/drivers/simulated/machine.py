@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
 
-from snaporch.drivers.base import Capabilities, Guard, LoadNote, Machine, Overlay, Progress, Stream, StreamPlan
+from snaporch.drivers.base import (
+    Capabilities,
+    Guard,
+    LoadNote,
+    Machine,
+    Overlay,
+    PivotNote,
+    Progress,
+    Stream,
+    StreamPlan,
+)
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.files import os_error
 from snaporch.drivers.simulated.guard import PauseGuard, load_guard
@@ -163,17 +172,6 @@ class SimulatedMachine(Machine):
 
         await self._call("switch", lambda: self.process.switch(overlays, check), self._speed.switch)
 
-    async def switch_back(self, overlays: Sequence[Overlay]) -> None:
-        """See Machine; cancelled, disks that were merged stay on their bases and the others on their overlays."""
-        at = "machine.switch_back"
-        self.check_open("switch_back")
-        faults = await self.client.enter(at, self.label, self.process)
-        for overlay in overlays:
-            await self.client.wait(self.process.merge_seconds(overlay), self.process)
-            await self.client.reach(at, self.label, self.process)
-            self.process.switch_back(overlay)
-        await self.client.leave(at, self.label, 0.0, self.process, faults)
-
     async def _merge(self, name: str, merge: Callable[[], Awaitable[None]]) -> None:
         self.check_open(name)
         faults = await self.client.enter(f"machine.{name}", self.label, self.process)
@@ -181,23 +179,14 @@ class SimulatedMachine(Machine):
         await self.client.leave(f"machine.{name}", self.label, 0.0, self.process, faults)
 
     async def commit_image(
-        self,
-        top: str,
-        base: str,
-        *,
-        settled: Callable[[], Awaitable[None]],
-        catalog: Path,
-        options: MergeOptions,
-        progress: Progress,
+        self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
     ) -> None:
         """See Machine."""
-        how: dict[str, Any] = {"settled": settled, "catalog": catalog, "options": options, "progress": progress}
-        await self._merge("commit_image", partial(Merger(self).commit, top, base, **how))
+        await self._merge("commit_image", partial(Merger(self).commit, top, base, note, options, progress))
 
     async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
         """See Machine."""
-        stream = partial(Merger(self).stream, top, base, options=options, progress=progress)
-        await self._merge("stream_image", stream)
+        await self._merge("stream_image", partial(Merger(self).stream, top, base, options, progress))
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:
         """See Machine."""

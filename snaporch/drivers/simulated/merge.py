@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from snaporch.drivers.base import Progress
+from snaporch.drivers.base import PivotNote, Progress
 from snaporch.drivers.qemu.guard import has_moved
 from snaporch.drivers.simulated.guard import ReadingGuard
 from snaporch.drivers.simulated.process import Pivot
@@ -29,32 +29,24 @@ class Merger:
 
     machine: SimulatedMachine
 
-    async def commit(
-        self,
-        top: str,
-        base: str,
-        *,
-        settled: Callable[[], Awaitable[None]],
-        catalog: Path,
-        options: MergeOptions,
-        progress: Progress,
-    ) -> None:
+    async def commit(self, top: str, base: str, note: PivotNote, options: MergeOptions, progress: Progress) -> None:
         """See Machine.commit_image."""
         process = self.machine.process
         drive = process.drive_over(top)
-        size = sum(image.allocated for image in process.files.run(top, base)[:-1])
+        run = process.files.run(top, base)
+        size = sum(image.allocated for image in run[:-1])
         if drive.image.path != top:
             await self._copy(size, options, progress)
             process.commit(top, base)
-            process.replace(drive, top, base)
+            process.replace(drive, run)
             return
-        pivot = Pivot(drive, top, base)
-        with self._guarded(pivot, partial(has_moved, str(catalog), process.name, drive.target, top)):
+        pivot = Pivot(drive, run)
+        with self._guarded(pivot, partial(self._noted, pivot, note.catalog)):
             await self._catch_up(pivot, size, options, progress)
             process.hold(pivot)
             process.commit(top, base)
             with trio.CancelScope(shield=True):
-                await settled()
+                await note.write()
                 pivot.noted = True
                 self.machine.client.check_alive()
                 await self.machine.client.reach("machine.commit_image", self.machine.label, process)
@@ -72,6 +64,13 @@ class Merger:
             client.on_death.discard(guard.hear)
             if process.pivot is pivot and not pivot.noted and not client.killed:
                 process.end_pivot(moved=False)
+
+    def _noted(self, pivot: Pivot, catalog: Path | None) -> bool:
+        """Return whether a disk is to go over, as a guard finds it."""
+        process = self.machine.process
+        if pivot.top not in process.files.by_path:
+            return True
+        return catalog is not None and has_moved(str(catalog), process.name, pivot.drive.target, pivot.top)
 
     async def _catch_up(self, pivot: Pivot, size: int, options: MergeOptions, progress: Progress) -> None:
         """Copy what the guest goes on writing to; where it outruns that, hold it up or give up."""
@@ -92,7 +91,7 @@ class Merger:
         await client.reach("machine.merge", self.machine.label, process)
         progress(size, size)
 
-    async def stream(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
+    async def stream(self, top: str, base: str | None, options: MergeOptions, progress: Progress) -> None:
         """See Machine.stream_image."""
         process = self.machine.process
         size = sum(image.allocated for image in process.files.run(top, base)[1:])

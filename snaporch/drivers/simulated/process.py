@@ -36,16 +36,22 @@ class Drive:
 
 @attrs.define(eq=False)
 class Pivot:
-    """A disk that is about to go over from `top`, where it is active, to `base`; both hold the same by then.
+    """A disk that is about to go over from the first image of `run`, where it is active, to the last.
+
+    Both hold the same by then; the first may have been removed.
 
     Attributes:
-        noted: the disk is to go over: the catalog has it.
+        noted: the disk is to go over.
     """
 
     drive: Drive
-    top: str
-    base: str
+    run: Sequence[Image]
     noted: bool = False
+
+    @property
+    def top(self) -> str:
+        """The path of the upper image."""
+        return self.run[0].path
 
 
 @attrs.define(eq=False)
@@ -250,7 +256,7 @@ class SimulatedProcess:
                 format=drive.image.format,
                 readonly=drive.readonly,
                 virtual_size=drive.image.virtual_size,
-                chain=tuple(image.path for image in self.files.chain(drive.image.path, drive.image.format)),
+                chain=tuple(image.path for image in self.files.below(drive.image)),
                 node=drive.node,
             )
             for drive in self.drives
@@ -304,35 +310,12 @@ class SimulatedProcess:
     def _drive(self, target: str) -> Drive | None:
         return next((drive for drive in self.drives if drive.target == target), None)
 
-    def merge_seconds(self, overlay: Overlay) -> float:
-        """Return how long it takes to merge an overlay; 0 when no disk is on it."""
-        drive = self._drive(overlay.target)
-        if drive is None or drive.image.path != overlay.path:
-            return 0.0
-        return self.speed.merge_seconds(drive.image.allocated)
-
-    def switch_back(self, overlay: Overlay) -> None:
-        """Merge an overlay into its base and put the disk back on that, if it is on the overlay."""
-        drive = self._drive(overlay.target)
-        if drive is None or drive.image.path != overlay.path:
-            return
-        if why := self.locks.reading(drive.image.backing, self.pid):
-            raise self.refusal("block-commit", why)
-        top, base = drive.image, self.files.merge(drive.image)
-        # A job that mirrors leaves the overlay as it was: its content is true for this instant only.
-        top.stale = True
-        self.nodes[overlay.node] = top
-        drive.image, drive.node = base, overlay.base.node or f"disk-{drive.target}"
-        self.locks.drop(self.pid, base.path)
-        self.locks.hold(self.pid, drive.target, [base], False)
-        self.locks.hold(self.pid, "", [top], False)
-
     # --- merges -------------------------------------------------------------------------------------------
 
     def drive_over(self, path: str) -> Drive:
         """Return the disk with an image in its chain."""
         for drive in self.drives:
-            if any(image.path == path for image in self.files.chain(drive.image.path)):
+            if any(image.path == path for image in self.files.below(drive.image)):
                 return drive
         raise self.refusal("block-job", f"cannot find {path} in any chain")
 
@@ -341,6 +324,7 @@ class SimulatedProcess:
         self.settle()
         self.pivot = pivot
         self.guest.hold(self.clock())
+        self.locks.hold(self.pid, "", pivot.run[:1], False)
 
     def end_pivot(self, *, moved: bool, at: float | None = None) -> None:
         """Let a disk go over to the lower image, or stay, and the guest write again; nothing when none is held."""
@@ -348,7 +332,9 @@ class SimulatedProcess:
         if pivot is None:
             return
         if moved:
-            self.replace(pivot.drive, pivot.top, pivot.base)
+            self.replace(pivot.drive, pivot.run)
+        else:
+            self.locks.hold(self.pid, pivot.drive.target, pivot.run[:1], False)
         self.guest.let_go(self.clock() if at is None else at)
         self.notify()
 
@@ -358,18 +344,18 @@ class SimulatedProcess:
             raise self.refusal("block-commit", why)
         self.files.commit(top, base)
 
-    def replace(self, drive: Drive, top: str, base: str) -> None:
-        """Have `base` take the place of `top` in a disk's chain; what is over it is closed."""
-        *over, into = self.files.run(top, base)
-        self.files.replace(top, base)
+    def replace(self, drive: Drive, run: Sequence[Image]) -> None:
+        """Have the last image of `run` take the place of the first in a disk's chain; what is over it is closed."""
+        *over, into = run
+        self.files.replace(run)
         for image in over:
             self.locks.drop(self.pid, image.path)
         if drive.image is over[0]:
             drive.image, drive.node = into, f"disk-{drive.target}"
-            self.locks.drop(self.pid, base)
+            self.locks.drop(self.pid, into.path)
             self.locks.hold(self.pid, drive.target, [into], False)
         else:
-            above = next(image for image in self.files.chain(drive.image.path) if image.backing == top)
+            above = next(image for image in self.files.below(drive.image) if image.backing == over[0].path)
             self.files.rebase(above, into)
 
     def pull(self, top: str, base: str | None) -> None:
@@ -483,6 +469,10 @@ class SimulatedProcess:
         for drive in drives:
             drive.image.go_back(tag)
         self._fill(memory.number, memory.torn, frozen=memory.frozen)
+
+    def keeps(self, tag: str, targets: Sequence[str]) -> bool:
+        """Return whether a snapshot is inside the images of all these disks."""
+        return all(tag in drive.image.inside for drive in self.drives if drive.target in targets)
 
     @property
     def saving(self) -> float:

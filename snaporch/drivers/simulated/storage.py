@@ -157,13 +157,13 @@ class SimulatedStorage(Storage):
 
     async def commit_image(self, top: str, base: str, *, options: MergeOptions, progress: Progress) -> None:
         """See Storage; cut short before its time is over, it has changed nothing."""
-        *over, into = self._disk.run(top, base)
+        run = self._disk.run(top, base)
 
         def commit() -> None:
             self._disk.commit(top, base)
-            self._disk.replace(top, base)
+            self._disk.replace(run)
 
-        await self._merge(commit, "commit_image", over, into, options=options, progress=progress)
+        await self._merge(commit, "commit_image", run[:-1], run[-1], options=options, progress=progress)
 
     async def rebase(
         self,
