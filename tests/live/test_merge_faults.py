@@ -12,6 +12,7 @@ import attrs
 import pytest
 import trio
 
+from snaporch.drivers.qemu import blockjob
 from snaporch.drivers.qemu.process import command_line, find_processes
 from snaporch.errors import Stranded
 from snaporch.images.merge import MergeStep
@@ -167,6 +168,7 @@ async def test_cut_short(
 ) -> None:
     """Cancelled, EIO, no space, killed: half of them on each QEMU, which are alike in this."""
     fault = DiskFault.installed(tmp_path, monkeypatch)
+    monkeypatch.setattr(blockjob, "STAGNANT_SECONDS", 2.0)  # its guest outruns SLOWLY, which recovery keeps to
     world = await make_world(**WRITES)
     for strike in FAULTS[world.qemu.version]:
         step = await arrange(world, kind)
