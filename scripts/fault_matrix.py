@@ -1,14 +1,16 @@
 """Kills snaporch, QEMU or both at every point of every operation, and checks that nothing is lost.
 
-    scripts/fault-matrix [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both]… [--random N --seed N]
+    scripts/fault-matrix [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both|…]… [--random N --seed N]
                          [--record FILE [--minutes N]] [--page FILE]
 
 The points of an operation are found by doing it once: each call of a step of the tables, of a compensation, of
 the journal, of what a delete is made of, and of commands that are sent to QEMU in the midst of a step, so a new
 step is in the matrix without anyone remembering. The kill comes after each point, which is before the next, and
-once before the first. After it: recovery; the operation is complete or undone; the guest runs with memory equal to
-disks (booted first where QEMU was killed); each snapshot verifies, those that the operation was about are reverted
-to; each file has an owner. With --random the kills are at random instants of random operations instead.
+once before the first: of snaporch, of QEMU, of both at once; or of snaporch, the guest runs on, and then of QEMU,
+before anybody recovers. After it: recovery; the operation is complete or undone; the guest runs with memory equal
+to disks (booted first where QEMU was killed, and then all is on its disks that it had said it wrote); each snapshot
+verifies, those that the operation was about are reverted to; each file has an owner. With --random the kills are at
+random instants of random operations instead.
 
 With --record every kill is noted in a file, and those that are noted there are not done again: what takes hours can
 be done in parts. --page writes what is noted.
@@ -46,7 +48,7 @@ class Kill:
         qemu: version.
         kind: of operation.
         point: where; at random: when.
-        victim: us, qemu or both.
+        victim: one of VICTIMS.
         ended: complete, undone, never begun, not reached, or what was wrong.
         group: kind, or RANDOM.
     """
@@ -80,7 +82,7 @@ class Record:
     def note(self, kill: Kill) -> None:
         """Note one."""
         self.kills.append(kill)
-        print(f"{len(self.kills):4}  {kill.kind:24} {kill.point:28} {kill.victim:5} {kill.ended}", flush=True)
+        print(f"{len(self.kills):4}  {kill.kind:24} {kill.point:28} {kill.victim:14} {kill.ended}", flush=True)
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(f"{json.dumps(attrs.asdict(kill))}\n")
@@ -171,8 +173,9 @@ def page(kills: Sequence[Kill]) -> str:
         "# The fault matrix",
         "",
         "Written by `scripts/fault-matrix`, which says what is done and what is checked. Each cell is a SIGKILL of",
-        "snaporch (us), of QEMU, or of both, on a real guest: *complete*, *undone* or *never begun* is how the",
-        "operation had ended after recovery; *not reached* is a point that this run did not come by.",
+        "snaporch (us), of QEMU, or of both, at once or QEMU a while later, on a real guest: *complete*, *undone*",
+        "or *never begun* is how the operation had ended after recovery; *not reached* is a point that this run",
+        "did not come by.",
         "",
         f"{len(kills)} kills: {_counts(kills)}. Not as promised: {len(wrong)}.",
         "",

@@ -17,9 +17,10 @@ from snaporch.drivers.qemu.process import started, wait_gone
 from snaporch.guest.report import Report
 from snaporch.models import OperationRecord, Process
 from snaporch.states import State
-from snaporch.testing.dying import NEVER, Mortals, hypervisors
+from snaporch.testing.dying import FAILING, NEVER, Mortals, hypervisors
 
-VICTIMS = ("us", "qemu", "both")
+LATER = "us, later qemu"  # nobody has recovered in between, and the guest has run on
+VICTIMS = ("us", "qemu", "both", LATER)
 SECONDS = 240.0  # for what takes two on a host that does nothing else
 NUMBERS = 5
 KINDS_OF_FILE = {".qcow2", ".mem", ".sink", ".new"}
@@ -71,6 +72,11 @@ KINDS = (
     Kind("delete internal", ("delete", LAST), 1, inside=True),
     Kind("delete offline", ("delete", LAST), 1, runs=False),
     Kind("delete offline, a middle", ("delete", BEFORE), 3, runs=False),
+    Kind("create background, failing", (f"{FAILING}create", NEW, "background")),
+    Kind("create paused, failing", (f"{FAILING}create", NEW, "paused")),
+    Kind("create internal, failing", (f"{FAILING}create", NEW, "internal"), inside=True),
+    Kind("revert, failing", (f"{FAILING}revert", LAST), 1),
+    Kind("revert internal, failing", (f"{FAILING}revert", LAST), 1, inside=True),
     Kind("recover by undoing", RECOVER, first=("after:resume#1", ("create", NEW, "background"))),
     Kind("recover by adopting", RECOVER, first=(State.STREAMING, ("create", NEW, "background", SLOWLY))),
     Kind("recover a revert", RECOVER, 1, first=(State.COMPLETE, ("revert", LAST))),
@@ -84,6 +90,7 @@ class Bench:
 
     guest: Guest
     mortals: Mortals
+    _mark: int = 0
 
     @property
     def _orch(self) -> Orchestrator:
@@ -130,6 +137,7 @@ class Bench:
             await self._take(kind, names[-1])
         if not kind.runs:
             await self._orch.destroy(DOMAIN)
+        self._mark = self.guest.serial.mark()
         if not kind.first:
             return attrs.evolve(kind, command=await self._named(kind.command))
         first = (kind.first[0], await self._named(kind.first[1]))
@@ -166,17 +174,24 @@ class Bench:
         """
         kind = await self.prepare(kind)
         before, last = await self.names(), await self._last()
-        place = str(self.guest.place / "root")
-        doomed = [Process(pid, started(pid) or 0, "") for pid in hypervisors(place, DOMAIN)]
-        status, _ = await self.run(where, victim, *kind.command)
+        doomed = self._hypervisors()
+        status, _ = await self.run(where, "us" if victim == LATER else victim, *kind.command)
         if status == NEVER:
             return "not reached"
+        if status < 0 and victim in {"us", LATER}:
+            await self._runs_again(kind)
+        if victim == LATER:
+            doomed = self._hypervisors()
+            for process in doomed:
+                os.kill(process.pid, signal.SIGKILL)
         if victim != "us":
             for process in doomed:  # what is dying still counts as running
                 await wait_gone(process)
-        if status < 0 and victim == "us":
-            await self._runs_again(kind)
         return await self._mend(kind, before, last)
+
+    def _hypervisors(self) -> list[Process]:
+        pids = hypervisors(str(self.guest.place / "root"), DOMAIN)
+        return [Process(pid, started(pid) or 0, "") for pid in pids]
 
     async def strike_after(self, kind: Kind, seconds: float) -> str:
         """Kill us so long after the beginning of an operation; as `strike`."""
@@ -198,8 +213,8 @@ class Bench:
         return await self._mend(kind, before, last)
 
     async def _runs_again(self, kind: Kind) -> None:
-        """See the guest run, with nobody's help; the new one of a revert may stand still, as its old one runs."""
-        if not kind.runs or kind.what[0] == "revert":
+        """See the guest run, with nobody's help."""
+        if not kind.runs:
             return
         mark = self.guest.serial.mark()
         try:
@@ -217,32 +232,40 @@ class Bench:
         now, names = await self._last(), await self.names()
         begun = now is not None and (kind.first is not None or last is None or now.id != last.id)
         complete = begun and now is not None and now.state == State.COMPLETE
-        verb, subject = kind.what[:2]
+        verb, subject = kind.what[0].removeprefix(FAILING), kind.what[1]
         changed = {"create": [*before, subject], "revert": before, "delete": [n for n in before if n != subject]}
         if names != (changed[verb] if complete else before):
             raise Wrong(f"{now and now.state}, and of the snapshots {before} there are {names}")
-        await self.well(restored=False)
+        await self.well(restored=False, lost=verb == "revert" and complete)
         await self._check_files()
         for name in names if verb == "delete" else {subject}.intersection(names):
             await self._orch.revert(DOMAIN, name, RevertFlag.RUNNING)
             await self.well(restored=True)
         return "complete" if complete else "undone" if begun else "never begun"
 
-    async def well(self, *, restored: bool) -> None:
-        """Start the guest if it was killed, and see that it runs and its memory and disks are of one instant."""
-        booted = await self._state() is DomainState.INACTIVE
+    async def well(self, *, restored: bool, lost: bool = True) -> None:
+        """Start the guest if it was killed, and see that it runs and its memory and disks are of one instant.
+
+        Args:
+            restored: it was gone back to a snapshot.
+            lost: what it wrote since may be lost.
+        """
+        booted, serial = await self._state() is DomainState.INACTIVE, self.guest.serial
+        said = [] if lost else serial.reports(self._mark)
+        mark = serial.mark()
         if booted:
             await self._orch.start(DOMAIN)
         if await self._state() is not DomainState.RUNNING:
             raise Wrong(f"the guest is {await self._state()}")
-        serial = self.guest.serial
-        mark = serial.mark()
         with trio.move_on_after(SECONDS):
             while not _enough(serial.reports(mark)[1:], restored=restored):  # noqa: ASYNC110 - a file tells nobody
                 await trio.sleep(0.01)
         reports = serial.reports(mark)[1:]
         if not _enough(reports, restored=restored):
             raise Wrong("the guest is silent")
+        # It boots with the newest number that is on its disks.
+        if booted and said and (found := serial.reports(mark)[0].seq) < said[-1].seq:
+            raise Wrong(f"the guest had written number {said[-1].seq}, and its disks hold {found}")
         troubles = [] if booted else serial.troubles(mark)
         if troubles or reports[-1].errors:
             raise Wrong("; ".join(troubles[:3]) or f"{reports[-1].errors} errors")

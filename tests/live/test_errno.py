@@ -201,26 +201,28 @@ def losing(command: str, *, arrives: bool = True) -> Iterator[Fault]:
     assert fault.struck, command
 
 
+@pytest.mark.parametrize("arrives", [True, False])
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PAUSED])
-async def test_lost_answers(make_world: MakeWorld, strategy: Strategy) -> None:
-    """QEMU does what it was told, and its answer never comes: complete, or undone, and the guest runs."""
+async def test_lost_answers(make_world: MakeWorld, strategy: Strategy, *, arrives: bool) -> None:
+    """QEMU does what it was told or has not been, and no answer comes: complete, or undone, and the guest runs."""
     world = await make_world()
     for command in COMMANDS:
-        with losing(command):
+        with losing(command, arrives=arrives):
             await fails_cleanly(world, partial(world.create, f"lost-{command}", strategy), f"{command} unanswered")
     await world.create("point", strategy)
     await world.revert("point")
     await world.check_consistent()
 
 
-async def test_lost_answers_of_others(make_world: MakeWorld) -> None:
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_lost_answers_of_others(make_world: MakeWorld, *, arrives: bool) -> None:
     """The same of a revert, and of deletes of a first snapshot (committed down) and a middle one (streamed up)."""
     world = await make_world()
     for verb, commands in OTHERS.items():
         for command in commands:
             await settle(world, ("a", "b", "c"))
             call = partial(world.revert, "a") if verb == "revert" else partial(world.orch.delete, NAME, verb)
-            with losing(command):
+            with losing(command, arrives=arrives):
                 await fails_cleanly(world, call, f"{verb}: {command} unanswered")
     for record in await world.orch.list(NAME):
         await world.revert(record.name)
