@@ -334,9 +334,9 @@ class RevertPlan:
         frozen: of each disk that the snapshot holds, the image that its fresh overlay is made over.
         way: a key of `snaporch.steps.REVERT`.
         directory: of the new process.
+        operation: whose plan it is.
         inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
         kept: the name of the snapshot that holds, inside these images, what they held before.
-        operation: whose plan it is, where its guard has to know.
     """
 
     domain: DomainRecord
@@ -347,9 +347,9 @@ class RevertPlan:
     frozen: dict[str, DeviceDisk]
     way: str
     directory: str
+    operation: str
     inside: dict[str, str] = attrs.field(factory=dict)
     kept: str = ""
-    operation: str = ""
 
     @property
     def memory_inside(self) -> bool:
@@ -438,12 +438,10 @@ def plan_revert(
         )
     disks, frozen = fresh_disks(domain, record, directory, operation)
     inside = {disk.disk.target: disk.name for disk in record.snapshot.disks if not disk.external}
+    place = f"{directory}/run-{operation}"
     if inside:
         way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{operation}"
-        place = f"{directory}/run-{operation}"
-        return RevertPlan(
-            domain, record, state, was, disks, frozen, way, place, inside=inside, kept=kept, operation=operation
-        )
+        return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, inside, kept)
     shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(
@@ -453,7 +451,7 @@ def plan_revert(
     way = "inactive" if state is DomainState.INACTIVE else "beside"
     if shared and was is not DomainState.INACTIVE and way == "beside":
         way = "displace"
-    return RevertPlan(domain, record, state, was, disks, frozen, way, directory=f"{directory}/run-{operation}")
+    return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation)
 
 
 def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> str:

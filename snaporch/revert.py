@@ -25,7 +25,7 @@ from snaporch.catalog.store import Change, merged
 from snaporch.context import Context, dies
 from snaporch.convert import dumps
 from snaporch.create import STREAM_BYTES, create
-from snaporch.drivers.base import Driver, Guard, Launch, LoadNote, Machine, Storage
+from snaporch.drivers.base import Driver, Guard, Journal, Launch, LoadNote, Machine, Storage
 from snaporch.engine import Operation
 from snaporch.errors import (
     CommandRefused,
@@ -155,8 +155,10 @@ class Reverter:
 
     def displacing(self, operation: str = "") -> Reverter:
         """Return one that ends the old process first; as another operation, with overlays of that one's name."""
-        disks = _renamed(self.plan, operation) if operation else self.plan.disks
-        return Reverter(attrs.evolve(self.plan, way="displace", disks=disks), self.context, self.driver, self.old)
+        plan = attrs.evolve(self.plan, way="displace")
+        if operation:
+            plan = attrs.evolve(plan, disks=_renamed(plan, operation), operation=operation)
+        return Reverter(plan, self.context, self.driver, self.old)
 
     def _path(self, target: str) -> str:
         return next(disk.path for disk in self.plan.disks if disk.target == target)
@@ -209,28 +211,21 @@ class Reverter:
                 )
 
     async def post_guard(self) -> None:
-        """Have somebody end the new guest and let the old one run, if we die before the new one has taken over.
-
-        Also when that is undone, where nobody stands by any more.
-        """
+        """Have somebody end the new guest and let the old one run, if we die before the revert is complete."""
         if self.old is None or self.plan.was is not DomainState.RUNNING or self._guard is not None:
             return
-        if self.plan.way == "inside":
-            note = LoadNote(
-                self.plan.tag,
-                self.plan.kept,
-                tuple(self.plan.inside),
-                self.context.catalog.path,
-                self.plan.operation,
-                run=self.plan.state is DomainState.RUNNING,
+        plan, journal = self.plan, Journal(self.context.catalog.path, self.plan.operation)
+        if plan.way == "inside":
+            run = plan.state is DomainState.RUNNING
+            self._guard = await self.old.load_guard(
+                LoadNote(plan.tag, plan.kept, tuple(plan.inside), journal, run=run)
             )
-            self._guard = await self.old.load_guard(note)
         else:
-            self._guard = self.old.guard(keep_stream=False, rival=self.new)
+            self._guard = self.old.guard(keep_stream=False, rival=self.new, unless_complete=journal)
         await self._guard.post()
 
     async def dismiss_guard(self) -> None:
-        """The new guest has taken over, or the old one runs on."""
+        """The revert is complete, or the old guest runs on."""
         if self._guard is not None:
             await self._guard.dismiss()
             self._guard = None
@@ -559,6 +554,8 @@ async def commit(reverters: Sequence[Reverter]) -> Change:
 
 async def clean_up(reverters: Sequence[Reverter]) -> None:
     """Clean up after all of them; the revert is complete already."""
+    for each in reverters:
+        await each.dismiss_guard()
     for each in reverters:
         await each.clean_up()
 

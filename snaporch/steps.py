@@ -187,10 +187,10 @@ REVERT: dict[str, tuple[Phase, ...]] = {
     "beside": (
         Phase(Signal.PREPARE, disk=("make_overlay",)),
         Phase(Signal.LOAD, domain=("launch", "load")),
-        # Old and new guests of a group never run at one time, and the guards stand until the last has taken over.
+        # Old and new guests of a group never run at one time. The guards stand until the revert is complete, which
+        # is one row for all: until then they take every guest back.
         Phase(Signal.SWAP, domain=("post_guard", "stand_still")),
         Phase(Signal.SWAP, domain=("take_over",), paused=True),
-        Phase(Signal.SWAP, domain=("dismiss_guard",), paused=True),
     ),
     # FORCE, where both cannot stand side by side, or the old one no longer answers.
     "displace": (
@@ -208,7 +208,7 @@ REVERT: dict[str, tuple[Phase, ...]] = {
     "inside": (
         Phase(Signal.PREPARE, domain=("post_guard", "stand_still", "keep_present")),
         Phase(Signal.LOAD, domain=("load_inside",)),
-        Phase(Signal.SWAP, domain=("take_over", "dismiss_guard")),
+        Phase(Signal.SWAP, domain=("take_over",)),
     ),
     # The point is inside images that nobody has open: they go back to it in place, and then a process may load it.
     "inside, inactive": (

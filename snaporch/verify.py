@@ -155,6 +155,7 @@ def _plan_trial(context: Context, domain: DomainRecord, record: SnapshotRecord, 
         frozen=frozen | {target: disk.disk for target, disk in inside.items()},
         way="verify",
         directory=str(context.run_directory(domain.name, operation.id)),
+        operation=operation.id,
         inside={target: disk.name for target, disk in inside.items()},
     )
 

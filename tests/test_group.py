@@ -8,8 +8,8 @@ import gc
 import math
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -37,13 +37,13 @@ from snaporch import (
     RevertFlag,
     SnaporchError,
     SnapshotRecord,
-    Stranded,
     Strategy,
     TargetExists,
     Unsupported,
     open_orchestrator,
 )
 from snaporch.catalog.store import Change
+from snaporch.models import Process
 from snaporch.orchestrator import Orchestrator
 from snaporch.states import State
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
@@ -553,19 +553,14 @@ async def tell(verb: str, failures: list[Failure], root: Path) -> None:
         files, scope = group.host.files(), trio.CancelScope()
         for failure in failures:
             plan_failure(group, failure, scope)
-        failed = None
-        try:
-            with scope:
-                if verb == "create":
-                    await group.orch.create_group(group.names, DomainSnapshot("g1"), CreateFlag.LIVE)
-                else:
-                    await group.orch.revert_group(group.names, "g0")
-        except SnaporchError as error:
-            failed = error
+        with suppress(SnaporchError), scope:
+            if verb == "create":
+                await group.orch.create_group(group.names, DomainSnapshot("g1"), CreateFlag.LIVE)
+            else:
+                await group.orch.revert_group(group.names, "g0")
         group.host.faults.clear()
         group.host.on_call = group.host.on_effect = lambda _at, _domain: None
-        if isinstance(failed, Stranded):
-            await group.orch.recover()
+        await group.orch.recover()  # what is stranded, or complete and not tidied up
         done = (await group.orch.operations("web0"))[-1]
         assert done.state in {State.COMPLETE, State.ROLLED_BACK}
         if done.state == State.ROLLED_BACK:
@@ -641,6 +636,15 @@ def counted(verb: str) -> int:
         return run(steps_in, verb, Path(root))
 
 
+async def check_all_old_or_new(group: Group, old: Mapping[str, Collection[Process]]) -> None:
+    """Check that of each member that is there a guest runs, with nobody's help: all the old or all the new."""
+    await trio.sleep(1)
+    there = [(name, process) for name in NAMES for process in group.host.processes(name)]
+    running = [(name, process) for name, process in there if group.host.guest(process).runs]
+    assert {name for name, _ in running} == {name for name, _ in there}
+    assert len({process in old[name] for name, process in running}) <= 1
+
+
 async def tell_cut(verb: str, cuts: Sequence[Cut], root: Path) -> None:
     """Cut an operation on a group, and its recovery, and check that it is one of all members or of none."""
     steps = counted(verb)
@@ -653,6 +657,7 @@ async def tell_cut(verb: str, cuts: Sequence[Cut], root: Path) -> None:
             call = mend if number else CUT[verb]
             await perform_on(group.host, root, call, cut.how, 1 + int(cut.share * steps), strands=verb in FAULTS)
             group.host.faults.clear()
+            await check_all_old_or_new(group, old)
         assert {record.state for record in await group.orch.recover()} <= {State.COMPLETE, State.ROLLED_BACK}
         assert not await group.orch.recover()
         last = (await group.orch.operations("web0"))[-1]
@@ -670,6 +675,21 @@ async def tell_cut(verb: str, cuts: Sequence[Cut], root: Path) -> None:
         group.check_consistent(NAMES)
         for name in NAMES:
             assert (await group.orch.verify(name, "g0")).ok
+
+
+async def die_between_members(root: Path, place: str) -> None:
+    """Tell the story of the test below."""
+    async with open_group(root, len(NAMES)) as group:
+        await group.create(name="g0")
+        old = {name: group.host.processes(name) for name in NAMES}
+        await perform_on(group.host, root, revert_to_g0, "us", place=place)
+        await check_all_old_or_new(group, old)
+
+
+@pytest.mark.parametrize("place", ["machine.pause", "machine.resume", "guard.dismiss"])
+def test_die_between_members(place: str, tmp_path: Path) -> None:
+    """Killed when the first member of a group stands, is taken over or has no guard any more, and the other not."""
+    run(die_between_members, tmp_path, place)
 
 
 @settings(max_examples=int(os.environ.get("SNAPORCH_CRASHES", "60")), deadline=None)

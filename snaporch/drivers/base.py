@@ -91,6 +91,19 @@ class ChainCost:
 
 
 @attrs.frozen
+class Journal:
+    """Where a guard finds in which state an operation was when we died.
+
+    Attributes:
+        catalog: the file.
+        operation: its id.
+    """
+
+    catalog: Path
+    operation: str
+
+
+@attrs.frozen
 class LoadNote:
     """What a guard has to know of a guest that goes back to a point inside its images.
 
@@ -98,16 +111,14 @@ class LoadNote:
         tag: the point's name inside.
         kept: that of what the guest held before; where it is not there any more the guest holds that again.
         targets: the disks that it is of; the first one's image has the memory.
-        catalog: says, by the state of `operation`, whether the load may have begun.
-        operation: the revert's id.
+        journal: says, by the state of the revert, whether the load may have begun.
         run: the guest is to run afterwards.
     """
 
     tag: str
     kept: str
     targets: tuple[str, ...]
-    catalog: Path
-    operation: str
+    journal: Journal
     run: bool = True
 
 
@@ -281,13 +292,21 @@ class Machine(abc.ABC):
         raise Unsupported(f"this driver cannot tell how much a guest writes in {seconds} s")
 
     @abc.abstractmethod
-    def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
+    def guard(
+        self,
+        *,
+        keep_stream: bool,
+        rival: Process | None = None,
+        unless_complete: Journal | None = None,
+        thaw: bool = False,
+    ) -> Guard:
         """Return a guard for this machine's guest, which runs; nothing happens before `Guard.post`.
 
         Args:
             keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops
                 the guest at its end would.
             rival: a process that was to take the guest's place; it is ended before the guest runs again.
+            unless_complete: if this says that the operation is complete, the rival has taken the place.
             thaw: have the guest's file systems thawed as well.
         """
 

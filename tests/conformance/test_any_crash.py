@@ -390,7 +390,7 @@ def test_any_crash(story: Story) -> None:
 
 
 # By one step in so many each kind of operation is cut in a run of the suite.
-STRIDE = int(os.environ.get("SNAPORCH_STRIDE", "25"))
+STRIDE = int(os.environ.get("SNAPORCH_STRIDE", "10"))
 
 
 @pytest.mark.parametrize("how", ["us", "both", "cancel"])

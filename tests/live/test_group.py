@@ -138,7 +138,7 @@ async def test_killed(make_world: MakeWorld) -> None:
         assert await two.names() == [[], []]
         await two.create("g1")
         old = await two.pids()
-        for where in ("after:take_over#1", "after:dismiss_guard#1"):
+        for where in ("after:take_over#1", "after:take_over#2"):
             await two.killed(where, "revert", "g1")
             assert (await two.last()).state == State.ROLLED_BACK, where
             assert await two.pids() == old, where

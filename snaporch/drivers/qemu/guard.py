@@ -1,6 +1,6 @@
 """A program of its own that lets a guest go on when we die.
 
-    guard.py pause SOCKET STREAM RIVAL AGENT < leash
+    guard.py pause SOCKET STREAM AGENT RIVAL [CATALOG OPERATION] < leash
     guard.py pivot SOCKET JOB CATALOG DOMAIN TARGET ACTIVE < leash
     guard.py load SOCKET CATALOG OPERATION AFTERWARDS TAG KEPT NODE... < leash
 
@@ -8,7 +8,8 @@ While a guest is held by us, SIGKILL of our process must not leave it so. This p
 until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal; its end
 without one means that we are dead. Then, of a guest that is paused, it
 
-1. ends RIVAL, a process (``PID:START``, or ``-``) that was to take the guest's place: never two of them;
+1. ends RIVAL, a process (``PID:START``, or ``-``) that was to take the guest's place: never two of them. If the
+   CATALOG says that the OPERATION is complete it has taken that place, and nothing is done;
 2. with STREAM ``cancel`` ends a memory stream that would stop the guest once more at its end, where nobody would
    be left to let it run; ``keep`` leaves it alone: a background stream stops nothing later, and QEMU 7.2 must not
    lose it;
@@ -145,10 +146,19 @@ def _asked(catalog: str, sql: str, *values: str) -> Any:
     return json.loads(value)
 
 
-def may_have_loaded(catalog: str, operation: str) -> bool | None:
-    """Return whether a revert may have begun to load; None where it is being undone, and nobody can say."""
+def _state(catalog: str, operation: str) -> str:
     sql = "SELECT json_quote(json_extract(record, '$.state')) FROM operation WHERE id = ?"
-    state = _asked(catalog, sql, operation)
+    return str(_asked(catalog, sql, operation))
+
+
+def is_complete(catalog: str, operation: str) -> bool:
+    """Return whether an operation is."""
+    return _state(catalog, operation) == "complete"
+
+
+def may_have_loaded(catalog: str, operation: str) -> bool | None:
+    """Return whether a revert may have begun to load; None where it is over, or nobody can say."""
+    state = _state(catalog, operation)
     return True if state in _LOADED else False if state == "preparing" else None
 
 
@@ -229,8 +239,10 @@ def _end_load(path: str, catalog: str, operation: str, *what: str) -> None:
     _let_run(monitor, time.monotonic() + SECONDS)
 
 
-def _end_pause(path: str, stream: str, rival: str, agent: str) -> None:
+def _end_pause(path: str, stream: str, agent: str, rival: str, *journal: str) -> None:
     """See the head of this file."""
+    if journal and is_complete(*journal):
+        return
     _end_rival(rival)
     with contextlib.suppress(OSError, ValueError):  # the QEMU is gone, and with it what was guarded
         _run_again(path, cancel=stream == "cancel")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from snaporch.drivers.base import Guard, LoadNote, PivotNote
+from snaporch.drivers.base import Guard, Journal, LoadNote, PivotNote
 from snaporch.drivers.qemu import guard
 from snaporch.errors import OperationFailed
 from snaporch.models import DiskStatus, Process
@@ -26,12 +26,14 @@ class QemuGuard(Guard):
         self._process: trio.Process | None = None
 
     @classmethod
-    def of_the_pause(cls, socket: str, *, keep_stream: bool, rival: Process | None, agent: str = "") -> QemuGuard:
+    def of_the_pause(
+        cls, socket: str, *, keep_stream: bool, rival: Process | None, journal: Journal | None, agent: str
+    ) -> QemuGuard:
         """Return one that lets the guest run again; see `Machine.guard`."""
         stream = "keep" if keep_stream else "cancel"
-        return cls(
-            "pause", socket, stream, f"{rival.pid}:{rival.started}" if rival is not None else "-", agent or "-"
-        )
+        ends = f"{rival.pid}:{rival.started}" if rival is not None else "-"
+        row = (str(journal.catalog), journal.operation) if journal is not None else ()
+        return cls("pause", socket, stream, agent or "-", ends, *row)
 
     @classmethod
     def of_a_pivot(cls, socket: str, job: str, domain: str, disk: DiskStatus, note: PivotNote) -> QemuGuard:
@@ -42,7 +44,8 @@ class QemuGuard(Guard):
     def of_a_load(cls, socket: str, note: LoadNote, nodes: Sequence[str]) -> QemuGuard:
         """Return one that lets a guest run on, or loads what is inside the images on nodes; see `load_guard`."""
         run = "run" if note.run else "stand"
-        return cls("load", socket, str(note.catalog), note.operation, run, note.tag, note.kept, *nodes)
+        journal = note.journal
+        return cls("load", socket, str(journal.catalog), journal.operation, run, note.tag, note.kept, *nodes)
 
     async def post(self) -> None:
         """See Guard; its interpreter has started when this returns, as it would be slow to in the pause."""

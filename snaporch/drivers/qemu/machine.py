@@ -16,6 +16,7 @@ import trio
 from snaporch.drivers.base import (
     Capabilities,
     Guard,
+    Journal,
     LoadNote,
     Machine,
     Overlay,
@@ -207,10 +208,22 @@ class QemuMachine(Machine):
             await trio.sleep(0.1)
         return float(found["dirty-rate"] * 2**20)
 
-    def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
+    def guard(
+        self,
+        *,
+        keep_stream: bool,
+        rival: Process | None = None,
+        unless_complete: Journal | None = None,
+        thaw: bool = False,
+    ) -> Guard:
         """See Machine."""
-        agent_ = self._agent if thaw else ""
-        return QemuGuard.of_the_pause(self._process.socket, keep_stream=keep_stream, rival=rival, agent=agent_)
+        return QemuGuard.of_the_pause(
+            self._process.socket,
+            keep_stream=keep_stream,
+            rival=rival,
+            journal=unless_complete,
+            agent=self._agent if thaw else "",
+        )
 
     async def load_guard(self, note: LoadNote) -> Guard:
         """See Machine."""

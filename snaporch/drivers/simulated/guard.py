@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable
 
-from snaporch.drivers.base import Guard, LoadNote
-from snaporch.drivers.qemu.guard import may_have_loaded
+from snaporch.drivers.base import Guard, Journal, LoadNote
+from snaporch.drivers.qemu.guard import is_complete, may_have_loaded
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.models import Process
 
 
 class SimulatedGuard(Guard):
-    """See Guard."""
+    """See Guard; `act` is given the instant at which it acts."""
 
-    def __init__(self, client: Client, process: SimulatedProcess) -> None:
+    def __init__(self, client: Client, process: SimulatedProcess, act: Callable[[float], None]) -> None:
         self._client = client
         self._process = process
+        self._act = act
 
-    @abc.abstractmethod
     def hear(self) -> None:
-        """Hear of the death of the program that has posted it."""
+        """Hear of the death of the program that has posted it; acts at once."""
+        self._act(self._process.settle())
 
     async def post(self) -> None:
         """See Guard."""
@@ -34,44 +34,13 @@ class SimulatedGuard(Guard):
         )
 
 
-class PauseGuard(SimulatedGuard):
-    """See Machine.guard."""
-
-    def __init__(
-        self, client: Client, process: SimulatedProcess, *, keep_stream: bool, rival: Process | None, thaw: bool
-    ) -> None:
-        super().__init__(client, process)
-        self._keep_stream = keep_stream
-        self._rival = rival
-        self._thaw = thaw
-
-    def hear(self) -> None:
-        """See SimulatedGuard; acts at once."""
-        if self._rival is not None and (rival := self._client.host.find(self._rival)) is not None:
-            rival.settle()
-            rival.end("its guard has ended it")
-        self._process.settle()
-        if self._process.ended or self._process.hung:
-            return
-        migration = self._process.migration
-        if migration is not None and not self._keep_stream:
-            migration.cancel()
-        self._process.cont()
-        if self._thaw:
-            self._process.thaw()
-
-
 class ReadingGuard(SimulatedGuard):
     """One that has to read the catalog, which the threads of a program that is simulated to be dead still write to.
 
-    So it acts a while later: `act` is given that instant.
+    So it acts a while later.
     """
 
     SECONDS = 0.05
-
-    def __init__(self, client: Client, process: SimulatedProcess, act: Callable[[float], None]) -> None:
-        super().__init__(client, process)
-        self._act = act
 
     def hear(self) -> None:
         """See SimulatedGuard."""
@@ -82,7 +51,7 @@ def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> Rea
     """See Machine.load_guard."""
 
     def act(at: float) -> None:
-        loaded = may_have_loaded(str(note.catalog), note.operation)
+        loaded = may_have_loaded(str(note.journal.catalog), note.journal.operation)
         if loaded is None or process.guest.runs:
             return
         if loaded and process.keeps(note.kept, note.targets):
@@ -92,3 +61,31 @@ def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> Rea
         process.cont(at)
 
     return ReadingGuard(client, process, act)
+
+
+def pause_guard(
+    client: Client,
+    process: SimulatedProcess,
+    *,
+    keep_stream: bool,
+    rival: Process | None,
+    journal: Journal | None,
+    thaw: bool,
+) -> SimulatedGuard:
+    """See Machine.guard."""
+
+    def act(at: float) -> None:
+        if journal is not None and is_complete(str(journal.catalog), journal.operation):
+            return
+        if rival is not None and (other := client.host.find(rival)) is not None:
+            other.settle()
+            other.end("its guard has ended it")
+        if process.ended or process.hung:
+            return
+        if process.migration is not None and not keep_stream:
+            process.migration.cancel()
+        process.cont(at)
+        if thaw:
+            process.thaw()
+
+    return SimulatedGuard(client, process, act) if journal is None else ReadingGuard(client, process, act)

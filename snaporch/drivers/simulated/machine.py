@@ -12,6 +12,7 @@ import trio
 from snaporch.drivers.base import (
     Capabilities,
     Guard,
+    Journal,
     LoadNote,
     Machine,
     Overlay,
@@ -22,7 +23,7 @@ from snaporch.drivers.base import (
 )
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.files import os_error
-from snaporch.drivers.simulated.guard import PauseGuard, load_guard
+from snaporch.drivers.simulated.guard import load_guard, pause_guard
 from snaporch.drivers.simulated.merge import Merger
 from snaporch.drivers.simulated.migration import SAME, Migration, Phase
 from snaporch.drivers.simulated.process import SimulatedProcess
@@ -109,9 +110,17 @@ class SimulatedMachine(Machine):
         """See Machine."""
         return await self._call("dirty_rate", lambda: self.process.guest.model.dirty_rate, float(seconds))
 
-    def guard(self, *, keep_stream: bool, rival: Process | None = None, thaw: bool = False) -> Guard:
+    def guard(
+        self,
+        *,
+        keep_stream: bool,
+        rival: Process | None = None,
+        unless_complete: Journal | None = None,
+        thaw: bool = False,
+    ) -> Guard:
         """See Machine; a `SimulatedDriver.die` is what it waits for."""
-        return PauseGuard(self.client, self.process, keep_stream=keep_stream, rival=rival, thaw=thaw)
+        what = {"keep_stream": keep_stream, "thaw": thaw}
+        return pause_guard(self.client, self.process, rival=rival, journal=unless_complete, **what)
 
     async def load_guard(self, note: LoadNote) -> Guard:
         """See Machine."""
