@@ -10,8 +10,10 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
-from snaporch.errors import HypervisorError, TargetExists, Unsupported
+from snaporch.drivers.qemu.stream import QemuStream
+from snaporch.errors import HypervisorError, OperationFailed, TargetExists, Unsupported
 from snaporch.models import DomainState, RevertFlag
 from snaporch.qmp import open_qmp
 from tests.live.world import MIB, NAME, RAM_MIB, MakeWorld, Qemu, World, make_image
@@ -105,7 +107,7 @@ def spawned() -> Iterator[list[subprocess.Popen[bytes]]]:
 @pytest.fixture
 def place(tmp_path: Path, qemu: Qemu) -> Iterator[Path]:
     """The directory of what is none of ours, with images."""
-    for name in ("one", "two", "old"):
+    for name in ("one", "two", "old", "spare"):
         make_image(qemu, tmp_path / f"{name}.qcow2")
     yield tmp_path
     for path in tmp_path.glob("*.qcow2"):
@@ -165,6 +167,36 @@ async def test_styles(attached: Callable[[Style], Awaitable[World]], place: Path
             assert (await client.execute("query-status"))["running"]
     await world.check_no_orphans()
     assert (place / "one.qcow2").exists()
+
+
+async def stops(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+    raise HypervisorError("it is not armed")
+
+
+async def nodes(place: Path) -> list[tuple[str, str]]:
+    """Return what QEMU has open, and under which names."""
+    async with open_qmp(place / "qmp.sock", label="foreign") as client:
+        return sorted((node["node-name"], node["file"]) for node in await client.execute("query-named-block-nodes"))
+
+
+@pytest.mark.parametrize("style", ["blockdev-nested", "drive", "drive-relative-daemonize"])
+async def test_rolled_back(
+    attached: Callable[[Style], Awaitable[World]], place: Path, monkeypatch: pytest.MonkeyPatch, style: str
+) -> None:
+    """A create that fails in its pause leaves all as it was, an image too that somebody has opened for later."""
+    world = await attached(STYLES[style])
+    async with open_qmp(place / "qmp.sock", label="foreign") as client:
+        file = {"driver": "file", "filename": str(place / "spare.qcow2")}
+        await client.execute("blockdev-add", {"driver": "qcow2", "node-name": "spare-image", "file": file})
+    before, info = await nodes(place), await world.orch.domain_info(NAME)
+    monkeypatch.setattr(QemuStream, "armed", stops)
+    with pytest.raises(OperationFailed):
+        await world.create("point")
+    assert await nodes(place) == before
+    assert await world.orch.domain_info(NAME) == info
+    assert not world.images()
+    await world.check_runs()
 
 
 async def test_refused(attached: Callable[[Style], Awaitable[World]], place: Path) -> None:

@@ -116,55 +116,32 @@ async def test_recovery_killed_in_its_merges(make_world: MakeWorld) -> None:
     await world.check_runs(3)
 
 
-# The disk is about to go over, and what says so is not there yet, or is.
-PENDING = ["after:job-complete#1", "before:job-finalize#1"]
-
-
-async def check_pivot_ends(qmp: QMPClient) -> None:
-    """Check that what a guard is to do about a job is done."""
-    with trio.fail_after(SECONDS):
-        while await qmp.execute("query-jobs"):  # noqa: ASYNC110 - a guard tells nobody that it is done
-            await trio.sleep(0.01)
+# A disk is about to go over to the image below it: what says so is not there yet; is there; it has been told to.
+PIVOT = ["after:job-complete#1", "before:job-finalize#1", "after:job-finalize#1"]
 
 
 @pytest.mark.parametrize("who", ["us", "both"])
-@pytest.mark.parametrize("place", [*PENDING, "after:job-finalize#1"])
-async def test_recovery_killed_with_a_pivot_pending(make_world: MakeWorld, place: str, who: str) -> None:
-    """Recovery that is killed when a disk goes back to its image: whichever it is on is not lost with QEMU.
+@pytest.mark.parametrize("verb", ["delete", "recover"])
+@pytest.mark.parametrize("place", PIVOT)
+async def test_pivot(make_world: MakeWorld, place: str, verb: str, who: str) -> None:
+    """Killed in a delete, or in undoing a create, while QEMU holds what the guest writes to a disk: it writes on.
 
-    Where QEMU lives a guard sees to it that the guest writes on, and QEMU dies later.
+    It does so to the image that is then said to be the newest: QEMU dies with us, or later, and nothing is lost.
     """
     world = await make_world()
-    await killed(world, "after:resume#1", "create", "point", Strategy.BACKGROUND)
+    await (killed(world, "after:resume#1", "create", "point") if verb == "recover" else world.create("point"))
     await world.check_runs(3)
     async with watched(world) as (qmp, _):
-        await killed(world, place, "recover", who=who)
-        if who == "us":
-            await check_pivot_ends(qmp)
+        await killed(world, place, verb, "point", who=who)
+        with trio.fail_after(SECONDS):
+            # A guard tells nobody that it is done.
+            while who == "us" and await qmp.execute("query-jobs"):  # noqa: ASYNC110
+                await trio.sleep(0.01)
     if who == "us":
         await world.check_runs(3)
         subprocess.run(["kill", "-KILL", str(await world.pid())], check=True)
     (ended,) = await world.orch.recover()
-    assert ended.state == State.ROLLED_BACK
-    await world.check_no_orphans()
-    await world.check_nothing_lost()
-
-
-@pytest.mark.parametrize("place", PENDING)
-async def test_delete_with_a_pivot_pending(make_world: MakeWorld, place: str) -> None:
-    """Killed while QEMU holds what the guest writes, before or after the catalog's row of it: the guest writes on.
-
-    It does so to the image of the row: QEMU dies later, and nothing is lost.
-    """
-    world = await make_world()
-    await world.create("point")
-    async with watched(world) as (qmp, _):
-        await killed(world, place, "delete", "point")
-        await check_pivot_ends(qmp)
-    await world.check_runs(3)
-    subprocess.run(["kill", "-KILL", str(await world.pid())], check=True)
-    (ended,) = await world.orch.recover()
-    assert ended.state == State.COMPLETE
+    assert ended.state == (State.ROLLED_BACK if verb == "recover" else State.COMPLETE)
     await world.check_no_orphans()
     await world.check_nothing_lost()
 

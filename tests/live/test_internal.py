@@ -220,51 +220,36 @@ async def is_silent(world: World) -> bool:
         return re.search("silent|no greeting", str(error)) is not None
 
 
-# Where a revert is killed, and what becomes of it.
+# Where a revert is killed, or one that fails when all is done and is rolled back, and what becomes of it.
 KILLS = {
-    "after:stand_still#1": State.ROLLED_BACK,
-    "after:keep_present#1": State.ROLLED_BACK,
-    State.LOADING: State.COMPLETE,
-    "after:load_inside#1": State.COMPLETE,
-    "after:take_over#1": State.COMPLETE,
+    "revert": {
+        "after:stand_still#1": State.ROLLED_BACK,
+        "after:keep_present#1": State.ROLLED_BACK,
+        State.LOADING: State.COMPLETE,
+        "after:load_inside#1": State.COMPLETE,
+        "after:take_over#1": State.COMPLETE,
+    },
+    "failing-revert": {
+        "before:load_present#1": State.COMPLETE,
+        "before:delete_inside#1": State.COMPLETE,
+        "after:delete_inside#1": State.ROLLED_BACK,
+        "after:run_old#1": State.ROLLED_BACK,
+        "after:forget_kept#1": State.ROLLED_BACK,
+    },
 }
 
 
-async def test_killed_in_revert(world: World) -> None:
-    """Killed before the point is loaded the guest runs on, afterwards the point does, with nobody's help.
+@pytest.mark.parametrize("verb", KILLS)
+async def test_killed_in_revert(world: World, verb: str) -> None:
+    """Killed before the point is loaded, or when it was loaded back, the guest runs on; in between the point does.
 
-    Recovery then undoes the revert, or takes it for complete, and does not throw the guest back.
+    Nobody helps. Recovery then undoes the revert, or takes it for complete, and does not throw the guest back.
     """
     await inside(world, "point")
-    for where, state in KILLS.items():
+    for where, state in KILLS[verb].items():
         await world.check_runs()
         before = (await world.reports(1))[-1].seq
-        await killed(world, where, "revert", "point")
-        alone = await world.check_consistent()
-        assert (alone.seq >= before) == (state is State.ROLLED_BACK), where
-        (ended,) = await world.orch.recover()
-        assert ended.state == state, where
-        assert (await world.check_consistent()).seq >= alone.seq, where
-        assert await tags(world) == [("point",)] * 2
-
-
-# Where one is killed that fails when all is done, and is rolled back, and what becomes of it.
-KILLS_UNDOING = {
-    "before:load_present#1": State.COMPLETE,
-    "before:delete_inside#1": State.COMPLETE,
-    "after:delete_inside#1": State.ROLLED_BACK,
-    "after:run_old#1": State.ROLLED_BACK,
-    "after:forget_kept#1": State.ROLLED_BACK,
-}
-
-
-async def test_killed_in_undoing_a_revert(world: World) -> None:
-    """The guest runs on without anybody's help, and recovery finds out which of the two it is."""
-    await inside(world, "point")
-    for where, state in KILLS_UNDOING.items():
-        await world.check_runs()
-        before = (await world.reports(1))[-1].seq
-        await killed(world, where, "failing-revert", "point")
+        await killed(world, where, verb, "point")
         alone = await world.check_consistent()
         assert (alone.seq >= before) == (state is State.ROLLED_BACK), where
         (ended,) = await world.orch.recover()

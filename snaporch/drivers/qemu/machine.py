@@ -35,7 +35,6 @@ from snaporch.models import TARGET, DiskStatus, DomainState, MergeOptions, Proce
 from snaporch.qmp import QMPClient
 from snaporch.qmp.subscription import Subscription
 
-_OUR_NODE = re.compile(r"sp-.*|.*-image")
 # Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
 QUIT_SECONDS = 10.0
@@ -338,8 +337,8 @@ class QemuMachine(Machine):
         return {next(_chain(node["image"], self._process.cwd)): node["node-name"] for node in wanted}
 
     def is_ours(self, node: str) -> bool:
-        """Return whether we have opened a node."""
-        return _OUR_NODE.fullmatch(node) is not None
+        """Return whether we have opened a node, here or on the command line."""
+        return node.startswith("sp-") or (node.endswith("-image") and not self._process.attached)
 
     async def commit_image(
         self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
