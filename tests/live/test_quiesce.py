@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 
+from snaporch.drivers.qemu import agent
 from snaporch.drivers.qemu.attach import agent_socket
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.errors import Unsupported
@@ -155,8 +156,9 @@ async def test_linux(tmp_path: Path, qemu: Qemu) -> None:
         assert [each.name for each in await orch.list(NAME)] == ["disks", "live", "inside"]
 
 
-async def test_silent(make_world: MakeWorld) -> None:
+async def test_silent(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest in which no agent runs is left as it is, whatever was asked for."""
+    monkeypatch.setattr(agent, "SYNC_SECONDS", 2.0)
     world = await make_world(guest_agent=True)
     for flags in (DISKS, CreateFlag.LIVE | CreateFlag.QUIESCE):
         async with world.unchanged():
