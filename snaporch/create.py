@@ -37,6 +37,7 @@ from snaporch.drivers.base import (
     Inside,
     Machine,
     Overlay,
+    PauseNote,
     PivotNote,
     Storage,
     Stream,
@@ -245,7 +246,7 @@ class Participant:
         """Have somebody let the guest run again if we die while it is paused."""
         if self.plan.state is DomainState.RUNNING:
             background = self.plan.strategy is Strategy.BACKGROUND
-            self._guard = self._hypervisor.guard(keep_stream=background, thaw=self.plan.quiesce)
+            self._guard = self._hypervisor.guard(PauseNote(background, thaw=self.plan.quiesce))
             await self._guard.post()
 
     async def dismiss_guard(self) -> None:

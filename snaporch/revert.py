@@ -25,7 +25,7 @@ from snaporch.catalog.store import Change, merged
 from snaporch.context import Context, dies
 from snaporch.convert import dumps
 from snaporch.create import STREAM_BYTES, create
-from snaporch.drivers.base import Driver, Guard, Journal, Launch, LoadNote, Machine, Storage
+from snaporch.drivers.base import Driver, Guard, Journal, Launch, LoadNote, Machine, PauseNote, Storage
 from snaporch.engine import Operation
 from snaporch.errors import (
     CommandRefused,
@@ -221,7 +221,7 @@ class Reverter:
                 LoadNote(plan.tag, plan.kept, tuple(plan.inside), journal, run=run)
             )
         else:
-            self._guard = self.old.guard(keep_stream=False, rival=self.new, unless_complete=journal)
+            self._guard = self.old.guard(PauseNote(keep_stream=False, rival=self.new, journal=journal))
         await self._guard.post()
 
     async def dismiss_guard(self) -> None:

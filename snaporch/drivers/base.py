@@ -104,6 +104,24 @@ class Journal:
 
 
 @attrs.frozen
+class PauseNote:
+    """What a guard has to know of a guest that we pause.
+
+    Attributes:
+        keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops the
+            guest at its end would.
+        rival: a process that was to take the guest's place; it is ended before the guest runs again.
+        journal: if this says that the operation is complete, the rival has taken the place.
+        thaw: have the guest's file systems thawed as well.
+    """
+
+    keep_stream: bool
+    rival: Process | None = None
+    journal: Journal | None = None
+    thaw: bool = False
+
+
+@attrs.frozen
 class LoadNote:
     """What a guard has to know of a guest that goes back to a point inside its images.
 
@@ -292,23 +310,8 @@ class Machine(abc.ABC):
         raise Unsupported(f"this driver cannot tell how much a guest writes in {seconds} s")
 
     @abc.abstractmethod
-    def guard(
-        self,
-        *,
-        keep_stream: bool,
-        rival: Process | None = None,
-        unless_complete: Journal | None = None,
-        thaw: bool = False,
-    ) -> Guard:
-        """Return a guard for this machine's guest, which runs; nothing happens before `Guard.post`.
-
-        Args:
-            keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops
-                the guest at its end would.
-            rival: a process that was to take the guest's place; it is ended before the guest runs again.
-            unless_complete: if this says that the operation is complete, the rival has taken the place.
-            thaw: have the guest's file systems thawed as well.
-        """
+    def guard(self, note: PauseNote) -> Guard:
+        """Return a guard for this machine's guest, which runs; nothing happens before `Guard.post`."""
 
     async def load_guard(self, note: LoadNote) -> Guard:
         """Return a guard for this machine's guest, which runs, while it goes back to a point inside its images.

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from snaporch.drivers.base import Guard, Journal, LoadNote, PivotNote
+from snaporch.drivers.base import Guard, LoadNote, PauseNote, PivotNote
 from snaporch.drivers.qemu import guard
 from snaporch.errors import OperationFailed
-from snaporch.models import DiskStatus, Process
+from snaporch.models import DiskStatus
 
 READY_SECONDS = 20.0  # for an interpreter to start, on a busy host
 END_SECONDS = 5.0
@@ -26,14 +26,12 @@ class QemuGuard(Guard):
         self._process: trio.Process | None = None
 
     @classmethod
-    def of_the_pause(
-        cls, socket: str, *, keep_stream: bool, rival: Process | None, journal: Journal | None, agent: str
-    ) -> QemuGuard:
+    def of_the_pause(cls, socket: str, note: PauseNote, agent: str) -> QemuGuard:
         """Return one that lets the guest run again; see `Machine.guard`."""
-        stream = "keep" if keep_stream else "cancel"
-        ends = f"{rival.pid}:{rival.started}" if rival is not None else "-"
-        row = (str(journal.catalog), journal.operation) if journal is not None else ()
-        return cls("pause", socket, stream, agent or "-", ends, *row)
+        stream, thawed = "keep" if note.keep_stream else "cancel", agent if note.thaw and agent else "-"
+        ends = f"{note.rival.pid}:{note.rival.started}" if note.rival is not None else "-"
+        row = (str(note.journal.catalog), note.journal.operation) if note.journal is not None else ()
+        return cls("pause", socket, stream, thawed, ends, *row)
 
     @classmethod
     def of_a_pivot(cls, socket: str, job: str, domain: str, disk: DiskStatus, note: PivotNote) -> QemuGuard:

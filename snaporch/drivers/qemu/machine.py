@@ -16,10 +16,10 @@ import trio
 from snaporch.drivers.base import (
     Capabilities,
     Guard,
-    Journal,
     LoadNote,
     Machine,
     Overlay,
+    PauseNote,
     PivotNote,
     Progress,
     Stream,
@@ -207,22 +207,9 @@ class QemuMachine(Machine):
             await trio.sleep(0.1)
         return float(found["dirty-rate"] * 2**20)
 
-    def guard(
-        self,
-        *,
-        keep_stream: bool,
-        rival: Process | None = None,
-        unless_complete: Journal | None = None,
-        thaw: bool = False,
-    ) -> Guard:
+    def guard(self, note: PauseNote) -> Guard:
         """See Machine."""
-        return QemuGuard.of_the_pause(
-            self._process.socket,
-            keep_stream=keep_stream,
-            rival=rival,
-            journal=unless_complete,
-            agent=self._agent if thaw else "",
-        )
+        return QemuGuard.of_the_pause(self._process.socket, note, self._agent)
 
     async def load_guard(self, note: LoadNote) -> Guard:
         """See Machine."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from snaporch.drivers.base import PivotNote, Progress
+from snaporch.drivers.base import PauseNote, PivotNote, Progress
 from snaporch.drivers.qemu import blockjob
 from snaporch.drivers.qemu.blockjob import PREFIX, BlockJob, Brake, braked
 from snaporch.drivers.qemu.leash import posted
@@ -29,7 +29,7 @@ class Merger:
     machine: QemuMachine
 
     def _brake(self, disk: DiskStatus) -> Brake:
-        guard = self.machine.guard(keep_stream=True)
+        guard = self.machine.guard(PauseNote(keep_stream=True))
         return Brake(disk.node, f"{PREFIX}{disk.target}", guard, self.machine.qmp)
 
     async def _disk_with(self, image: str) -> DiskStatus:

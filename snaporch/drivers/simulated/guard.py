@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from snaporch.drivers.base import Guard, Journal, LoadNote
+from snaporch.drivers.base import Guard, LoadNote, PauseNote
 from snaporch.drivers.qemu.guard import is_complete, may_have_loaded
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.process import SimulatedProcess
-from snaporch.models import Process
 
 
 class SimulatedGuard(Guard):
@@ -63,29 +62,21 @@ def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> Rea
     return ReadingGuard(client, process, act)
 
 
-def pause_guard(
-    client: Client,
-    process: SimulatedProcess,
-    *,
-    keep_stream: bool,
-    rival: Process | None,
-    journal: Journal | None,
-    thaw: bool,
-) -> SimulatedGuard:
+def pause_guard(client: Client, process: SimulatedProcess, note: PauseNote) -> SimulatedGuard:
     """See Machine.guard."""
 
     def act(at: float) -> None:
-        if journal is not None and is_complete(str(journal.catalog), journal.operation):
+        if note.journal is not None and is_complete(str(note.journal.catalog), note.journal.operation):
             return
-        if rival is not None and (other := client.host.find(rival)) is not None:
-            other.settle()
-            other.end("its guard has ended it")
+        if note.rival is not None and (rival := client.host.find(note.rival)) is not None:
+            rival.settle()
+            rival.end("its guard has ended it")
         if process.ended or process.hung:
             return
-        if process.migration is not None and not keep_stream:
+        if process.migration is not None and not note.keep_stream:
             process.migration.cancel()
         process.cont(at)
-        if thaw:
+        if note.thaw:
             process.thaw()
 
-    return SimulatedGuard(client, process, act) if journal is None else ReadingGuard(client, process, act)
+    return (SimulatedGuard if note.journal is None else ReadingGuard)(client, process, act)

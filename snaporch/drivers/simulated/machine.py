@@ -12,10 +12,10 @@ import trio
 from snaporch.drivers.base import (
     Capabilities,
     Guard,
-    Journal,
     LoadNote,
     Machine,
     Overlay,
+    PauseNote,
     PivotNote,
     Progress,
     Stream,
@@ -28,7 +28,7 @@ from snaporch.drivers.simulated.merge import Merger
 from snaporch.drivers.simulated.migration import SAME, Migration, Phase
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import ConnectionGone, SnaporchError, Unsupported
-from snaporch.models import DiskStatus, DomainState, FileRecord, MergeOptions, Process, Strategy
+from snaporch.models import DiskStatus, DomainState, FileRecord, MergeOptions, Strategy
 
 T = TypeVar("T")
 
@@ -110,17 +110,9 @@ class SimulatedMachine(Machine):
         """See Machine."""
         return await self._call("dirty_rate", lambda: self.process.guest.model.dirty_rate, float(seconds))
 
-    def guard(
-        self,
-        *,
-        keep_stream: bool,
-        rival: Process | None = None,
-        unless_complete: Journal | None = None,
-        thaw: bool = False,
-    ) -> Guard:
+    def guard(self, note: PauseNote) -> Guard:
         """See Machine; a `SimulatedDriver.die` is what it waits for."""
-        what = {"keep_stream": keep_stream, "thaw": thaw}
-        return pause_guard(self.client, self.process, rival=rival, journal=unless_complete, **what)
+        return pause_guard(self.client, self.process, note)
 
     async def load_guard(self, note: LoadNote) -> Guard:
         """See Machine."""
