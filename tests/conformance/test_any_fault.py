@@ -195,6 +195,7 @@ async def check(world: SimulatedWorld, before: Mapping[str, object], *, complete
 @given(stories())
 @example(Story(Strategy.BACKGROUND, (Failure("switch", "error", True, 1),)))
 @example(Story(Strategy.BACKGROUND, (Failure("switch", "error", True, 1), Failure("resume", "error", False, 1))))
+@example(Story(Strategy.INTERNAL, (Failure("save_inside", "cancel", True, 1),), quiesce=True))
 def test_any_fault(story: Story) -> None:
     """One or two failures in any steps of any strategy: nothing is left, nothing is lost, or recover mends it."""
     clock = MockClock(autojump_threshold=0)

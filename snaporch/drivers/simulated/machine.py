@@ -134,7 +134,8 @@ class SimulatedMachine(Machine):
         await self._call("freeze", self.process.freeze, self._speed.query)
 
     async def thaw(self) -> None:
-        """See Machine."""
+        """See Machine; as a real one, it tries again while the guest stands for a save that was cut short."""
+        await self.client.wait(self.process.saving, self.process)
         await self._call("thaw", self.process.thaw, self._speed.query)
 
     def pause_times(self) -> tuple[float, float] | None:
