@@ -252,6 +252,20 @@ def test_by_keyboard(context: BrowserContext, site: Site) -> None:
     expect(row(page, "by-keyboard")).to_have_count(0)
 
 
+def test_opened_again_at_once(context: BrowserContext, site: Site) -> None:
+    """A dialog that is closed and opened again before the page has taken note of its end is there."""
+    page = entered(context, site.operator)
+    take = page.get_by_role("button", name="Take snapshot").first
+    take.click()
+    expect(page.get_by_role("dialog")).to_have_count(1)
+    for _ in range(2):
+        take.evaluate("button => { document.querySelector('dialog').close(); button.click(); }")
+        expect(page.get_by_role("dialog")).to_have_count(1)
+        expect(page.get_by_role("dialog").get_by_label("Name")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 def check_accessible(page: Page, *rules: str) -> None:
     """Assert that axe finds nothing: names, roles, contrast, order; or only by some of its rules."""
     found = Axe().run(page, options={"runOnly": list(rules)} if rules else None)

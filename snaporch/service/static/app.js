@@ -206,7 +206,7 @@ function Power({ domain, store, api }) {
 
 function Domain({ domain, state, store, api }) {
   const [selected, setSelected] = useState(null);
-  const [dialog, setDialog] = useState(null);
+  const [dialog, setDialog] = useState(null); // an object: of the same kind, the next that is opened is another
   const snapshots = state.snapshots[domain.name];
   const operations = Object.values(state.operations).filter((each) => concerns(each, domain.name)).sort((a, b) => b.begun - a.begun);
   const running = operations.filter(({ outcome }) => !outcome);
@@ -221,18 +221,20 @@ function Domain({ domain, state, store, api }) {
     [domain, snapshots, selected, running[0]?.id, running[0]?.state], // not at each step of its progress
   );
 
-  const close = () => setDialog(null);
+  const ask = (kind) => setDialog({ kind });
+  // A dialog tells later that it has closed, when the next may be open.
+  const opened = { key: dialog, onClose: () => setDialog((now) => (now === dialog ? null : now)) };
   const begin = async (answer) => store.take(await answer);
   const dialogs = {
-    create: () => html`<${CreateDialog} domain=${domain} onClose=${close}
+    create: () => html`<${CreateDialog} ...${{ ...opened, domain }}
       onSubmit=${(wanted) => begin(api.create(domain.name, wanted))} />`,
-    revert: () => html`<${RevertDialog} ...${{ domain, record }} onClose=${close}
+    revert: () => html`<${RevertDialog} ...${{ ...opened, domain, record }}
       onSubmit=${(wanted) => begin(api.revert(domain.name, record.name, wanted))} />`,
-    delete: () => html`<${DeleteDialog} record=${record} onClose=${close}
+    delete: () => html`<${DeleteDialog} ...${{ ...opened, record }}
       hasChildren=${snapshots.some(({ parent }) => parent === record.name)}
       getPlan=${(flags) => api.planDelete(domain.name, record.name, flags)}
       onSubmit=${(flags) => begin(api.delete(domain.name, record.name, flags))} />`,
-    verify: () => html`<${VerifyDialog} record=${record} onClose=${close}
+    verify: () => html`<${VerifyDialog} ...${{ ...opened, record }}
       onSubmit=${(boot) => begin(api.verify(domain.name, record.name, boot))} />`,
   };
   return html`
@@ -242,7 +244,7 @@ function Domain({ domain, state, store, api }) {
       ${may && html`
         <div class="actions">
           <${Power} ...${{ domain, store, api }} />
-          <button class="primary" onClick=${() => setDialog("create")}><${Icon} name="camera" />Take snapshot</button>
+          <button class="primary" onClick=${() => ask("create")}><${Icon} name="camera" />Take snapshot</button>
         </div>`}
     </div>
     <${RunningOperations} operations=${running} mayCancel=${may} onCancel=${({ id }) => api.cancel(id)} />
@@ -253,11 +255,11 @@ function Domain({ domain, state, store, api }) {
       </section>
       ${record
         ? html`<${SnapshotDetail} ...${{ record, may, verdict: state.verdicts[`${domain.name} ${selected}`] }} onClose=${() => setSelected(null)}
-            onRevert=${() => setDialog("revert")} onDelete=${() => setDialog("delete")} onVerify=${() => setDialog("verify")} />`
+            onRevert=${() => ask("revert")} onDelete=${() => ask("delete")} onVerify=${() => ask("verify")} />`
         : html`<${DomainDetail} domain=${domain} />`}
     </div>
     <${PastOperations} operations=${operations.filter(({ outcome }) => outcome)} />
-    ${dialog && (dialog === "create" || record) && dialogs[dialog]()}`;
+    ${dialog && (dialog.kind === "create" || record) && dialogs[dialog.kind]()}`;
 }
 
 render(html`<${App} />`, document.getElementById("app"));
