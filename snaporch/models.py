@@ -304,6 +304,7 @@ class Process:
         socket: the QMP socket.
         attached: something else started it; `argv` is then the command line found at the socket's other end.
         cwd: the directory that relative paths in `argv` are relative to.
+        boot: the host's boot in which it started: after the next, the same id and time may be another's. "" is any.
     """
 
     pid: int
@@ -312,6 +313,7 @@ class Process:
     attached: bool = False
     argv: tuple[str, ...] = ()
     cwd: str = "/"
+    boot: str = ""
 
 
 @attrs.frozen

@@ -141,6 +141,7 @@ class QemuDriver(Driver):
             attached=template is not None,
             argv=template.argv if template else (),
             cwd=template.cwd if template else "/",
+            boot=process.boot(),
         )
         try:
             async with open_qmp(made.socket, label=launch.definition.name, timeout=GREETING_SECONDS):
@@ -162,7 +163,7 @@ class QemuDriver(Driver):
         pidfile = directory / PID
         for pid in process.find_processes("-pidfile", str(pidfile)):
             if (began := process.started(pid)) is not None:
-                return Process(pid, began, str(directory / CONTROL))
+                return Process(pid, began, str(directory / CONTROL), boot=process.boot())
         return None
 
     @asynccontextmanager
@@ -245,7 +246,7 @@ class QemuDriver(Driver):
                     if found is None:
                         raise Refused(f"{name}: cannot see where {relative[0]} is: start it with absolute paths")
                     cwd = found
-            made = Process(pid=pid, started=began, socket=path, attached=True, argv=argv, cwd=cwd)
+            made = Process(pid, began, path, attached=True, argv=argv, cwd=cwd, boot=process.boot())
             async with QemuMachine(qmp, made).opened() as machine:
                 disks = tuple(
                     DeviceDisk(disk.target, disk.active, disk.format, disk.readonly)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import trio
 
+from snaporch.drivers.qemu.process import boot
+
 PROBE_SECONDS = 3.0  # SeaBIOS and one boot sector take well under one, also under TCG
 CODE = bytes.fromhex(  # of probe.S, assembled
     """
@@ -63,13 +65,12 @@ def _cache() -> Path:
 async def cached_probe(emulator: str) -> str:
     """As `probe`, asked once for each boot of this host and each emulator."""
     cache = _cache()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     known: dict[str, str] = {}
     with suppress(OSError, ValueError):
         known = json.loads(cache.read_text())
-    key = f"{boot} {_VERSION} {emulator}"
+    key = f"{boot()} {_VERSION} {emulator}"
     if key not in known:
-        known = {k: v for k, v in known.items() if k.startswith(boot)} | {key: await probe(emulator)}
+        known = {k: v for k, v in known.items() if k.startswith(boot())} | {key: await probe(emulator)}
         with suppress(OSError):  # no home to write to: asked again next time
             cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             new = cache.with_suffix(f".{os.getpid()}")

@@ -1,6 +1,6 @@
 """QEMU processes: their start, their identity, their end.
 
-A process is known by its id *and* its start time: ids are used again. A zombie is gone.
+A process is known by its id *and* its start time, since the boot: ids are used again. A zombie is gone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import trio
@@ -28,10 +29,20 @@ def started(pid: int) -> int | None:
     return None if gone else int(fields[19])
 
 
+@cache
+def boot() -> str:
+    """Return the id of the host's present boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _is_there(process: Process) -> bool:
+    return process.boot in {"", boot()} and started(process.pid) == process.started
+
+
 def alive(process: Process) -> bool:
     """Return whether exactly this process still runs."""
     _reap(process.pid)
-    return started(process.pid) == process.started
+    return _is_there(process)
 
 
 def transferred(process: Process) -> int | None:
@@ -56,7 +67,7 @@ async def wait_gone(process: Process) -> None:
     except ProcessLookupError:
         return
     try:
-        if started(process.pid) == process.started:
+        if _is_there(process):
             await trio.lowlevel.wait_readable(fd)
     finally:
         os.close(fd)
@@ -70,7 +81,7 @@ async def kill(process: Process) -> None:
     except ProcessLookupError:
         return
     try:
-        if started(process.pid) != process.started:
+        if not _is_there(process):
             return  # the id belongs to another process now
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGKILL)

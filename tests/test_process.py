@@ -1,0 +1,48 @@
+"""Processes are known by more than their ids: on this host."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import attrs
+import pytest
+
+from snaporch.drivers.qemu.process import alive, boot, kill, started, wait_gone
+from snaporch.models import Process
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does nothing."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def of(sleeper: subprocess.Popen[bytes]) -> Process:
+    """Return what the catalog would know of it."""
+    return Process(sleeper.pid, started(sleeper.pid) or 0, "", boot=boot())
+
+
+@pytest.mark.parametrize("other", ["later", "other boot"])
+async def test_another_of_the_same_id(sleeper: subprocess.Popen[bytes], other: str) -> None:
+    """One that has the id of a process that is gone is not taken for it, and not killed: also after a boot."""
+    there = of(sleeper)
+    gone = (
+        attrs.evolve(there, started=there.started - 1) if other == "later" else attrs.evolve(there, boot="before")
+    )
+    assert alive(there)
+    assert not alive(gone)
+    await kill(gone)
+    await wait_gone(gone)
+    assert alive(there)
+
+
+async def test_kill(sleeper: subprocess.Popen[bytes]) -> None:
+    """Exactly the one that is meant is killed; one noted by an earlier version, which knew no boots, too."""
+    old = attrs.evolve(of(sleeper), boot="")
+    assert alive(old)
+    await kill(old)
+    assert not alive(old)
+    assert not alive(of(sleeper))
