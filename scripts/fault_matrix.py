@@ -1,4 +1,4 @@
-"""Kills snaporch, QEMU or both at every point of every operation, and checks that nothing is lost.
+"""Kills snaporch, QEMU or both, or cuts the power, at every point of every operation; checks that nothing is lost.
 
     scripts/fault-matrix [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both|…]… [--random N --seed N]
                          [--record FILE [--minutes N]] [--page FILE]
@@ -6,11 +6,12 @@
 The points of an operation are found by doing it once: each call of a step of the tables, of a compensation, of
 the journal, of what a delete is made of, and of commands that are sent to QEMU in the midst of a step, so a new
 step is in the matrix without anyone remembering. The kill comes after each point, which is before the next, and
-once before the first: of snaporch, of QEMU, of both at once; or of snaporch, the guest runs on, and then of QEMU,
-before anybody recovers. After it: recovery; the operation is complete or undone; the guest runs with memory equal
-to disks (booted first where QEMU was killed, and then all is on its disks that it had said it wrote); each snapshot
-verifies, those that the operation was about are reverted to; each file has an owner. With --random the kills are at
-random instants of random operations instead.
+once before the first: of snaporch, of QEMU, of both at once; of snaporch, the guest runs on, and then of QEMU,
+before anybody recovers; or the power is cut, of a disk (with ext4, XFS or btrfs) that forgets whatever it was not
+told to flush, see `snaporch.testing.power`, which wants root. After it: recovery; the operation is complete or
+undone; the guest runs with memory equal to disks (booted first where QEMU was killed, and then all is on its disks
+that it had said it wrote); each snapshot verifies, those that the operation was about are reverted to; each file
+has an owner. With --random the kills are at random instants of random operations instead.
 
 With --record every kill is noted in a file, and those that are noted there are not done again: what takes hours can
 be done in parts. --page writes what is noted.
@@ -26,15 +27,17 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import attrs
 import trio
-from benchlib.faults import KINDS, VICTIMS, Bench, Kind, Wrong, open_bench
+from benchlib.faults import KINDS, POWER, VICTIMS, Bench, Kind, Wrong, open_bench
 from benchlib.lab import CACHE, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
 from snaporch import SnaporchError
+from snaporch.testing.power import powered
 
 PLAN = GuestPlan(ram=64 * 2**20, dirty=5, rate=50, touched=16, report=20, filled=4)
 RANDOM = "at random"
@@ -104,7 +107,9 @@ async def every_point(bench: Bench, kind: Kind, victims: Sequence[str], record: 
     for where in [f"before:{points[0]}", *(f"after:{point}" for point in points)]:
         for victim in victims:
             point, version = where.replace(":", " "), bench.guest.qemu.version
-            if (victim != "us" and not kind.runs) or record.has(version, kind.name, point, victim):
+            if (victim != "us" and victim not in POWER and not kind.runs) or record.has(
+                version, kind.name, point, victim
+            ):
                 continue
             if record.over:
                 return
@@ -115,10 +120,12 @@ async def every_point(bench: Bench, kind: Kind, victims: Sequence[str], record: 
             record.note(Kill(version, kind.name, point, victim, ended, kind.name))
 
 
-async def at_random(bench: Bench, kinds: Sequence[Kind], count: int, seed: int, record: Record) -> None:
-    """Kill us at random instants of random operations."""
-    version, spans = bench.guest.qemu.version, {}
-    done = sum(kill.group == RANDOM and kill.qemu == version for kill in record.kills)
+async def at_random(
+    bench: Bench, kinds: Sequence[Kind], victim: str, options: argparse.Namespace, record: Record
+) -> None:
+    """Kill us, or cut the power, at random instants of random operations."""
+    version, spans, seed, count = bench.guest.qemu.version, {}, options.seed, options.random
+    done = sum((kill.group, kill.qemu, kill.victim) == (RANDOM, version, victim) for kill in record.kills)
     for number in range(done + 1, count + 1):
         if record.over:
             return
@@ -130,25 +137,41 @@ async def at_random(bench: Bench, kinds: Sequence[Kind], count: int, seed: int, 
             spans[kind.name] = time.monotonic() - began
         delay = chance.uniform(0.0, 1.0) * spans[kind.name]
         try:
-            ended = await bench.strike_after(kind, delay)
+            ended = await bench.strike_after(kind, victim, delay)
         except (Wrong, SnaporchError, trio.TooSlowError) as error:
             ended = f"WRONG: {error or 'hangs'}"
-        record.note(Kill(version, kind.name, f"after {delay * 1e6:.0f} µs", "us", ended, RANDOM))
+        record.note(Kill(version, kind.name, f"after {delay * 1e6:.0f} µs", victim, ended, RANDOM))
+
+
+@asynccontextmanager
+async def opened(fs: str | None, qemu: Qemu, place: Path) -> AsyncIterator[Bench]:
+    """Yield a bench with a fresh guest, on a file system of that kind whose power can be cut if one is named."""
+    with ExitStack() as stack:
+        outlet = stack.enter_context(powered(fs)) if fs else None
+        home, log = (outlet.place if outlet else place), place / "guest.log"
+        log.unlink(missing_ok=True)
+        async with running_guest(home, CACHE, qemu, PLAN, log) as guest, open_bench(guest, outlet) as bench:
+            yield bench
 
 
 async def run(options: argparse.Namespace, qemu: Qemu, place: Path, record: Record) -> None:
     """Do what was asked for."""
     kinds = [kind for kind in KINDS if not options.kind or kind.name in options.kind]
-    if options.random:
-        async with running_guest(place, CACHE, qemu, PLAN) as guest, open_bench(guest) as bench:
+    victims: dict[str | None, list[str]] = {}
+    for victim in options.victim:
+        victims.setdefault(POWER.get(victim), []).append(victim)
+    for fs, some in victims.items():
+        if options.random:
             # Points inside the images are not among other kinds: while they are there, they bar what those want.
             chosen = [kind for kind in kinds if not kind.first and not kind.inside]
-            await at_random(bench, chosen, options.random, options.seed, record)
-        return
-    for kind in kinds:
-        if not record.over:
-            async with running_guest(place, CACHE, qemu, PLAN) as guest, open_bench(guest) as bench:
-                await every_point(bench, kind, options.victim or VICTIMS, record)
+            async with opened(fs, qemu, place) as bench:
+                for victim in some:
+                    await at_random(bench, chosen, victim, options, record)
+            continue
+        for kind in kinds:
+            if not record.over:
+                async with opened(fs, qemu, place) as bench:
+                    await every_point(bench, kind, some, record)
 
 
 def _counts(kills: Iterable[Kill]) -> str:
@@ -173,9 +196,9 @@ def page(kills: Sequence[Kill]) -> str:
         "# The fault matrix",
         "",
         "Written by `scripts/fault-matrix`, which says what is done and what is checked. Each cell is a SIGKILL of",
-        "snaporch (us), of QEMU, or of both, at once or QEMU a while later, on a real guest: *complete*, *undone*",
-        "or *never begun* is how the operation had ended after recovery; *not reached* is a point that this run",
-        "did not come by.",
+        "snaporch (us), of QEMU, or of both, at once or QEMU a while later, or a loss of power of the disk that",
+        "everything is on, with a file system of that kind, on a real guest: *complete*, *undone* or *never begun*",
+        "is how the operation had ended after recovery; *not reached* is a point that this run did not come by.",
         "",
         f"{len(kills)} kills: {_counts(kills)}. Not as promised: {len(wrong)}.",
         "",
@@ -196,11 +219,14 @@ def page(kills: Sequence[Kill]) -> str:
 
 
 def _table_at_random(kills: Sequence[Kill]) -> list[str]:
-    lines = ["| operation | kills | earliest | latest | ended |", "| --- | ---: | ---: | ---: | --- |"]
-    for kind in dict.fromkeys(kill.kind for kill in kills):
-        found = [kill for kill in kills if kill.kind == kind]
+    lines = [
+        "| operation | killed | kills | earliest | latest | ended |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for kind, victim in dict.fromkeys((kill.kind, kill.victim) for kill in kills):
+        found = [kill for kill in kills if (kill.kind, kill.victim) == (kind, victim)]
         when = sorted(int(kill.point.split()[1]) for kill in found)
-        lines.append(f"| {kind} | {len(found)} | {when[0]} µs | {when[-1]} µs | {_counts(found)} |")
+        lines.append(f"| {kind} | {victim} | {len(found)} | {when[0]} µs | {when[-1]} µs | {_counts(found)} |")
     return lines
 
 
@@ -221,6 +247,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
+    if not options.victim:
+        options.victim = ["us"] if options.random else VICTIMS
     qemu = pick(qemus(CACHE), options.qemu)
     record = Record(options.record, time.monotonic() + 60 * options.minutes)
     record.load()

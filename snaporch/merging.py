@@ -118,6 +118,10 @@ def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> Domain
     return attrs.evolve(record, active=active)
 
 
+def _touched(step: MergeStep) -> set[str]:
+    return {step.top, step.base, *step.repoint}
+
+
 def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapshot:
     if step.kind != "commit" or disk.disk.path != step.top:
         return disk
@@ -126,9 +130,12 @@ def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapsh
 
 
 async def _chain(driver: Driver, disk: DiskSnapshot, known: dict[str, FileRecord]) -> tuple[FileRecord, ...]:
+    """Return a point's frozen images; what is not known of them is then."""
     links = await driver.storage.chain(disk.disk.path, disk.disk.format)
-    sealed = links if disk.external else links[1:]  # an image with the point inside may change
-    return tuple([await driver.storage.seal(link.path, known.get(link.path)) for link in sealed])
+    frozen = [link.path for link in (links if disk.external else links[1:])]  # one with the point inside may change
+    for path in frozen:
+        known[path] = await driver.storage.seal(path, known.get(path))
+    return tuple(known[path] for path in frozen)
 
 
 # --- merging ------------------------------------------------------------------------------------------------------
@@ -146,6 +153,7 @@ class Merging:
         journal: what it says now.
         done: the merges so far.
         outrun: images that the guest would not let merge with what it writes to.
+        sealed: images that were merged, and that the catalog knows as they are now.
     """
 
     context: Context
@@ -155,6 +163,7 @@ class Merging:
     journal: MergeJournal
     done: list[MergeStep] = attrs.field(factory=list)
     outrun: set[str] = attrs.field(factory=set)
+    sealed: set[str] = attrs.field(factory=set)
 
     @property
     def doomed(self) -> frozenset[str]:
@@ -212,6 +221,7 @@ class Merging:
         await self.context.catalog.write(change)
         for step in plan.steps:
             before = sum(each.bytes for each in self.done)
+            self.sealed -= _touched(step)
             await self._merge(graph, step, self._progress(step, before, before + plan.bytes))
             with trio.CancelScope(shield=True):  # what a merge has moved must be known before anything else happens
                 await self._note(graph, step)
@@ -273,20 +283,25 @@ class Merging:
     async def _note(self, graph: Graph, step: MergeStep) -> None:
         """Put into the catalog what a merge has moved and changed."""
         record = _moved_domain(self.record, step, graph)
-        updated = await self._sealed({step.top, step.base, *step.repoint}, step, graph)
+        touched = _touched(step)
+        updated = await self._sealed(touched, step, graph)
         await self.context.catalog.write(Change(domains=(record,), updated=updated))
-        self.record = record
+        self.record, self.sealed = record, self.sealed | touched
 
     async def seal_anew(self, written: Iterable[str]) -> None:
         """Put into the catalog what merges changed that were cut short before it knew."""
-        await self.context.catalog.write(Change(updated=await self._sealed(set(written))))
+        await self.context.catalog.write(Change(updated=await self._sealed(set(written) - self.sealed)))
 
     async def _sealed(
         self, touched: set[str], step: MergeStep | None = None, graph: Graph | None = None
     ) -> tuple[SnapshotRecord, ...]:
-        """Return the records of snapshots that stay with `touched` images in their chains, as these are now."""
+        """Return the records of snapshots that stay with `touched` images in their chains, as these are now.
+
+        Those are read, whatever their times: after a loss of power an image may hold what was merged into it and
+        have the times of before, which are synced later than data.
+        """
         updated, snapshots = [], await self.context.catalog.snapshots(self.record.name)
-        known = await self.context.catalog.sealed(file.path for file in files_of(snapshots))
+        known = await self.context.catalog.sealed({file.path for file in files_of(snapshots)} - touched)
         for snapshot in snapshots:
             if snapshot.name in self.doomed or not touched & {file.path for file in snapshot.frozen}:
                 continue

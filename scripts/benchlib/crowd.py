@@ -56,7 +56,8 @@ async def running_crowd(place: Path, cache: Path, qemu: Qemu, plan: GuestPlan, c
         async with open_orchestrator(home / "root", drivers=drivers) as orchestrator:
             try:
                 for name in [f"vm{number}" for number in range(count)]:
-                    definition, guests[name] = await made(name, home, cache, qemu, plan)
+                    definition = await made(name, home, cache, qemu, plan)
+                    guests[name] = Serial(Path(definition.serial))
                     await orchestrator.define(definition)
                     await orchestrator.start(name)
                     await guests[name].more(0, 3, UP_SECONDS)

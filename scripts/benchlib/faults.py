@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import attrs
 import trio
@@ -17,10 +18,13 @@ from snaporch.drivers.qemu.process import started, wait_gone
 from snaporch.guest.report import Report
 from snaporch.models import OperationRecord, Process
 from snaporch.states import State
+from snaporch.testing import dying
 from snaporch.testing.dying import FAILING, NEVER, Mortals, hypervisors
+from snaporch.testing.power import FILE_SYSTEMS, Outlet, cut
 
 LATER = "us, later qemu"  # nobody has recovered in between, and the guest has run on
-VICTIMS = ("us", "qemu", "both", LATER)
+POWER = {f"power, {kind}": kind for kind in FILE_SYSTEMS}
+VICTIMS = ("us", "qemu", "both", LATER, *POWER)
 SECONDS = 240.0  # for what takes two on a host that does nothing else
 NUMBERS = 5
 KINDS_OF_FILE = {".qcow2", ".mem", ".sink", ".new"}
@@ -41,6 +45,7 @@ class Kind:
         snapshots: how many there are at least; and at most, but for a create.
         runs: whether the domain runs.
         first: for recovery: the command that is killed before it, and where.
+        dead: for recovery: QEMU is killed together with that.
         inside: all snapshots are inside the images, else all are in files of their own.
     """
 
@@ -49,7 +54,13 @@ class Kind:
     snapshots: int = 0
     runs: bool = True
     first: tuple[str, tuple[str, ...]] | None = None
+    dead: bool = False
     inside: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the guest runs when the kill comes."""
+        return self.runs and not self.dead
 
     @property
     def what(self) -> tuple[str, ...]:
@@ -59,6 +70,7 @@ class Kind:
 
 NEW, LAST, BEFORE = "NEW", "LAST", "BEFORE"
 RECOVER = ("recover",)
+POINT = ("create", NEW, "background")
 SLOWLY = str(40 * 2**20)  # bytes a second of a stream that is to outlive us
 KINDS = (
     Kind("create background", ("create", NEW, "background")),
@@ -77,19 +89,27 @@ KINDS = (
     Kind("create internal, failing", (f"{FAILING}create", NEW, "internal"), inside=True),
     Kind("revert, failing", (f"{FAILING}revert", LAST), 1),
     Kind("revert internal, failing", (f"{FAILING}revert", LAST), 1, inside=True),
-    Kind("recover by undoing", RECOVER, first=("after:resume#1", ("create", NEW, "background"))),
-    Kind("recover by adopting", RECOVER, first=(State.STREAMING, ("create", NEW, "background", SLOWLY))),
+    Kind("recover by undoing", RECOVER, first=("after:resume#1", POINT)),
+    Kind("recover by undoing, QEMU dead", RECOVER, first=("after:resume#1", POINT), dead=True),
+    Kind("recover by adopting", RECOVER, first=(State.STREAMING, (*POINT, SLOWLY))),
     Kind("recover a revert", RECOVER, 1, first=(State.COMPLETE, ("revert", LAST))),
     Kind("recover a delete", RECOVER, 1, first=("after:block-commit#1", ("delete", LAST))),
+    Kind("recover a delete, QEMU dead", RECOVER, 1, first=("after:block-commit#1", ("delete", LAST)), dead=True),
+    Kind("recover a middle, QEMU dead", RECOVER, 3, first=("after:block-stream#1", ("delete", BEFORE)), dead=True),
 )
 
 
 @attrs.define
 class Bench:
-    """A guest on which operations are killed."""
+    """A guest on which operations are killed.
+
+    Attributes:
+        outlet: where the guest's and the orchestrator's files are, if their power can be cut.
+    """
 
     guest: Guest
     mortals: Mortals
+    outlet: Outlet | None = None
     _mark: int = 0
 
     @property
@@ -113,7 +133,7 @@ class Bench:
             return await self.mortals.ended()
 
     async def _begin(self, where: str, victim: str, command: Sequence[str]) -> int:
-        return await self.mortals.start(str(self.guest.place / "root"), DOMAIN, where, victim, *command)
+        return await self.mortals.start(str(self.guest.root), DOMAIN, where, victim, *command)
 
     async def _named(self, command: Sequence[str]) -> tuple[str, ...]:
         """Return a command with real names in it."""
@@ -141,9 +161,12 @@ class Bench:
         if not kind.first:
             return attrs.evolve(kind, command=await self._named(kind.command))
         first = (kind.first[0], await self._named(kind.first[1]))
-        status, _ = await self.run(first[0], "us", *first[1])
+        doomed = self._hypervisors() if kind.dead else []
+        status, _ = await self.run(first[0], "both" if kind.dead else "us", *first[1])
         if status != -signal.SIGKILL:
             raise Wrong(f"{first[1]} was not killed at {first[0]}")
+        for process in doomed:
+            await wait_gone(process)
         return attrs.evolve(kind, first=first)
 
     async def _sort_out(self, kind: Kind) -> None:
@@ -174,6 +197,10 @@ class Bench:
         """
         kind = await self.prepare(kind)
         before, last = await self.names(), await self._last()
+        if victim in POWER:
+            async with self._unplugged() as outer:
+                status, _ = await self.run(where, f"{dying.POWER}{outer}", *kind.command)
+            return "not reached" if status == NEVER else await self._mend(kind, before, last)
         doomed = self._hypervisors()
         status, _ = await self.run(where, "us" if victim == LATER else victim, *kind.command)
         if status == NEVER:
@@ -189,32 +216,53 @@ class Bench:
                 await wait_gone(process)
         return await self._mend(kind, before, last)
 
+    @asynccontextmanager
+    async def _unplugged(self) -> AsyncIterator[Path]:
+        """Give what cuts the power; afterwards it is back, and nobody has recovered yet."""
+        if self.outlet is None:
+            raise AssertionError("there is no power to cut")
+        await self.guest.close()
+        try:
+            yield self.outlet.outer
+        finally:
+            self.outlet.restore()
+            await self.guest.open(recover=False)
+
     def _hypervisors(self) -> list[Process]:
-        pids = hypervisors(str(self.guest.place / "root"), DOMAIN)
+        pids = hypervisors(str(self.guest.root), DOMAIN)
         return [Process(pid, started(pid) or 0, "") for pid in pids]
 
-    async def strike_after(self, kind: Kind, seconds: float) -> str:
-        """Kill us so long after the beginning of an operation; as `strike`."""
+    async def strike_after(self, kind: Kind, victim: str, seconds: float) -> str:
+        """Kill us, or cut the power, so long after the beginning of an operation; as `strike`."""
         kind = await self.prepare(kind)
         before, last = await self.names(), await self._last()
-        pid = await self._begin("never", "us", kind.command)
 
-        async def kill() -> None:
+        async def kill(pid: int, outer: Path | None) -> None:
             await trio.sleep(seconds)
+            if outer is not None:
+                cut(outer)
             with suppress(ProcessLookupError):  # it was done just then
                 os.kill(pid, signal.SIGKILL)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(kill)
-            status, _ = await self.mortals.ended()
-            nursery.cancel_scope.cancel()
-        if status < 0:
+        async def operate(outer: Path | None = None) -> int:
+            pid = await self._begin("never", "us", kind.command)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kill, pid, outer)
+                status, _ = await self.mortals.ended()
+                nursery.cancel_scope.cancel()
+            return status
+
+        if victim in POWER:
+            async with self._unplugged() as outer:
+                await operate(outer)
+                cut(outer)  # also where it was done by then: what is complete is there
+        elif await operate() < 0:
             await self._runs_again(kind)
         return await self._mend(kind, before, last)
 
     async def _runs_again(self, kind: Kind) -> None:
         """See the guest run, with nobody's help."""
-        if not kind.runs:
+        if not kind.alive:
             return
         mark = self.guest.serial.mark()
         try:
@@ -276,7 +324,7 @@ class Bench:
             report = await self._orch.verify(DOMAIN, record.name)
             if not report.ok:
                 raise Wrong(f"{record.name} is damaged: {report.problems}")
-        home = self.guest.place / "root" / DOMAIN
+        home = self.guest.root / DOMAIN
         found = {str(path) for path in home.iterdir() if path.suffix in KINDS_OF_FILE}
         if unknown := found - await files_known(self._orch, DOMAIN):
             raise Wrong(f"orphans: {sorted(unknown)}")
@@ -285,11 +333,11 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(guest: Guest) -> AsyncIterator[Bench]:
+async def open_bench(guest: Guest, outlet: Outlet | None = None) -> AsyncIterator[Bench]:
     """Yield a bench around a guest."""
     mortals = Mortals()
     try:
-        yield Bench(guest, mortals)
+        yield Bench(guest, mortals, outlet)
     finally:
         mortals.close()
 

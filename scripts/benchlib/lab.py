@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
@@ -133,15 +133,39 @@ class Serial:
 
 @attrs.define
 class Guest:
-    """A running guest in an orchestrator of its own."""
+    """A guest in an orchestrator of its own."""
 
-    orchestrator: Orchestrator
-    serial: Serial
     place: Path
+    serial: Serial
     plan: GuestPlan
     qemu: Qemu
-    booted: int
+    booted: int = 0
     _count: int = 0
+    _stack: AsyncExitStack = attrs.field(factory=AsyncExitStack)
+    _orchestrator: Orchestrator | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where the orchestrator keeps what it knows."""
+        return self.place / "root"
+
+    @property
+    def orchestrator(self) -> Orchestrator:
+        """The orchestrator, which is open."""
+        if self._orchestrator is None:
+            raise AssertionError("it is closed")
+        return self._orchestrator
+
+    async def open(self, *, recover: bool = True) -> None:
+        """Open the orchestrator."""
+        drivers = {"qemu": QemuDriver(storage=LocalStorage(self.qemu.img))}
+        opened = open_orchestrator(self.root, drivers=drivers, recover=recover)
+        self._orchestrator = await self._stack.enter_async_context(opened)
+
+    async def close(self) -> None:
+        """Close the orchestrator; the guest runs on."""
+        self._orchestrator = None
+        await self._stack.aclose()
 
     def fresh_name(self) -> str:
         """Return a name that nothing has yet."""
@@ -159,9 +183,8 @@ class Guest:
             sys.exit(f"the guest is not well: {'; '.join(troubles)}")
 
 
-async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) -> tuple[DomainDefinition, Serial]:
-    """Make fresh disks in `home`; return a domain on them, and what it will say."""
-    serial = Serial(home / f"{name}.log")
+async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) -> DomainDefinition:
+    """Make fresh disks in `home`; return a domain on them, which says what it has to say to a file there."""
     disks = [DeviceDisk(f"vd{letter}", str(home / f"{name}-vd{letter}.qcow2")) for letter in "abcd"[: plan.disks]]
     content = home / f"{name}-content"
     content.write_bytes(bytes(32 * 2**20) + os.urandom(plan.filled * 2**20))
@@ -169,38 +192,45 @@ async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) 
     for disk in disks:
         await trio.run_process([qemu.img, "convert", "-f", "raw", "-O", "qcow2", str(content), disk.path])
     content.unlink()
-    definition = DomainDefinition(
+    return DomainDefinition(
         name=name,
         memory=plan.ram,
         accel="tcg",
         machine="q35",
         kernel=str(build_tiny(cache / "guest")),
         append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report} bulk={plan.bulk}",
-        serial=str(serial.path),
+        serial=str(home / f"{name}.log"),
         emulator=qemu.emulator,
         disks=tuple(disks),
     )
-    return definition, serial
 
 
 @asynccontextmanager
-async def running_guest(place: Path, cache: Path, qemu: Qemu, plan: GuestPlan) -> AsyncIterator[Guest]:
-    """Start a guest on fresh disks under a fresh root in `place`; end it and remove its files afterwards."""
+async def running_guest(
+    place: Path, cache: Path, qemu: Qemu, plan: GuestPlan, log: Path | None = None
+) -> AsyncIterator[Guest]:
+    """Start a guest on fresh disks under a fresh root in `place`; end it and remove its files afterwards.
+
+    What it says goes to a file there, or to `log`.
+    """
     home = Path(tempfile.mkdtemp(prefix="guest-", dir=place))
-    root = home / "root"
-    root.mkdir(mode=0o700)
-    drivers = {"qemu": QemuDriver(storage=LocalStorage(qemu.img))}
+    guest = Guest(home, Serial(log or home / f"{DOMAIN}.log"), plan, qemu)
+    guest.root.mkdir(mode=0o700)
     try:
-        async with open_orchestrator(root, drivers=drivers) as orchestrator:
-            try:
-                definition, serial = await made(DOMAIN, home, cache, qemu, plan)
-                await orchestrator.define(definition)
-                await orchestrator.start(DOMAIN)
-                await serial.more(0, 3, UP_SECONDS)
-                yield Guest(orchestrator, serial, home, plan, qemu, booted=serial.mark())
-            finally:
-                with trio.CancelScope(shield=True):
-                    await orchestrator.destroy(DOMAIN)
+        await guest.open()
+        try:
+            definition = await made(DOMAIN, home, cache, qemu, plan)
+            await guest.orchestrator.define(attrs.evolve(definition, serial=str(guest.serial.path)))
+            await guest.orchestrator.start(DOMAIN)
+            await guest.serial.more(0, 3, UP_SECONDS)
+            guest.booted = guest.serial.mark()
+            yield guest
+        finally:
+            with trio.CancelScope(shield=True):
+                try:
+                    await guest.orchestrator.destroy(DOMAIN)
+                finally:
+                    await guest.close()
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

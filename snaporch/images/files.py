@@ -67,12 +67,12 @@ def _make_file(path: str) -> None:
         os.close(fd)
 
 
-def _remove(path: str) -> None:
-    try:
+def remove(path: str) -> None:
+    """Remove a file that may be gone; on return it stays gone, whatever happens to the host."""
+    with suppress(FileNotFoundError):
         os.unlink(path)
-        _sync_parent(path)
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError):
+        _sync_parent(path)  # also where it was gone: who removed it may have been killed before this
 
 
 def _checksum(path: str, *, sync: bool) -> FileRecord:
@@ -331,7 +331,7 @@ class LocalStorage(Storage):
 
     async def remove(self, path: str) -> None:
         """See Storage."""
-        await trio.to_thread.run_sync(_remove, path)
+        await trio.to_thread.run_sync(remove, path)
 
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""

@@ -5,8 +5,9 @@
 WHERE is a state, at whose beginning it happens, or a point: `before:NAME#N` or `after:NAME#N`, the N-th call of a
 step of the tables, of a compensation, of what a delete is made of, or of a command to QEMU in the midst of a step
 that sends several. `trace` says all points that there are, one to a line, and nothing happens. VICTIM is `us`,
-`qemu` or `both`. The moment (seconds since the epoch) is the last line that it says. Its status is 0 when the
-operation was complete, 1 when it failed, and 3 when WHERE never came.
+`qemu` or `both`, or `power:OUTER`, which cuts the power (`snaporch.testing.power`) and then kills both. The moment
+(seconds since the epoch) is the last line that it says. Its status is 0 when the operation was complete, 1 when it
+failed, and 3 when WHERE never came.
 
 DOMAIN is one name, or those of a group with commas between them: its first is the one whose hypervisor is killed.
 VERB is `create NAME [STRATEGY] [BANDWIDTH]`, `revert NAME`, `delete NAME` or `recover`.
@@ -52,9 +53,11 @@ from snaporch.orchestrator import Orchestrator, open_orchestrator
 from snaporch.qmp import QMPClient
 from snaporch.revert import Reverter
 from snaporch.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
+from snaporch.testing import power
 
 NEVER = 3
 FAILING = "failing-"
+POWER = "power:"
 
 
 def _named(tables: Iterator[tuple[Phase, ...]], rollback: tuple[Undo, ...]) -> set[str]:
@@ -98,6 +101,8 @@ class Death:
     def strike(self) -> None:
         """Let it happen."""
         self.came = True
+        if self._victim.startswith(POWER):
+            power.cut(Path(self._victim.removeprefix(POWER)))
         if self._victim != "us":
             for pid in hypervisors(self._root, members_of(self._domain)[0]):
                 with suppress(ProcessLookupError):

@@ -40,7 +40,7 @@ from snaporch.errors import (
     OperationFailed,
     OutcomeUnknown,
 )
-from snaporch.images.files import identity
+from snaporch.images.files import identity, remove
 from snaporch.models import FileRecord, Process, Strategy
 from snaporch.qmp import QMPClient
 from snaporch.qmp.subscription import Subscription
@@ -92,7 +92,7 @@ async def end_sinks(path: str) -> None:
     result = _result_of(path)
     for leftover in (result, sink.unfinished(result)):
         try:
-            leftover.unlink(missing_ok=True)
+            await trio.to_thread.run_sync(remove, str(leftover))
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:  # a name that cannot be is not there
                 raise
@@ -266,7 +266,7 @@ class QemuStream(Stream):
 
     async def forget(self) -> None:
         """See Stream."""
-        self._result.unlink(missing_ok=True)
+        await trio.to_thread.run_sync(remove, str(self._result))
 
     async def _restore_settings(self) -> None:
         settings = self._plan.settings
