@@ -8,7 +8,7 @@ the journal, of what a delete is made of, and of commands that are sent to QEMU 
 step is in the matrix without anyone remembering. The kill comes after each point, which is before the next, and
 once before the first: of snaporch, of QEMU, of both at once; of snaporch, the guest runs on, and then of QEMU,
 before anybody recovers; or the power is cut, of a disk (with ext4, XFS or btrfs) that forgets whatever it was not
-told to flush, see `snaporch.testing.power`, which wants root. After it: recovery; the operation is complete or
+told to flush, see `snaporch.testing.outage`, which wants root. After it: recovery; the operation is complete or
 undone; the guest runs with memory equal to disks (booted first where QEMU was killed, and then all is on its disks
 that it had said it wrote); each snapshot verifies, those that the operation was about are reverted to; each file
 has an owner. With --random the kills are at random instants of random operations instead.
@@ -37,7 +37,7 @@ from benchlib.faults import KINDS, POWER, VICTIMS, Bench, Kind, Wrong, open_benc
 from benchlib.lab import CACHE, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
 from snaporch import SnaporchError
-from snaporch.testing.power import powered
+from snaporch.testing.outage import powered
 
 PLAN = GuestPlan(ram=64 * 2**20, dirty=5, rate=50, touched=16, report=20, filled=4)
 RANDOM = "at random"

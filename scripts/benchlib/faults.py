@@ -20,7 +20,7 @@ from snaporch.models import OperationRecord, Process
 from snaporch.states import State
 from snaporch.testing import dying
 from snaporch.testing.dying import FAILING, NEVER, Mortals, hypervisors
-from snaporch.testing.power import FILE_SYSTEMS, Outlet, cut
+from snaporch.testing.outage import FILE_SYSTEMS, Outlet, cut
 
 LATER = "us, later qemu"  # nobody has recovered in between, and the guest has run on
 POWER = {f"power, {kind}": kind for kind in FILE_SYSTEMS}

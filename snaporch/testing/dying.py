@@ -5,7 +5,7 @@
 WHERE is a state, at whose beginning it happens, or a point: `before:NAME#N` or `after:NAME#N`, the N-th call of a
 step of the tables, of a compensation, of what a delete is made of, or of a command to QEMU in the midst of a step
 that sends several. `trace` says all points that there are, one to a line, and nothing happens. VICTIM is `us`,
-`qemu` or `both`, or `power:OUTER`, which cuts the power (`snaporch.testing.power`) and then kills both. The moment
+`qemu` or `both`, or `power:OUTER`, which cuts the power (`snaporch.testing.outage`) and then kills both. The moment
 (seconds since the epoch) is the last line that it says. Its status is 0 when the operation was complete, 1 when it
 failed, and 3 when WHERE never came.
 
@@ -53,7 +53,7 @@ from snaporch.orchestrator import Orchestrator, open_orchestrator
 from snaporch.qmp import QMPClient
 from snaporch.revert import Reverter
 from snaporch.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
-from snaporch.testing import power
+from snaporch.testing import outage
 
 NEVER = 3
 FAILING = "failing-"
@@ -102,7 +102,7 @@ class Death:
         """Let it happen."""
         self.came = True
         if self._victim.startswith(POWER):
-            power.cut(Path(self._victim.removeprefix(POWER)))
+            outage.cut(Path(self._victim.removeprefix(POWER)))
         if self._victim != "us":
             for pid in hypervisors(self._root, members_of(self._domain)[0]):
                 with suppress(ProcessLookupError):
