@@ -172,7 +172,7 @@ def create_phases(strategy: Strategy, *, quiesce: bool) -> tuple[Phase, ...]:
 # The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.
 ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo("abort_stream", Lane.MEMORY, frozenset({"open_stream", "start_stream"})),
-    Undo("resume", Lane.DOMAIN, frozenset({"pause", "finish_stream"})),
+    Undo("resume", Lane.DOMAIN, frozenset({"pause", "start_stream", "finish_stream"})),
     Undo("thaw", Lane.DOMAIN, frozenset({"freeze"})),
     Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
     Undo("remove_memory_file", Lane.MEMORY, frozenset({"make_memory_file"})),  # a full disk has room again

@@ -20,11 +20,11 @@ GREETING = {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "
 
 
 class Paused:
-    """QEMU with a paused guest that still has something to tell the client before."""
+    """QEMU with a paused guest that still has something to tell the client before; or with one that migrates."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, migrates: bool = False) -> None:
         self.asked: list[str] = []
-        self._runs = False
+        self._runs = self._migrates = migrates
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen(0)
@@ -42,18 +42,29 @@ class Paused:
             for line in lines:
                 command = json.loads(line)
                 self.asked.append(command["execute"])
-                self._runs = self._runs or command["execute"] == "cont"
-                say({"return": {"running": self._runs, "status": "none"}, "id": command["id"]})
+                self._runs = command["execute"] == "cont" or (self._runs and command["execute"] != "stop")
+                self._migrates = self._migrates and command["execute"] != "migrate_cancel"
+                status = "active" if self._migrates else "none"
+                say({"return": {"running": self._runs, "status": status}, "id": command["id"]})
 
 
 def _has_open(pid: int, path: Path) -> bool:
     return any(os.path.realpath(entry) == str(path) for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
-@pytest.mark.parametrize("crowded", [False, True])
-def test_guard(tmp_path: Path, *, crowded: bool) -> None:
-    """The guest is let run once, whatever QEMU still has to tell the dead one, and whoever waits before us."""
-    qemu = Paused(tmp_path / "qmp")
+ASKED = ["qmp_capabilities", "query-migrate"], ["query-status", "cont", "query-status"]
+
+
+@pytest.mark.parametrize(
+    ("crowded", "stream"),
+    [(False, []), (True, []), (False, ["stop", "query-status", "migrate_cancel", "query-migrate"])],
+)
+def test_guard(tmp_path: Path, *, crowded: bool, stream: list[str]) -> None:
+    """The guest is let run once, whatever QEMU still has to tell the dead one, and whoever waits before us.
+
+    While a stream is cancelled it stands.
+    """
+    qemu = Paused(tmp_path / "qmp", migrates=bool(stream))
     first = socket.socket(socket.AF_UNIX)
     if crowded:
         first.connect(str(tmp_path / "qmp"))
@@ -72,7 +83,7 @@ def test_guard(tmp_path: Path, *, crowded: bool) -> None:
         server.start()
         assert process.wait(SECONDS) == 0
         server.join(SECONDS)
-    assert qemu.asked == ["qmp_capabilities", "query-migrate", "query-status", "cont", "query-status"]
+    assert qemu.asked == [*ASKED[0], *stream, *ASKED[1]]
 
 
 def test_sink_whose_starter_is_gone(tmp_path: Path) -> None:

@@ -226,7 +226,8 @@ class Bench:
             yield self.outlet.outer
         finally:
             self.outlet.restore()
-            await self.guest.open(recover=False)
+            with trio.move_on_after(SECONDS, shield=True):
+                await self.guest.open(recover=False)
 
     def _hypervisors(self) -> list[Process]:
         pids = hypervisors(str(self.guest.root), DOMAIN)

@@ -165,7 +165,13 @@ class Guest:
     async def close(self) -> None:
         """Close the orchestrator; the guest runs on."""
         self._orchestrator = None
-        await self._stack.aclose()
+        with trio.CancelScope(shield=True):
+            await self._stack.aclose()
+
+    async def destroy(self) -> None:
+        """End the guest."""
+        with trio.CancelScope(shield=True):
+            await self.orchestrator.destroy(DOMAIN)
 
     def fresh_name(self) -> str:
         """Return a name that nothing has yet."""
@@ -217,20 +223,16 @@ async def running_guest(
     guest = Guest(home, Serial(log or home / f"{DOMAIN}.log"), plan, qemu)
     guest.root.mkdir(mode=0o700)
     try:
-        await guest.open()
-        try:
+        async with AsyncExitStack() as stack:
+            await guest.open()
+            stack.push_async_callback(guest.close)
+            stack.push_async_callback(guest.destroy)
             definition = await made(DOMAIN, home, cache, qemu, plan)
             await guest.orchestrator.define(attrs.evolve(definition, serial=str(guest.serial.path)))
             await guest.orchestrator.start(DOMAIN)
             await guest.serial.more(0, 3, UP_SECONDS)
             guest.booted = guest.serial.mark()
             yield guest
-        finally:
-            with trio.CancelScope(shield=True):
-                try:
-                    await guest.orchestrator.destroy(DOMAIN)
-                finally:
-                    await guest.close()
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -36,3 +36,45 @@ async def test_the_run_state_comes_later(connect: Connect, how: str) -> None:
             await (stream.finished(untold) if how == "finished" else stream.abort())
         assert asked.count("query-status") == 3
         nursery.cancel_scope.cancel()
+
+
+SECONDS = 5.0
+STANDING = ["query-status", "stop", "query-status", "migrate_cancel"]
+
+
+@pytest.mark.parametrize(
+    ("states", "asked", "last"),
+    [
+        (["running", "paused"], STANDING, "cont"),
+        (["running", "finish-migrate"], STANDING[:3], "cont"),
+        (["finish-migrate", "finish-migrate"], STANDING[:1] * 2, "query-status"),
+        (["paused", "paused"], [*STANDING[:1] * 2, "migrate_cancel"], "query-status"),
+    ],
+)
+async def test_a_cancelled_precopy_stands(connect: Connect, states: list[str], asked: list[str], last: str) -> None:
+    """No precopy is cancelled while its guest runs, nor when its end has begun: QEMU 7.2 aborts then."""
+    left = [*states, "postmigrate"]
+    commands: list[str] = []
+
+    async def answering(peer: Peer) -> None:
+        while True:
+            command = await peer.receive()
+            answer: dict[str, object] = {}
+            if command["execute"] == "query-status":
+                state = left.pop(0) if len(left) > 1 else left[0]
+                answer = {"status": state, "running": state == "running"}
+            elif command["execute"] == "query-migrate":
+                answer = {"status": "completed" if len(left) == 1 else "active"}
+            if command["execute"] in {*STANDING, "cont"}:
+                commands.append(command["execute"])
+            await peer.answer(command, answer)
+
+    plan = StreamPlan("/nowhere/memory", Strategy.PRECOPY, settings={"capabilities": [], "parameters": {}})
+    async with connect() as (client, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(answering, peer)
+        with client.subscribe("MIGRATION") as events, trio.fail_after(SECONDS):
+            await QemuStream(client, 0, events, plan, cancellable=True).abort()
+        nursery.cancel_scope.cancel()
+    assert commands[: len(asked)] == asked
+    assert commands[-1] == last
+    assert "migrate_cancel" not in commands[len(asked) :]

@@ -114,7 +114,9 @@ def _end_rival(rival: str) -> None:
 def _run_again(path: str, *, cancel: bool) -> None:
     monitor, deadline = Monitor(path), time.monotonic() + SECONDS
     if cancel and monitor.ask("query-migrate").get("status", "none") not in _OVER:
-        monitor.ask("migrate_cancel")
+        monitor.ask("stop")  # why it must stand, and when it is too late: rule 6 of stream.py
+        if monitor.ask("query-status").get("status") != "finish-migrate":
+            monitor.ask("migrate_cancel")
         while monitor.ask("query-migrate").get("status", "none") not in _OVER and time.monotonic() < deadline:
             time.sleep(RETRY_SECONDS)
     _let_run(monitor, deadline)

@@ -349,7 +349,12 @@ class QemuMachine(Machine):
             while True:
                 self._migration.receive_nowait()
         return QemuStream(
-            self.qmp, self._process.pid, self._migration, plan, cancellable=self.capabilities.keeps_paused
+            self.qmp,
+            self._process.pid,
+            self._migration,
+            plan,
+            cancellable=self.capabilities.keeps_paused,
+            standing="blockdev-set-active" not in self.capabilities.features,  # both came with 10.0
         )
 
     async def load(self, path: str) -> None:

@@ -13,6 +13,9 @@ Rules (each learnt from a stream that could not be loaded, see docs/point.md):
    that even with us and the sink both killed it meets a full pipe and never a broken one.
 5. QEMU before 9.0 must never have a background migration cancelled or failed: it keeps RAM write-protected, and the
    guest freezes at its next write. There a stream is ended by letting it run out.
+6. QEMU before 10.0 must not have a precopy cancelled that is just coming to its end: its thread stops the guest,
+   makes the images inactive, finds itself cancelled, and lets the guest run; QEMU aborts at the guest's next write.
+   So the guest is stopped by us for that moment, and an end that has begun is waited for.
 """
 
 from __future__ import annotations
@@ -102,7 +105,14 @@ class QemuStream(Stream):
     """A `Stream` of a QEMU machine; see there."""
 
     def __init__(
-        self, qmp: QMPClient, pid: int, events: Subscription, plan: StreamPlan, *, cancellable: bool
+        self,
+        qmp: QMPClient,
+        pid: int,
+        events: Subscription,
+        plan: StreamPlan,
+        *,
+        cancellable: bool,
+        standing: bool = True,
     ) -> None:
         self._qmp = qmp
         self._pid = pid
@@ -110,6 +120,7 @@ class QemuStream(Stream):
         self._plan = plan
         self._background = plan.strategy is Strategy.BACKGROUND
         self._cancellable = cancellable or not self._background
+        self._standing = standing and not self._background
         name = f"snaporch-{os.path.basename(plan.path)}"
         self._fds = {"write": f"{name}-w", "read": f"{name}-r"}
         self._result = _result_of(plan.path)
@@ -224,8 +235,12 @@ class QemuStream(Stream):
         That is a moment later than it says so: QEMU's migration thread takes the big lock in between
         (migration_iteration_finish), and until then ``cont`` is refused.
         """
-        while (await self._qmp.execute("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - no event
+        while (await self._run_state())["status"] == "finish-migrate":  # noqa: ASYNC110 - no event
             await trio.sleep(FINALIZE_SECONDS)
+
+    async def _run_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = await self._qmp.execute("query-status")
+        return state
 
     def _sink_lives(self) -> bool:
         """Return whether somebody writes the file: our sink, or one that a crash of ours has left to itself."""
@@ -332,9 +347,15 @@ class QemuStream(Stream):
         return str((await self._qmp.execute("query-migrate")).get("status", "none"))
 
     async def _end_migration(self) -> None:
+        stopped = False
         if await self._status() not in _OVER and self._cancellable:
-            await self._qmp.execute("migrate_cancel")
+            if stopped := self._standing and (await self._run_state())["running"]:
+                await self._qmp.execute("stop")
+            if not self._standing or (await self._run_state())["status"] != "finish-migrate":
+                await self._qmp.execute("migrate_cancel")
         while await self._status() not in _OVER:
             with trio.move_on_after(PROGRESS_SECONDS):
                 await self._events.receive()
         await self._finalized()
+        if stopped:
+            await self._qmp.execute("cont")
