@@ -229,6 +229,9 @@ class Bench:
             with trio.move_on_after(SECONDS, shield=True):
                 await self.guest.open(recover=False)
 
+    def _cut(self, outer: Path) -> None:
+        cut(outer, hypervisors(str(self.guest.root), DOMAIN))
+
     def _hypervisors(self) -> list[Process]:
         pids = hypervisors(str(self.guest.root), DOMAIN)
         return [Process(pid, started(pid) or 0, "") for pid in pids]
@@ -241,7 +244,7 @@ class Bench:
         async def kill(pid: int, outer: Path | None) -> None:
             await trio.sleep(seconds)
             if outer is not None:
-                cut(outer)
+                self._cut(outer)
             with suppress(ProcessLookupError):  # it was done just then
                 os.kill(pid, signal.SIGKILL)
 
@@ -256,7 +259,7 @@ class Bench:
         if victim in POWER:
             async with self._unplugged() as outer:
                 await operate(outer)
-                cut(outer)  # also where it was done by then: what is complete is there
+                self._cut(outer)  # also where it was done by then: what is complete is there
         elif await operate() < 0:
             await self._runs_again(kind)
         return await self._mend(kind, before, last)

@@ -101,12 +101,12 @@ class Death:
     def strike(self) -> None:
         """Let it happen."""
         self.came = True
+        doomed = hypervisors(self._root, members_of(self._domain)[0]) if self._victim != "us" else []
         if self._victim.startswith(POWER):
-            outage.cut(Path(self._victim.removeprefix(POWER)))
-        if self._victim != "us":
-            for pid in hypervisors(self._root, members_of(self._domain)[0]):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            outage.cut(Path(self._victim.removeprefix(POWER)), doomed)
+        for pid in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         os.write(1, f"{time.time():.6f}\n".encode())
         if self._victim != "qemu":
             os.kill(os.getpid(), signal.SIGKILL)
