@@ -258,11 +258,14 @@ class Bench:
 
         if victim in POWER:
             async with self._unplugged() as outer:
-                await operate(outer)
-                self._cut(outer)  # also where it was done by then: what is complete is there
-        elif await operate() < 0:
+                status = await operate(outer)
+                self._cut(outer)  # also where it was done by then
+        elif (status := await operate()) < 0:
             await self._runs_again(kind)
-        return await self._mend(kind, before, last)
+        ended = await self._mend(kind, before, last)
+        if status == 0 and ended != "complete" and not kind.command[0].startswith(FAILING):
+            raise Wrong(f"it was complete, and now it is {ended}")
+        return ended
 
     async def _runs_again(self, kind: Kind) -> None:
         """See the guest run, with nobody's help."""

@@ -1,6 +1,7 @@
 """QEMU processes: their start, their identity, their end.
 
-A process is known by its id *and* its start time, since the boot: ids are used again. A zombie is gone.
+A process is known by its id, its start time *and* the boot that this counts from: ids are used again. A zombie is
+gone.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class QemuStream(Stream):
         self._plan = plan
         self._background = plan.strategy is Strategy.BACKGROUND
         self._cancellable = cancellable or not self._background
-        self._standing = standing and not self._background
+        self._standing = standing and not self._background  # the guest, when this is cancelled: rule 6
         name = f"snaporch-{os.path.basename(plan.path)}"
         self._fds = {"write": f"{name}-w", "read": f"{name}-r"}
         self._result = _result_of(plan.path)
