@@ -133,7 +133,10 @@ async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PRECOPY])
 async def test_guest_powers_off(make_world: MakeWorld, tmp_path: Path, strategy: Strategy) -> None:
-    """A guest that powers off in mid-stream: complete or rolled back, and all that it wrote is on its disks."""
+    """A guest that powers off in mid-stream: complete or rolled back, and all that it wrote is on its disks.
+
+    Once a QEMU 7.2 answered nothing any more after that: it is stranded then, and mended when that QEMU is killed.
+    """
     path, log = tmp_path / "serial.sock", tmp_path / "serial.log"
     serial = f"socket,id=serial0,path={path},server=on,wait=off,logfile={log}"
     world = await make_world(append=SLOW, serial="", extra_args=("-chardev", serial, "-serial", "chardev:serial0"))
@@ -145,8 +148,14 @@ async def test_guest_powers_off(make_world: MakeWorld, tmp_path: Path, strategy:
                 while await stream.receive_some():
                     pass
 
-    with suppress(OperationFailed):
+    try:
         await world.during(State.STREAMING, power_off, world.create("off", strategy, bandwidth=SLOW_BANDWIDTH))
+    except Stranded:
+        assert world.qemu.old
+        await world.orch.destroy(NAME)
+        await world.orch.recover()
+    except OperationFailed:
+        pass
     await world.check_no_orphans()
     await world.check_nothing_lost()
 
