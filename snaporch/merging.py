@@ -55,7 +55,7 @@ class MergeJournal:
 
     def going_on(self, plan: MergePlan) -> MergeJournal:
         """Return the journal for a plan that is about to be carried out."""
-        written = {path for step in plan.steps for path in (step.survivor, *step.repoint)}
+        written = set[str]().union(*(_written(step) for step in plan.steps))
         return attrs.evolve(
             self,
             written=tuple(sorted({*self.written, *written})),
@@ -118,8 +118,8 @@ def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> Domain
     return attrs.evolve(record, active=active)
 
 
-def _touched(step: MergeStep) -> set[str]:
-    return {step.top, step.base, *step.repoint}
+def _written(step: MergeStep) -> set[str]:
+    return {step.survivor, *step.repoint}
 
 
 def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapshot:
@@ -221,7 +221,7 @@ class Merging:
         await self.context.catalog.write(change)
         for step in plan.steps:
             before = sum(each.bytes for each in self.done)
-            self.sealed -= _touched(step)
+            self.sealed -= _written(step)
             await self._merge(graph, step, self._progress(step, before, before + plan.bytes))
             with trio.CancelScope(shield=True):  # what a merge has moved must be known before anything else happens
                 await self._note(graph, step)
@@ -283,25 +283,25 @@ class Merging:
     async def _note(self, graph: Graph, step: MergeStep) -> None:
         """Put into the catalog what a merge has moved and changed."""
         record = _moved_domain(self.record, step, graph)
-        touched = _touched(step)
-        updated = await self._sealed(touched, step, graph)
+        updated = await self._sealed(_written(step), step, graph)
         await self.context.catalog.write(Change(domains=(record,), updated=updated))
-        self.record, self.sealed = record, self.sealed | touched
+        self.record, self.sealed = record, self.sealed | _written(step)
 
     async def seal_anew(self, written: Iterable[str]) -> None:
         """Put into the catalog what merges changed that were cut short before it knew."""
         await self.context.catalog.write(Change(updated=await self._sealed(set(written) - self.sealed)))
 
     async def _sealed(
-        self, touched: set[str], step: MergeStep | None = None, graph: Graph | None = None
+        self, written: set[str], step: MergeStep | None = None, graph: Graph | None = None
     ) -> tuple[SnapshotRecord, ...]:
-        """Return the records of snapshots that stay with `touched` images in their chains, as these are now.
+        """Return the records of snapshots that stay with images of a merge in their chains, as these are now.
 
-        Those are read, whatever their times: after a loss of power an image may hold what was merged into it and
-        have the times of before, which are synced later than data.
+        Those that were written to are read, whatever their times: after a loss of power an image may hold what was
+        merged into it and have the times of before, which are synced later than data.
         """
         updated, snapshots = [], await self.context.catalog.snapshots(self.record.name)
-        known = await self.context.catalog.sealed({file.path for file in files_of(snapshots)} - touched)
+        known = await self.context.catalog.sealed({file.path for file in files_of(snapshots)} - written)
+        touched = written if step is None else written | {step.top, step.base}
         for snapshot in snapshots:
             if snapshot.name in self.doomed or not touched & {file.path for file in snapshot.frozen}:
                 continue

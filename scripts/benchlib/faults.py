@@ -230,7 +230,7 @@ class Bench:
                 await self.guest.open(recover=False)
 
     def _cut(self, outer: Path) -> None:
-        cut(outer, hypervisors(str(self.guest.root), DOMAIN))
+        cut(outer, [process.pid for process in self._hypervisors()])
 
     def _hypervisors(self) -> list[Process]:
         pids = hypervisors(str(self.guest.root), DOMAIN)
