@@ -93,12 +93,12 @@ async def end_sinks(path: str) -> None:
     for pid in find_processes(sink.__file__, path):
         await kill(Process(pid, started(pid) or 0, ""))
     result = _result_of(path)
-    for leftover in (result, sink.unfinished(result)):
-        try:
-            await trio.to_thread.run_sync(remove, str(leftover))
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # a name that cannot be is not there
-                raise
+    try:
+        sink.unfinished(result).unlink(missing_ok=True)  # of which the result is made
+        await trio.to_thread.run_sync(remove, str(result))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a name that cannot be is not there
+            raise
 
 
 class QemuStream(Stream):
