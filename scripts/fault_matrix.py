@@ -8,10 +8,11 @@ the journal, of what a delete is made of, and of commands that are sent to QEMU 
 step is in the matrix without anyone remembering. The kill comes after each point, which is before the next, and
 once before the first: of snaporch, of QEMU, of both at once; of snaporch, the guest runs on, and then of QEMU,
 before anybody recovers; or the power is cut, of a disk (with ext4, XFS or btrfs) that forgets whatever it was not
-told to flush, see `snaporch.testing.outage`, which wants root. After it: recovery; the operation is complete or
-undone; the guest runs with memory equal to disks (booted first where QEMU was killed, and then all is on its disks
-that it had said it wrote); each snapshot verifies, those that the operation was about are reverted to; each file
-has an owner. With --random the kills are at random instants of random operations instead.
+told to flush, see `snaporch.testing.outage`, which wants root. Of a group it is the QEMU of one that is killed (a
+while later, those of both). After it: recovery; the operation is complete or undone, for all of a group; the guest
+runs with memory equal to disks (booted first where QEMU was killed, and all is on its disks that it had said it
+wrote); each snapshot verifies, those that the operation was about are reverted to; each file has an owner. With
+--random the kills are at random instants of random operations instead.
 
 With --record every kill is noted in a file, and those that are noted there are not done again: what takes hours can
 be done in parts. --page writes what is noted.
@@ -33,8 +34,9 @@ from pathlib import Path
 
 import attrs
 import trio
-from benchlib.faults import KINDS, POWER, VICTIMS, Bench, Kind, Wrong, open_bench
+from benchlib.faults import KINDS, POWER, VICTIMS, Bench, Kind, open_bench
 from benchlib.lab import CACHE, GuestPlan, Qemu, pick, qemus, running_guest, workplace
+from benchlib.member import Wrong
 
 from snaporch import SnaporchError
 from snaporch.testing.outage import powered
@@ -144,13 +146,17 @@ async def at_random(
 
 
 @asynccontextmanager
-async def opened(fs: str | None, qemu: Qemu, place: Path) -> AsyncIterator[Bench]:
-    """Yield a bench with a fresh guest, on a file system of that kind whose power can be cut if one is named."""
+async def opened(fs: str | None, qemu: Qemu, place: Path, *, group: bool = False) -> AsyncIterator[Bench]:
+    """Yield a bench with a fresh guest, or two, on a file system of that kind, whose power can be cut."""
     with ExitStack() as stack:
         outlet = stack.enter_context(powered(fs)) if fs else None
         home, log = (outlet.place if outlet else place), place / "guest.log"
         log.unlink(missing_ok=True)
-        async with running_guest(home, CACHE, qemu, PLAN, log) as guest, open_bench(guest, outlet) as bench:
+        other = place / "other.log" if group else None
+        async with (
+            running_guest(home, CACHE, qemu, PLAN, log) as guest,
+            open_bench(guest, outlet, other=other) as bench,
+        ):
             yield bench
 
 
@@ -163,14 +169,14 @@ async def run(options: argparse.Namespace, qemu: Qemu, place: Path, record: Reco
     for fs, some in victims.items():
         if options.random:
             # Points inside the images are not among other kinds: while they are there, they bar what those want.
-            chosen = [kind for kind in kinds if not kind.first and not kind.inside]
+            chosen = [kind for kind in kinds if not kind.first and not kind.inside and not kind.group]
             async with opened(fs, qemu, place) as bench:
                 for victim in some:
                     await at_random(bench, chosen, victim, options, record)
             continue
         for kind in kinds:
             if not record.over:
-                async with opened(fs, qemu, place) as bench:
+                async with opened(fs, qemu, place, group=kind.group) as bench:
                     await every_point(bench, kind, some, record)
 
 
@@ -199,6 +205,7 @@ def page(kills: Sequence[Kill]) -> str:
         "snaporch (us), of QEMU, or of both, at once or QEMU a while later, or a loss of power of the disk that",
         "everything is on, with a file system of that kind, on a real guest: *complete*, *undone* or *never begun*",
         "is how the operation had ended after recovery; *not reached* is a point that this run did not come by.",
+        "A group is of two guests: the QEMU of one is killed, or a while later those of both.",
         "",
         f"{len(kills)} kills: {_counts(kills)}. Not as promised: {len(wrong)}.",
         "",

@@ -1,38 +1,31 @@
-"""Operations that are killed at a point, and what must hold afterwards."""
+"""Operations that are killed at a point, and how they end."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
 import trio
-from benchlib.lab import DOMAIN, Guest
-from benchlib.tree import files_known
+from benchlib.lab import CACHE, DOMAIN, Guest, Serial, made
+from benchlib.member import SECONDS, Member, Wrong
 
-from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, DomainState, Orchestrator, RevertFlag
-from snaporch.drivers.qemu.process import started, wait_gone
-from snaporch.guest.report import Report
-from snaporch.models import OperationRecord, Process
+from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, Orchestrator, RevertFlag
+from snaporch.drivers.qemu.process import wait_gone
+from snaporch.models import OperationRecord, Process, joined
 from snaporch.states import State
 from snaporch.testing import dying
-from snaporch.testing.dying import FAILING, NEVER, Mortals, hypervisors
+from snaporch.testing.dying import FAILING, NEVER, Mortals
 from snaporch.testing.outage import FILE_SYSTEMS, Outlet, cut
 
+OTHER = "other"  # the second domain of a group
 LATER = "us, later qemu"  # nobody has recovered in between, and the guest has run on
 POWER = {f"power, {kind}": kind for kind in FILE_SYSTEMS}
 VICTIMS = ("us", "qemu", "both", LATER, *POWER)
-SECONDS = 240.0  # for what takes two on a host that does nothing else
-NUMBERS = 5
-KINDS_OF_FILE = {".qcow2", ".mem", ".sink", ".new"}
 MANY = 6  # snapshots: those that kills have left are deleted, all in one
-
-
-class Wrong(Exception):
-    """What must hold does not."""
 
 
 @attrs.frozen
@@ -47,6 +40,7 @@ class Kind:
         first: for recovery: the command that is killed before it, and where.
         dead: for recovery: QEMU is killed together with that.
         inside: all snapshots are inside the images, else all are in files of their own.
+        group: it is on two domains, and the QEMU that is killed is that of one.
     """
 
     name: str
@@ -56,6 +50,7 @@ class Kind:
     first: tuple[str, tuple[str, ...]] | None = None
     dead: bool = False
     inside: bool = False
+    group: bool = False
 
     @property
     def alive(self) -> bool:
@@ -96,35 +91,50 @@ KINDS = (
     Kind("recover a delete", RECOVER, 1, first=("after:block-commit#1", ("delete", LAST))),
     Kind("recover a delete, QEMU dead", RECOVER, 1, first=("after:block-commit#1", ("delete", LAST)), dead=True),
     Kind("recover a middle, QEMU dead", RECOVER, 3, first=("after:block-stream#1", ("delete", BEFORE)), dead=True),
+    Kind("create a group", POINT, group=True),
+    Kind("create a group, paused", ("create", NEW, "paused"), group=True),
+    Kind("create a group, failing", (f"{FAILING}create", NEW, "background"), group=True),
+    Kind("revert a group", ("revert", LAST), 1, group=True),
+    Kind("revert a group, failing", (f"{FAILING}revert", LAST), 1, group=True),
+    Kind("delete a group", ("delete", LAST), 1, group=True),
 )
 
 
 @attrs.define
 class Bench:
-    """A guest on which operations are killed.
+    """A guest, or a group of two, on which operations are killed.
 
     Attributes:
+        members: the domains.
         outlet: where the guest's and the orchestrator's files are, if their power can be cut.
     """
 
     guest: Guest
     mortals: Mortals
+    members: tuple[Member, ...]
     outlet: Outlet | None = None
-    _mark: int = 0
 
     @property
     def _orch(self) -> Orchestrator:
         return self.guest.orchestrator
 
-    async def names(self) -> list[str]:
-        """Return the names of the domain's snapshots."""
-        return [record.name for record in await self._orch.list(DOMAIN)]
+    @property
+    def _domains(self) -> tuple[str, ...]:
+        return tuple(member.domain for member in self.members)
+
+    async def _names(self) -> list[str]:
+        """Return the names of the snapshots, which all members have."""
+        found = [await member.names() for member in self.members]
+        if any(names != found[0] for names in found):
+            raise Wrong(f"one has what the other has not: {found}")
+        return found[0]
 
     async def _last(self) -> OperationRecord | None:
-        return next(reversed(await self._orch.operations(DOMAIN)), None)
-
-    async def _state(self) -> DomainState:
-        return (await self._orch.domain_info(DOMAIN)).state
+        """Return the newest operation, which was on all members."""
+        found = [await member.last() for member in self.members]
+        if any(last != found[0] for last in found):
+            raise Wrong(f"one was operated on without the other: {found}")
+        return found[0]
 
     async def run(self, where: str, victim: str, *command: str) -> tuple[int, str]:
         """Run `snaporch.testing.dying` on the guest; return its status and what it said."""
@@ -133,31 +143,29 @@ class Bench:
             return await self.mortals.ended()
 
     async def _begin(self, where: str, victim: str, command: Sequence[str]) -> int:
-        return await self.mortals.start(str(self.guest.root), DOMAIN, where, victim, *command)
+        return await self.mortals.start(str(self.guest.root), joined(self._domains), where, victim, *command)
 
     async def _named(self, command: Sequence[str]) -> tuple[str, ...]:
         """Return a command with real names in it."""
-        names = await self.names()
+        names = await self._names()
         there = {NEW: self.guest.fresh_name(), **dict(zip((LAST, BEFORE), names[::-1], strict=False))}
         return tuple(there.get(word, word) for word in command)
 
     async def prepare(self, kind: Kind) -> Kind:
         """Have the domain as the kind wants it, running or not, with snapshots; return it with their names."""
         await self._sort_out(kind)
-        if await self._state() is not DomainState.RUNNING:
-            mark = self.guest.serial.mark()
-            await self._orch.start(DOMAIN)
-            # A point in the midst of its boot would be one from which it boots, and so would seem to be none.
-            await self.guest.serial.more(mark, 2, SECONDS)
-        names = await self.names()
+        for member in self.members:
+            await member.boot()
+        names = await self._names()
         if superfluous := names[: max(0, len(names) - (kind.snapshots or MANY))]:
-            await self._orch.delete(DOMAIN, superfluous)
+            await self._orch.delete_group(self._domains, superfluous)
         while len(names) < kind.snapshots:
             names.append(self.guest.fresh_name())
             await self._take(kind, names[-1])
-        if not kind.runs:
-            await self._orch.destroy(DOMAIN)
-        self._mark = self.guest.serial.mark()
+        for member in self.members:
+            if not kind.runs:
+                await self._orch.destroy(member.domain)
+            member.begin()
         if not kind.first:
             return attrs.evolve(kind, command=await self._named(kind.command))
         first = (kind.first[0], await self._named(kind.first[1]))
@@ -173,13 +181,13 @@ class Bench:
         """Have no snapshots of the other sort: where both are, not each can be gone back to."""
         if any(bool(record.inside) != kind.inside for record in await self._orch.list(DOMAIN)):
             await self._orch.destroy(DOMAIN)
-            await self._orch.delete(DOMAIN, await self.names())
+            await self._orch.delete(DOMAIN, await self._names())
 
     async def _take(self, kind: Kind, name: str) -> None:
         disks = (await self._orch.domain_info(DOMAIN)).disks if kind.inside else ()
         inside = tuple(DiskSnapshot(DeviceDisk(disk.target), external=False) for disk in disks)
         flags = CreateFlag(0) if kind.inside else CreateFlag.LIVE
-        await self._orch.create(DOMAIN, DomainSnapshot(name, disks=inside), flags)
+        await self._orch.create_group(self._domains, DomainSnapshot(name, disks=inside), flags)
 
     async def trace(self, kind: Kind) -> list[str]:
         """Do an operation with nobody killed, and return all points of it."""
@@ -196,17 +204,17 @@ class Bench:
             Wrong: something that must hold does not.
         """
         kind = await self.prepare(kind)
-        before, last = await self.names(), await self._last()
+        before, last = await self._names(), await self._last()
         if victim in POWER:
             async with self._unplugged() as outer:
                 status, _ = await self.run(where, f"{dying.POWER}{outer}", *kind.command)
             return "not reached" if status == NEVER else await self._mend(kind, before, last)
-        doomed = self._hypervisors()
+        doomed = self.members[0].hypervisors()
         status, _ = await self.run(where, "us" if victim == LATER else victim, *kind.command)
         if status == NEVER:
             return "not reached"
         if status < 0 and victim in {"us", LATER}:
-            await self._runs_again(kind)
+            await self._run_again(kind)
         if victim == LATER:
             doomed = self._hypervisors()
             for process in doomed:
@@ -233,13 +241,12 @@ class Bench:
         cut(outer, [process.pid for process in self._hypervisors()])
 
     def _hypervisors(self) -> list[Process]:
-        pids = hypervisors(str(self.guest.root), DOMAIN)
-        return [Process(pid, started(pid) or 0, "") for pid in pids]
+        return [process for member in self.members for process in member.hypervisors()]
 
     async def strike_after(self, kind: Kind, victim: str, seconds: float) -> str:
         """Kill us, or cut the power, so long after the beginning of an operation; as `strike`."""
         kind = await self.prepare(kind)
-        before, last = await self.names(), await self._last()
+        before, last = await self._names(), await self._last()
 
         async def kill(pid: int, outer: Path | None) -> None:
             await trio.sleep(seconds)
@@ -261,21 +268,16 @@ class Bench:
                 status = await operate(outer)
                 self._cut(outer)  # also where it was done by then
         elif (status := await operate()) < 0:
-            await self._runs_again(kind)
+            await self._run_again(kind)
         ended = await self._mend(kind, before, last)
         if status == 0 and ended != "complete" and not kind.command[0].startswith(FAILING):
             raise Wrong(f"it was complete, and now it is {ended}")
         return ended
 
-    async def _runs_again(self, kind: Kind) -> None:
-        """See the guest run, with nobody's help."""
-        if not kind.alive:
-            return
-        mark = self.guest.serial.mark()
-        try:
-            await self.guest.serial.more(mark, 2, SECONDS)
-        except trio.TooSlowError:
-            raise Wrong("the guest was left standing") from None
+    async def _run_again(self, kind: Kind) -> None:
+        for member in self.members:
+            if kind.alive:
+                await member.runs_again()
 
     async def _mend(self, kind: Kind, before: list[str], last: OperationRecord | None) -> str:
         """Recover, and check everything."""
@@ -284,74 +286,41 @@ class Bench:
             raise Wrong("recovery has more to do after it was done")
         if any(record.state not in {State.COMPLETE, State.ROLLED_BACK} for record in ended):
             raise Wrong(f"recovery left {[record.state for record in ended]}")
-        now, names = await self._last(), await self.names()
+        now, names = await self._last(), await self._names()
         begun = now is not None and (kind.first is not None or last is None or now.id != last.id)
         complete = begun and now is not None and now.state == State.COMPLETE
         verb, subject = kind.what[0].removeprefix(FAILING), kind.what[1]
         changed = {"create": [*before, subject], "revert": before, "delete": [n for n in before if n != subject]}
         if names != (changed[verb] if complete else before):
             raise Wrong(f"{now and now.state}, and of the snapshots {before} there are {names}")
-        await self.well(restored=False, lost=verb == "revert" and complete)
-        await self._check_files()
+        for member in self.members:
+            await member.well(restored=False, lost=verb == "revert" and complete)
+            await member.check_files()
         for name in names if verb == "delete" else {subject}.intersection(names):
-            await self._orch.revert(DOMAIN, name, RevertFlag.RUNNING)
-            await self.well(restored=True)
+            await self._orch.revert_group(self._domains, name, RevertFlag.RUNNING)
+            for member in self.members:
+                await member.well(restored=True)
         return "complete" if complete else "undone" if begun else "never begun"
-
-    async def well(self, *, restored: bool, lost: bool = True) -> None:
-        """Start the guest if it was killed, and see that it runs and its memory and disks are of one instant.
-
-        Args:
-            restored: it was gone back to a snapshot.
-            lost: what it wrote since may be lost.
-        """
-        booted, serial = await self._state() is DomainState.INACTIVE, self.guest.serial
-        said = [] if lost else serial.reports(self._mark)
-        mark = serial.mark()
-        if booted:
-            await self._orch.start(DOMAIN)
-        if await self._state() is not DomainState.RUNNING:
-            raise Wrong(f"the guest is {await self._state()}")
-        with trio.move_on_after(SECONDS):
-            while not _enough(serial.reports(mark)[1:], restored=restored):  # noqa: ASYNC110 - a file tells nobody
-                await trio.sleep(0.01)
-        reports = serial.reports(mark)[1:]
-        if not _enough(reports, restored=restored):
-            raise Wrong("the guest is silent")
-        # It boots with the newest number that is on its disks.
-        if booted and said and (found := serial.reports(mark)[0].seq) < said[-1].seq:
-            raise Wrong(f"the guest had written number {said[-1].seq}, and its disks hold {found}")
-        troubles = [] if booted else serial.troubles(mark)
-        if troubles or reports[-1].errors:
-            raise Wrong("; ".join(troubles[:3]) or f"{reports[-1].errors} errors")
-
-    async def _check_files(self) -> None:
-        """See that each snapshot is what was saved, and that each file has somebody who knows it."""
-        for record in await self._orch.list(DOMAIN):
-            report = await self._orch.verify(DOMAIN, record.name)
-            if not report.ok:
-                raise Wrong(f"{record.name} is damaged: {report.problems}")
-        home = self.guest.root / DOMAIN
-        found = {str(path) for path in home.iterdir() if path.suffix in KINDS_OF_FILE}
-        if unknown := found - await files_known(self._orch, DOMAIN):
-            raise Wrong(f"orphans: {sorted(unknown)}")
-        if len(runs := [path.name for path in home.iterdir() if path.name.startswith("run-")]) > 1:
-            raise Wrong(f"directories of processes that are gone: {runs}")
 
 
 @asynccontextmanager
-async def open_bench(guest: Guest, outlet: Outlet | None = None) -> AsyncIterator[Bench]:
-    """Yield a bench around a guest."""
-    mortals = Mortals()
-    try:
-        yield Bench(guest, mortals, outlet)
-    finally:
-        mortals.close()
+async def open_bench(
+    guest: Guest, outlet: Outlet | None = None, *, other: Path | None = None
+) -> AsyncIterator[Bench]:
+    """Yield a bench around a guest; with another one beside it that says what it has to say to the file `other`."""
+    mortals, members = Mortals(), [Member(guest, DOMAIN, guest.serial)]
+    async with AsyncExitStack() as stack:
+        stack.callback(mortals.close)
+        if other is not None:
+            other.unlink(missing_ok=True)
+            definition = await made(OTHER, guest.place, CACHE, guest.qemu, guest.plan)
+            await guest.orchestrator.define(attrs.evolve(definition, serial=str(other)))
+            members.append(Member(guest, OTHER, Serial(other)))
+            stack.push_async_callback(_destroy, guest, OTHER)
+            await members[-1].boot()
+        yield Bench(guest, mortals, tuple(members), outlet)
 
 
-def _enough(reports: list[Report], *, restored: bool) -> bool:
-    if not reports:
-        return False
-    first, last = reports[0], reports[-1]
-    swept = last.up_ms >= first.up_ms + 500 if restored else True
-    return bool(last.errors) or (last.checked > 0 and last.seq >= first.seq + NUMBERS and swept)
+async def _destroy(guest: Guest, domain: str) -> None:
+    with trio.CancelScope(shield=True):
+        await guest.orchestrator.destroy(domain)

@@ -103,6 +103,7 @@ class Death:
         self.came = True
         doomed = hypervisors(self._root, members_of(self._domain)[0]) if self._victim != "us" else []
         if self._victim.startswith(POWER):
+            doomed = [pid for name in members_of(self._domain) for pid in hypervisors(self._root, name)]
             outage.cut(Path(self._victim.removeprefix(POWER)), doomed)
         for pid in doomed:
             with suppress(ProcessLookupError):
