@@ -14,8 +14,9 @@ __all__ = ["Report", "count_starts", "parse", "parse_errors"]
 
 _STATUS = r"seq=(\d+) disks=(\d+) checked=(\d+) errors=(\d+) gap_us=(\d+) ram_mb=(\d+) dirty_mb=(\d+) up_ms=(\d+)"
 _IO = r"(?: io_us=(\d+))?"
-_REPORT = re.compile(rf"snaporch-guest (?:ready )?{_STATUS}{_IO}(?: [^\r\n]*)?\r?\n")
-_READY = re.compile(r"snaporch-guest ready [^\r\n]*\r?\n")
+_END = r"(?: (?:(?!snaporch-guest)[^\r\n])*)?\r?\n"  # one that is killed in a line has the next one's first on it
+_REPORT = re.compile(rf"snaporch-guest (?:ready )?{_STATUS}{_IO}{_END}")
+_READY = re.compile(rf"snaporch-guest ready{_END}")
 _ERROR = re.compile(r"snaporch-guest ERROR ([^\r\n]*)\r?\n")
 
 

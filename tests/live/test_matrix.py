@@ -39,8 +39,3 @@ def test_at_random(tmp_path: Path) -> None:
 def test_power(fs: str, kind: str) -> None:
     """The power is cut after each step: all is complete or undone, and no file is damaged or left over."""
     matrix("--victim", f"power, {fs}", "--kind", kind)
-
-
-def test_group() -> None:
-    """The QEMU of one of two is killed after each step of going back: both are old, or both are new."""
-    matrix("--victim", "qemu", "--kind", "revert a group")
