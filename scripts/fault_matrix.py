@@ -147,15 +147,22 @@ async def at_random(
 
 @asynccontextmanager
 async def opened(fs: str | None, qemu: Qemu, place: Path, *, group: bool = False) -> AsyncIterator[Bench]:
-    """Yield a bench with a fresh guest, or two, on a file system of that kind, whose power can be cut."""
+    """Yield a bench with a fresh guest, a group of two if it is for one.
+
+    Args:
+        fs: they are on a file system of that kind, whose power can be cut.
+        qemu: which.
+        place: where their files are without that, and their logs.
+        group: there is another guest.
+    """
     with ExitStack() as stack:
         outlet = stack.enter_context(powered(fs)) if fs else None
-        home, log = (outlet.place if outlet else place), place / "guest.log"
-        log.unlink(missing_ok=True)
-        other = place / "other.log" if group else None
+        home, log, other = (outlet.place if outlet else place), place / "guest.log", place / "other.log"
+        for path in (log, other):
+            path.unlink(missing_ok=True)
         async with (
             running_guest(home, CACHE, qemu, PLAN, log) as guest,
-            open_bench(guest, outlet, other=other) as bench,
+            open_bench(guest, outlet, other=other if group else None) as bench,
         ):
             yield bench
 

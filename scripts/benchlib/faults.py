@@ -169,7 +169,7 @@ class Bench:
         if not kind.first:
             return attrs.evolve(kind, command=await self._named(kind.command))
         first = (kind.first[0], await self._named(kind.first[1]))
-        doomed = self._hypervisors() if kind.dead else []
+        doomed = self.members[0].hypervisors() if kind.dead else []
         status, _ = await self.run(first[0], "both" if kind.dead else "us", *first[1])
         if status != -signal.SIGKILL:
             raise Wrong(f"{first[1]} was not killed at {first[0]}")
@@ -275,9 +275,8 @@ class Bench:
         return ended
 
     async def _run_again(self, kind: Kind) -> None:
-        for member in self.members:
-            if kind.alive:
-                await member.runs_again()
+        for member in self.members if kind.alive else ():
+            await member.runs_again()
 
     async def _mend(self, kind: Kind, before: list[str], last: OperationRecord | None) -> str:
         """Recover, and check everything."""
@@ -307,20 +306,14 @@ class Bench:
 async def open_bench(
     guest: Guest, outlet: Outlet | None = None, *, other: Path | None = None
 ) -> AsyncIterator[Bench]:
-    """Yield a bench around a guest; with another one beside it that says what it has to say to the file `other`."""
+    """Yield a bench around a guest; with another beside it if there is a fresh file `other` for what that says."""
     mortals, members = Mortals(), [Member(guest, DOMAIN, guest.serial)]
     async with AsyncExitStack() as stack:
         stack.callback(mortals.close)
         if other is not None:
-            other.unlink(missing_ok=True)
             definition = await made(OTHER, guest.place, CACHE, guest.qemu, guest.plan)
             await guest.orchestrator.define(attrs.evolve(definition, serial=str(other)))
             members.append(Member(guest, OTHER, Serial(other)))
-            stack.push_async_callback(_destroy, guest, OTHER)
+            stack.push_async_callback(guest.destroy, OTHER)
             await members[-1].boot()
         yield Bench(guest, mortals, tuple(members), outlet)
-
-
-async def _destroy(guest: Guest, domain: str) -> None:
-    with trio.CancelScope(shield=True):
-        await guest.orchestrator.destroy(domain)

@@ -168,10 +168,10 @@ class Guest:
         with trio.CancelScope(shield=True):
             await self._stack.aclose()
 
-    async def destroy(self) -> None:
-        """End the guest."""
+    async def destroy(self, domain: str = DOMAIN) -> None:
+        """End the guest, or another one in its orchestrator."""
         with trio.CancelScope(shield=True):
-            await self.orchestrator.destroy(DOMAIN)
+            await self.orchestrator.destroy(domain)
 
     def fresh_name(self) -> str:
         """Return a name that nothing has yet."""

@@ -9,7 +9,8 @@ that sends several. `trace` says all points that there are, one to a line, and n
 (seconds since the epoch) is the last line that it says. Its status is 0 when the operation was complete, 1 when it
 failed, and 3 when WHERE never came.
 
-DOMAIN is one name, or those of a group with commas between them: its first is the one whose hypervisor is killed.
+DOMAIN is one name, or those of a group with commas between them: its first is the one whose hypervisor is killed,
+and a power cut kills those of all.
 VERB is `create NAME [STRATEGY] [BANDWIDTH]`, `revert NAME`, `delete NAME` or `recover`.
 
 Without arguments it reads them from its standard input, as a JSON list a line, and does each in a fork of its own;
@@ -101,9 +102,10 @@ class Death:
     def strike(self) -> None:
         """Let it happen."""
         self.came = True
-        doomed = hypervisors(self._root, members_of(self._domain)[0]) if self._victim != "us" else []
-        if self._victim.startswith(POWER):
-            doomed = [pid for name in members_of(self._domain) for pid in hypervisors(self._root, name)]
+        members, power = members_of(self._domain), self._victim.startswith(POWER)
+        struck = () if self._victim == "us" else members if power else members[:1]
+        doomed = [pid for name in struck for pid in hypervisors(self._root, name)]
+        if power:
             outage.cut(Path(self._victim.removeprefix(POWER)), doomed)
         for pid in doomed:
             with suppress(ProcessLookupError):
