@@ -40,7 +40,7 @@ from snaporch.batch.plan import plan_from
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import ItemRecord
 from snaporch.catalog.store import Change
-from snaporch.models import DomainRecord, Process
+from snaporch.model.domain import DomainRecord, Process
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,7 +30,7 @@ import trio
 from benchlib.lab import CACHE, DOMAIN, Guest, GuestPlan, Qemu, pick, qemus, remove, running_guest, workplace
 
 from snaporch import CreateFlag, DomainSnapshot
-from snaporch.qmp import QMPClient, open_qmp
+from snaporch.drivers.qmp import QMPClient, open_qmp
 
 RAM = 128 * 2**20
 WRITE_SECONDS = 2.0  # of writes that are then merged

@@ -21,8 +21,9 @@ import trio
 from benchlib.lab import CACHE, Qemu, pick, qemus, workplace
 
 from snaporch.drivers.base import untold
-from snaporch.images.files import LocalStorage
-from snaporch.models import DeviceDisk, MergeOptions
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import DeviceDisk
 
 DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 400)
 SIZE = 2**30

@@ -31,9 +31,9 @@ from benchlib.lab import CACHE, Qemu, pick, qemus, workplace
 from benchlib.linked import Linked, linked_guests
 
 from snaporch import CreateFlag, DomainSnapshot, RevertFlag, SnapshotRecord
-from snaporch.convert import dumps, loads
 from snaporch.guest.build import build_tiny
 from snaporch.guest.report import parse, parse_errors
+from snaporch.model.convert import dumps, loads
 
 MESSAGES = 100  # that each hears after a revert
 LIVE = CreateFlag.LIVE

@@ -26,7 +26,7 @@ from benchlib.lab import CACHE, DOMAIN, Guest, GuestPlan, Qemu, pick, qemus, run
 
 from snaporch import CreateFlag, DomainSnapshot
 from snaporch.catalog.store import Catalog, Change
-from snaporch.qmp import open_qmp
+from snaporch.drivers.qmp import open_qmp
 
 STEPS = ("pause", "switch", "start_stream", "await_armed")
 PROMISED_MS = 250.0

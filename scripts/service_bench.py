@@ -34,11 +34,11 @@ import trio
 from benchlib.lab import CACHE, ROOT, Qemu, pick, qemus, workplace
 
 from snaporch import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, open_client, open_orchestrator
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.simulated import SimulatedDriver, SimulatedHost
+from snaporch.engine.realtime import take_priority
 from snaporch.guest.build import build_tiny
-from snaporch.images.files import LocalStorage
-from snaporch.priority import take_priority
 from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
 from snaporch.service.owner import SOCKET, owned, tell

@@ -31,7 +31,7 @@ import trio
 from benchlib.lab import CACHE, DOMAIN, Guest, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
 from snaporch import CreateFlag, CreateOptions, DomainSnapshot, SnaporchError, Strategy
-from snaporch.drivers.qemu.stream import QemuStream
+from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
 
 ALL = {Strategy.BACKGROUND: 100, Strategy.PRECOPY: 20, Strategy.PAUSED: 20}

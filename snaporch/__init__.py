@@ -35,30 +35,19 @@ from snaporch.errors import (
     Unavailable,
     Unsupported,
 )
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DeleteFlag,
-    DeviceDisk,
-    DiskSnapshot,
-    DiskStatus,
-    DomainDefinition,
-    DomainInfo,
-    DomainSnapshot,
-    DomainState,
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainState
+from snaporch.model.record import (
     Estimate,
     Event,
     FileRecord,
-    MergeOptions,
-    OnTimeout,
     OperationRecord,
     Outcome,
-    RevertFlag,
     SnapshotRecord,
-    Strategy,
     Timings,
     VerifyReport,
 )
+from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
+from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 
 if TYPE_CHECKING:

@@ -29,29 +29,14 @@ import httpx2
 import trio
 from cattrs.preconf.json import make_converter
 
-from snaporch.bandwidth import SharedBandwidth
-from snaporch.convert import load_definition
 from snaporch.errors import InvalidInput, ServiceGone, SnaporchError
 from snaporch.images.merge import MergePlan
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DeleteFlag,
-    DomainDefinition,
-    DomainInfo,
-    DomainRecord,
-    DomainSnapshot,
-    DomainState,
-    Estimate,
-    Event,
-    Finding,
-    MergeOptions,
-    OperationRecord,
-    RevertFlag,
-    SnapshotRecord,
-    Strategy,
-    VerifyReport,
-)
+from snaporch.model.convert import load_definition
+from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord, DomainState
+from snaporch.model.record import Estimate, Event, Finding, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.request import CreateOptions, MergeOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
+from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.orchestrator import default_root
 from snaporch.service.owner import address, owner
 from snaporch.service.problems import MEDIA_TYPE, error_of

@@ -12,18 +12,13 @@ import attrs
 import structlog
 import trio
 
-from snaporch import power
-from snaporch.bandwidth import SharedBandwidth
 from snaporch.catalog import Catalog, open_catalog
 from snaporch.catalog.store import Change
-from snaporch.context import Context
-from snaporch.convert import load_definition
-from snaporch.create import create
-from snaporch.delete import delete
-from snaporch.doctor import doctor, foretell
 from snaporch.drivers.base import Driver
 from snaporch.drivers.qemu.driver import QemuDriver
-from snaporch.engine import Engine, Operation
+from snaporch.engine.context import Context
+from snaporch.engine.events import Broadcast
+from snaporch.engine.run import Engine, Operation
 from snaporch.errors import (
     Busy,
     InvalidInput,
@@ -32,34 +27,24 @@ from snaporch.errors import (
     SnaporchError,
     TargetExists,
 )
-from snaporch.events import Broadcast
-from snaporch.flatten import ON_ITS_BASE, flatten, keep_short
-from snaporch.fsck import fsck
-from snaporch.group import check_alone, check_one_point, those_left
 from snaporch.images.merge import MergePlan
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DeleteFlag,
-    DomainDefinition,
-    DomainInfo,
-    DomainRecord,
-    DomainSnapshot,
-    Estimate,
-    Event,
-    Finding,
-    MergeOptions,
-    OperationRecord,
-    RevertFlag,
-    SnapshotRecord,
-    Strategy,
-    VerifyReport,
-    check_name,
-    joined,
-)
-from snaporch.recover import recover, sweep
-from snaporch.revert import revert
-from snaporch.verify import intact, verify
+from snaporch.model.convert import load_definition
+from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.names import check_name, joined
+from snaporch.model.record import Estimate, Event, Finding, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.request import CreateOptions, MergeOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
+from snaporch.operations import lifecycle as power
+from snaporch.operations.bandwidth import SharedBandwidth
+from snaporch.operations.create import create
+from snaporch.operations.delete import delete
+from snaporch.operations.doctor import doctor, foretell
+from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
+from snaporch.operations.fsck import fsck
+from snaporch.operations.group import check_alone, check_one_point, those_left
+from snaporch.operations.recover import recover, sweep
+from snaporch.operations.revert import revert
+from snaporch.operations.verify import intact, verify
 
 _log = structlog.get_logger("snaporch")
 

@@ -9,15 +9,10 @@ import attrs
 
 from snaporch.images.chain import Graph, Image
 from snaporch.images.merge import MergePlan, MergeStep, apply, plan_delete
-from snaporch.models import (
-    DeviceDisk,
-    DiskSnapshot,
-    DomainRecord,
-    DomainSnapshot,
-    DomainState,
-    SnapshotRecord,
-    Strategy,
-)
+from snaporch.model.domain import DomainRecord, DomainState
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DeviceDisk, DiskSnapshot, DomainSnapshot
 
 # --- the model ----------------------------------------------------------------------------------------------------
 

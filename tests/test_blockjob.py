@@ -7,7 +7,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from snaporch.drivers.qemu.blockjob import STAGNANT_SECONDS, Patience
+from snaporch.drivers.qmp.blockjob import STAGNANT_SECONDS, Patience
 
 
 async def test_without_a_limit_it_may_take_as_long_as_it_comes_nearer(autojump_clock: MockClock) -> None:

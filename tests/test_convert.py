@@ -8,17 +8,10 @@ import attrs
 import pytest
 
 from snaporch import errors
-from snaporch.convert import dumps, load_definition, loads, parse_size
 from snaporch.errors import InvalidInput, SnaporchError
-from snaporch.models import (
-    CreateFlag,
-    DeleteFlag,
-    DeviceDisk,
-    DiskSnapshot,
-    DomainDefinition,
-    DomainSnapshot,
-    RevertFlag,
-)
+from snaporch.model.convert import dumps, load_definition, loads, parse_size
+from snaporch.model.domain import DomainDefinition
+from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 
 
 def test_the_flags_have_the_rfcs_numbers() -> None:

@@ -9,8 +9,9 @@ import pytest
 from trio.testing import MockClock
 
 from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
-from snaporch.estimate import ASSUMED_RATE, COMMANDS_SECONDS, DOWNTIME_SECONDS, estimate
-from snaporch.models import PastCheckpoint, Strategy
+from snaporch.model.record import PastCheckpoint
+from snaporch.model.request import Strategy
+from snaporch.operations.estimate import ASSUMED_RATE, COMMANDS_SECONDS, DOWNTIME_SECONDS, estimate
 from snaporch.testing import open_simulated_world
 
 GIB = 2**30

@@ -43,9 +43,9 @@ from snaporch import (
     open_orchestrator,
 )
 from snaporch.catalog.store import Change
-from snaporch.models import Process
+from snaporch.engine.states import State
+from snaporch.model.domain import Process
 from snaporch.orchestrator import Orchestrator
-from snaporch.states import State
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 from tests.conformance.test_any_crash import Cut, perform_on, run
 from tests.conformance.test_any_fault import CALLS, steps_of

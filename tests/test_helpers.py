@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from snaporch.drivers.qemu import guard, sink
+from snaporch.drivers.qmp import guard, sink
 
 SECONDS = 60.0
 GREETING = {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}

@@ -7,21 +7,11 @@ import pytest
 
 from snaporch.drivers.base import Capabilities
 from snaporch.errors import InvalidInput, Refused, Unsupported
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DeviceDisk,
-    DiskSnapshot,
-    DiskStatus,
-    DomainDefinition,
-    DomainRecord,
-    DomainSnapshot,
-    DomainState,
-    RevertFlag,
-    SnapshotRecord,
-    Strategy,
-)
-from snaporch.planning import CreatePlan, Scene, plan_create, plan_revert
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, DomainState
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.operations.planning import CreatePlan, Scene, plan_create, plan_revert
 
 ANY = CreateFlag(0)
 DISKS = (

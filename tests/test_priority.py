@@ -14,7 +14,7 @@ import pytest
 from trio.testing import MockClock
 
 from snaporch import CreateFlag, DomainSnapshot, open_orchestrator
-from snaporch.priority import prompt
+from snaporch.engine.realtime import prompt
 from snaporch.testing import SimulatedDriver, ThreadsHoldTime, open_simulated_world
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from snaporch.drivers.qemu.process import alive, boot, kill, started, wait_gone
-from snaporch.models import Process
+from snaporch.drivers.local.process import alive, boot, kill, started, wait_gone
+from snaporch.model.domain import Process
 
 
 @pytest.fixture

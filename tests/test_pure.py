@@ -8,12 +8,16 @@ import sys
 import pytest
 
 PURE = [
-    "snaporch.states",
-    "snaporch.steps",
-    "snaporch.models",
+    "snaporch.engine.states",
+    "snaporch.engine.steps",
+    "snaporch.model.names",
+    "snaporch.model.rfc",
+    "snaporch.model.request",
+    "snaporch.model.domain",
+    "snaporch.model.record",
     "snaporch.errors",
-    "snaporch.convert",
-    "snaporch.planning",
+    "snaporch.model.convert",
+    "snaporch.operations.planning",
     "snaporch.images.chain",
     "snaporch.images.merge",
     "snaporch.drivers.qemu.command",

@@ -8,16 +8,9 @@ from pathlib import Path
 import attrs
 from trio.testing import MockClock
 
-from snaporch import (
-    CreateFlag,
-    DeviceDisk,
-    DomainDefinition,
-    DomainSnapshot,
-    Orchestrator,
-    open_orchestrator,
-)
+from snaporch import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, Orchestrator, open_orchestrator
 from snaporch.catalog.store import Catalog, Change, open_catalog
-from snaporch.models import DomainRecord
+from snaporch.model.domain import DomainRecord
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
 MORE = 40

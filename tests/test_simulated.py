@@ -35,7 +35,9 @@ from snaporch.errors import (
     OutcomeUnknown,
     Refused,
 )
-from snaporch.models import DeviceDisk, DomainDefinition, DomainState, MergeOptions, Process, Strategy
+from snaporch.model.domain import DomainDefinition, DomainState, Process
+from snaporch.model.request import MergeOptions, Strategy
+from snaporch.model.rfc import DeviceDisk
 
 GIB = 2**30
 MEMORY = "/snapshots/memory"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from snaporch.create import Participant
-from snaporch.models import Strategy
-from snaporch.replay import Action, after_create, phases_begun, table, walk
-from snaporch.revert import Reverter
-from snaporch.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
-from snaporch.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, VERIFY, Phase, Undo
+from snaporch.engine.replay import Action, after_create, phases_begun, table, walk
+from snaporch.engine.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
+from snaporch.engine.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, VERIFY, Phase, Undo
+from snaporch.model.request import Strategy
+from snaporch.operations.create import Participant
+from snaporch.operations.revert import Reverter
 
 
 def test_every_state_has_a_row_and_terminal_ones_an_empty_one() -> None:
@@ -80,13 +80,13 @@ def test_the_pause_of_a_live_point_is_covered_by_one_row_of_the_journal() -> Non
 
 
 def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
-    """`python -c 'from snaporch.states import diagram; print(diagram())'` made it."""
+    """`python -c 'from snaporch.engine.states import diagram; print(diagram())'` made it."""
     page = (Path(__file__).parents[1] / "docs" / "states.md").read_text()
     assert diagram() in page
 
 
 def test_the_table_in_the_docs_is_that_of_recovery() -> None:
-    """`python -c 'from snaporch.replay import table; print(table())'` made it."""
+    """`python -c 'from snaporch.engine.replay import table; print(table())'` made it."""
     page = (Path(__file__).parents[1] / "docs" / "recovery.md").read_text()
     assert table() in page
 

@@ -14,8 +14,8 @@ import trio
 from benchlib.lab import UP_SECONDS, GuestPlan, Qemu, Serial, made
 
 from snaporch import Orchestrator, open_orchestrator
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
-from snaporch.images.files import LocalStorage
 
 
 @attrs.frozen

@@ -14,9 +14,11 @@ from benchlib.lab import CACHE, DOMAIN, Guest, Serial, made
 from benchlib.member import SECONDS, Member, Wrong
 
 from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, Orchestrator, RevertFlag
-from snaporch.drivers.qemu.process import wait_gone
-from snaporch.models import OperationRecord, Process, joined
-from snaporch.states import State
+from snaporch.drivers.local.process import wait_gone
+from snaporch.engine.states import State
+from snaporch.model.domain import Process
+from snaporch.model.names import joined
+from snaporch.model.record import OperationRecord
 from snaporch.testing import dying
 from snaporch.testing.dying import FAILING, NEVER, Mortals
 from snaporch.testing.outage import FILE_SYSTEMS, Outlet, cut

@@ -14,10 +14,10 @@ import attrs
 import trio
 
 from snaporch import DeviceDisk, DomainDefinition, Orchestrator, open_orchestrator
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.guest.build import build_tiny
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
-from snaporch.images.files import LocalStorage
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"

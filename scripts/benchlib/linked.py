@@ -19,9 +19,9 @@ import attrs
 import trio
 
 from snaporch import DeviceDisk, DomainDefinition, Orchestrator, open_orchestrator
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
-from snaporch.images.files import LocalStorage
-from snaporch.qmp import open_qmp
+from snaporch.drivers.qmp import open_qmp
 
 SECONDS = 30.0
 

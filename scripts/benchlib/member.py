@@ -8,9 +8,10 @@ from benchlib.lab import Guest, Serial
 from benchlib.tree import files_known
 
 from snaporch import DomainState, Orchestrator
-from snaporch.drivers.qemu.process import started
+from snaporch.drivers.local.process import started
 from snaporch.guest.report import Report
-from snaporch.models import OperationRecord, Process
+from snaporch.model.domain import Process
+from snaporch.model.record import OperationRecord
 from snaporch.testing.dying import hypervisors
 
 SECONDS = 240.0  # for what takes two on a host that does nothing else

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from snaporch import (
-    CreateFlag,
-    DeleteFlag,
-    DomainSnapshot,
-    DomainState,
-    Orchestrator,
-    RevertFlag,
-)
+from snaporch import CreateFlag, DeleteFlag, DomainSnapshot, DomainState, Orchestrator, RevertFlag
 
 OPERATIONS = ("create",) * 4 + ("revert",) * 2 + ("delete",) * 4 + ("switch",)
 FLAGS = (DeleteFlag(0),) * 5 + (DeleteFlag.CHILDREN_ONLY, DeleteFlag.CHILDREN)

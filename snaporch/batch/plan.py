@@ -20,9 +20,10 @@ from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.preconf.json import make_converter
 
 from snaporch.batch.timing import Cron, parse_clock, parse_duration, parse_zone
-from snaporch.convert import parse_size
 from snaporch.errors import InvalidInput
-from snaporch.models import OnTimeout, Strategy, check_name
+from snaporch.model.convert import parse_size
+from snaporch.model.names import check_name
+from snaporch.model.request import OnTimeout, Strategy
 
 Seconds = NewType("Seconds", float)
 Size = NewType("Size", int)

@@ -10,8 +10,8 @@ from snaporch.batch import store
 from snaporch.batch.plan import Plan, Retention
 from snaporch.batch.retention import Candidate, Verdict, plan_retention
 from snaporch.batch.store import ItemRecord
-from snaporch.group import siblings
-from snaporch.models import joined, members_of
+from snaporch.model.names import joined, members_of
+from snaporch.operations.group import siblings
 from snaporch.orchestrator import Orchestrator
 
 

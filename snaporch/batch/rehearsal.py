@@ -35,8 +35,10 @@ from snaporch.drivers.simulated import (
     SimulatedSpeed,
     ThreadsHoldTime,
 )
-from snaporch.estimate import ASSUMED_ARM_RATE, ASSUMED_RATE, COMMANDS_SECONDS, LOOK_BACK, rate_of
-from snaporch.models import DeviceDisk, DomainDefinition, DomainRecord, Strategy
+from snaporch.model.domain import DomainDefinition, DomainRecord
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DeviceDisk
+from snaporch.operations.estimate import ASSUMED_ARM_RATE, ASSUMED_RATE, COMMANDS_SECONDS, LOOK_BACK, rate_of
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 
 LEAST_RAM = 2**20

@@ -23,8 +23,8 @@ from snaporch.batch.plan import Reports
 from snaporch.batch.store import BatchRecord, End, ItemRecord
 from snaporch.batch.timeline import Timeline, duration, printable
 from snaporch.catalog import Catalog
-from snaporch.convert import converter
 from snaporch.errors import TargetExists
+from snaporch.model.convert import converter
 
 Items = Callable[[], AsyncGenerator[ItemRecord, None]]
 

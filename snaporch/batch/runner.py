@@ -22,7 +22,6 @@ import stamina
 import structlog
 import trio
 
-from snaporch.bandwidth import SharedBandwidth
 from snaporch.batch import store
 from snaporch.batch.hooks import HookFailed, run_hooks
 from snaporch.batch.plan import Check, OnFailure, Plan
@@ -34,7 +33,10 @@ from snaporch.batch.store import BatchRecord, End, ItemRecord, Stage
 from snaporch.batch.timing import until_closed, until_open
 from snaporch.catalog import Catalog, domain_lock
 from snaporch.errors import Busy, HypervisorError, NotFound, OperationFailed, SnaporchError, Stranded
-from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, SnapshotRecord, Strategy
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DomainSnapshot
+from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.orchestrator import Orchestrator
 
 _log = structlog.get_logger("snaporch")

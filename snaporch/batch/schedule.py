@@ -28,7 +28,7 @@ import trio
 from snaporch.batch import store
 from snaporch.batch.plan import Missed, Plan, load_plan
 from snaporch.batch.runner import run_batch
-from snaporch.engine import leaves
+from snaporch.engine.run import leaves
 from snaporch.errors import InvalidInput, SnaporchError
 from snaporch.orchestrator import Orchestrator
 

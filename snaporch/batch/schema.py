@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from snaporch.batch.plan import Plan, Seconds, Size
-from snaporch.models import NAME
+from snaporch.model.names import NAME
 
 _TEXT: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import attrs
 
 from snaporch.batch.plan import Select
-from snaporch.models import DomainRecord
+from snaporch.model.domain import DomainRecord
 
 
 @attrs.frozen

@@ -22,10 +22,11 @@ from snaporch.batch.plan import converter as plan_converter
 from snaporch.batch.select import Item, places, selects
 from snaporch.catalog import Catalog
 from snaporch.catalog.store import past_checkpoints
-from snaporch.convert import dumps, loads
 from snaporch.errors import InvalidInput, NotFound
-from snaporch.estimate import ASSUMED_RATE, LOOK_BACK
-from snaporch.models import DomainRecord, check_name
+from snaporch.model.convert import dumps, loads
+from snaporch.model.domain import DomainRecord
+from snaporch.model.names import check_name
+from snaporch.operations.estimate import ASSUMED_RATE, LOOK_BACK
 
 T = TypeVar("T")
 

@@ -25,16 +25,11 @@ from typing import TypeVar
 import attrs
 import trio
 
-from snaporch.convert import dumps, loads
 from snaporch.errors import NotFound, SnaporchError, TargetExists
-from snaporch.models import (
-    DomainRecord,
-    FileRecord,
-    OperationRecord,
-    PastCheckpoint,
-    SnapshotRecord,
-    Strategy,
-)
+from snaporch.model.convert import dumps, loads
+from snaporch.model.domain import DomainRecord
+from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord
+from snaporch.model.request import Strategy
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import trio
 from cyclopts import App
 
 from snaporch.cli.session import Answer, Here, Session
-from snaporch.models import check_name
+from snaporch.model.names import check_name
 
 if TYPE_CHECKING:
     from snaporch.batch.plan import Plan

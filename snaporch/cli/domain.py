@@ -9,7 +9,7 @@ from cyclopts import App
 
 from snaporch.cli import output
 from snaporch.cli.session import Answer, Here
-from snaporch.models import DomainInfo
+from snaporch.model.domain import DomainInfo
 
 app = App(name="domain", help="Define, start, stop and look at domains.")
 

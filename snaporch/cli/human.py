@@ -11,18 +11,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from snaporch.engine.states import State
 from snaporch.images.merge import MergePlan, render
-from snaporch.models import (
-    DiskSnapshot,
-    DomainInfo,
-    DomainState,
-    FileRecord,
-    Finding,
-    OperationRecord,
-    SnapshotRecord,
-    VerifyReport,
-)
-from snaporch.states import State
+from snaporch.model.domain import DomainInfo, DomainState
+from snaporch.model.record import FileRecord, Finding, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.rfc import DiskSnapshot
 
 _KIB = 1024
 _STATE_STYLES = {DomainState.RUNNING: "green", DomainState.PAUSED: "yellow", DomainState.INACTIVE: "dim"}

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from snaporch.cli.session import Answer
-from snaporch.convert import converter
+from snaporch.engine.states import State
 from snaporch.errors import OperationFailed, SnaporchError, Stranded
 from snaporch.images.merge import MergePlan
-from snaporch.models import DiskStatus, DomainInfo, Finding, OperationRecord, Outcome, SnapshotRecord, VerifyReport
-from snaporch.states import State
+from snaporch.model.convert import converter
+from snaporch.model.domain import DiskStatus, DomainInfo
+from snaporch.model.record import Finding, OperationRecord, Outcome, SnapshotRecord, VerifyReport
 
 PIPE_WIDTH = 200  # columns where there is no terminal: a path must not be cut in two
 INTERRUPTED = 130

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from snaporch.client import Client
-    from snaporch.models import Event
+    from snaporch.model.record import Event
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ import trio
 
 from snaporch.cli.output import error_document, print_answer, print_document
 from snaporch.cli.session import Answer, Session
-from snaporch.engine import leaves
+from snaporch.engine.run import leaves
 from snaporch.errors import OperationFailed, SnaporchError, Stranded
 
 WRONG_USE = 2

@@ -13,22 +13,12 @@ from cyclopts import App, Parameter
 
 from snaporch.cli import output, progress
 from snaporch.cli.session import Answer, Here
-from snaporch.convert import parse_size
 from snaporch.errors import InvalidInput
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DeleteFlag,
-    DeviceDisk,
-    DiskSnapshot,
-    DomainInfo,
-    DomainSnapshot,
-    MergeOptions,
-    OnTimeout,
-    RevertFlag,
-    Strategy,
-    joined,
-)
+from snaporch.model.convert import parse_size
+from snaporch.model.domain import DomainInfo
+from snaporch.model.names import joined
+from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
+from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 
 
 @attrs.frozen

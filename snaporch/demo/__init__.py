@@ -20,7 +20,9 @@ import trio
 from snaporch.demo.guest import Boot, DemoFailed, Guest, Say, find_guest
 from snaporch.errors import NotFound, OperationFailed, Unsupported
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
-from snaporch.models import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, SnapshotRecord
+from snaporch.model.domain import DomainDefinition
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 
 NAME = "demo"

@@ -24,16 +24,10 @@ from typing import Any
 import attrs
 
 from snaporch.errors import Unsupported
-from snaporch.models import (
-    DeviceDisk,
-    DiskStatus,
-    DomainDefinition,
-    DomainState,
-    FileRecord,
-    MergeOptions,
-    Process,
-    Strategy,
-)
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Process
+from snaporch.model.record import FileRecord
+from snaporch.model.request import MergeOptions, Strategy
+from snaporch.model.rfc import DeviceDisk
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all, as far as known: bytes, or parts where bytes are not known."""

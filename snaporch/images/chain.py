@@ -16,7 +16,9 @@ from functools import cached_property
 import attrs
 
 from snaporch.errors import DamagedSnapshot, InvalidInput, NotFound
-from snaporch.models import DeleteFlag, DomainRecord, SnapshotRecord
+from snaporch.model.domain import DomainRecord
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.rfc import DeleteFlag
 
 # --- images and holders -------------------------------------------------------------------------------------------
 

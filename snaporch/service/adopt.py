@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from snaporch.engine.states import State
 from snaporch.errors import Busy, OperationFailed
-from snaporch.models import OperationRecord
+from snaporch.model.record import OperationRecord
 from snaporch.service.jobs import Job
 from snaporch.service.service import Service
-from snaporch.states import State
 
 ADOPTED = "snaporch"  # in the place of who asked: the service itself
 

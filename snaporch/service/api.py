@@ -13,17 +13,12 @@ import trio
 from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
-from snaporch.convert import dumps, loads
 from snaporch.errors import InvalidInput
 from snaporch.images.merge import MergePlan
-from snaporch.models import (
-    DomainDefinition,
-    DomainInfo,
-    DomainRecord,
-    Estimate,
-    SnapshotRecord,
-    Strategy,
-)
+from snaporch.model.convert import dumps, loads
+from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.record import Estimate, SnapshotRecord
+from snaporch.model.request import Strategy
 from snaporch.service import shapes
 from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor, page
 from snaporch.service.confine import check_definition, confined

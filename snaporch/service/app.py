@@ -21,8 +21,8 @@ from starlette.routing import BaseRoute, Mount
 from starlette.routing import Route as Path_
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from snaporch.convert import dumps
 from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
+from snaporch.model.convert import dumps
 from snaporch.service.api import ROUTES
 from snaporch.service.browser import Dashboard, check_origin
 from snaporch.service.call import Call, Route

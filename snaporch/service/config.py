@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import cattrs
 
-from snaporch.convert import converter
 from snaporch.errors import InvalidInput
+from snaporch.model.convert import converter
 from snaporch.service.roles import role_of
 
 NAME = "service.toml"
@@ -36,7 +36,7 @@ class Config:
         body_bytes: the largest request body.
         stop_seconds: on a stop, how long operations may take to come to where they can be left.
         log: ``json`` or ``console``.
-        realtime: take real-time priority, if that may be had: see `snaporch.priority`.
+        realtime: take real-time priority, if that may be had: see `snaporch.engine.realtime`.
     """
 
     socket: str = ""

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 from snaporch.errors import Forbidden, InvalidInput
-from snaporch.models import DomainDefinition, DomainSnapshot
+from snaporch.model.domain import DomainDefinition
+from snaporch.model.rfc import DomainSnapshot
 
 
 def confined(path: str, directories: Sequence[str], what: str) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.convert import dumps
-from snaporch.models import Event, members_of
+from snaporch.model.convert import dumps
+from snaporch.model.names import members_of
+from snaporch.model.record import Event
 
 CAPACITY = 10_000  # events, of about 300 bytes
 GAP, DRAINING = "gap", "draining"

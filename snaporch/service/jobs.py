@@ -16,8 +16,8 @@ import attrs
 import structlog
 import trio
 
-from snaporch.convert import converter, dumps
-from snaporch.engine import leaves, name_next, new_id
+from snaporch.engine.run import leaves, name_next, new_id
+from snaporch.engine.states import State
 from snaporch.errors import (
     Busy,
     Left,
@@ -28,11 +28,12 @@ from snaporch.errors import (
     Stranded,
     Unavailable,
 )
-from snaporch.models import Event, OperationRecord, members_of
+from snaporch.model.convert import converter, dumps
+from snaporch.model.names import members_of
+from snaporch.model.record import Event, OperationRecord
 from snaporch.service.keys import check_same
 from snaporch.service.problems import problem
 from snaporch.service.shapes import OperationStatus
-from snaporch.states import State
 
 KEPT = 1_000  # jobs that have ended
 RESULTS = 100  # of them with what they came to: that of a create names the whole chain under its disks

@@ -20,11 +20,12 @@ import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from snaporch.engine.states import State
 from snaporch.errors import NotFound, SnaporchError
-from snaporch.models import Event, members_of
+from snaporch.model.names import members_of
+from snaporch.model.record import Event
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.jobs import QUEUED, Jobs
-from snaporch.states import State
 
 PAUSE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TOTAL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)

@@ -9,18 +9,12 @@ from typing import Any
 import trio
 from starlette.responses import Response
 
-from snaporch.convert import dumps
 from snaporch.errors import NotFound
 from snaporch.images.merge import MergePlan
-from snaporch.models import (
-    CreateFlag,
-    DeleteFlag,
-    Finding,
-    OperationRecord,
-    RevertFlag,
-    SnapshotRecord,
-    joined,
-)
+from snaporch.model.convert import dumps
+from snaporch.model.names import joined
+from snaporch.model.record import Finding, OperationRecord, SnapshotRecord
+from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
 from snaporch.service import shapes
 from snaporch.service.call import Call, json_page, limit_of, no_cursor
 from snaporch.service.confine import check_snapshot

@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import Any
 
 from snaporch import errors
-from snaporch.convert import converter
 from snaporch.errors import SnaporchError
+from snaporch.model.convert import converter
 
 MEDIA_TYPE = "application/problem+json"
 _MEMBERS = frozenset({"type", "title", "status", "detail", "error", "exit_code"})

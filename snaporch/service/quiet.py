@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from snaporch.models import Event
-from snaporch.states import State
+from snaporch.engine.states import State
+from snaporch.model.record import Event
 
 PASSAGES = 2  # followers at once
 PATIENCE_SECONDS = 0.02  # a point takes milliseconds, and a request is to be answered in 50

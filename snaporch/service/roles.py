@@ -17,9 +17,9 @@ from pathlib import Path
 
 import attrs
 
-from snaporch.convert import converter
 from snaporch.errors import Forbidden, InvalidInput, NotFound, TargetExists, Unauthenticated
-from snaporch.models import check_name
+from snaporch.model.convert import converter
+from snaporch.model.names import check_name
 
 TOKENS = "tokens.json"
 PREFIX = "sno_"  # lets secret scanners find one that has leaked

@@ -21,9 +21,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import wrap_app
 
+from snaporch.engine.realtime import take_priority
 from snaporch.errors import SnaporchError
 from snaporch.orchestrator import open_orchestrator
-from snaporch.priority import take_priority
 from snaporch.service import systemd
 from snaporch.service.adopt import adopt
 from snaporch.service.app import make_app

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from snaporch.batch.schedule import Scheduler
-from snaporch.models import Event
+from snaporch.model.record import Event
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.config import Config
 from snaporch.service.feed import Feed

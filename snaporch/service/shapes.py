@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import attrs
 
 from snaporch.errors import InvalidInput
-from snaporch.models import CreateOptions, DomainSnapshot, MergeOptions
+from snaporch.model.request import CreateOptions, MergeOptions
+from snaporch.model.rfc import DomainSnapshot
 
 F = TypeVar("F", bound=enum.Flag)
 
@@ -176,7 +177,7 @@ class OperationStatus:
         kind: ``create``, ``revert``, ``delete``, ``flatten``, ``verify``, ``recover`` or ``fsck``.
         domain: what it works on; empty: all.
         subject: the snapshot's name.
-        state: ``queued``, a state of `snaporch.states`, ``running`` where there is none, or ``refused``.
+        state: ``queued``, a state of `snaporch.engine.states`, ``running`` where there is none, or ``refused``.
         begun: seconds since the epoch.
         ended: the same; None while it runs.
         outcome: ``complete``, ``rolled-back``, ``stranded``, ``left``, ``failed`` or ``refused``; None while it

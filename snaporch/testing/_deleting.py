@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from snaporch.engine.states import State
 from snaporch.errors import NotFound, Stranded
 from snaporch.images.merge import MergePlan
-from snaporch.models import DeleteFlag, DomainState
-from snaporch.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.rfc import DeleteFlag
 from snaporch.testing._support import (
     bounded,
     check_back,

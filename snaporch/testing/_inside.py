@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from snaporch.engine.states import State
+from snaporch.engine.steps import CREATE, REVERT
 from snaporch.errors import InvalidInput, TargetExists, Unsupported
-from snaporch.models import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, DomainState, RevertFlag, Strategy
-from snaporch.states import State
-from snaporch.steps import CREATE, REVERT
+from snaporch.model.domain import DomainState
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.testing._support import (
     cancelled_in,
     check_back,

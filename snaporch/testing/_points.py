@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from snaporch.errors import InvalidInput, NotFound, TargetExists, Unsupported
-from snaporch.models import CreateFlag, DomainSnapshot, DomainState, RevertFlag, Strategy
+from snaporch.model.domain import DomainState
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import CreateFlag, DomainSnapshot, RevertFlag
 from snaporch.testing._support import (
     bounded,
     check_back,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from snaporch.engine.states import State
+from snaporch.engine.steps import QUIESCED
 from snaporch.errors import InvalidInput, Unsupported
-from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, DomainState, SnapshotRecord, Strategy
-from snaporch.states import State
-from snaporch.steps import QUIESCED
+from snaporch.model.domain import DomainState
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DomainSnapshot
 from snaporch.testing._support import (
     cancelled_in,
     check_back,

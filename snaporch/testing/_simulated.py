@@ -12,9 +12,11 @@ import attrs
 import trio
 
 from snaporch.drivers.simulated import SimulatedDriver, SimulatedHost, SimulatedKill
-from snaporch.models import CreateFlag, CreateOptions, DomainDefinition, DomainSnapshot, Process, Strategy
+from snaporch.engine.states import State
+from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DomainSnapshot
 from snaporch.orchestrator import Orchestrator, open_orchestrator
-from snaporch.states import State
 from snaporch.testing._support import expect, in_state
 
 GIB = 2**30

@@ -9,20 +9,13 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
+from snaporch.engine.states import OperationState, Signal, State
+from snaporch.engine.steps import Phase
 from snaporch.errors import SnaporchError
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DomainSnapshot,
-    DomainState,
-    Event,
-    OperationRecord,
-    RevertFlag,
-    SnapshotRecord,
-    Strategy,
-)
-from snaporch.states import OperationState, Signal, State
-from snaporch.steps import Phase
+from snaporch.model.domain import DomainState
+from snaporch.model.record import Event, OperationRecord, SnapshotRecord
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DomainSnapshot, RevertFlag
 from snaporch.testing._world import World
 
 E = TypeVar("E", bound=SnaporchError)

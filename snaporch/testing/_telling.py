@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import trio
 
-from snaporch.models import Event, Strategy
-from snaporch.states import TERMINAL, TRANSITIONS, State
+from snaporch.engine.states import TERMINAL, TRANSITIONS, State
+from snaporch.model.record import Event
+from snaporch.model.request import Strategy
 from snaporch.testing._support import cancelled_in, expect, take
 from snaporch.testing._world import World
 

@@ -7,11 +7,13 @@ from functools import partial
 
 import attrs
 
+from snaporch.engine.replay import Action, after_create
+from snaporch.engine.states import State
+from snaporch.engine.steps import CREATE, REVERT
 from snaporch.errors import Busy, DamagedSnapshot, SnaporchError, Stranded
-from snaporch.models import DomainState, RevertFlag, Strategy
-from snaporch.replay import Action, after_create
-from snaporch.states import State
-from snaporch.steps import CREATE, REVERT
+from snaporch.model.domain import DomainState
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import RevertFlag
 from snaporch.testing._support import (
     cancelled_in,
     check_same,
@@ -168,7 +170,7 @@ async def check_verify(world: World) -> None:
 
 
 async def check_recovery(world: CrashWorld) -> None:
-    """After a SIGKILL in whichever state of a create `recover` does what `snaporch.replay` says, to the end."""
+    """After a SIGKILL in any state of a create `recover` does what `snaporch.engine.replay` says, to the end."""
     for strategy in (Strategy.BACKGROUND, Strategy.PRECOPY, Strategy.PAUSED):
         for state in states_of(CREATE[strategy]):
             before, name = await picture(world), f"{strategy}-{state}"

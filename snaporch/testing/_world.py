@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from snaporch.models import DomainSnapshot, Strategy
+from snaporch.engine.states import State
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DomainSnapshot
 from snaporch.orchestrator import Orchestrator
-from snaporch.states import State
 
 
 class World(Protocol):

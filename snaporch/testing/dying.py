@@ -34,26 +34,20 @@ from typing import Any
 
 import trio
 
-from snaporch import events
 from snaporch.catalog.store import Catalog, Change
-from snaporch.create import Participant
-from snaporch.drivers.qemu.machine import QemuMachine
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qmp import QMPClient
+from snaporch.drivers.qmp.machine import QemuMachine
+from snaporch.engine import events
+from snaporch.engine.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
 from snaporch.errors import OperationFailed, SnaporchError
-from snaporch.images.files import LocalStorage
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DeviceDisk,
-    DiskSnapshot,
-    DomainSnapshot,
-    Event,
-    Strategy,
-    members_of,
-)
+from snaporch.model.names import members_of
+from snaporch.model.record import Event
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
+from snaporch.operations.create import Participant
+from snaporch.operations.revert import Reverter
 from snaporch.orchestrator import Orchestrator, open_orchestrator
-from snaporch.qmp import QMPClient
-from snaporch.revert import Reverter
-from snaporch.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
 from snaporch.testing import outage
 
 NEVER = 3

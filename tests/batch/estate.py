@@ -16,7 +16,7 @@ from snaporch.batch.plan import Plan, plan_from
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import BatchRecord, ItemRecord
 from snaporch.catalog.store import Change
-from snaporch.models import DomainRecord
+from snaporch.model.domain import DomainRecord
 from snaporch.testing import SimulatedDriver, SimulatedHost
 
 GIB = 2**30

@@ -19,8 +19,8 @@ import pytest
 import structlog
 
 from snaporch.cli import execute
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.guest.report import Report, parse
-from snaporch.images.files import LocalStorage
 
 NAME = "guest"
 SECONDS = 30.0  # for anything that is to happen; far more than it ever needs

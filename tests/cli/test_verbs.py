@@ -13,23 +13,13 @@ from rich.console import Console
 
 from snaporch.cli import execute, human, output
 from snaporch.cli.snapshot import all_internal, parse_disks
-from snaporch.convert import converter
 from snaporch.errors import InvalidInput
 from snaporch.images.merge import MergePlan, MergeStep
-from snaporch.models import (
-    DiskStatus,
-    DomainDefinition,
-    DomainInfo,
-    DomainSnapshot,
-    DomainState,
-    FileRecord,
-    Group,
-    OperationRecord,
-    SnapshotRecord,
-    Strategy,
-    Timings,
-    VerifyReport,
-)
+from snaporch.model.convert import converter
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainState
+from snaporch.model.record import FileRecord, Group, OperationRecord, SnapshotRecord, Timings, VerifyReport
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DomainSnapshot
 
 
 def record(name: str, parent: str | None, *, memory: bool = True) -> SnapshotRecord:

@@ -39,7 +39,7 @@ from snaporch import (
     open_orchestrator,
 )
 from snaporch.catalog.store import Catalog
-from snaporch.states import State
+from snaporch.engine.states import State
 from snaporch.testing import (
     GuestModel,
     SimulatedDriver,

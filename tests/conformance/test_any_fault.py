@@ -27,7 +27,7 @@ from snaporch import (
     Stranded,
     Strategy,
 )
-from snaporch.steps import CREATE, QUIESCED, create_phases
+from snaporch.engine.steps import CREATE, QUIESCED, create_phases
 from snaporch.testing import GuestModel, SimulatedHost, SimulatedWorld, ThreadsHoldTime, open_simulated_world
 
 # What the steps of the tables call on the driver.

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from snaporch.models import DeviceDisk, DiskSnapshot, DomainSnapshot, Event, Strategy
+from snaporch.model.record import Event
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DeviceDisk, DiskSnapshot, DomainSnapshot
 from snaporch.orchestrator import Orchestrator
 from tests.live import world as live
 

@@ -12,10 +12,11 @@ import attrs
 import pytest
 import trio
 
-from snaporch.drivers.qemu.stream import QemuStream
+from snaporch.drivers.qmp import open_qmp
+from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.errors import HypervisorError, OperationFailed, TargetExists, Unsupported
-from snaporch.models import DomainState, RevertFlag
-from snaporch.qmp import open_qmp
+from snaporch.model.domain import DomainState
+from snaporch.model.rfc import RevertFlag
 from tests.live.world import MIB, NAME, RAM_MIB, MakeWorld, Qemu, World, make_image
 
 pytestmark = pytest.mark.live

@@ -9,10 +9,11 @@ import sys
 import pytest
 import trio
 
+from snaporch.drivers.qmp import open_qmp
+from snaporch.engine.states import State
 from snaporch.errors import Busy, SnaporchError
-from snaporch.models import DomainState, Strategy
-from snaporch.qmp import open_qmp
-from snaporch.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.request import Strategy
 from tests.live.world import NAME, NEVER_CONVERGES, SLOW, SLOW_BANDWIDTH, MakeWorld, World, when
 
 pytestmark = pytest.mark.live
@@ -21,7 +22,7 @@ OTHER_PROCESS = """
 import json, sys, trio
 from snaporch import open_orchestrator, CreateFlag, DomainSnapshot
 from snaporch.errors import Busy
-from snaporch.models import CreateOptions
+from snaporch.model.request import CreateOptions
 
 async def main():
     async with open_orchestrator(sys.argv[1]) as orch:

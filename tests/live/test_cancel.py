@@ -7,8 +7,10 @@ import signal
 import pytest
 import trio
 
-from snaporch.models import DomainState, RevertFlag, Strategy
-from snaporch.states import State
+from snaporch.engine.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import RevertFlag
 from tests.live.world import NAME, SLOW, SLOW_BANDWIDTH, MakeWorld, World, when
 
 pytestmark = pytest.mark.live

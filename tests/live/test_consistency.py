@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from snaporch.models import Strategy
+from snaporch.model.request import Strategy
 from tests.live.world import HEAVY, LOSES_PAGES, MIB, MakeWorld
 
 pytestmark = pytest.mark.live

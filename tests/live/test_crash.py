@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from snaporch.models import DomainState, Strategy
-from snaporch.qmp import QMPClient, Subscription, open_qmp
-from snaporch.replay import Action, after_create, walk
-from snaporch.states import State
-from snaporch.steps import CREATE, REVERT
+from snaporch.drivers.qmp import QMPClient, Subscription, open_qmp
+from snaporch.engine.replay import Action, after_create, walk
+from snaporch.engine.states import State
+from snaporch.engine.steps import CREATE, REVERT
+from snaporch.model.domain import DomainState
+from snaporch.model.request import Strategy
 from tests.live.world import LOSES_PAGES, NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld, World
 
 pytestmark = pytest.mark.live

@@ -11,16 +11,9 @@ import trio
 import xxhash
 
 from snaporch.errors import DeadlineExceeded, Unsupported
-from snaporch.models import (
-    CreateFlag,
-    DeviceDisk,
-    DiskSnapshot,
-    DomainSnapshot,
-    DomainState,
-    OnTimeout,
-    RevertFlag,
-    Strategy,
-)
+from snaporch.model.domain import DomainState
+from snaporch.model.request import OnTimeout, Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from tests.live.world import MIB, NAME, NEVER_CONVERGES, SLOW, SLOW_BANDWIDTH, MakeWorld, World
 
 pytestmark = pytest.mark.live

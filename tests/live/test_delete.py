@@ -14,19 +14,21 @@ from typing import Any
 import pytest
 import trio
 
-import snaporch.delete
+import snaporch.operations.delete
 from scripts.benchlib.tree import Tree
 from snaporch.drivers.base import PivotNote
-from snaporch.drivers.qemu import blockjob
-from snaporch.drivers.qemu.blockjob import BlockJob
-from snaporch.drivers.qemu.machine import QemuMachine
-from snaporch.drivers.qemu.merge import Merger
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qmp import blockjob
+from snaporch.drivers.qmp.blockjob import BlockJob
+from snaporch.drivers.qmp.machine import QemuMachine
+from snaporch.drivers.qmp.merge import Merger
+from snaporch.engine.states import State
 from snaporch.errors import InvalidInput, NotFound, Stranded
-from snaporch.images.files import LocalStorage
 from snaporch.images.merge import MergePlan
-from snaporch.merging import Merging
-from snaporch.models import DeleteFlag, Event, RevertFlag, Strategy
-from snaporch.states import State
+from snaporch.model.record import Event
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DeleteFlag, RevertFlag
+from snaporch.operations.merging import Merging
 from tests.live.world import MIB, NAME, SECONDS, MakeWorld, World, when
 
 pytestmark = pytest.mark.live
@@ -276,7 +278,7 @@ def crash_unknown(patch: pytest.MonkeyPatch) -> None:
 
 def crash_at_the_end(patch: pytest.MonkeyPatch) -> None:
     """End this process when all files are removed and the records are not."""
-    patch.setattr(snaporch.delete, "_farewell", _crash_at_once)
+    patch.setattr(snaporch.operations.delete, "_farewell", _crash_at_once)
 
 
 async def _nothing(*_: object) -> None:

@@ -20,12 +20,13 @@ import pytest
 import trio
 
 from snaporch.catalog import store
-from snaporch.drivers.qemu.stream import QemuStream
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qmp import QMPClient
+from snaporch.drivers.qmp.stream import QemuStream
+from snaporch.engine.states import State
 from snaporch.errors import OutcomeUnknown, SnaporchError, Stranded
-from snaporch.images.files import LocalStorage
-from snaporch.models import CreateFlag, Strategy
-from snaporch.qmp import QMPClient
-from snaporch.states import State
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import CreateFlag
 from tests.live.world import NAME, MakeWorld, World
 
 pytestmark = pytest.mark.live

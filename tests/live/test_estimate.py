@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from snaporch.errors import InvalidInput, Refused
-from snaporch.models import Strategy
+from snaporch.model.request import Strategy
 from tests.live.world import MIB, NAME, MakeWorld
 
 pytestmark = pytest.mark.live

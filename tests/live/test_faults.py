@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 
-import snaporch.create
 import snaporch.drivers.qemu.driver
-from snaporch.create import Participant
+import snaporch.operations.create
+from snaporch.engine.states import State
 from snaporch.errors import (
     ConnectionGone,
     HypervisorError,
@@ -25,8 +25,9 @@ from snaporch.errors import (
     Refused,
     Stranded,
 )
-from snaporch.models import DomainState, Strategy
-from snaporch.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.request import Strategy
+from snaporch.operations.create import Participant
 from tests.live.world import MIB, NAME, SLOW, SLOW_BANDWIDTH, MakeWorld, Qemu, World
 
 pytestmark = pytest.mark.live
@@ -109,7 +110,7 @@ async def test_qemu_killed(make_world: MakeWorld, strategy: Strategy, state: Sta
 async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU that is told to quit in mid-stream: as one that is killed; if it hangs in that, once it is killed."""
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 2.0)
-    monkeypatch.setattr(snaporch.create, "DYING_SECONDS", 0.2)
+    monkeypatch.setattr(snaporch.operations.create, "DYING_SECONDS", 0.2)
     world = await make_world(append=SLOW)
     pid = await world.pid()
 
@@ -203,7 +204,7 @@ async def test_sink_killed(make_world: MakeWorld, strategy: Strategy) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have little patience with what does not answer."""
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(snaporch.create, "DYING_SECONDS", 0.2)
+    monkeypatch.setattr(snaporch.operations.create, "DYING_SECONDS", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")

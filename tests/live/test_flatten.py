@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.engine.states import State
 from snaporch.errors import InvalidInput, NotEnoughSpace
-from snaporch.images.files import LocalStorage
-from snaporch.models import Event, MergeOptions, RevertFlag
-from snaporch.states import State
+from snaporch.model.record import Event
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import RevertFlag
 from tests.live.world import MIB, NAME, MakeWorld, World, when
 
 pytestmark = pytest.mark.live

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from snaporch.create import Participant
 from snaporch.drivers.base import Launch
+from snaporch.engine.states import State
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
-from snaporch.models import CreateFlag, DomainState, Strategy, Trouble
-from snaporch.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.record import Trouble
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import CreateFlag
+from snaporch.operations.create import Participant
 from tests.live.test_crash import killed
 from tests.live.world import NAME, SECONDS, SLOW, MakeWorld, World
 

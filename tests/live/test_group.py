@@ -14,10 +14,13 @@ import attrs
 import pytest
 import trio
 
+from snaporch.engine.states import State
 from snaporch.errors import OperationFailed
 from snaporch.guest.report import parse, parse_errors
-from snaporch.models import CreateFlag, CreateOptions, DomainSnapshot, DomainState, OperationRecord
-from snaporch.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.record import OperationRecord
+from snaporch.model.request import CreateOptions
+from snaporch.model.rfc import CreateFlag, DomainSnapshot
 from tests.live.world import NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld, World, make_image, when
 
 pytestmark = pytest.mark.live

@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from snaporch.drivers.qemu import driver, guard
+from snaporch.drivers.local import qcow2
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qemu import driver
+from snaporch.drivers.qmp import guard, open_qmp
+from snaporch.engine.states import State
 from snaporch.errors import ConnectionGone, DamagedSnapshot, OperationFailed, Unsupported
-from snaporch.images import qcow2
-from snaporch.images.files import LocalStorage
-from snaporch.models import CreateFlag, DeviceDisk, DiskSnapshot, DomainState, RevertFlag, SnapshotRecord, Strategy
-from snaporch.qmp import open_qmp
-from snaporch.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, RevertFlag
 from tests.live.test_crash import killed
 from tests.live.world import MIB, NAME, SECONDS, MakeWorld, World
 
@@ -286,7 +289,7 @@ async def test_failed_revert(world: World, monkeypatch: pytest.MonkeyPatch) -> N
         await trio.lowlevel.checkpoint()
         raise OperationFailed("no")
 
-    monkeypatch.setattr("snaporch.revert.Reverter.take_over", fails)
+    monkeypatch.setattr("snaporch.operations.revert.Reverter.take_over", fails)
     async with world.unchanged():
         with pytest.raises(OperationFailed):
             await world.revert("point")

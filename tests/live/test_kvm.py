@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from snaporch.drivers.qemu import kvm
-from snaporch.models import DomainState
+from snaporch.model.domain import DomainState
 from tests.live.world import MIB, MakeWorld, Qemu
 
 pytestmark = pytest.mark.live

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from snaporch.images.files import LocalStorage
+from snaporch.drivers.local.files import LocalStorage
 from tests.live.world import MIB, NAME, MakeWorld, Qemu
 
 pytestmark = [pytest.mark.live, pytest.mark.xdist_group("loop")]

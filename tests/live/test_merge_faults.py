@@ -12,12 +12,15 @@ import attrs
 import pytest
 import trio
 
-from snaporch.drivers.qemu import blockjob
-from snaporch.drivers.qemu.process import command_line, find_processes
+from snaporch.drivers.local.process import command_line, find_processes
+from snaporch.drivers.qmp import blockjob
+from snaporch.engine.states import State
 from snaporch.errors import Stranded
 from snaporch.images.merge import MergeStep
-from snaporch.models import CreateFlag, DomainState, Event, MergeOptions
-from snaporch.states import State
+from snaporch.model.domain import DomainState
+from snaporch.model.record import Event
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import CreateFlag
 from tests.live.diskfault import EIO, ENOSPC, DiskFault
 from tests.live.world import MIB, NAME, SECONDS, MakeWorld, World, when
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
-from snaporch.drivers.qemu import blockjob
-from snaporch.drivers.qemu.blockjob import Brake
+from snaporch.drivers.qmp import blockjob
+from snaporch.drivers.qmp.blockjob import Brake
+from snaporch.engine.states import State
 from snaporch.errors import Stranded
-from snaporch.models import Event, MergeOptions, OnTimeout
-from snaporch.states import State
+from snaporch.model.record import Event
+from snaporch.model.request import MergeOptions, OnTimeout
 from tests.live.world import MIB, NAME, MakeWorld, World
 
 pytestmark = pytest.mark.live

@@ -14,24 +14,17 @@ import attrs
 import pytest
 import trio
 
-from snaporch.drivers.qemu import agent
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.attach import agent_socket
 from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.drivers.qmp import agent
+from snaporch.engine.states import State
 from snaporch.errors import Unsupported
 from snaporch.guest.build import build_linux
-from snaporch.images.files import LocalStorage
-from snaporch.models import (
-    CreateFlag,
-    DeviceDisk,
-    DiskSnapshot,
-    DomainDefinition,
-    DomainSnapshot,
-    Process,
-    RevertFlag,
-    Strategy,
-)
+from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.orchestrator import Orchestrator, open_orchestrator
-from snaporch.states import State
 from tests.conftest import ROOT
 from tests.live.world import MIB, NAME, MakeWorld, Qemu, assert_nothing_runs
 

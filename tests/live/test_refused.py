@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from snaporch.errors import InvalidInput, NotEnoughSpace, NotFound, Refused, TargetExists, Unsupported
-from snaporch.models import CreateFlag, CreateOptions, DeviceDisk, DiskSnapshot, DomainSnapshot, Strategy
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from tests.live.world import MIB, NAME, World
 
 pytestmark = pytest.mark.live

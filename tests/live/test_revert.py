@@ -16,7 +16,9 @@ import pytest
 import trio
 
 import snaporch.drivers.qemu.driver
-from snaporch.convert import dumps
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qmp import open_qmp
+from snaporch.engine.states import State
 from snaporch.errors import (
     ConnectionGone,
     DamagedSnapshot,
@@ -26,10 +28,10 @@ from snaporch.errors import (
     TargetExists,
     Unsupported,
 )
-from snaporch.images.files import LocalStorage
-from snaporch.models import CreateFlag, DomainState, RevertFlag, SnapshotRecord
-from snaporch.qmp import open_qmp
-from snaporch.states import State
+from snaporch.model.convert import dumps
+from snaporch.model.domain import DomainState
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.rfc import CreateFlag, RevertFlag
 from tests.live.world import NAME, MakeWorld, World, descriptors
 
 pytestmark = pytest.mark.live

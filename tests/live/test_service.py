@@ -11,7 +11,7 @@ import trio
 
 from snaporch import CreateFlag, CreateOptions, DomainSnapshot, SnaporchError, open_client
 from snaporch.client import Client
-from snaporch.states import State
+from snaporch.engine.states import State
 from tests.cli.conftest import Program
 from tests.live.world import NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld
 from tests.service.test_server import serving

@@ -16,9 +16,9 @@ import pytest
 import trio
 
 from snaporch.drivers.base import Stream, StreamPlan, untold
-from snaporch.drivers.qemu import guard
 from snaporch.drivers.qemu.driver import QemuDriver
-from snaporch.models import Strategy
+from snaporch.drivers.qmp import guard
+from snaporch.model.request import Strategy
 from tests.live.world import HEAVY, NAME, MakeWorld, World
 
 pytestmark = pytest.mark.live

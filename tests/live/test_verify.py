@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from snaporch.models import CreateFlag, DeviceDisk, DiskSnapshot, Strategy
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot
 from tests.live.world import NAME, World
 
 pytestmark = pytest.mark.live

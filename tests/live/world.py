@@ -16,25 +16,16 @@ import attrs
 import pytest
 import trio
 
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.drivers.qmp import open_qmp
 from snaporch.errors import SnaporchError
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
-from snaporch.images.files import LocalStorage
-from snaporch.models import (
-    CreateFlag,
-    CreateOptions,
-    DeviceDisk,
-    DiskSnapshot,
-    DomainDefinition,
-    DomainSnapshot,
-    DomainState,
-    Event,
-    RevertFlag,
-    SnapshotRecord,
-    Strategy,
-)
+from snaporch.model.domain import DomainDefinition, DomainState
+from snaporch.model.record import Event, SnapshotRecord
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.orchestrator import Orchestrator, open_orchestrator
-from snaporch.qmp import open_qmp
 
 T = TypeVar("T")
 

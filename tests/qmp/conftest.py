@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from snaporch.qmp import QMPClient, open_qmp_stream
+from snaporch.drivers.qmp import QMPClient, open_qmp_stream
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}
 

@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
+from snaporch.drivers.qmp import LINE_LIMIT, QMPClient, open_qmp_stream
 from snaporch.errors import (
     CommandRefused,
     ConnectionGone,
@@ -16,7 +17,6 @@ from snaporch.errors import (
     ProtocolError,
     SnaporchError,
 )
-from snaporch.qmp import LINE_LIMIT, QMPClient, open_qmp_stream
 from tests.qmp.conftest import Peer
 
 if TYPE_CHECKING:

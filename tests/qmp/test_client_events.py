@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from snaporch.drivers.qmp import EVENT_BUFFER
 from snaporch.errors import ConnectionGone, ProtocolError
-from snaporch.qmp import EVENT_BUFFER
 
 if TYPE_CHECKING:
     from tests.qmp.conftest import Connect

@@ -12,8 +12,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from snaporch.drivers.qmp import QMPClient, open_qmp, open_qmp_stream
 from snaporch.errors import CommandRefused, ConnectionGone, OutcomeUnknown
-from snaporch.qmp import QMPClient, open_qmp, open_qmp_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from snaporch.drivers.qmp import LINE_LIMIT, open_qmp, open_qmp_stream
 from snaporch.errors import ConnectionGone, ProtocolError
-from snaporch.qmp import LINE_LIMIT, open_qmp, open_qmp_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from snaporch.drivers.base import StreamPlan, untold
-from snaporch.drivers.qemu.stream import QemuStream
-from snaporch.models import Strategy
+from snaporch.drivers.qmp.stream import QemuStream
+from snaporch.model.request import Strategy
 from tests.qmp.conftest import Connect, Peer
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snaporch.drivers.qmp import Decoder, Event, Failure, Greeting, Message, Reply, encode
 from snaporch.errors import InvalidInput, ProtocolError
-from snaporch.qmp import Decoder, Event, Failure, Greeting, Message, Reply, encode
 
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "Debian"}, '

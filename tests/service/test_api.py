@@ -15,7 +15,8 @@ from trio.testing import MockClock
 
 from snaporch import CreateFlag, DiskSnapshot, DomainSnapshot, SnaporchError
 from snaporch.drivers.simulated import ThreadsHoldTime
-from snaporch.models import DeviceDisk, DomainDefinition
+from snaporch.model.domain import DomainDefinition
+from snaporch.model.rfc import DeviceDisk
 from snaporch.service.api import ROUTES
 from snaporch.service.app import make_app
 from snaporch.service.openapi import document

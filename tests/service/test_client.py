@@ -35,7 +35,8 @@ from snaporch import (
     SnaporchError,
     open_client,
 )
-from snaporch.models import Event, Strategy
+from snaporch.model.record import Event
+from snaporch.model.request import Strategy
 from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
 from snaporch.service.owner import address, owned, tell

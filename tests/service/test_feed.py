@@ -7,7 +7,7 @@ import json
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from snaporch.models import Event
+from snaporch.model.record import Event
 from snaporch.service.feed import Feed
 from snaporch.service.quiet import PASSAGES, PATIENCE_SECONDS, Quiet
 

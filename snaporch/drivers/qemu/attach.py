@@ -21,7 +21,8 @@ import attrs
 
 from snaporch.drivers.qemu.command import AGENT_PORT, control_arguments
 from snaporch.errors import Unsupported
-from snaporch.models import DeviceDisk, DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.rfc import DeviceDisk
 
 # QEMU's options without a value; all others have one (qemu-options.def).
 _FLAGS = frozenset(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from snaporch.models import DeviceDisk, DomainDefinition
+from snaporch.model.domain import DomainDefinition
+from snaporch.model.rfc import DeviceDisk
 
 
 def blockdev(disk: DeviceDisk, node: str) -> str:

@@ -15,14 +15,16 @@ import attrs
 import trio
 
 from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan
-from snaporch.drivers.qemu import attach, kvm, process
+from snaporch.drivers.local import process
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qemu import attach, kvm
 from snaporch.drivers.qemu.command import command_line
-from snaporch.drivers.qemu.machine import QemuMachine, image_file
-from snaporch.drivers.qemu.stream import end_sinks
+from snaporch.drivers.qmp import open_qmp
+from snaporch.drivers.qmp.machine import QemuMachine, image_file
+from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, Refused, Unsupported
-from snaporch.images.files import LocalStorage
-from snaporch.models import DeviceDisk, DomainDefinition, Process
-from snaporch.qmp import open_qmp
+from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.rfc import DeviceDisk
 
 GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from snaporch.drivers.qemu.process import boot
+from snaporch.drivers.local.process import boot
 
 PROBE_SECONDS = 3.0  # SeaBIOS and one boot sector take well under one, also under TCG
 CODE = bytes.fromhex(  # of probe.S, assembled

@@ -18,7 +18,8 @@ from snaporch.drivers.simulated.machine import SimulatedMachine
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.drivers.simulated.storage import SimulatedStorage
 from snaporch.errors import ConnectionGone
-from snaporch.models import DeviceDisk, DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.rfc import DeviceDisk
 
 
 class SimulatedDriver(Driver):

@@ -20,7 +20,8 @@ import attrs
 import xxhash
 
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
-from snaporch.models import DeviceDisk, FileRecord
+from snaporch.model.record import FileRecord
+from snaporch.model.rfc import DeviceDisk
 
 EMPTY_IMAGE = 192 * 2**10  # what qemu-img makes of an empty qcow2: header, refcounts, first table
 CLUSTER = 64 * 2**10  # the smallest piece by which a qcow2 grows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from snaporch.drivers.base import Guard, LoadNote, PauseNote
-from snaporch.drivers.qemu.guard import is_complete, may_have_loaded
+from snaporch.drivers.qmp.guard import is_complete, may_have_loaded
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.process import SimulatedProcess
 

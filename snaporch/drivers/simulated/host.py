@@ -18,7 +18,8 @@ from snaporch.drivers.simulated.guest import Guest, GuestModel, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import Refused
-from snaporch.models import DeviceDisk, DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.rfc import DeviceDisk
 
 Hook = Callable[[str, str], None]
 """Called with the name of a call, as in `POINTS`, and the domain's name (empty for calls of `Storage`)."""

@@ -13,7 +13,7 @@ import attrs
 
 from snaporch.drivers.simulated.files import Files, Image
 from snaporch.errors import Refused
-from snaporch.models import DeviceDisk
+from snaporch.model.rfc import DeviceDisk
 
 
 @attrs.define(eq=False)

@@ -28,7 +28,9 @@ from snaporch.drivers.simulated.merge import Merger
 from snaporch.drivers.simulated.migration import SAME, Migration, Phase
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import ConnectionGone, SnaporchError, Unsupported
-from snaporch.models import DiskStatus, DomainState, FileRecord, MergeOptions, Strategy
+from snaporch.model.domain import DiskStatus, DomainState
+from snaporch.model.record import FileRecord
+from snaporch.model.request import MergeOptions, Strategy
 
 T = TypeVar("T")
 

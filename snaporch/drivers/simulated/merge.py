@@ -13,11 +13,11 @@ import attrs
 import trio
 
 from snaporch.drivers.base import PivotNote, Progress
-from snaporch.drivers.qemu.guard import has_moved
+from snaporch.drivers.qmp.guard import has_moved
 from snaporch.drivers.simulated.guard import ReadingGuard
 from snaporch.drivers.simulated.process import Pivot
 from snaporch.errors import NotConverging
-from snaporch.models import MergeOptions, OnTimeout
+from snaporch.model.request import MergeOptions, OnTimeout
 
 if TYPE_CHECKING:
     from snaporch.drivers.simulated.machine import SimulatedMachine

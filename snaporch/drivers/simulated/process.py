@@ -21,7 +21,9 @@ from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
 from snaporch.drivers.simulated.migration import SAME, Migration
 from snaporch.errors import CommandRefused
-from snaporch.models import DeviceDisk, DiskStatus, Process, Strategy
+from snaporch.model.domain import DiskStatus, Process
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DeviceDisk
 
 
 @attrs.define(eq=False)

@@ -13,7 +13,9 @@ from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, unt
 from snaporch.drivers.simulated.client import Client, SimulatedKill
 from snaporch.drivers.simulated.files import Image, Inside, os_error
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
-from snaporch.models import DeviceDisk, FileRecord, MergeOptions
+from snaporch.model.record import FileRecord
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import DeviceDisk
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import { basename, bytes, count } from "./format.js";
 import { Choice, Dialog, Field, html, Icon, Problem } from "./ui.js";
 
 const MIB = 2 ** 20;
-const NAME = "[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}"; // as snaporch.models.NAME
+const NAME = "[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}"; // as snaporch.model.names.NAME
 
 const STRATEGIES = [
   ["auto", "Automatic", "The best that this guest can do."],

@@ -1,0 +1,393 @@
+"""Images and memory files in local directories: `Storage` by qemu-img and system calls.
+
+Rule: nothing that exists is ever opened for writing here, but an image that `make_overlay` has just made with
+O_EXCL, and the overlay and base of `commit_overlay`.
+Rule: whatever reads or syncs a whole file does it in a worker thread; the event loop is never blocked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+import xxhash
+
+from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, untold
+from snaporch.drivers.local import qcow2
+from snaporch.drivers.local.process import command_line, find_processes, kill, started
+from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
+from snaporch.model.domain import Process
+from snaporch.model.record import FileRecord
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import DeviceDisk
+
+_PROGRESS = re.compile(rb"\((\d+)\.(\d\d)/100%\)")
+_PROBE = 64 * 1024  # bytes: a cluster of qcow2
+_PROBES = 256
+_ROUNDS = 8  # through them, as qemu-img tells milliseconds
+_FILENAME = "file.file.filename="
+_CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
+
+
+def identity(path: str) -> tuple[int, ...]:
+    """Return what changes whenever a file is written to: device, inode, size, mtime and ctime in nanoseconds."""
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _sync_parent(path: str) -> None:
+    fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _nearest(directory: str) -> Path:
+    """Return the nearest ancestor that exists: a file system can be asked about no other."""
+    path = Path(directory)
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _make_file(path: str) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fsync(fd)
+        _sync_parent(path)
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def remove(path: str) -> None:
+    """Remove a file that may be gone; on return it stays gone, whatever happens to the host."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    with suppress(FileNotFoundError):
+        _sync_parent(path)  # also where it was gone: who removed it may have been killed before this
+
+
+def _checksum(path: str, *, sync: bool) -> FileRecord:
+    """Hash a file; it must not change meanwhile."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if sync:
+            os.fsync(fd)
+        before = identity(path)
+        digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
+        view = memoryview(buffer)
+        while count := os.readv(fd, [view]):
+            digest.update(view[:count])
+        if sync:
+            _sync_parent(path)
+    finally:
+        os.close(fd)
+    if identity(path) != before:
+        raise OperationFailed(f"{path} changed while its checksum was computed: something else writes to it")
+    return FileRecord(path, before[2], f"xxh3-128:{digest.hexdigest()}", before)
+
+
+@attrs.frozen
+class LocalStorage(Storage):
+    """Files of this host.
+
+    Attributes:
+        qemu_img: the program.
+    """
+
+    qemu_img: str = "qemu-img"
+
+    async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
+        command = [self.qemu_img, *arguments]
+        try:
+            done = await trio.run_process(
+                command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+            )
+        except FileNotFoundError:
+            raise Refused(f"{self.qemu_img} is not installed (Debian: apt install qemu-utils)") from None
+        if done.returncode not in good:
+            words = done.stderr.decode(errors="replace").strip().splitlines()
+            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {done.returncode}")
+        return bytes(done.stdout)
+
+    async def _watched(self, progress: Progress, *arguments: str) -> None:
+        """Run a command of qemu-img that says how far it is, in hundredths of a percent."""
+        command, said = [self.qemu_img, arguments[0], "-p", *arguments[1:]], bytearray()
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            if process.stdout is not None:
+                async with process.stdout as output:
+                    async for chunk in output:
+                        said.extend(chunk)
+                        if found := _PROGRESS.findall(chunk):
+                            progress(int(b"".join(found[-1])), 100_00)
+            await process.wait()
+        except BaseException:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+            raise
+        if process.returncode:
+            said = bytearray(_PROGRESS.sub(b"", said).strip())
+            words = said.decode(errors="replace").splitlines()
+            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {process.returncode}")
+
+    async def release(self, paths: Collection[str]) -> None:
+        """See Storage."""
+        for pid in find_processes(self.qemu_img):
+            with suppress(OSError):  # it has ended by itself
+                opened = {word.rpartition(_FILENAME)[2].replace(",,", ",") for word in command_line(pid)}
+                if not opened.isdisjoint(paths):
+                    await kill(Process(pid, started(pid) or 0, ""))
+
+    async def exists(self, path: str) -> bool:
+        """See Storage; a dangling symbolic link exists."""
+        return os.path.lexists(path)
+
+    async def check_writable(self, directory: str) -> None:
+        """See Storage."""
+        place = _nearest(directory)
+        if not place.is_dir():
+            raise Refused(f"{place} is not a directory")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise Refused(f"cannot write to {directory}: it is read-only or not yours")
+
+    async def make_directory(self, directory: str) -> None:
+        """See Storage."""
+        # Not parents=True: the mode is for every directory that is made.
+        missing = [Path(directory)]
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+
+    async def free(self, directory: str) -> tuple[str, int]:
+        """See Storage."""
+        place = _nearest(directory)
+        status = os.statvfs(place)
+        return str(place.stat().st_dev), status.f_bavail * status.f_frsize
+
+    async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> Any:
+        # -U: the image may be open in a running QEMU, and reading its header then is what we want.
+        share = [] if still else ["-U"]
+        try:
+            out = await self._qemu_img("info", *share, "--output=json", *options, "-f", format_, path)
+        except OperationFailed as error:
+            who = "; `snaporch fsck` says which one" if "another process" in str(error) else ""
+            raise Refused(f"cannot read image {path}: {error}{who}") from None
+        return json.loads(out)
+
+    async def chain(self, path: str, format_: str, *, still: bool = False) -> tuple[DeviceDisk, ...]:
+        """See Storage; targets are empty."""
+        images = await self._info(path, format_, "--backing-chain", still=still)
+        return tuple(DeviceDisk("", os.path.abspath(i["filename"]), i["format"]) for i in images)
+
+    async def check_image(self, path: str, format_: str) -> None:
+        """See Storage."""
+        if format_ != "qcow2":
+            return  # a raw image has no structure
+        try:
+            await self._qemu_img("check", "-q", "-U", "-f", format_, path, good=(0, 3))  # 3: leaked clusters
+        except OperationFailed as error:
+            raise DamagedSnapshot(f"{path}: qemu-img check: {error}", path) from None
+
+    async def virtual_size(self, path: str, format_: str) -> int:
+        """See Storage."""
+        return int((await self._info(path, format_))["virtual-size"])
+
+    async def make_file(self, path: str) -> None:
+        """See Storage."""
+        await trio.to_thread.run_sync(_make_file, path)
+
+    async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
+        """See Storage."""
+        await self.make_file(path)
+        try:
+            # -u: the base is open in a running QEMU; its size is known, so nothing need be read from it.
+            await self._qemu_img(
+                "create", "-q", "-u", "-f", "qcow2", "-b", base.path, "-F", base.format, path, str(size)
+            )
+            await trio.to_thread.run_sync(_sync_file, path)
+        except BaseException:
+            os.unlink(path)
+            raise
+
+    async def commit_overlay(self, path: str) -> None:
+        """See Storage."""
+        await self._qemu_img("commit", "-q", "-f", "qcow2", path)
+
+    async def inspect(self, path: str, format_: str) -> tuple[ImageStatus, ...]:
+        """See Storage."""
+        return tuple(
+            ImageStatus(os.path.abspath(i["filename"]), i["format"], i["virtual-size"], i["actual-size"])
+            for i in await self._info(path, format_, "--backing-chain")
+        )
+
+    async def read_cost(self, path: str, format_: str) -> ChainCost:
+        """See Storage; the least of three, by `qemu-img bench`. What it reads may well be in the page cache."""
+        size = await self.virtual_size(path, format_)
+        step = max(size // _PROBES // _PROBE * _PROBE, _PROBE)
+        count = max(1, min(_PROBES, size // step)) * _ROUNDS  # it begins anew at the image's end
+        found = []
+        for _ in range(3):
+            began = trio.current_time()
+            options = ["-U", "-f", format_, "-d", "1", "-c", str(count), "-s", str(_PROBE), "-S", str(step)]
+            said = await self._qemu_img("bench", *options, path)
+            reads = float(said.decode().partition("completed in ")[2].partition(" ")[0])
+            found.append((trio.current_time() - began - reads, reads / count))
+        return ChainCost(min(opens for opens, _ in found), min(reads for _, reads in found))
+
+    async def commit_image(self, top: str, base: str, *, options: MergeOptions, progress: Progress) -> None:
+        """See Storage."""
+        rate = ["-r", str(options.bandwidth)] if options.bandwidth else []
+        await self._watched(progress, "commit", "-d", *rate, "-f", "qcow2", "-b", base, top)
+        await trio.to_thread.run_sync(_sync_file, base)
+
+    async def rebase(
+        self,
+        path: str,
+        backing: DeviceDisk | None,
+        *,
+        content: bool,
+        options: MergeOptions = MergeOptions(),  # noqa: B008 - an immutable value
+        progress: Progress = untold,
+    ) -> None:
+        """See Storage."""
+        below = ["-F", backing.format, "-b", backing.path] if backing else ["-b", ""]
+        if not content:
+            await self._qemu_img("rebase", "-q", "-u", "-f", "qcow2", *below, path)
+        elif not options.bandwidth:
+            await self._watched(progress, "rebase", "-f", "qcow2", *below, path)
+        else:  # it has no limit of its own
+            limit = ["--object", f"throttle-group,id=limit,x-bps-write={options.bandwidth}", "--image-opts"]
+            await self._watched(progress, "rebase", *limit, *below, _throttled(path))
+        await trio.to_thread.run_sync(_sync_file, path)
+
+    async def inside(self, path: str) -> tuple[str, ...]:
+        """See Storage."""
+        return await trio.to_thread.run_sync(_inside, path)
+
+    async def _snapshot(self, option: str, path: str, tag: str) -> None:
+        # `qemu-img snapshot` guesses the format unless it is told in this way.
+        image = f"driver=qcow2,file.driver=file,file.filename={path.replace(',', ',,')}"
+        await self._qemu_img("snapshot", "-q", option, tag, "--image-opts", image)
+        await trio.to_thread.run_sync(_sync_file, path)
+
+    async def save_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+        await self._snapshot("-c", path, tag)
+
+    async def restore_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+        await self._snapshot("-a", path, tag)
+
+    async def delete_inside(self, path: str, tag: str) -> None:
+        """See Storage."""
+        if tag in await self.inside(path):
+            await self._snapshot("-d", path, tag)
+
+    async def seal_inside(self, path: str, tag: str) -> FileRecord:
+        """See Storage; whoever has put it there has synced it."""
+        return await trio.to_thread.run_sync(_seal_inside, path, tag)
+
+    async def check_inside(self, record: FileRecord, tag: str) -> None:
+        """See Storage."""
+        try:
+            found = await self.seal_inside(record.path, tag)
+        except OSError as error:
+            raise DamagedSnapshot(f"{record.path} cannot be read: {error.strerror}", record.path) from None
+        if found.checksum != record.checksum:
+            what = f"{record.path}: its snapshot {tag!r} is damaged: its checksum is not what was saved"
+            raise DamagedSnapshot(what, record.path)
+
+    async def extract_disk(self, path: str, tag: str, copy: str) -> None:
+        """See Storage."""
+        await self.make_file(copy)
+        try:
+            snapshot = ("-l", f"snapshot.name={tag}")
+            await self._qemu_img("convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", *snapshot, path, copy)
+        except BaseException:
+            os.unlink(copy)
+            raise
+
+    async def extract_memory(self, path: str, tag: str, copy: str) -> None:
+        """See Storage."""
+        await self.make_file(copy)
+        try:
+            await trio.to_thread.run_sync(_extract_memory, path, tag, copy)
+        except BaseException:
+            os.unlink(copy)
+            raise
+
+    async def remove(self, path: str) -> None:
+        """See Storage."""
+        await trio.to_thread.run_sync(remove, path)
+
+    async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
+        """See Storage."""
+        if known is not None and known.path == path and known.identity == identity(path):
+            return known
+        return await trio.to_thread.run_sync(lambda: _checksum(path, sync=True))
+
+    async def check(self, record: FileRecord, *, thorough: bool = False) -> None:
+        """See Storage."""
+        path = record.path
+        try:
+            now = identity(path)
+            if now[2] != record.size:
+                raise DamagedSnapshot(f"{path} has {now[2]:,} bytes instead of {record.size:,}", path)
+            if now == record.identity and not thorough:
+                return
+            found = await trio.to_thread.run_sync(lambda: _checksum(path, sync=False))
+        except FileNotFoundError:
+            raise DamagedSnapshot(f"{path} is missing", path) from None
+        except OSError as error:
+            raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}", path) from None
+        if found.checksum != record.checksum:
+            raise DamagedSnapshot(f"{path} is damaged: its checksum is not what was saved", path)
+
+
+def _inside(path: str) -> tuple[str, ...]:
+    try:
+        with qcow2.opened(path) as image:
+            return tuple(image.snapshots)
+    except OSError as error:
+        raise Refused(f"cannot read image {path}: {error.strerror}") from None
+
+
+def _seal_inside(path: str, tag: str) -> FileRecord:
+    with qcow2.opened(path) as image:
+        return FileRecord(path, *image.checksum(tag))
+
+
+def _extract_memory(path: str, tag: str, copy: str) -> None:
+    with qcow2.opened(path) as image, open(copy, "r+b") as file:
+        file.writelines(image.memory(tag))
+
+
+def _throttled(path: str) -> str:
+    """Return a qcow2 as ``--image-opts`` has it, its file in the throttle group ``limit``."""
+    throttle = "file.driver=throttle,file.throttle-group=limit,file.file.driver=file"
+    return f"driver=qcow2,{throttle},{_FILENAME}{path.replace(',', ',,')}"
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,122 @@
+"""QEMU processes: their start, their identity, their end.
+
+A process is known by its id, its start time *and* the boot that this counts from: ids are used again. A zombie is
+gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import trio
+
+from snaporch.model.domain import Process
+
+
+def started(pid: int) -> int | None:
+    """Return a live process's start time in the kernel's clock ticks; None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()  # the name, in parentheses, may hold anything
+    # A first thread that has ended looks like a zombie while others still hold files, and their locks.
+    gone = fields[0] in "ZX" and int(fields[17]) <= 1
+    return None if gone else int(fields[19])
+
+
+@cache
+def boot() -> str:
+    """Return the id of the host's present boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _is_there(process: Process) -> bool:
+    return process.boot in {"", boot()} and started(process.pid) == process.started
+
+
+def alive(process: Process) -> bool:
+    """Return whether exactly this process still runs."""
+    _reap(process.pid)
+    return _is_there(process)
+
+
+def transferred(process: Process) -> int | None:
+    """Return the bytes that a process has read and written so far; None when it is gone."""
+    try:
+        counts = Path(f"/proc/{process.pid}/io").read_text().split()
+    except OSError:
+        return None
+    return sum(int(counts[counts.index(f"{name}:") + 1]) for name in ("rchar", "wchar"))
+
+
+def _reap(pid: int) -> None:
+    """Collect a child of ours that has ended; another's child, or one that runs, is left alone."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+async def wait_gone(process: Process) -> None:
+    """Return when the process is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if _is_there(process):
+            await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+    _reap(process.pid)
+
+
+async def kill(process: Process) -> None:
+    """SIGKILL exactly this process and return when it is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not _is_there(process):
+            return  # the id belongs to another process now
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+    _reap(process.pid)
+
+
+def directory_before(pid: int, names: Iterable[str]) -> str | None:
+    """Return the directory that relative `names` of open files were relative to; a daemon has gone to / since."""
+    opened = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            opened.append(os.readlink(entry))
+    for name in names:
+        tail = f"/{os.path.normpath(name)}"
+        for path in opened:
+            if path.endswith(tail):
+                return path.removesuffix(tail) or "/"
+    return None
+
+
+def find_processes(*words: str) -> list[int]:
+    """Return the ids of the processes that have all of `words` among their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and set(words) <= set(command_line(int(entry.name))):
+                found.append(int(entry.name))
+    return found
+
+
+def command_line(pid: int) -> tuple[str, ...]:
+    """Return the argv that a process was started with."""
+    return tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])

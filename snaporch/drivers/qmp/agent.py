@@ -1,0 +1,134 @@
+"""The QEMU guest agent: a program in the guest that freezes and thaws its file systems.
+
+It is reached through a unix socket that QEMU connects to a serial port of the guest. That port knows no beginning
+and no end of a connection: what a client before us has asked may still be answered to us. So every conversation
+begins with 0xFF, which makes the agent give up whatever half a request it holds, and ``guest-sync-delimited``,
+whose answer is found by another 0xFF and a number of our own (QEMU's docs/interop/qemu-ga.rst).
+
+An agent that is not there does not refuse: it says nothing. Everything here therefore has a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from snaporch.drivers.qmp import transport
+from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown
+
+_DELIMITER = b"\xff"
+_CHUNK = 65536
+SYNC_SECONDS = 10.0  # of an agent that has nothing else to do, on a busy host
+FREEZE_SECONDS = 30.0  # for all dirty pages of the guest to reach its disks
+THAW_SECONDS = 60.0  # a freeze that took too long must end before it can be undone
+RETRY_SECONDS = 0.2
+
+
+@attrs.define
+class Agent:
+    """A conversation with a guest's agent; `open_agent` makes one."""
+
+    label: str
+    _stream: trio.abc.Stream
+    _received: bytearray = attrs.field(factory=bytearray)
+
+    async def _until(self, mark: bytes) -> bytes:
+        """Return what comes up to a mark, which is taken away."""
+        while mark not in self._received:
+            data = await self._stream.receive_some(_CHUNK)
+            if not data:
+                raise ConnectionGone(f"{self.label}: QEMU has closed the channel of the guest agent")
+            self._received += data
+        found, _, rest = bytes(self._received).partition(mark)
+        self._received = bytearray(rest)
+        return found
+
+    async def _send(self, command: str, **arguments: Any) -> None:
+        request = {"execute": command} | ({"arguments": arguments} if arguments else {})
+        await self._stream.send_all(json.dumps(request).encode() + b"\n")
+
+    async def synchronize(self) -> None:
+        """Have the agent ready for a command: nothing that was asked before is answered from here on."""
+        number = secrets.randbits(31)
+        await self._stream.send_all(_DELIMITER)
+        await self._send("guest-sync-delimited", id=number)
+        while True:
+            await self._until(_DELIMITER)
+            answer = json.loads(await self._until(b"\n"))
+            if answer.get("return") == number:
+                return
+
+    async def execute(self, command: str) -> Any:
+        """Have the agent carry out a command and return its answer.
+
+        Raises:
+            CommandRefused: the agent answered with an error.
+            ConnectionGone: QEMU is gone.
+        """
+        await self._send(command)
+        answer = json.loads(await self._until(b"\n"))
+        if "error" in answer:
+            error = answer["error"]
+            raise CommandRefused(self.label, command, error.get("class", ""), error.get("desc", ""))
+        return answer.get("return")
+
+
+@asynccontextmanager
+async def open_agent(path: str, label: str) -> AsyncIterator[Agent]:
+    """Connect to a guest's agent and synchronize with it.
+
+    Raises:
+        ConnectionGone: there is no such channel.
+        HypervisorError: nothing answers within `SYNC_SECONDS`.
+    """
+    async with await transport.connect(path, label=label, timeout=SYNC_SECONDS) as stream:
+        agent = Agent(label, stream)
+        try:
+            with trio.move_on_after(SYNC_SECONDS) as scope:
+                await agent.synchronize()
+            if scope.cancelled_caught:
+                raise HypervisorError(f"{label}: no guest agent answers: qemu-guest-agent must run in the guest")
+            yield agent
+        except trio.BrokenResourceError as error:
+            raise ConnectionGone(f"{label}: the channel of the guest agent broke") from error
+
+
+async def freeze(path: str, label: str) -> int:
+    """Freeze all of a guest's file systems and return how many these are; to be thawed whatever this raises.
+
+    Raises:
+        OutcomeUnknown: it has not answered in time.
+        CommandRefused: the agent could not, and has thawed what it had frozen.
+    """
+    async with open_agent(path, label) as agent:
+        with trio.move_on_after(FREEZE_SECONDS):
+            return int(await agent.execute("guest-fsfreeze-freeze"))
+    raise OutcomeUnknown(label, "guest-fsfreeze-freeze", FREEZE_SECONDS)
+
+
+async def thaw(path: str, label: str) -> None:
+    """Thaw all of a guest's file systems, if they are frozen; tries again until `THAW_SECONDS` are over.
+
+    Raises:
+        HypervisorError: it could not.
+    """
+    failure: HypervisorError = OutcomeUnknown(label, "guest-fsfreeze-thaw", THAW_SECONDS)
+    with trio.move_on_after(THAW_SECONDS):
+        while True:
+            try:
+                async with open_agent(path, label) as agent:
+                    if await agent.execute("guest-fsfreeze-status") != "thawed":
+                        await agent.execute("guest-fsfreeze-thaw")
+                    return
+            except ConnectionGone:
+                raise
+            except HypervisorError as error:
+                failure = error
+            await trio.sleep(RETRY_SECONDS)
+    raise failure

@@ -1,0 +1,362 @@
+"""Guest memory from QEMU's migration to a sealed file.
+
+    QEMU migration thread -> pipe -> sink process (O_DIRECT, checksum) -> memory file
+
+Rules (each learnt from a stream that could not be loaded, see docs/point.md):
+
+1. Every capability is set explicitly before a stream, and all that was is put back after it: one left over from
+   someone else ruins the next stream silently.
+2. Status ``active`` is not the point. With background-snapshot the point is held when the first page has been
+   sent, `armed` says why.
+3. A migration that was ordered and not answered may run: `abort` ends whatever is there.
+4. The pipe is emptied until QEMU is through with it, whatever else fails; a read end stays open in QEMU itself, so
+   that even with us and the sink both killed it meets a full pipe and never a broken one.
+5. QEMU before 9.0 must never have a background migration cancelled or failed: it keeps RAM write-protected, and the
+   guest freezes at its next write. There a stream is ended by letting it run out.
+6. QEMU before 10.0 must not have a precopy cancelled that is just coming to its end: its thread stops the guest,
+   makes the images inactive, finds itself cancelled, and lets the guest run; QEMU aborts at the guest's next write.
+   So the guest is stopped by us for that moment, and an end that has begun is waited for.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from snaporch.drivers.base import Progress, Stream, StreamPlan
+from snaporch.drivers.local.files import identity, remove
+from snaporch.drivers.local.process import find_processes, kill, started, wait_gone
+from snaporch.drivers.qmp import QMPClient, sink
+from snaporch.drivers.qmp.subscription import Subscription
+from snaporch.errors import (
+    CommandRefused,
+    ConnectionGone,
+    DeadlineExceeded,
+    HypervisorError,
+    OperationFailed,
+    OutcomeUnknown,
+)
+from snaporch.model.domain import Process
+from snaporch.model.record import FileRecord
+from snaporch.model.request import Strategy
+
+UNLIMITED = 0  # as max-bandwidth; QEMU's own default is 128 MiB/s
+PIPE_SIZES = (16 * 2**20, 2**20)  # root may have any; /proc/sys/fs/pipe-max-size is mostly 1 MiB
+READY_SECONDS = 20.0  # for the sink to start
+SINK_SECONDS = 60.0  # after its pipe has ended the sink has at most its ring and one fsync to write
+PROGRESS_SECONDS = 0.1
+FINALIZE_SECONDS = 0.001  # a guest stands
+ARM_SECONDS = 60.0  # cold pages take 100 ms a GiB
+DOWNTIME_MS = 300  # precopy: the pause that QEMU aims at; its own default
+_OVER = frozenset({"completed", "failed", "cancelled", "none"})
+
+
+def _make_pipe() -> tuple[int, int]:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    for size in PIPE_SIZES:
+        with suppress(OSError):
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size)
+            break
+    return read, write
+
+
+def _kept_pipe(pid: int) -> int | None:
+    """Open the read end that a process keeps of the pipe it streams to; known by its size."""
+    try:
+        entries = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return None  # the process is gone
+    for entry in entries:
+        with suppress(OSError):
+            if os.readlink(entry).startswith("pipe:"):
+                fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) in PIPE_SIZES:
+                    return fd
+                os.close(fd)
+    return None
+
+
+def _result_of(path: str) -> Path:
+    return Path(f"{path}.sink")
+
+
+async def end_sinks(path: str) -> None:
+    """Kill every sink that writes to `path`, and remove what it would leave beside that."""
+    for pid in find_processes(sink.__file__, path):
+        await kill(Process(pid, started(pid) or 0, ""))
+    result = _result_of(path)
+    try:
+        sink.unfinished(result).unlink(missing_ok=True)  # of which the result is made
+        await trio.to_thread.run_sync(remove, str(result))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a name that cannot be is not there
+            raise
+
+
+class QemuStream(Stream):
+    """A `Stream` of a QEMU machine; see there."""
+
+    def __init__(
+        self,
+        qmp: QMPClient,
+        pid: int,
+        events: Subscription,
+        plan: StreamPlan,
+        *,
+        cancellable: bool,
+        standing: bool = True,
+    ) -> None:
+        self._qmp = qmp
+        self._pid = pid
+        self._events = events  # MIGRATION, delivered since before the stream was opened
+        self._plan = plan
+        self._background = plan.strategy is Strategy.BACKGROUND
+        self._cancellable = cancellable or not self._background
+        self._standing = standing and not self._background  # the guest, when this is cancelled: rule 6
+        name = f"snaporch-{os.path.basename(plan.path)}"
+        self._fds = {"write": f"{name}-w", "read": f"{name}-r"}
+        self._result = _result_of(plan.path)
+        self._sink: trio.Process | None = None
+        self._read = -1
+        self._rate = -1
+
+    async def open(self) -> None:
+        """See Stream."""
+        self._read, write = _make_pipe()
+        try:
+            await self._start_sink()
+            await self._qmp.execute("getfd", {"fdname": self._fds["write"]}, fds=(write,))
+            await self._qmp.execute("getfd", {"fdname": self._fds["read"]}, fds=(self._read,))
+        finally:
+            os.close(write)
+        await self._set_capabilities()
+
+    async def _start_sink(self) -> None:
+        # QEMU keeps to a bandwidth by itself but in background streams, where its limit would hold up the guest's
+        # write faults in a busy loop; there the pipe is emptied more slowly instead.
+        self._rate = sink.shared()
+        sink.set_rate(self._rate, self._plan.bandwidth if self._background else 0)
+        sink.reserve(self._result)
+        self._sink = await trio.lowlevel.open_process(
+            [sys.executable, "-I", sink.__file__, self._plan.path, str(self._result), str(self._rate)],
+            pass_fds=(self._rate,),
+            stdin=self._read,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        # Its interpreter has started before the guest is paused: on a small host that would take a CPU from QEMU.
+        said = b""
+        if self._sink.stdout is not None:
+            async with self._sink.stdout as output:
+                with trio.move_on_after(READY_SECONDS):
+                    said = bytes(await output.receive_some())
+        if said.strip() != sink.READY:
+            words = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise OperationFailed(f"the process that writes {self._plan.path} does not start: {words[-1]}")
+
+    async def _set_capabilities(self) -> None:
+        capabilities = self._plan.settings["capabilities"]
+        wanted = {"events"} | ({"background-snapshot"} if self._background else set())
+        await self._qmp.execute(
+            "migrate-set-capabilities",
+            {"capabilities": [c | {"state": c["capability"] in wanted} for c in capabilities]},
+        )
+        bandwidth = UNLIMITED if self._background else self._plan.bandwidth
+        await self._qmp.execute(
+            "migrate-set-parameters", {"max-bandwidth": bandwidth, "downtime-limit": DOWNTIME_MS}
+        )
+
+    async def start(self) -> None:
+        """See Stream."""
+        await self._qmp.execute("migrate", {"uri": f"fd:{self._fds['write']}"})
+
+    async def armed(self) -> None:
+        """Return when the first page has been sent.
+
+        QEMU's bg_migration_thread saves the device state and write-protects RAM under the big lock, and sends
+        pages only after; the counters of sent pages start at zero with each migration. So a non-zero counter is
+        after the protection, whichever thread asks. ``active`` comes before all that. See docs/point.md.
+        """
+        with trio.move_on_after(ARM_SECONDS):
+            while (await self._events.receive()).data.get("status") == "setup":
+                pass  # QEMU reads every page of RAM now; asking would only hold it up
+            while True:
+                info = await self._query()
+                ram = info.get("ram", {})
+                if ram.get("normal", 0) + ram.get("duplicate", 0) > 0 or info["status"] == "completed":
+                    return
+        raise DeadlineExceeded(f"{self._qmp.label}: QEMU did not take the point within {ARM_SECONDS:g} s")
+
+    async def limit(self, bandwidth: int) -> None:
+        """See Stream."""
+        if not self._background:
+            await self._qmp.execute("migrate-set-parameters", {"max-bandwidth": bandwidth})
+        elif self._rate >= 0:
+            sink.set_rate(self._rate, bandwidth)
+
+    async def hold(self, seconds: float) -> None:
+        """See Stream."""
+        if self._background and self._rate >= 0:
+            sink.hold(self._rate, seconds)
+
+    async def _query(self) -> dict[str, Any]:
+        """Return query-migrate's answer; raises when the migration has failed."""
+        info: dict[str, Any] = await self._qmp.execute("query-migrate")
+        if info.get("status") in {"failed", "cancelled", "cancelling"}:
+            words = info.get("error-desc") or f"migration {info['status']}"
+            raise HypervisorError(f"{self._qmp.label}: the memory stream failed: {words}")
+        return info
+
+    async def finished(self, progress: Progress) -> None:
+        """See Stream."""
+        while (info := await self._query())["status"] != "completed":
+            self._check_sink()
+            ram = info.get("ram", {})
+            progress(ram.get("transferred", 0), ram.get("total", 0))
+            with trio.move_on_after(PROGRESS_SECONDS):
+                await self._events.receive()
+        if not self._background:
+            await self._finalized()
+        total = info["ram"]["transferred"]
+        progress(total, total)
+
+    async def _finalized(self) -> None:
+        """Wait until a migration that is over has left the guest's run state to others.
+
+        That is a moment later than it says so: QEMU's migration thread takes the big lock in between
+        (migration_iteration_finish), and until then ``cont`` is refused.
+        """
+        while (await self._run_state())["status"] == "finish-migrate":  # noqa: ASYNC110 - no event
+            await trio.sleep(FINALIZE_SECONDS)
+
+    async def _run_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = await self._qmp.execute("query-status")
+        return state
+
+    def _sink_lives(self) -> bool:
+        """Return whether somebody writes the file: our sink, or one that a crash of ours has left to itself."""
+        if self._sink is not None:
+            return self._sink.poll() is None
+        return bool(find_processes(sink.__file__, self._plan.path))
+
+    async def _sink_ended(self) -> None:
+        if self._sink is not None:
+            await self._sink.wait()
+        for pid in find_processes(sink.__file__, self._plan.path):
+            await wait_gone(Process(pid, started(pid) or 0, ""))
+
+    def _check_sink(self) -> None:
+        """Raise when the sink has failed or was killed."""
+        lives = self._sink_lives()  # asked first: it leaves its result before it ends
+        if self._result.exists():
+            self._result_or_error()
+        elif not lives:
+            raise OperationFailed(f"the process that writes {self._plan.path} was killed")
+
+    def _result_or_error(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._result.read_text())
+        if answer["errno"] is not None:
+            raise OSError(answer["errno"], answer["error"], self._plan.path)
+        return answer
+
+    async def seal(self) -> FileRecord:
+        """See Stream."""
+        await self._restore_settings()
+        await self._close()
+        with trio.move_on_after(SINK_SECONDS):
+            await self._sink_ended()
+        if not self._result.exists():
+            raise OperationFailed(f"the process that writes {self._plan.path} ended without a result")
+        answer = self._result_or_error()
+        return FileRecord(self._plan.path, answer["size"], answer["checksum"], identity(self._plan.path))
+
+    async def forget(self) -> None:
+        """See Stream."""
+        await trio.to_thread.run_sync(remove, str(self._result))
+
+    async def _restore_settings(self) -> None:
+        settings = self._plan.settings
+        await self._qmp.execute("migrate-set-capabilities", {"capabilities": settings["capabilities"]})
+        await self._qmp.execute("migrate-set-parameters", settings["parameters"])
+
+    def _close_ours(self) -> None:
+        for fd in (self._read, self._rate):
+            if fd >= 0:
+                os.close(fd)
+        self._read = self._rate = -1
+
+    async def _close(self) -> None:
+        """Close the pipe's ends, ours and QEMU's."""
+        self._close_ours()
+        for name in self._fds.values():
+            with suppress(CommandRefused):  # the write end is gone once `migrate` has taken it
+                await self._qmp.execute("closefd", {"fdname": name})
+
+    async def abort(self) -> None:
+        """See Stream."""
+        await self._end_sink()
+        try:
+            await self._drain_and_end()
+            await self._restore_settings()
+            await self._close()
+        except ConnectionGone:
+            return  # with QEMU gone there is nothing of it to end
+        except OutcomeUnknown as error:
+            if error.seconds is not None:  # it hangs, and may stream on when it no longer does
+                raise
+        finally:
+            self._close_ours()
+
+    async def _drain_and_end(self) -> None:
+        failure: ConnectionGone | OutcomeUnknown | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._drain)
+            try:
+                await self._end_migration()
+            except (ConnectionGone, OutcomeUnknown) as error:
+                failure = error  # out of the nursery, which would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _end_sink(self) -> None:
+        """End the sink: ours, or one that a crash of ours has left."""
+        if self._sink is not None:
+            self._sink.kill()
+            await self._sink.wait()
+        await end_sinks(self._plan.path)
+
+    async def _drain(self) -> None:
+        """Empty the pipe: by our end, or after a crash by the one that QEMU keeps."""
+        read = os.dup(self._read) if self._read >= 0 else _kept_pipe(self._pid)
+        if read is not None:
+            async with trio.lowlevel.FdStream(read) as pipe:
+                async for _ in pipe:
+                    pass
+
+    async def _status(self) -> str:
+        return str((await self._qmp.execute("query-migrate")).get("status", "none"))
+
+    async def _end_migration(self) -> None:
+        stopped = False
+        if await self._status() not in _OVER and self._cancellable:
+            if stopped := self._standing and (await self._run_state())["running"]:
+                await self._qmp.execute("stop")
+            if not self._standing or (await self._run_state())["status"] != "finish-migrate":
+                await self._qmp.execute("migrate_cancel")
+        while await self._status() not in _OVER:
+            with trio.move_on_after(PROGRESS_SECONDS):
+                await self._events.receive()
+        await self._finalized()
+        if stopped:
+            await self._qmp.execute("cont")

@@ -1,0 +1,1 @@
+"""Runs the steps of operations: tables, states, journal, events."""

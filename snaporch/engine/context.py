@@ -1,0 +1,172 @@
+"""What the operations share: catalog, engine, events, drivers, and the way to a domain's machine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from snaporch.catalog import Catalog, domain_lock
+from snaporch.catalog.store import Change
+from snaporch.drivers.base import Driver, Machine
+from snaporch.engine.events import Broadcast
+from snaporch.engine.run import Engine, Operation
+from snaporch.errors import HypervisorError, InvalidInput, OperationFailed, Refused
+from snaporch.model.domain import DiskStatus, DomainRecord, Process
+from snaporch.model.names import check_name
+
+DYING_SECONDS = 2.0
+
+
+@attrs.frozen
+class Context:
+    """Everything that an operation needs and that outlives it.
+
+    Attributes:
+        root: the directory that holds all.
+        catalog: what is known.
+        drivers: by name.
+        events: where what happens is told.
+        engine: runs steps.
+    """
+
+    root: Path
+    catalog: Catalog
+    drivers: Mapping[str, Driver]
+    events: Broadcast
+    engine: Engine
+
+    def driver(self, domain: DomainRecord) -> Driver:
+        """Return the driver of a domain."""
+        name = domain.definition.driver
+        if name not in self.drivers:
+            raise InvalidInput(f"{domain.name}: there is no driver {name!r}; there are {', '.join(self.drivers)}")
+        return self.drivers[name]
+
+    def directory(self, domain: str) -> str:
+        """Return where a domain's files go that are given no other place."""
+        return str(self.root / domain)
+
+    def run_directory(self, domain: str, operation: str) -> Path:
+        """Return the directory for the process that an operation launches."""
+        return self.root / domain / f"run-{operation}"
+
+    async def clear(self, record: DomainRecord) -> None:
+        """Remove the directory of a domain's process that is gone, if it was one of ours."""
+        directory = Path(record.process.socket).parent if record.process else self.root
+        if directory.parent == self.root / record.name and directory.name.startswith("run-"):
+            await self.driver(record).clear(directory)
+
+    async def read_elsewhere(self, domain: str) -> dict[str, list[str]]:
+        """Return, by name of every other domain, the images that it reads: of its snapshots and of its disks."""
+        paths: dict[str, list[str]] = {}
+        for record in await self.catalog.domains():
+            if record.name == domain:
+                continue
+            reads = [path for snapshot in await self.catalog.snapshots(record.name) for path in snapshot.paths]
+            for disk in record.disks:
+                reads.append(disk.path)
+                with suppress(Refused):  # an image that cannot be read is nobody's to be kept whole
+                    links = await self.driver(record).storage.chain(disk.path, disk.format)
+                    reads += [link.path for link in links]
+            paths[record.name] = reads
+        return paths
+
+    @asynccontextmanager
+    async def locked(self, operation: Operation, *, wait: bool = False) -> AsyncIterator[None]:
+        """Hold the lock of an operation's domain, of a group's all; see `domain_lock`.
+
+        Raises:
+            Busy: another operation holds one; no other is then kept.
+            OperationFailed: a file could not be looked at, before anything was touched: the engine, which knows
+                what to undo, lets no other error of the system out.
+        """
+        for name in operation.members:
+            check_name(name, "domain")  # it becomes part of a path, before anybody knows it
+        running = f"{operation.kind} {operation.subject}"
+        try:
+            async with AsyncExitStack() as stack:
+                for name in operation.members:
+                    lock = domain_lock(self.root / "locks", name, operation.id, running, wait=wait)
+                    await stack.enter_async_context(lock)
+                yield
+        except OSError as error:
+            what = f"{running} of {operation.domain} failed".replace("  ", " ")
+            words = error.strerror or str(error)
+            raise OperationFailed(f"{what}: {words} ({error.filename}); nothing was touched") from error
+
+    @asynccontextmanager
+    async def machine_of(
+        self, name: str, *, hung_is_none: bool = False
+    ) -> AsyncIterator[tuple[DomainRecord, Machine | None]]:
+        """Yield a domain's record and a connection to its machine, None when it is inactive.
+
+        To be used under the domain's lock: it also notes in the catalog that a process is gone.
+
+        Args:
+            name: the domain's name.
+            hung_is_none: yield None for a process that runs but does not answer, too; the record still has it.
+
+        Raises:
+            NotFound: there is no such domain.
+            ConnectionGone: its process runs but does not answer.
+        """
+        record = await self.catalog.domain(name)
+        driver = self.driver(record)
+        process = record.process
+        if process is not None and driver.alive(process):
+            async with AsyncExitStack() as stack:
+                machine, failure = None, None
+                try:
+                    machine = await stack.enter_async_context(driver.connect(process, name))
+                except HypervisorError as error:
+                    failure = error
+                if failure is None or not await dies(driver, process):
+                    if failure is not None and not hung_is_none:
+                        raise failure
+                    yield record, machine
+                    return
+        if process is not None:
+            await self.clear(record)
+            record = attrs.evolve(record, process=None)
+            await self.catalog.write(Change(domains=(record,)))
+        yield record, None
+
+    async def disks_of(
+        self, record: DomainRecord, machine: Machine | None, *, strict: bool = True
+    ) -> tuple[DiskStatus, ...]:
+        """Return a domain's disks, asked of its machine or, inactive, read from the images.
+
+        Args:
+            record: the domain's.
+            machine: its machine.
+            strict: an image that cannot be read is an error; without, its size and what backs it are left out.
+
+        Raises:
+            Refused: an image cannot be read.
+        """
+        if machine is not None:
+            return await machine.disks()
+        storage = self.driver(record).storage
+        found = []
+        for disk in record.disks:
+            chain: tuple[str, ...] = (disk.path,)
+            size = 0
+            try:
+                chain = tuple(link.path for link in await storage.chain(disk.path, disk.format))
+                size = await storage.virtual_size(disk.path, disk.format)
+            except Refused:
+                if strict:
+                    raise
+            found.append(DiskStatus(disk.target, disk.path, disk.format, disk.readonly, size, chain))
+        return tuple(found)
+
+
+async def dies(driver: Driver, process: Process) -> bool:
+    """Return whether a process that does not answer is just dying: with much memory that takes a while."""
+    with trio.move_on_after(DYING_SECONDS):
+        await driver.wait_gone(process)
+    return not driver.alive(process)

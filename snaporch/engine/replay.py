@@ -1,0 +1,136 @@
+"""What is done about an operation that was cut short: a table over its last row in the journal, no I/O.
+
+The row names the state; a phase's row is written before its first step, and none while a guest stands for a LIVE
+point (`snaporch.engine.states`, rule 3). So:
+
+- In a state before the guest ran on, or in the one in which that happened, nobody can say any more whether the
+  point was held when the guest ran: the operation is undone.
+- In a later state the point is held and the guest has run on. What is left is to wait for the memory stream, which
+  goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails, or where
+  undoing it had begun: a file that it made is gone. The disks alone of a running guest have no file that would say
+  so before an image that was frozen is written to again: that is always undone.
+- A revert is not complete before its commit: it is undone, the old guest is there. After it, it is tidied up.
+  Only one that loads a point in the running process has, once it may have begun to, no old guest any more: it is
+  gone on with, by loading the point again, and undone (what the guest held was kept) if that fails.
+- A delete goes forward only.
+- A flatten has changed nothing that anybody sees: it is given up, what it has copied stays.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from snaporch.engine.states import OperationState, Signal, State
+from snaporch.engine.steps import CREATE, QUIESCED, REVERT, VERIFY, Phase, create_phases
+from snaporch.model.request import Strategy
+
+# The last phase that cannot be gone on from: after it the point is held, and the guest is as it is to be.
+_HOLDS = {
+    Strategy.BACKGROUND: Signal.RESUME,
+    Strategy.PRECOPY: Signal.RESUME,
+    Strategy.PAUSED: Signal.RESUME,
+    Strategy.INTERNAL: Signal.STREAM,
+    Strategy.NONE: Signal.SWITCH,
+}
+
+_LOADED_IN_PLACE = {State.LOADING, State.SWAPPING, State.COMMITTING}
+
+
+class Action(enum.StrEnum):
+    """What is done."""
+
+    UNDO = "undo"
+    GO_ON = "go on"
+    TIDY_UP = "tidy up"
+    NOTHING = "nothing"
+
+
+def walk(phases: Sequence[Phase]) -> tuple[State, ...]:
+    """Return the state of each phase of a table, and that of the commit after them."""
+    machine = OperationState()
+    return tuple(machine.send(signal) for signal in [*(phase.signal for phase in phases), Signal.COMMIT])
+
+
+def phases_left(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
+    """Return the phases from the one that an operation was in; none when it was committing.
+
+    A state that is passed twice counts as its last time.
+    """
+    states = walk(phases)
+    last = len(states) - 1 - states[::-1].index(state)
+    return tuple(phases[last:])
+
+
+def phases_begun(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
+    """Return the phases of which a step may have begun, by the state in a row.
+
+    That of the row and those before it, and after it those that write none. All of them where the row does not say
+    it: the operation was being rolled back, or could not be.
+    """
+    states = walk(phases)
+    if state not in states:
+        return tuple(phases)
+    end = states.index(state) + 1
+    while end < len(phases) and phases[end].paused:
+        end += 1
+    return tuple(phases[:end])
+
+
+def after_create(strategy: Strategy, state: State, *, quiesce: bool = False) -> Action:
+    """Return what to do about a create that was cut short in a state."""
+    if state in {State.COMPLETE, State.ROLLED_BACK}:
+        return Action.NOTHING
+    if quiesce and strategy is Strategy.NONE:
+        return Action.UNDO
+    phases, holds = create_phases(strategy, quiesce=quiesce), Signal.THAW if quiesce else _HOLDS[strategy]
+    held = next(i for i, phase in enumerate(phases) if phase.signal is holds)
+    return Action.GO_ON if state in walk(phases)[held + 1 :] else Action.UNDO
+
+
+def after_revert(state: State, way: str = "beside") -> Action:
+    """Return what to do about a revert, or a verify, that was cut short in a state."""
+    if state is State.ROLLED_BACK:
+        return Action.NOTHING
+    if way == "inside" and state in _LOADED_IN_PLACE:
+        return Action.GO_ON
+    return Action.TIDY_UP if state is State.COMPLETE else Action.UNDO
+
+
+def after_delete(state: State) -> Action:
+    """Return what to do about a delete that was cut short in a state."""
+    return Action.NOTHING if state is State.COMPLETE else Action.GO_ON
+
+
+def after_flatten(state: State) -> Action:
+    """Return what to do about a flatten that was cut short in a state."""
+    if state in {State.COMPLETE, State.ROLLED_BACK}:
+        return Action.NOTHING
+    return Action.GO_ON if state is State.COMMITTING else Action.UNDO
+
+
+def table() -> str:
+    """Return all of it as a Markdown table; docs/recovery.md holds it, and a test compares the two."""
+    rows: dict[str, dict[State, Action]] = {
+        f"create, {strategy}": {state: after_create(strategy, state) for state in walk(phases)}
+        for strategy, phases in CREATE.items()
+    }
+    rows |= {
+        f"create, {strategy}, quiesced": {s: after_create(strategy, s, quiesce=True) for s in walk(phases)}
+        for strategy, phases in QUIESCED.items()
+    }
+    reverts = {f"revert, {way}": phases for way, phases in REVERT.items()} | {"verify": VERIFY}
+    rows |= {
+        name: {
+            state: after_revert(state, name.removeprefix("revert, ")) for state in (*walk(phases), State.COMPLETE)
+        }
+        for name, phases in reverts.items()
+    }
+    rows["delete"] = {state: after_delete(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}
+    rows["flatten"] = {state: after_flatten(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}
+    lines = ["| operation | the row says | what is done |", "|---|---|---|"]
+    for name, found in rows.items():
+        for action in dict.fromkeys(found.values()):
+            states = ", ".join(state for state, does in found.items() if does is action)
+            lines.append(f"| {name} | {states} | {action} |")
+    return "\n".join(lines) + "\n"

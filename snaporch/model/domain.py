@@ -1,0 +1,170 @@
+"""Domains: how they are launched, what the catalog knows of them, and what they are this moment.
+
+Everything here is frozen and says nothing about how it is stored or sent: see `snaporch.model.convert` for that.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from snaporch.errors import InvalidInput
+from snaporch.model.names import TARGET, check_name
+from snaporch.model.rfc import DeviceDisk
+
+
+class DomainState(enum.StrEnum):
+    """What a domain does, as far as a user is concerned."""
+
+    INACTIVE = "inactive"
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+def _checked_target(disk: DeviceDisk) -> str:
+    if not TARGET.fullmatch(disk.target):
+        raise InvalidInput(f"{disk.target!r} is not a disk target: up to 16 letters and digits, for example vda")
+    if disk.format not in {"qcow2", "raw"}:
+        raise InvalidInput(f"{disk.target}: format {disk.format!r} is neither qcow2 nor raw")
+    return disk.target
+
+
+@attrs.frozen
+class DomainDefinition:
+    """How a domain is launched: the TOML file of the specification, paths made absolute.
+
+    Attributes:
+        name: the domain's name.
+        memory: RAM in bytes.
+        vcpus: number of virtual CPUs.
+        accel: ``auto``, ``kvm`` or ``tcg``; auto takes KVM only where a guest really runs under it.
+        machine: QEMU machine type; empty: QEMU's default.
+        kernel: direct boot, as are `initrd` and `append`; empty: boot from disk.
+        serial: the guest's serial port is appended to this file; empty: none.
+        emulator: the QEMU binary; empty: ``qemu-system-x86_64`` (or ``$SNAPORCH_QEMU``).
+        extra_args: passed to QEMU as they are.
+        guest_agent: the guest has a serial port for the QEMU guest agent, which QUIESCE needs.
+        disks: in the order in which the guest sees them.
+        driver: the hypervisor driver, ``qemu`` or ``simulated``.
+    """
+
+    name: str
+    memory: int = 512 * 2**20
+    vcpus: int = 1
+    accel: str = "auto"
+    machine: str = ""
+    kernel: str = ""
+    initrd: str = ""
+    append: str = ""
+    serial: str = ""
+    emulator: str = ""
+    extra_args: tuple[str, ...] = ()
+    guest_agent: bool = False
+    disks: tuple[DeviceDisk, ...] = ()
+    driver: str = "qemu"
+
+    def __attrs_post_init__(self) -> None:
+        check_name(self.name, "domain")
+        targets = [_checked_target(disk) for disk in self.disks]
+        if len(set(targets)) != len(targets):
+            raise InvalidInput(f"{self.name}: a disk target is used twice")
+        if self.accel not in {"auto", "kvm", "tcg"}:
+            raise InvalidInput(f"{self.name}: accel {self.accel!r} is none of auto, kvm, tcg")
+        if self.memory < 2**20 or self.vcpus < 1:
+            raise InvalidInput(f"{self.name}: needs at least 1 MiB of memory and one vcpu")
+
+
+@attrs.frozen
+class Process:
+    """The hypervisor process that runs a domain.
+
+    Attributes:
+        pid: its process id.
+        started: its start time in the kernel's clock ticks, which tells it from a later process of that id.
+        socket: the QMP socket.
+        attached: something else started it; `argv` is then the command line found at the socket's other end.
+        cwd: the directory that relative paths in `argv` are relative to.
+        boot: the host's boot in which it started: after the next, the same id and time may be another's. "" is any.
+    """
+
+    pid: int
+    started: int
+    socket: str
+    attached: bool = False
+    argv: tuple[str, ...] = ()
+    cwd: str = "/"
+    boot: str = ""
+
+
+@attrs.frozen
+class DomainRecord:
+    """What the catalog knows of a domain.
+
+    Attributes:
+        definition: how it is launched.
+        active: the image that each disk writes to now, by target, when it is not the definition's.
+        current: the snapshot that the present state descends from.
+        process: the hypervisor process, when one runs.
+        template: of a domain that was attached to: the process as it was found; its command line says how the
+            domain is launched, the definition only what could be seen.
+        tags: names that batches select it by.
+        max_depth: a disk's chain that becomes longer is flattened after the create that made it so; 0: none is.
+        frozen: the guest, which stands, went back to a point at which its file systems were frozen: to be thawed.
+    """
+
+    definition: DomainDefinition
+    active: dict[str, DeviceDisk] = attrs.field(factory=dict)
+    current: str | None = None
+    process: Process | None = None
+    template: Process | None = None
+    tags: tuple[str, ...] = ()
+    max_depth: int = 0
+    frozen: bool = False
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+        return self.definition.name
+
+    @property
+    def disks(self) -> tuple[DeviceDisk, ...]:
+        """The disks as they are now: the definition's, each on its active image."""
+        return tuple(self.active.get(disk.target, disk) for disk in self.definition.disks)
+
+
+@attrs.frozen
+class DiskStatus:
+    """One disk of a domain, as the hypervisor (or, inactive, the image chain) has it.
+
+    Attributes:
+        target: the disk's name in the domain.
+        active: the image that is written to.
+        format: of the active image.
+        readonly: whether the guest cannot write to it.
+        virtual_size: what the guest sees, in bytes.
+        chain: from the active image to its base.
+        node: the hypervisor's handle of the active image; empty when inactive.
+    """
+
+    target: str
+    active: str
+    format: str
+    readonly: bool
+    virtual_size: int
+    chain: tuple[str, ...]
+    node: str = ""
+
+
+@attrs.frozen
+class DomainInfo:
+    """Answer of `domain_info`: a domain as it is this moment."""
+
+    name: str
+    state: DomainState
+    disks: tuple[DiskStatus, ...]
+    current: str | None
+    pid: int | None = None
+    driver: str = "qemu"
+    tags: tuple[str, ...] = ()
+    max_depth: int = 0

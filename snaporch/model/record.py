@@ -1,0 +1,324 @@
+"""What the catalog keeps of snapshots and operations, and the answers about them.
+
+Everything here is frozen and says nothing about how it is stored or sent: see `snaporch.model.convert` for that.
+Sizes are bytes, durations seconds, instants seconds since the epoch (UTC); paths are absolute strings.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import attrs
+
+from snaporch.model.domain import DomainDefinition, DomainState, Process
+from snaporch.model.names import members_of
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DomainSnapshot
+
+
+class Outcome(enum.StrEnum):
+    """How an operation ended."""
+
+    COMPLETE = "complete"
+    ROLLED_BACK = "rolled-back"
+    STRANDED = "stranded"
+
+
+@attrs.frozen
+class Group:
+    """The snapshots that were taken together: one instant of several domains, the snapshots of one name.
+
+    Attributes:
+        id: of the operation that took them; a name may be used again, an id is not.
+        members: the names of the domains, sorted.
+    """
+
+    id: str
+    members: tuple[str, ...]
+
+
+@attrs.frozen
+class FileRecord:
+    """A file as it was when it was sealed.
+
+    Attributes:
+        path: where it is.
+        size: in bytes.
+        checksum: ``xxh3-128:HEX`` over the whole file: finds damage, is no defence against forgery.
+        identity: device, inode, size, mtime and ctime then; while they are the same, nothing has written to the
+            file and its checksum need not be computed again. `verify` computes it nevertheless.
+    """
+
+    path: str
+    size: int
+    checksum: str
+    identity: tuple[int, ...] = ()
+
+
+@attrs.frozen
+class Timings:
+    """How long the phases of an operation took, in seconds.
+
+    Attributes:
+        pause: from the hypervisor's own STOP to its RESUME event; None where the guest was not paused by us.
+        total: the whole operation.
+        between: our own time between the commands of the pause: the pause less what QEMU took to answer.
+        phases: by name, in order.
+    """
+
+    pause: float | None = None
+    total: float = 0.0
+    between: float | None = None
+    phases: dict[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class PastCheckpoint:
+    """How a checkpoint went: what the next one is foretold by.
+
+    Attributes:
+        strategy: how memory was saved.
+        bytes: of memory that were saved, as `SnapshotRecord.memory_size`.
+        seconds: all of it.
+        pause: seconds that the guest stood; None where it was not paused by us.
+    """
+
+    strategy: Strategy
+    bytes: int
+    seconds: float
+    pause: float | None
+
+
+@attrs.frozen
+class Estimate:
+    """What a checkpoint is expected to take; see `snaporch.operations.estimate`.
+
+    Attributes:
+        strategy: how memory would be saved.
+        bytes: of memory that would be saved.
+        seconds: from the request to the record; None: it would not end, as the guest writes more than is sent.
+        pause: seconds that the guest would stand; None: it would not end, or the guest stands already.
+        known: how many earlier checkpoints it goes by; with none, all is assumed.
+        dirty_rate: bytes of RAM a second that the guest was seen to write to; None where that was not measured.
+    """
+
+    strategy: Strategy
+    bytes: int
+    seconds: float | None
+    pause: float | None
+    known: int = 0
+    dirty_rate: float | None = None
+
+
+@attrs.frozen
+class SnapshotRecord:
+    """A snapshot in the catalog: the RFC's structure and what a user needs beside it.
+
+    Attributes:
+        domain: the domain's name.
+        snapshot: the RFC's structure, every field filled in.
+        parent: the snapshot that the domain descended from at the point, or None.
+        domain_state: what the domain did at the point.
+        strategy: how memory was streamed.
+        reason: why that strategy was chosen.
+        point: the instant that the snapshot holds, by the host's clock.
+        memory: the sealed memory file, or None: no memory, or it is inside the image of the first disk.
+        images: by target, the sealed chain that holds the disk's point: the frozen image first, its base last. Of a
+            point inside an image, only what is below that image.
+        inside: by target, the point inside an image: the image's path, the bytes that are the snapshot's (memory
+            too), and their checksum. The file around it may change.
+        definition: the launch definition at the point.
+        template: as in `DomainRecord`, at the point.
+        hypervisor: version and machine type that the memory belongs to.
+        timings: how long it took.
+        outcome: `complete`, for everything that the catalog holds.
+        deleting: a delete of it has begun: it can no longer be reverted to.
+        pinned: no retention deletes it.
+        quiesced: the guest's file systems were frozen at the point.
+        group: of which it is a part, when several domains were taken at this one point.
+        expected: what it was expected to take, before it was begun; None without memory.
+    """
+
+    domain: str
+    snapshot: DomainSnapshot
+    parent: str | None
+    domain_state: DomainState
+    strategy: Strategy
+    reason: str
+    point: float
+    memory: FileRecord | None
+    images: dict[str, tuple[FileRecord, ...]]
+    definition: DomainDefinition
+    inside: dict[str, FileRecord] = attrs.field(factory=dict, kw_only=True)
+    template: Process | None = None
+    hypervisor: dict[str, Any] = attrs.field(factory=dict)
+    timings: Timings = Timings()
+    outcome: Outcome = Outcome.COMPLETE
+    deleting: bool = False
+    pinned: bool = False
+    quiesced: bool = False
+    group: Group | None = None
+    expected: Estimate | None = None
+
+    @property
+    def name(self) -> str:
+        """The snapshot's name."""
+        return self.snapshot.name
+
+    @property
+    def kind(self) -> str:
+        """For people: ``checkpoint`` or ``disks``, and where it is kept when not in files of its own."""
+        what = "checkpoint" if self.snapshot.memory else "disks"
+        external = any(disk.external for disk in self.snapshot.disks)
+        what = f"{what}, {'partly ' if external else ''}internal" if self.inside else what
+        return f"{what}, quiesced" if self.quiesced else what
+
+    @property
+    def frozen(self) -> tuple[FileRecord, ...]:
+        """The images that must stay byte for byte what they were."""
+        return tuple(file for chain in self.images.values() for file in chain)
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Its sealed files: memory and frozen images."""
+        return ((self.memory,) if self.memory is not None else ()) + self.frozen
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """All files that something of the snapshot is in."""
+        return frozenset(file.path for file in (*self.files, *self.inside.values()))
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes of memory that were saved; of memory inside an image, all that is inside."""
+        return self.memory.size if self.memory is not None else sum(file.size for file in self.inside.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of its own: memory, each disk's frozen image (not the bases), and what is inside an image."""
+        own = [chain[0].size for target, chain in self.images.items() if target not in self.inside]
+        own += [file.size for file in self.inside.values()]
+        return sum(own) + (self.memory.size if self.memory is not None else 0)
+
+
+@attrs.frozen
+class VerifyReport:
+    """Answer of `verify`.
+
+    Attributes:
+        domain: the domain's name.
+        name: the snapshot's.
+        ok: everything is what was saved.
+        problems: what is not, one sentence each.
+        booted: whether a throw-away copy loaded and ran; None where that was not asked for.
+    """
+
+    domain: str
+    name: str
+    ok: bool
+    problems: tuple[str, ...] = ()
+    booted: bool | None = None
+
+
+class Trouble(enum.StrEnum):
+    """What `fsck` finds."""
+
+    UNFINISHED = "unfinished"
+    """An operation was cut short."""
+    BUSY = "busy"
+    """An operation runs: the domain was not looked at."""
+    GONE_PROCESS = "gone-process"
+    """The domain's process is gone."""
+    ORPHAN_PROCESS = "orphan-process"
+    """A process was launched for the domain and is not its process."""
+    ORPHAN_FILE = "orphan-file"
+    """Nothing needs a file."""
+    BROKEN_DISK = "broken-disk"
+    """A disk's image, or one that backs it, cannot be read."""
+    OTHER_IMAGE = "other-image"
+    """A running domain is on another image than it was left on."""
+    DAMAGED_SNAPSHOT = "damaged-snapshot"
+    """A file of a snapshot is missing or is not what was saved."""
+    FROZEN_WRITTEN = "frozen-written"
+    """A process has an image of a snapshot open for writing."""
+
+
+@attrs.frozen
+class Finding:
+    """Something that is not as the catalog has it.
+
+    Attributes:
+        domain: the domain's name.
+        trouble: what kind.
+        subject: a path, a name, a target, the id of an operation or a process.
+        text: for people.
+        certain: it is certain what mends it, and that nothing is lost by that.
+        repaired: that was done.
+    """
+
+    domain: str
+    trouble: Trouble
+    subject: str
+    text: str
+    certain: bool = False
+    repaired: bool = False
+
+
+@attrs.frozen
+class OperationRecord:
+    """A running or past operation.
+
+    Attributes:
+        id: eight hexadecimal digits.
+        kind: ``create``, ``revert``, ``delete`` or ``verify``.
+        domain: what it works on; of a group the names of all, sorted and joined by commas.
+        subject: the snapshot's name.
+        state: a state of `snaporch.engine.states`.
+        begun: by the host's clock.
+        ended: or None while it runs (or was cut short and awaits `recover`).
+        phases: seconds each phase took.
+        error: the error's text, when it failed.
+        notes: while it runs: what `recover` needs to go on with it, by domain (JSON).
+    """
+
+    id: str
+    kind: str
+    domain: str
+    subject: str
+    state: str
+    begun: float
+    ended: float | None = None
+    phases: dict[str, float] = attrs.field(factory=dict)
+    error: str = ""
+    notes: dict[str, str] = attrs.field(factory=dict)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the domains."""
+        return members_of(self.domain)
+
+
+@attrs.frozen
+class Event:
+    """Something that happened in an operation; `Orchestrator.events` yields them.
+
+    Attributes:
+        operation: the operation's id.
+        domain: what it works on.
+        kind: ``state`` (it entered `state`), ``progress`` (`done` of `total` bytes of memory) or ``note``.
+        time: by the host's clock.
+        state: the operation's state.
+        done: bytes streamed.
+        total: bytes to stream, as far as is known.
+        text: for people.
+    """
+
+    operation: str
+    domain: str
+    kind: str
+    time: float
+    state: str
+    done: int = 0
+    total: int = 0
+    text: str = ""

@@ -1,0 +1,77 @@
+"""What create, delete and flatten may be told beyond the RFC's structures and flags."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import attrs
+
+
+class Strategy(enum.StrEnum):
+    """How the memory of a checkpoint is streamed.
+
+    `AUTO` is only ever asked for; a record says what was chosen. `NONE` is a snapshot without memory.
+    """
+
+    AUTO = "auto"
+    BACKGROUND = "background"
+    """The point is at the start; RAM is write-protected and streamed while the guest runs."""
+    PRECOPY = "precopy"
+    """The point is at the end, as in a live migration."""
+    PAUSED = "paused"
+    """The guest stands still from the point until its memory is on disk."""
+    INTERNAL = "internal"
+    """Inside the qcow2 images, by the hypervisor itself, which lets the guest stand meanwhile."""
+    NONE = "none"
+
+
+class OnTimeout(enum.StrEnum):
+    """What is done when the time is up of a precopy, or of a merge that has to catch up with a guest."""
+
+    PAUSE = "pause"
+    """Pause the guest and finish."""
+    FAIL = "fail"
+    """Give up: a create is rolled back; what a delete cannot merge stays, and merges another time."""
+
+
+def _targets(targets: Iterable[str]) -> frozenset[str]:
+    return frozenset(targets)
+
+
+@attrs.frozen
+class CreateOptions:
+    """What a create may be told beyond the RFC's structure and flags.
+
+    Attributes:
+        strategy: how memory is streamed with LIVE.
+        bandwidth: bytes a second that the memory stream may take; 0 is no limit.
+        max_seconds: the time that a LIVE stream may take, or None.
+        on_timeout: what happens then.
+        exclude: targets that are left out of the snapshot.
+        wait: wait for a running operation on the domain instead of raising Busy.
+    """
+
+    strategy: Strategy = Strategy.AUTO
+    bandwidth: int = 0
+    max_seconds: float | None = None
+    on_timeout: OnTimeout = OnTimeout.FAIL
+    exclude: frozenset[str] = attrs.field(default=frozenset(), converter=_targets)
+    wait: bool = False
+
+
+@attrs.frozen
+class MergeOptions:
+    """How images merge, in a delete or a flatten.
+
+    Attributes:
+        bandwidth: bytes a second that a merge may write; 0 is no limit.
+        max_seconds: the time that the merge of the image that a running guest writes to may take to catch up with
+            the guest; None: for as long as it comes nearer. After that the guest's writes to that disk are slowed
+            down, and it has as much time again.
+        on_timeout: what happens then. The other merges do not depend on the guest and have no limit.
+    """
+
+    bandwidth: int = 0
+    max_seconds: float | None = None
+    on_timeout: OnTimeout = OnTimeout.FAIL

@@ -1,0 +1,1 @@
+"""What is done with domains and snapshots, one story a file."""

@@ -1,0 +1,189 @@
+"""Delete: points are given up, and no other point, nor the guest, ever sees a difference. Read downwards.
+
+    delete          plans, or refuses; marks the snapshots, then merges, then removes files, then records
+    finish_delete   the same from wherever a delete was cut short
+
+A delete goes forward only. Once its snapshots are marked they can no longer be reverted to, and whatever then stops
+it (an error, a cancellation, a crash) leaves images in which every remaining point is whole: `recover` plans anew
+from what is there and goes on. How images merge is in `snaporch.operations.merging`.
+
+A group's snapshots are marked all at once, in one transaction; then its domains are worked on one after the other,
+and what is still to be done is in the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import attrs
+import trio
+
+from snaporch.catalog.store import Change
+from snaporch.engine.context import Context
+from snaporch.engine.run import Operation
+from snaporch.engine.states import OperationState, Signal, State
+from snaporch.errors import SnaporchError, Stranded
+from snaporch.images.chain import doomed_by, heir
+from snaporch.images.merge import MergePlan, plan_delete
+from snaporch.model.convert import dumps
+from snaporch.model.domain import DomainRecord
+from snaporch.model.names import joined
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import DeleteFlag
+from snaporch.operations.group import check_alone
+from snaporch.operations.internal import check_forgettable, forget, points_inside
+from snaporch.operations.merging import MergeJournal, Merging, merging
+
+
+async def _doomed(
+    context: Context, domain: str, names: Sequence[str], flags: DeleteFlag
+) -> tuple[SnapshotRecord, ...]:
+    for name in names:
+        await context.catalog.snapshot(domain, name)
+    snapshots = await context.catalog.snapshots(domain)
+    parents = {snapshot.name: snapshot.parent for snapshot in snapshots}
+    doomed = frozenset[str]().union(*(doomed_by(parents, name, flags) for name in names))
+    return tuple(snapshot for snapshot in snapshots if snapshot.name in doomed)
+
+
+async def _memory(merges: Merging) -> tuple[str, ...]:
+    """Return the memory files of the doomed snapshots, as far as they are ours."""
+    catalog, domain = merges.context.catalog, merges.record.name
+    own, snapshots = await catalog.own_files(domain), await catalog.snapshots(domain)
+    files = (s.memory.path for s in snapshots if s.name in merges.doomed and s.memory is not None)
+    return tuple(path for path in files if path in own)
+
+
+async def _go_on(context: Context, operation: Operation, journal: MergeJournal) -> MergePlan:
+    """Merge, remove files, remove records, of the journal's domain: from wherever it stands."""
+    async with merging(context, operation, journal) as merges:
+        name = merges.record.name
+        snapshots = await context.catalog.snapshots(name)
+        for image, tag in points_inside(s for s in snapshots if s.name in merges.doomed):
+            await forget(merges.driver, merges.machine, merges.record.process, image, tag)
+        plan = await merges.merge_surplus()
+        if journal.written:
+            await merges.seal_anew(journal.written)
+        gone = await merges.gone([*merges.journal.unlink, *await _memory(merges)])
+        snapshots = await context.catalog.snapshots(name)
+        if last := not journal.then:
+            operation.machine.send(Signal.COMMIT)
+        with trio.CancelScope(shield=True):
+            await merges.remove(gone)
+            if last:
+                operation.machine.send(Signal.DONE)
+            farewell = _farewell(merges.record, snapshots, merges.doomed, gone)
+            left = None if last else dumps(_linked(journal.then))
+            await context.catalog.write(attrs.evolve(farewell, operation=operation.record(ended=last), plan=left))
+    context.events.publish(operation.event())
+    return attrs.evolve(plan, unlink=gone)
+
+
+def _linked(journals: Sequence[MergeJournal]) -> MergeJournal:
+    """Return the first of several journals, with the others to come after it."""
+    return attrs.evolve(journals[0], then=tuple(journals[1:]))
+
+
+def _farewell(
+    record: DomainRecord, snapshots: Sequence[SnapshotRecord], doomed: frozenset[str], gone: tuple[str, ...]
+) -> Change:
+    """Return what goes from the catalog: the records; their children get the nearest ancestor that remains."""
+    parents = {snapshot.name: snapshot.parent for snapshot in snapshots}
+    orphans = (s for s in snapshots if s.parent in doomed and s.name not in doomed)
+    return Change(
+        domains=(attrs.evolve(record, current=heir(parents, doomed, record.current)),),
+        updated=tuple(attrs.evolve(s, parent=heir(parents, doomed, s.parent)) for s in orphans),
+        dropped=tuple((record.name, name) for name in sorted(doomed)),
+        gone=gone,
+    )
+
+
+async def _forward(context: Context, operation: Operation, journal: MergeJournal) -> dict[str, MergePlan]:
+    """Do all that is in the journal, domain after domain; return the plans as they were carried out."""
+    plans: dict[str, MergePlan] = {}
+    left: tuple[MergeJournal, ...] = (journal, *journal.then)
+    try:
+        while left:
+            plans[left[0].domain] = await _go_on(context, operation, _linked(left))
+            left = left[1:]
+    except (SnaporchError, OSError, trio.TooSlowError) as error:
+        raise await _cut_short(context, operation, str(error)) from error
+    except trio.Cancelled as cut:  # noqa: ASYNC103 - what cannot be undone is told, also to whoever cancelled
+        if operation.machine.state is State.COMPLETE:  # it came just too late
+            raise
+        # It shields itself.
+        raise await _cut_short(context, operation, "cancelled") from cut  # noqa: ASYNC102, ASYNC104
+    return plans
+
+
+async def _cut_short(context: Context, operation: Operation, why: str) -> Stranded:
+    """Note that a delete stands where it is, and return the error that says so."""
+    operation.machine = OperationState(State.STRANDED)
+    with trio.CancelScope(shield=True):
+        await context.catalog.write(Change(operation=operation.record(error=why)))
+    context.events.publish(operation.event(text=why))
+    return Stranded(
+        f"delete {operation.subject} of {operation.domain} was cut short: {why}",
+        operation.id,
+        ("every remaining snapshot is whole, merging is not finished",),
+    )
+
+
+async def delete(
+    context: Context,
+    chosen: Mapping[str, Sequence[str]],
+    flags: DeleteFlag,
+    options: MergeOptions,
+    *,
+    dry_run: bool = False,
+) -> dict[str, MergePlan]:
+    """Delete snapshots, chosen by domain; see `snaporch.Orchestrator.delete_group`."""
+    subject = ", ".join(dict.fromkeys(chain.from_iterable(chosen.values())))
+    operation = Operation("delete", joined(chosen), subject)
+    async with context.locked(operation):
+        doomed = {name: await _doomed(context, name, chosen[name], flags) for name in operation.members}
+        marked = tuple(chain.from_iterable(doomed.values()))
+        if DeleteFlag.ALONE not in flags:
+            await check_alone(context.catalog, marked, "delete")
+        journals = [_journal(name, going, options) for name, going in doomed.items() if going]
+        plans = dict.fromkeys(doomed, MergePlan())
+        for journal in journals:
+            plans[journal.domain] = await _plan(context, operation, journal, dry_run=dry_run)
+        if dry_run or not journals:
+            return plans
+        operation.machine.send(Signal.PREPARE)
+        operation.machine.send(Signal.MERGE)
+        going = tuple(attrs.evolve(snapshot, deleting=True) for snapshot in marked)
+        journal = _linked(journals)
+        await context.catalog.write(Change(updated=going, operation=operation.record(), plan=dumps(journal)))
+        context.events.publish(operation.event())
+        return plans | await _forward(context, operation, journal)
+
+
+def _journal(domain: str, going: Sequence[SnapshotRecord], options: MergeOptions) -> MergeJournal:
+    written = {image.path for image, _ in points_inside(going)}
+    return MergeJournal(domain, tuple(sorted(each.name for each in going)), options, tuple(sorted(written)))
+
+
+async def _plan(context: Context, operation: Operation, journal: MergeJournal, *, dry_run: bool) -> MergePlan:
+    """Return what is to be done with a domain, or refuse; touches nothing."""
+    async with merging(context, operation, journal, look_only=True) as merges:
+        going = [s for s in await context.catalog.snapshots(journal.domain) if s.name in merges.doomed]
+        await check_forgettable(context, journal.domain, merges.machine, points_inside(going))
+        graph = await merges.look()
+        plan = plan_delete(graph, merges.doomed)
+        if not dry_run:
+            await merges.check_still(graph, plan)
+        return attrs.evolve(plan, unlink=(*plan.unlink, *await _memory(merges)))
+
+
+async def finish_delete(context: Context, operation: Operation, journal: MergeJournal) -> None:
+    """Finish a delete that was cut short.
+
+    Raises:
+        Stranded: it still cannot be finished.
+    """
+    operation.machine = OperationState(State.MERGING)
+    await _forward(context, operation, journal)

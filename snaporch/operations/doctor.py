@@ -1,0 +1,66 @@
+"""What a host and a domain can do, what stands in the way, and what a checkpoint would take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import attrs
+
+from snaporch.drivers.base import Machine
+from snaporch.engine.context import Context
+from snaporch.engine.run import Operation
+from snaporch.errors import InvalidInput, Refused, Unsupported
+from snaporch.model.domain import DomainInfo, DomainRecord, DomainState
+from snaporch.model.record import Estimate
+from snaporch.model.request import Strategy
+from snaporch.operations.estimate import LOOK_BACK, estimate
+from snaporch.operations.flatten import chain_cost
+
+_FORETOLD = (Strategy.BACKGROUND, Strategy.PRECOPY, Strategy.PAUSED)
+
+
+async def foretell(context: Context, domain: str, strategy: Strategy) -> Estimate:
+    """See `snaporch.Orchestrator.estimate`."""
+    if strategy in {Strategy.AUTO, Strategy.NONE}:
+        raise InvalidInput(f"{strategy} is no way to save memory: background, precopy, paused or internal")
+    async with (
+        context.locked(Operation("estimate", domain, "")),
+        context.machine_of(domain) as (record, machine),
+    ):
+        if machine is None:
+            raise Refused(f"{domain} is inactive: there is no memory to save")
+        return (await _estimates(context, record, machine, strategy))[0]
+
+
+async def _estimates(
+    context: Context, record: DomainRecord, machine: Machine, *strategies: Strategy
+) -> Sequence[Estimate]:
+    earlier = await context.catalog.checkpoints(record.name, LOOK_BACK)
+    running, dirty_rate = await machine.state() is DomainState.RUNNING, None
+    if running:
+        with suppress(Unsupported):
+            dirty_rate = await machine.dirty_rate()
+    ram = machine.capabilities.ram
+    found = [estimate(strategy, ram, earlier, dirty_rate=dirty_rate) for strategy in strategies]
+    return found if running else [attrs.evolve(each, pause=None) for each in found]
+
+
+async def doctor(context: Context, domain: DomainInfo | None) -> dict[str, Any]:
+    """See `snaporch.Orchestrator.doctor`."""
+    findings: dict[str, Any] = {name: await driver.doctor() for name, driver in context.drivers.items()}
+    if domain is None:
+        return findings
+    found: dict[str, Any] = {"state": domain.state}
+    async with (
+        context.locked(Operation("doctor", domain.name, "")),
+        context.machine_of(domain.name) as (record, machine),
+    ):
+        storage = context.driver(record).storage
+        found |= {f"chain of {disk.target}": await chain_cost(storage, disk) for disk in domain.disks}
+        if machine is not None:
+            found |= attrs.asdict(machine.capabilities)
+            for each in await _estimates(context, record, machine, *_FORETOLD):
+                found[f"expected of {each.strategy}"] = attrs.asdict(each)
+    return findings | {domain.name: found}

@@ -1,0 +1,208 @@
+"""Flatten: chains are shortened by copying up, and nobody sees a difference. Read downwards.
+
+    flatten         plans, or refuses; copies, then merges what is left over, then removes files that nobody needs
+    finish_flatten  what becomes of one that was cut short
+    keep_short      the automatic one: a domain whose chains have grown longer than it allows
+    chain_cost      what a chain costs
+
+Unlike a delete it gives nothing up, so it can itself be given up at any moment, by an error, a cancellation or a
+crash: what has been copied stays, chains that are not short yet are as they were, and snapshots whose images were
+written to are sealed anew. How images merge is in `snaporch.operations.merging`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import structlog
+import trio
+
+from snaporch.catalog.store import Change
+from snaporch.drivers.base import Storage
+from snaporch.engine.context import Context
+from snaporch.engine.replay import Action, after_flatten
+from snaporch.engine.run import ROLLBACK_SECONDS, Operation
+from snaporch.engine.states import Signal, State
+from snaporch.errors import InvalidInput, NotEnoughSpace, OperationFailed, Refused, SnaporchError, Stranded
+from snaporch.images.merge import MergePlan, apply, one_after_the_other, plan_delete, plan_flatten
+from snaporch.model.convert import dumps
+from snaporch.model.domain import DiskStatus, DomainRecord
+from snaporch.model.request import MergeOptions
+from snaporch.operations.merging import MergeJournal, Merging, merging
+
+_log = structlog.get_logger("snaporch")
+
+ON_ITS_BASE = 2  # images in a chain that the automatic one leaves: the base, which is often shared, is not copied
+
+
+async def _tops(context: Context, domain: DomainRecord, name: str) -> tuple[str, ...]:
+    """Return the images whose chains are to be short: a snapshot's, or those that the domain is on."""
+    if name:
+        snapshot = await context.catalog.snapshot(domain.name, name)
+        return tuple(disk.disk.path for disk in snapshot.snapshot.disks)
+    return tuple(disk.path for disk in domain.disks if not disk.readonly)
+
+
+async def _check_space(merges: Merging, plan: MergePlan) -> None:
+    """Raise NotEnoughSpace when what is copied may not fit."""
+    needed: Counter[str] = Counter()
+    places = {}
+    for step in plan.steps:
+        directory = os.path.dirname(step.top)
+        device, free = await merges.driver.storage.free(directory)
+        places[device] = (free, directory)
+        needed[device] += step.bytes
+    for device, (free, directory) in places.items():
+        if needed[device] > free:
+            raise NotEnoughSpace(needed[device], free, directory)
+
+
+async def _copy(merges: Merging, tops: Iterable[str], depth: int, limit: int) -> MergePlan:
+    """Copy, merge, remove, record."""
+    graph = await merges.look()
+    await merges.carry_out(graph, plan_flatten(graph, tops, depth, limit=limit))
+    plan = await merges.merge_surplus()
+    operation = merges.operation
+    operation.machine.send(Signal.COMMIT)
+    gone = await _close(merges)
+    return attrs.evolve(plan, unlink=gone)
+
+
+async def _close(merges: Merging, signal: Signal = Signal.DONE, why: str = "") -> tuple[str, ...]:
+    """Remove what nobody needs any more, and record that it is over; return what was removed."""
+    operation = merges.operation
+    gone = await merges.gone(merges.journal.unlink)
+    with trio.CancelScope(shield=True):
+        await merges.remove(gone)
+        operation.machine.send(signal)
+        change = Change(domains=(merges.record,), operation=operation.record(ended=True, error=why), gone=gone)
+        await merges.context.catalog.write(change)
+    merges.context.events.publish(operation.event(text=why))
+    return gone
+
+
+async def _give_up(context: Context, operation: Operation, journal: MergeJournal, why: str) -> None:
+    """Leave everything whole where it stands.
+
+    Raises:
+        Stranded: not even that can be done now.
+    """
+    operation.machine.send(Signal.FAIL)
+    try:
+        with trio.CancelScope(deadline=trio.current_time() + ROLLBACK_SECONDS, shield=True) as scope:
+            async with merging(context, operation, journal) as merges:
+                await merges.seal_anew(journal.written)
+                await _close(merges, Signal.UNDONE, why)
+    except (SnaporchError, OSError, trio.TooSlowError) as error:
+        raise await _stuck(context, operation, f"{why}; {error}") from error
+    if scope.cancelled_caught:
+        raise await _stuck(context, operation, f"{why}; nothing answers")
+
+
+async def _stuck(context: Context, operation: Operation, why: str) -> Stranded:
+    operation.machine.send(Signal.STUCK)
+    with trio.CancelScope(shield=True):
+        await context.catalog.write(Change(operation=operation.record(error=why)))
+    context.events.publish(operation.event(text=why))
+    remains = ("every snapshot is whole, what was left over is not tidied up",)
+    return Stranded(f"flatten of {operation.domain} failed: {why}", operation.id, remains)
+
+
+async def flatten(
+    context: Context,
+    domain: str,
+    name: str,
+    depth: int,
+    options: MergeOptions,
+    *,
+    limit: int = 0,
+    dry_run: bool = False,
+) -> MergePlan:
+    """Shorten chains; see `snaporch.Orchestrator.flatten`."""
+    if depth < 1:
+        raise InvalidInput("flatten: a chain has at least one image")
+    operation = Operation("flatten", domain, name)
+    async with context.locked(operation):
+        journal = MergeJournal(domain, options=options)
+        async with merging(context, operation, journal, look_only=True) as merges:
+            tops = await _tops(context, merges.record, name)
+            graph = await merges.look()
+            plan = plan_flatten(graph, tops, depth, limit=limit)
+            await _check_space(merges, plan)
+            await merges.check_still(graph, plan)
+        if dry_run or not plan.steps:
+            return one_after_the_other(plan, plan_delete(apply(graph, plan), ())) if plan.steps else plan
+        operation.machine.send(Signal.PREPARE)
+        operation.machine.send(Signal.MERGE)
+        await context.catalog.write(Change(operation=operation.record(), plan=dumps(journal)))
+        context.events.publish(operation.event())
+        try:
+            async with merging(context, operation, journal) as merges:
+                try:
+                    return await _copy(merges, tops, depth, limit)
+                finally:
+                    journal = merges.journal
+        except (SnaporchError, OSError, trio.TooSlowError) as error:
+            await _give_up(context, operation, journal, str(error))  # noqa: ASYNC120 - it shields itself
+            raise OperationFailed(f"flatten of {domain} failed: {error}; nobody sees a difference") from error
+        except BaseException:
+            if operation.machine.state is not State.COMPLETE:  # else a cancellation came just too late
+                # It shields itself.
+                await _give_up(context, operation, journal, "cancelled")  # noqa: ASYNC102
+            raise
+
+
+async def finish_flatten(context: Context, operation: Operation, journal: MergeJournal) -> None:
+    """Give up a flatten that was cut short, or tidy up after it.
+
+    Raises:
+        Stranded: it still cannot be done.
+    """
+    if after_flatten(operation.machine.state) is Action.UNDO:
+        await _give_up(context, operation, journal, "cut short")
+        return
+    async with merging(context, operation, journal) as merges:
+        await _close(merges)
+
+
+async def keep_short(context: Context, domains: Iterable[str]) -> None:
+    """Flatten the chains of domains that a create has made longer than they allow.
+
+    That create is complete, come what may: what goes wrong here is said and is in `operations`, and a cancellation
+    ends here, so that whoever cancelled is told of the create.
+    """
+    try:
+        for domain in domains:
+            if limit := await _outgrown(context, domain):
+                await flatten(context, domain, "", ON_ITS_BASE, MergeOptions(), limit=limit)
+    except (SnaporchError, OSError) as error:
+        _log.warning("a chain stays long", error=str(error))
+    except trio.Cancelled:  # noqa: ASYNC103, ASYNC104 - see above
+        _log.warning("a chain stays long", error="cancelled")
+
+
+async def _outgrown(context: Context, domain: str) -> int:
+    """Return the limit of a domain that has a longer chain, else 0."""
+    record = await context.catalog.domain(domain)
+    storage = context.driver(record).storage
+    for disk in record.disks if record.max_depth else ():
+        if not disk.readonly and len(await storage.chain(disk.path, disk.format)) > record.max_depth:
+            return record.max_depth
+    return 0
+
+
+async def chain_cost(storage: Storage, disk: DiskStatus) -> dict[str, Any]:
+    """Return for `doctor` how many images a disk's chain has and, measured, what those over its base cost."""
+    cost: dict[str, Any] = {"images": len(disk.chain)}
+    with suppress(Refused):  # an image is missing, or the driver cannot tell
+        links = await storage.chain(disk.active, disk.format)
+        for what, link in (("", links[0]), ("_base_alone", links[-1])):
+            found = await storage.read_cost(link.path, link.format)
+            cost |= {f"open_ms{what}": round(1e3 * found.open_seconds, 1)}
+            cost |= {f"read_us{what}": round(1e6 * found.read_seconds, 1)}
+    return cost

@@ -1,0 +1,232 @@
+"""Fsck: the catalog, the files and the running hypervisors compared with one another, domain by domain.
+
+Other hands may have been at work between two commands: a file deleted, an image resized, a domain started by its
+old command line. `fsck` says what is not as the catalog has it; `repair` does what is *certain*, which is only what
+takes nothing from anybody: no file is removed that snaporch did not make, and no image is written to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from snaporch.catalog.store import Change
+from snaporch.drivers.base import Driver, Machine
+from snaporch.engine.context import Context
+from snaporch.engine.run import Operation
+from snaporch.errors import Busy, DamagedSnapshot, HypervisorError, Refused, SnaporchError
+from snaporch.model.domain import DomainRecord
+from snaporch.model.record import FileRecord, Finding, SnapshotRecord, Trouble
+from snaporch.operations.recover import recover, sweep
+from snaporch.operations.verify import check_chains
+
+LOG = "qemu.log"
+
+
+@attrs.frozen
+class Scene:
+    """One domain as it is, under its lock."""
+
+    context: Context
+    record: DomainRecord
+    snapshots: tuple[SnapshotRecord, ...]
+    machine: Machine | None
+    own: frozenset[str]
+
+    @property
+    def driver(self) -> Driver:
+        """The domain's."""
+        return self.context.driver(self.record)
+
+    def finding(self, trouble: Trouble, subject: str, text: str, *, certain: bool = False) -> Finding:
+        """Return a finding about this domain."""
+        return Finding(self.record.name, trouble, subject, text, certain=certain)
+
+    def frozen(self) -> dict[str, FileRecord]:
+        """Return the images that snapshots hold, by path."""
+        return {file.path: file for snapshot in self.snapshots for file in snapshot.frozen}
+
+    async def needed(self) -> set[str]:
+        """Return the files that the domain and its snapshots are made of, as far as their chains can be read."""
+        paths = set[str]().union(*(snapshot.paths for snapshot in self.snapshots))
+        for disk in self.record.disks:
+            paths.add(disk.path)
+            with suppress(Refused):
+                paths |= {link.path for link in await self.driver.storage.chain(disk.path, disk.format)}
+        return paths
+
+
+async def fsck(context: Context, domain: str | None = None, *, repair: bool = False) -> tuple[Finding, ...]:
+    """Check one domain or all; see `snaporch.Orchestrator.fsck`."""
+    records = await context.catalog.domains() if domain is None else [await context.catalog.domain(domain)]
+    found: list[Finding] = []
+    for record in records:
+        found += await _unfinished(context, record.name, repair=repair)
+        try:
+            async with context.locked(Operation("fsck", record.name, "")):
+                found += await _domain(context, record.name, repair=repair)
+        except Busy as error:
+            found.append(Finding(record.name, Trouble.BUSY, error.operation, f"not looked at: {error}"))
+    return tuple(found)
+
+
+async def _unfinished(context: Context, domain: str, *, repair: bool) -> list[Finding]:
+    """Report what was cut short; with `repair` it is recovered, and reported with what came of that."""
+    found, rows = [], [row for row, _ in await context.catalog.unfinished(domain)]
+    words = ""
+    if repair and rows:
+        try:
+            await recover(context, domain=domain)
+        except SnaporchError as error:
+            words = f": {error}"
+    left = {row.id for row, _ in await context.catalog.unfinished(domain)} if repair else {row.id for row in rows}
+    for row in rows:
+        text = f"{row.kind} {row.subject} was cut short when {row.state}{words if row.id in left else ''}"
+        found.append(Finding(domain, Trouble.UNFINISHED, row.id, text, certain=True, repaired=row.id not in left))
+    return found
+
+
+async def _domain(context: Context, domain: str, *, repair: bool) -> list[Finding]:
+    before = await context.catalog.domain(domain)
+    async with context.machine_of(domain, hung_is_none=True) as (record, machine):
+        snapshots, own = await context.catalog.snapshots(domain), await context.catalog.own_files(domain)
+        scene = Scene(context, record, snapshots, machine, own)
+        found = _gone_process(scene, before)
+        found += await _processes(scene, repair=repair)
+        found += await _disks(scene)
+        found += await _snapshots(scene)
+        found += _writers(scene)
+        found += await _files(scene, repair=repair)
+    return found
+
+
+def _gone_process(scene: Scene, before: DomainRecord) -> list[Finding]:
+    """Report a process that the catalog had and that is gone: the look itself has noted it."""
+    if before.process is None or scene.record.process is not None:
+        return []
+    text = f"its process {before.process.pid} is gone, ended by somebody else or by itself"
+    done = scene.finding(Trouble.GONE_PROCESS, str(before.process.pid), text, certain=True)
+    return [attrs.evolve(done, repaired=True)]
+
+
+async def _processes(scene: Scene, *, repair: bool) -> list[Finding]:
+    """Report processes that were launched for the domain and that nobody knows."""
+    found = await sweep(scene.context, scene.record, end=repair)
+    return [
+        attrs.evolve(
+            scene.finding(
+                Trouble.ORPHAN_PROCESS,
+                str(process.pid),
+                f"process {process.pid} was launched for it and is not its process: a start that was cut short",
+                certain=True,
+            ),
+            repaired=repair,
+        )
+        for process in found
+    ]
+
+
+async def _disks(scene: Scene) -> list[Finding]:
+    """Report images that cannot be read, and those on which a running domain is other than the catalog says."""
+    found = []
+    for disk in scene.record.disks:
+        try:
+            await scene.driver.storage.chain(disk.path, disk.format)
+        except Refused as error:
+            found.append(scene.finding(Trouble.BROKEN_DISK, disk.path, f"{disk.target}: {error}"))
+    if scene.machine is None:
+        return found
+    wanted = {disk.target: disk.path for disk in scene.record.disks}
+    try:
+        there = {disk.target: disk.active for disk in await scene.machine.disks()}
+    except HypervisorError as error:
+        return [*found, scene.finding(Trouble.OTHER_IMAGE, "", f"its hypervisor does not answer: {error}")]
+    for target, path in wanted.items():
+        if target in there and os.path.realpath(there[target]) != os.path.realpath(path):
+            text = f"{target} is on {there[target]}, and was left on {path}: somebody else has switched it"
+            found.append(scene.finding(Trouble.OTHER_IMAGE, target, text))
+    return found
+
+
+async def _snapshots(scene: Scene) -> list[Finding]:
+    """Report snapshots of which a file is missing or is not what was saved; nothing is read that is unchanged."""
+    found = []
+    for snapshot in scene.snapshots:
+        problems = []
+        for file in {file.path: file for file in snapshot.files}.values():
+            try:
+                await scene.driver.storage.check(file)
+            except DamagedSnapshot as error:
+                problems.append(str(error))
+        problems = problems or list(await check_chains(scene.driver, snapshot))
+        found += [scene.finding(Trouble.DAMAGED_SNAPSHOT, snapshot.name, text) for text in problems]
+    return found
+
+
+def _writers(scene: Scene) -> list[Finding]:
+    """Report who else has a frozen image open for writing; a QEMU may keep such a descriptor and never use it."""
+    process = scene.record.process
+    frozen = {os.path.realpath(path) for path in scene.frozen()}
+    return [
+        scene.finding(Trouble.FROZEN_WRITTEN, path, f"process {pid} has it open for writing: a snapshot needs it")
+        for pid, path in writers(frozen)
+        if process is None or pid != process.pid
+    ]
+
+
+def writers(paths: Iterable[str]) -> list[tuple[int, str]]:
+    """Return the processes that have one of `paths` (without symbolic links) open for writing, with it."""
+    wanted, found = set(paths), set()
+    for entry in Path("/proc").iterdir() if wanted else ():
+        if entry.name.isdecimal():
+            found |= {(int(entry.name), path) for path in _written_by(entry) & wanted}
+    return sorted(found)
+
+
+def _written_by(process: Path) -> set[str]:
+    found = set()
+    with suppress(OSError):  # it is gone, or somebody else's
+        for fd in (process / "fd").iterdir():
+            with suppress(OSError):
+                flags = next(
+                    line.split()[1]
+                    for line in (process / "fdinfo" / fd.name).read_text().splitlines()
+                    if line.startswith("flags:")
+                )
+                if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                    found.add(os.readlink(fd))
+    return found
+
+
+async def _files(scene: Scene, *, repair: bool) -> list[Finding]:
+    """Report files that nobody needs, and rows of files that are gone."""
+    needed = {os.path.realpath(path) for path in await scene.needed()}
+    storage = scene.driver.storage
+    found, gone = [], []
+    for path in sorted(scene.own):
+        if os.path.realpath(path) in needed:
+            continue
+        if there := await storage.exists(path):
+            if repair:
+                await storage.remove(path)
+            text = "snaporch made it, and nothing needs it any more"
+            orphan = scene.finding(Trouble.ORPHAN_FILE, path, text, certain=True)
+            found.append(attrs.evolve(orphan, repaired=repair))
+        if not there or repair:
+            gone.append(path)
+    if repair:
+        await scene.context.catalog.write(Change(gone=tuple(gone)))
+    strangers = [path for path in _in_directory(scene) if os.path.realpath(path) not in needed | scene.own]
+    text = "it is in the domain's directory, and nobody knows it; remove it by hand if you do"
+    return found + [scene.finding(Trouble.ORPHAN_FILE, path, text) for path in strangers]
+
+
+def _in_directory(scene: Scene) -> list[str]:
+    directory = Path(scene.context.directory(scene.record.name))
+    if not directory.is_dir():
+        return []
+    return sorted(str(path) for path in directory.iterdir() if path.is_file() and path.name != LOG)

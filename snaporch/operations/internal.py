@@ -1,0 +1,66 @@
+"""Points inside images: by the process that has an image open, or, where none has, by ourselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from snaporch.drivers.base import Driver, Machine
+from snaporch.engine.context import Context, dies
+from snaporch.errors import ConnectionGone, OutcomeUnknown, Unsupported
+from snaporch.model.domain import Process
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.rfc import DeviceDisk
+
+
+async def forget(
+    driver: Driver, machine: Machine | None, process: Process | None, image: DeviceDisk, tag: str
+) -> None:
+    """Delete a snapshot inside an image, wherever it has come from. Idempotent.
+
+    Args:
+        driver: the domain's.
+        machine: its machine; None when it is inactive.
+        process: that of the machine.
+        image: of one of its disks; its target is the disk's.
+        tag: the snapshot's name.
+
+    Raises:
+        OperationFailed: a process has the image open below another one.
+    """
+    if machine is not None and process is not None:
+        try:
+            if image.path in {disk.active for disk in await machine.disks() if disk.target == image.target}:
+                await machine.delete_inside(tag, [image.target])
+                return
+        except (ConnectionGone, OutcomeUnknown):
+            if not await dies(driver, process):  # noqa: ASYNC120 - it re-raises where it matters
+                raise
+    await driver.storage.delete_inside(image.path, tag)
+
+
+def points_inside(snapshots: Iterable[SnapshotRecord]) -> list[tuple[DeviceDisk, str]]:
+    """Return the images that have points of snapshots inside, each with the name of one there."""
+    disks = (disk for snapshot in snapshots for disk in snapshot.snapshot.disks if not disk.external)
+    return [(disk.disk, disk.name) for disk in disks]
+
+
+async def check_forgettable(
+    context: Context, domain: str, machine: Machine | None, points: Iterable[tuple[DeviceDisk, str]]
+) -> None:
+    """Refuse what `forget` could not delete.
+
+    Raises:
+        Unsupported: an image is open below another one, or another domain reads it.
+    """
+    chains = [disk.chain for disk in await machine.disks()] if machine is not None else []
+    elsewhere = await context.read_elsewhere(domain)
+    for image, tag in points:
+        for active, *below in chains:
+            if image.path in below:
+                raise Unsupported(
+                    f"{tag} is inside {image.path}, which the running {domain} reads below {active} and nobody can "
+                    "write to; shut it down first"
+                )
+        for name, paths in elsewhere.items():
+            if image.path in paths:
+                raise Unsupported(f"{tag} is inside {image.path}, which domain {name} reads too")

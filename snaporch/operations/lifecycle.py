@@ -1,0 +1,128 @@
+"""Domains on and off: start, shutdown, destroy, pause and resume; what a domain does is asked, not remembered."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import attrs
+import trio
+
+from snaporch.catalog.store import Change
+from snaporch.drivers.base import Launch, Machine
+from snaporch.engine.context import Context
+from snaporch.engine.run import Operation
+from snaporch.errors import HypervisorError, Refused
+from snaporch.model.domain import DomainInfo, DomainRecord, DomainState
+from snaporch.operations.recover import sweep
+
+
+async def start(context: Context, name: str, *, paused: bool) -> None:
+    """See `snaporch.Orchestrator.start`."""
+    async with context.locked(Operation("start", name, "")):
+        async with context.machine_of(name) as (record, machine):
+            if machine is not None:
+                raise Refused(f"{name} is {await machine.state()} already")
+        await sweep(context, record, end=True)
+        await _check_frozen(context, record)
+        await _launch(context, attrs.evolve(record, frozen=False), paused=paused)
+
+
+async def _check_frozen(context: Context, record: DomainRecord) -> None:
+    """Refuse to run on an image that was frozen for a snapshot and that somebody has written to since.
+
+    Raises:
+        DamagedSnapshot: the guest would find neither what it wrote nor what the snapshot holds.
+        Refused: somebody else has one of the images open for writing.
+    """
+    storage = context.driver(record).storage
+    snapshots = await context.catalog.snapshots(record.name)
+    frozen = {file.path: file for snapshot in snapshots for file in snapshot.frozen}
+    for disk in record.disks if frozen else ():
+        for link in await storage.chain(disk.path, disk.format, still=True):
+            if link.path in frozen:
+                await storage.check(frozen[link.path])
+
+
+async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> None:
+    """Start a process; whatever happens before the guest runs in it, it is ended."""
+    driver = context.driver(record)
+    directory = context.run_directory(record.name, Operation("start", record.name, "").id)
+    process = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
+    try:
+        await context.catalog.write(Change(domains=(attrs.evolve(record, process=process),)))
+        if not paused:
+            async with driver.connect(process, record.name) as machine:
+                await machine.resume()
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await driver.kill(process)
+            await driver.clear(directory)
+            await context.catalog.write(Change(domains=(record,)))
+        raise
+
+
+async def shutdown(context: Context, name: str, *, timeout: float) -> None:
+    """See `snaporch.Orchestrator.shutdown`."""
+    async with context.locked(Operation("shutdown", name, "")):
+        async with context.machine_of(name) as (record, machine):
+            if machine is None or record.process is None:
+                raise Refused(f"{name} is inactive")
+            await machine.shutdown()
+            with trio.move_on_after(timeout) as scope:
+                await context.driver(record).wait_gone(record.process)
+            if scope.cancelled_caught:
+                raise HypervisorError(f"{name} did not power off within {timeout:g} s; `domain destroy` ends it")
+        await _forget_process(context, record)
+
+
+async def destroy(context: Context, name: str) -> None:
+    """See `snaporch.Orchestrator.destroy`."""
+    async with context.locked(Operation("destroy", name, "")):
+        record = await context.catalog.domain(name)
+        if record.process is not None:
+            await context.driver(record).kill(record.process)
+            await _forget_process(context, record)
+
+
+async def _forget_process(context: Context, record: DomainRecord) -> None:
+    await context.clear(record)
+    await context.catalog.write(Change(domains=(attrs.evolve(record, process=None),)))
+
+
+async def set_running(context: Context, name: str, *, running: bool) -> None:
+    """Let the CPUs of a domain that has a process run, or stop them.
+
+    One that goes on from a point at which its file systems were frozen has them thawed.
+    """
+    operation = Operation("resume" if running else "pause", name, "")
+    async with context.locked(operation), context.machine_of(name) as (record, machine):
+        if machine is None:
+            raise Refused(f"{name} is inactive; start it first")
+        state = await machine.state()
+        if running and state is DomainState.PAUSED:
+            await machine.resume()
+        if running:
+            await _thaw(context, record, machine)
+        elif state is DomainState.RUNNING:
+            await machine.pause()
+
+
+async def _thaw(context: Context, record: DomainRecord, machine: Machine) -> None:
+    if record.frozen:
+        await machine.thaw()
+        await context.catalog.write(Change(domains=(attrs.evolve(record, frozen=False),)))
+
+
+async def info(context: Context, record: DomainRecord) -> DomainInfo:
+    """Return a domain as it is this moment; also while an operation runs on it."""
+    driver, process = context.driver(record), record.process
+    state, disks, pid = DomainState.INACTIVE, None, None
+    if process is not None and driver.alive(process):
+        state, pid = DomainState.RUNNING, process.pid  # all that is known of one that does not answer
+        with suppress(HypervisorError):
+            async with driver.query(process, record.name) as machine:
+                state, disks = await machine.state(), await machine.disks()
+    if disks is None:
+        disks = await context.disks_of(record, None, strict=False)
+    driver_name = record.definition.driver
+    return DomainInfo(record.name, state, disks, record.current, pid, driver_name, record.tags, record.max_depth)

@@ -1,0 +1,343 @@
+"""Merges of a domain's images: what a delete and a flatten are made of.
+
+A plan (`snaporch.images.merge`) is carried out step by step. After each the catalog has what moved, before the next
+one begins; whatever stops it (an error, a cancellation, a crash) leaves images in which every point is whole. Two
+things cannot be seen from the images afterwards, so the journal has them before the first merge: which files were
+written to (their checksums are no longer right), and which go in the end (what was merged away is in no chain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import attrs
+import trio
+
+from snaporch.catalog.store import Change, files_of
+from snaporch.drivers.base import Driver, Machine, PivotNote, Progress
+from snaporch.engine.context import Context
+from snaporch.engine.run import Operation
+from snaporch.errors import NotConverging, Unsupported
+from snaporch.images.chain import Graph, Image, graph_of
+from snaporch.images.merge import MergePlan, MergeStep, plan_delete
+from snaporch.model.convert import dumps
+from snaporch.model.domain import DomainRecord
+from snaporch.model.record import FileRecord, SnapshotRecord
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import DeviceDisk, DiskSnapshot
+
+
+@attrs.frozen
+class MergeJournal:
+    """What the journal holds: merges are planned anew from the images as they are.
+
+    Attributes:
+        domain: whose images these are.
+        doomed: names of the snapshots that go.
+        options: how to merge; so does whoever finishes it.
+        written: images that merges may have written to.
+        unlink: files that were to go.
+        then: of a group, what comes after this in the same operation: one for each of the other domains.
+    """
+
+    domain: str
+    doomed: tuple[str, ...] = ()
+    options: MergeOptions = attrs.field(factory=MergeOptions)
+    written: tuple[str, ...] = ()
+    unlink: tuple[str, ...] = ()
+    then: tuple[MergeJournal, ...] = ()
+
+    def going_on(self, plan: MergePlan) -> MergeJournal:
+        """Return the journal for a plan that is about to be carried out."""
+        written = set[str]().union(*(_written(step) for step in plan.steps))
+        return attrs.evolve(
+            self,
+            written=tuple(sorted({*self.written, *written})),
+            unlink=tuple(dict.fromkeys([*plan.unlink, *self.unlink])),
+        )
+
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+async def _images(
+    driver: Driver, tips: Iterable[DeviceDisk], own: frozenset[str], given_up: frozenset[str] = frozenset()
+) -> dict[str, Image]:
+    """Return all images in the chains of `tips`, by path; of `given_up` ones only those that are still there."""
+    found: dict[str, Image] = {}
+    for tip in tips:
+        if tip.path in found or (tip.path in given_up and not await driver.storage.exists(tip.path)):
+            continue
+        chain = await driver.storage.inspect(tip.path, tip.format)
+        for link, backing in zip(chain, [*chain[1:], None], strict=True):
+            found[link.path] = Image(
+                link.path,
+                link.format,
+                backing.path if backing else None,
+                allocated=link.allocated,
+                virtual_size=link.virtual_size,
+                own=link.path in own,
+                inside=await driver.storage.inside(link.path) if link.path in own else (),
+            )
+    return found
+
+
+def _points(snapshots: Iterable[SnapshotRecord]) -> list[DeviceDisk]:
+    return [disk.disk for snapshot in snapshots for disk in snapshot.snapshot.disks]
+
+
+async def _as_it_is(record: DomainRecord, machine: Machine | None) -> DomainRecord:
+    """Return a domain's record with the images that its disks are on, as the machine has them."""
+    if machine is None:
+        return record
+    now = {disk.target: disk for disk in await machine.disks()}
+    active = dict(record.active)
+    for disk in record.disks:
+        found = now.get(disk.target)
+        if found is not None and found.active != disk.path and not disk.readonly:
+            active[disk.target] = attrs.evolve(disk, path=found.active, format=found.format)
+    return attrs.evolve(record, active=active)
+
+
+# --- what a merge moves -------------------------------------------------------------------------------------------
+
+
+def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> DomainRecord:
+    """Return a domain's record after a merge: a disk on what was committed is on what it went into."""
+    active = dict(record.active)
+    for disk in record.disks:
+        if step.kind == "commit" and disk.path == step.top:
+            base = graph.images[step.base]
+            active[disk.target] = attrs.evolve(disk, path=base.path, format=base.format)
+    return attrs.evolve(record, active=active)
+
+
+def _written(step: MergeStep) -> set[str]:
+    return {step.survivor, *step.repoint}
+
+
+def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapshot:
+    if step.kind != "commit" or disk.disk.path != step.top:
+        return disk
+    image = graph.images[step.base]
+    return attrs.evolve(disk, disk=attrs.evolve(disk.disk, path=image.path, format=image.format))
+
+
+async def _chain(driver: Driver, disk: DiskSnapshot, known: dict[str, FileRecord]) -> tuple[FileRecord, ...]:
+    """Return a point's frozen images; what is not known of them is then."""
+    links = await driver.storage.chain(disk.disk.path, disk.disk.format)
+    frozen = [link.path for link in (links if disk.external else links[1:])]  # one with the point inside may change
+    for path in frozen:
+        known[path] = await driver.storage.seal(path, known.get(path))
+    return tuple(known[path] for path in frozen)
+
+
+# --- merging ------------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Merging:
+    """One domain's images while an operation that has its lock merges them; `merging` gives one.
+
+    Attributes:
+        context: the orchestrator's.
+        operation: whose merges these are.
+        record: the domain's, kept up to date.
+        machine: the domain's, or None.
+        journal: what it says now.
+        done: the merges so far.
+        outrun: images that the guest would not let merge with what it writes to.
+        sealed: images that were merged, and that the catalog knows as they are now.
+    """
+
+    context: Context
+    operation: Operation
+    record: DomainRecord
+    machine: Machine | None
+    journal: MergeJournal
+    done: list[MergeStep] = attrs.field(factory=list)
+    outrun: set[str] = attrs.field(factory=set)
+    sealed: set[str] = attrs.field(factory=set)
+
+    @property
+    def doomed(self) -> frozenset[str]:
+        """Names of the snapshots that are given up."""
+        return frozenset(self.journal.doomed)
+
+    @property
+    def driver(self) -> Driver:
+        """The domain's driver."""
+        return self.context.driver(self.record)
+
+    async def look(self) -> Graph:
+        """Return the images as they are; touches nothing.
+
+        Raises:
+            DamagedSnapshot: a chain is broken.
+        """
+        snapshots = await self.context.catalog.snapshots(self.record.name)
+        own = await self.context.catalog.own_files(self.record.name)
+        given_up = frozenset(disk.path for disk in _points(s for s in snapshots if s.deleting)) - {
+            disk.path for disk in [*self.record.disks, *_points(s for s in snapshots if not s.deleting)]
+        }
+        images = await _images(self.driver, [*self.record.disks, *_points(snapshots)], own, given_up)
+        others = await self.context.read_elsewhere(self.record.name)
+        there = [s for s in snapshots if all(disk.path in images for disk in _points([s]))]
+        return graph_of(self.record, there, images.values(), running=self.machine is not None, others=others)
+
+    async def check_still(self, graph: Graph, plan: MergePlan) -> None:
+        """Raise Refused where somebody else has an image open that is to be merged offline."""
+        for step in plan.steps:
+            if step.where == "offline":
+                await self.driver.storage.chain(step.top, graph.images[step.top].format, still=True)
+
+    async def merge_surplus(self) -> MergePlan:
+        """Merge and give up whatever nobody needs, but what the guest outruns; return the plan as carried out."""
+        while True:
+            graph = await self.look()
+            plan = plan_delete(graph, self.doomed, frozenset(self.outrun))
+            try:
+                await self.carry_out(graph, plan)
+            except NotConverging as error:
+                self.context.events.publish(self.operation.event("note", text=str(error)))
+                continue
+            done = tuple(self.done)
+            return attrs.evolve(plan, steps=done, bytes=sum(step.bytes for step in done))
+
+    async def carry_out(self, graph: Graph, plan: MergePlan) -> None:
+        """Do all merges of a plan that was made of `graph`.
+
+        Raises:
+            NotConverging: a merge was given up, as `outrun` has it; those before it are done.
+        """
+        self.journal = self.journal.going_on(plan)
+        change = Change(domains=(self.record,), operation=self.operation.record(), plan=dumps(self.journal))
+        await self.context.catalog.write(change)
+        for step in plan.steps:
+            before = sum(each.bytes for each in self.done)
+            self.sealed -= _written(step)
+            await self._merge(graph, step, self._progress(step, before, before + plan.bytes))
+            with trio.CancelScope(shield=True):  # what a merge has moved must be known before anything else happens
+                await self._note(graph, step)
+            self.done.append(step)
+
+    def _progress(self, step: MergeStep, before: int, total: int) -> Progress:
+        """Return what tells of a step's progress; it tells at once that the step begins.
+
+        A guest that writes may well make more of what is left: then it stands still.
+        """
+        moved = before
+
+        def tell(done: int, of: int) -> None:
+            nonlocal moved
+            moved = max(moved, before + (step.bytes * min(done, of) // of if of else 0))
+            self.context.events.publish(self.operation.progress(self.record.name, moved, total))
+
+        tell(0, 0)
+        return tell
+
+    async def _merge(self, graph: Graph, step: MergeStep, progress: Progress) -> None:
+        """Do one merge, in the hypervisor or with no hypervisor near."""
+        if step.where == "live":
+            if self.machine is None:
+                raise Unsupported(f"{step.top} is open in a hypervisor that is gone: plan anew")
+            await self._merge_live(self.machine, graph, step, progress)
+            above = [path for path in step.repoint if path not in graph.opened]
+        else:
+            await self._merge_offline(graph, step, progress)
+            above = list(step.repoint)
+        for path in above:
+            base = DeviceDisk("", step.base, graph.images[step.base].format)
+            await self.driver.storage.rebase(path, base, content=False)
+
+    async def _merge_live(self, machine: Machine, graph: Graph, step: MergeStep, progress: Progress) -> None:
+        if step.kind == "stream":
+            await machine.stream_image(step.top, step.new_backing, options=self.journal.options, progress=progress)
+            return
+
+        catalog, moved = self.context.catalog, Change(domains=(_moved_domain(self.record, step, graph),))
+        note = PivotNote(partial(catalog.write, moved), catalog.path)
+        try:
+            await machine.commit_image(
+                step.top, step.base, note=note, options=self.journal.options, progress=progress
+            )
+        except NotConverging:
+            self.outrun.add(graph.images[step.top].backing or step.base)
+            raise
+
+    async def _merge_offline(self, graph: Graph, step: MergeStep, progress: Progress) -> None:
+        storage, options = self.driver.storage, self.journal.options
+        if step.kind == "commit":
+            await storage.commit_image(step.top, step.base, options=options, progress=progress)
+        else:
+            below = step.new_backing
+            backing = DeviceDisk("", below, graph.images[below].format) if below else None
+            await storage.rebase(step.top, backing, content=True, options=options, progress=progress)
+
+    async def _note(self, graph: Graph, step: MergeStep) -> None:
+        """Put into the catalog what a merge has moved and changed."""
+        record = _moved_domain(self.record, step, graph)
+        updated = await self._sealed(_written(step), step, graph)
+        await self.context.catalog.write(Change(domains=(record,), updated=updated))
+        self.record, self.sealed = record, self.sealed | _written(step)
+
+    async def seal_anew(self, written: Iterable[str]) -> None:
+        """Put into the catalog what merges changed that were cut short before it knew."""
+        await self.context.catalog.write(Change(updated=await self._sealed(set(written) - self.sealed)))
+
+    async def _sealed(
+        self, written: set[str], step: MergeStep | None = None, graph: Graph | None = None
+    ) -> tuple[SnapshotRecord, ...]:
+        """Return the records of snapshots that stay with images of a merge in their chains, as these are now.
+
+        Those that were written to are read, whatever their times: after a loss of power an image may hold what was
+        merged into it and have the times of before, which are synced later than data.
+        """
+        updated, snapshots = [], await self.context.catalog.snapshots(self.record.name)
+        known = await self.context.catalog.sealed({file.path for file in files_of(snapshots)} - written)
+        touched = written if step is None else written | {step.top, step.base}
+        for snapshot in snapshots:
+            if snapshot.name in self.doomed or not touched & {file.path for file in snapshot.frozen}:
+                continue
+            disks = snapshot.snapshot.disks
+            if step is not None and graph is not None:
+                disks = tuple(_moved_disk(disk, step, graph) for disk in disks)
+            images = {disk.disk.target: await _chain(self.driver, disk, known) for disk in disks}
+            inner = attrs.evolve(snapshot.snapshot, disks=disks)
+            updated.append(attrs.evolve(snapshot, snapshot=inner, images=images))
+        return tuple(updated)
+
+    async def gone(self, unlink: Iterable[str]) -> tuple[str, ...]:
+        """Return those of `unlink` that are ours and that nothing but the doomed snapshots reads."""
+        snapshots = await self.context.catalog.snapshots(self.record.name)
+        points = _points(s for s in snapshots if s.name not in self.doomed)
+        images = await _images(self.driver, [*self.record.disks, *points], frozenset())
+        others = await self.context.read_elsewhere(self.record.name)
+        kept = {*images, *(path for paths in others.values() for path in paths)}
+        own = await self.context.catalog.own_files(self.record.name)
+        return tuple(path for path in unlink if path in own and path not in kept)
+
+    async def remove(self, paths: Iterable[str]) -> None:
+        """Remove files."""
+        for path in paths:
+            await self.driver.storage.remove(path)
+
+
+@asynccontextmanager
+async def merging(
+    context: Context, operation: Operation, journal: MergeJournal, *, look_only: bool = False
+) -> AsyncIterator[Merging]:
+    """Give what an operation merges a domain's images with; ends what earlier merges have left.
+
+    Args:
+        context: the orchestrator's.
+        operation: it has the domain's lock.
+        journal: of the domain, as it is.
+        look_only: touch nothing, end nothing.
+    """
+    async with context.machine_of(journal.domain) as (record, machine):
+        if machine is not None and not look_only:
+            await machine.settle_merges({disk.target: disk.path for disk in record.disks})
+        yield Merging(context, operation, await _as_it_is(record, machine), machine, journal)

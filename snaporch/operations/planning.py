@@ -1,0 +1,463 @@
+"""Decides how a create or a revert is done, or refuses; no I/O.
+
+A plan says everything before anything is begun: which files, which block nodes, which strategy and why. It is what
+the journal holds, so that after a crash it is known what may have been made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from snaporch.drivers.base import Capabilities, Inside, Overlay, StreamPlan
+from snaporch.errors import InvalidInput, Unsupported
+from snaporch.model.domain import DiskStatus, DomainRecord, DomainState
+from snaporch.model.names import check_name
+from snaporch.model.record import Estimate, PastCheckpoint, SnapshotRecord
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.operations.estimate import estimate
+
+# --- create -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class CreatePlan:
+    """Everything that a create will do, decided before it is begun: what the journal holds.
+
+    Attributes:
+        domain: the domain's record as it was.
+        snapshot: with every field filled in.
+        state: what the domain did.
+        strategy: chosen for the memory.
+        reason: why.
+        overlays: one for each disk that is taken in files of its own.
+        inside: one for each disk that is taken inside its image; the first one's holds the memory as well.
+        quiesce: the guest agent freezes the file systems around the point.
+        expected: what it is expected to take; None without memory.
+        stream: how memory is streamed, when it is.
+        options: the caller's.
+        hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
+    """
+
+    domain: DomainRecord
+    snapshot: DomainSnapshot
+    state: DomainState
+    strategy: Strategy
+    reason: str
+    overlays: tuple[Overlay, ...]
+    stream: StreamPlan | None
+    options: CreateOptions
+    hypervisor: dict[str, str] = attrs.field(factory=dict)
+    inside: tuple[Inside, ...] = ()
+    quiesce: bool = False
+    expected: Estimate | None = None
+
+    @property
+    def bases(self) -> tuple[DiskStatus, ...]:
+        """The disks that are taken, as they were."""
+        return tuple([overlay.base for overlay in self.overlays] + [point.base for point in self.inside])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that will be made."""
+        return tuple([o.path for o in self.overlays] + ([self.stream.path] if self.stream else []))
+
+    @property
+    def memory_place(self) -> str:
+        """The file that memory goes to: one of its own, or the first image that is saved inside of; else empty."""
+        if self.stream is not None:
+            return self.stream.path
+        return self.inside[0].base.active if self.snapshot.memory and self.inside else ""
+
+
+@attrs.frozen
+class Scene:
+    """What a plan is made from.
+
+    Attributes:
+        domain: the domain's record.
+        state: what it does.
+        disks: its disks as they are.
+        capabilities: the machine's; None when inactive.
+        settings: the machine's settings that a stream changes.
+        directory: where files go that have no path in the request.
+        operation: the operation's id.
+        now: seconds since the epoch.
+        earlier: how the domain's last checkpoints went.
+    """
+
+    domain: DomainRecord
+    state: DomainState
+    disks: tuple[DiskStatus, ...]
+    capabilities: Capabilities | None
+    settings: dict[str, Any]
+    directory: str
+    operation: str
+    now: float
+    earlier: tuple[PastCheckpoint, ...] = ()
+
+
+def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
+    """Decide how a create is done; the table of the specification's section 3.
+
+    Raises:
+        InvalidInput: the request makes no sense.
+        Unsupported: this domain, as it is, cannot do it.
+    """
+    if options.strategy in {Strategy.BACKGROUND, Strategy.PRECOPY}:
+        flags |= CreateFlag.LIVE  # to say how the guest's memory is taken while it runs is to say that it runs
+    memory = snapshot.memory and CreateFlag.DISK_ONLY not in flags
+    _check_kind(scene, snapshot, flags, memory=memory)
+    name = check_name(snapshot.name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(scene.now)))
+    taken = _taken_disks(scene, snapshot, options.exclude, name)
+    inside = tuple(how for _, how in taken if isinstance(how, Inside))
+    overlays = tuple(how for _, how in taken if isinstance(how, Overlay))
+    strategy, reason = Strategy.NONE, "disks only"
+    if memory:
+        strategy, reason = _choose_strategy(scene, flags, options) if not inside else _internal(scene, overlays)
+    if strategy is Strategy.PRECOPY and CreateFlag.QUIESCE in flags:
+        raise Unsupported(
+            f"QUIESCE would keep the file systems of {scene.domain.name} frozen for as long as its memory streams "
+            f"(precopy: {reason}); leave out LIVE, or QUIESCE"
+        )
+    streamed = memory and not inside
+    if snapshot.memory_file and not streamed:
+        raise InvalidInput("there is no memory that a file is needed for: it is inside an image, or not saved")
+    memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if streamed else ""
+    if memory_file in {overlay.path for overlay in overlays}:
+        raise InvalidInput("memory and a disk cannot have the same file")
+    complete = attrs.evolve(
+        snapshot,
+        name=name,
+        creation_time=int(scene.now),
+        memory=memory,
+        memory_file=memory_file,
+        disks=tuple(disk for disk, _ in taken),
+    )
+    return CreatePlan(
+        domain=scene.domain,
+        snapshot=complete,
+        state=scene.state,
+        strategy=strategy,
+        reason=reason,
+        overlays=overlays,
+        stream=_stream_plan(scene, memory_file, strategy, options) if streamed else None,
+        options=options,
+        hypervisor=_hypervisor(scene.capabilities),
+        inside=inside,
+        quiesce=CreateFlag.QUIESCE in flags,
+        expected=_expected(scene, strategy) if memory else None,
+    )
+
+
+def _expected(scene: Scene, strategy: Strategy) -> Estimate:
+    ram = scene.capabilities.ram if scene.capabilities is not None else scene.domain.definition.memory
+    found = estimate(strategy, ram, scene.earlier)
+    return attrs.evolve(found, pause=None) if scene.state is DomainState.PAUSED else found
+
+
+def _hypervisor(capabilities: Capabilities | None) -> dict[str, str]:
+    return {"name": capabilities.hypervisor, **capabilities.versions} if capabilities is not None else {}
+
+
+def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, memory: bool) -> None:
+    internal = [disk.disk.target for disk in snapshot.disks if not disk.external]
+    if CreateFlag.LIVE in flags and (internal or not memory):
+        raise InvalidInput("LIVE is for external checkpoints: not with internal disks, and not without memory")
+    if scene.state is DomainState.INACTIVE:
+        if memory:
+            raise InvalidInput(
+                f"{scene.domain.name} is inactive: there is no memory to save; start it, or ask for disks only"
+            )
+    elif not memory and CreateFlag.QUIESCE not in flags:
+        raise Unsupported(
+            f"{scene.domain.name} is {scene.state}: disks alone would not be one point with its memory; "
+            "take a checkpoint, shut it down first, or let a guest agent QUIESCE it"
+        )
+    if CreateFlag.QUIESCE in flags and scene.state is not DomainState.RUNNING:
+        raise InvalidInput(f"{scene.domain.name} is {scene.state}: there is nobody to quiesce; leave out QUIESCE")
+    if internal and not memory and scene.state is not DomainState.INACTIVE:
+        raise Unsupported(
+            "of a guest that runs, disks alone are taken in files of their own, not inside the images"
+        )
+
+
+def _taken_disks(
+    scene: Scene, snapshot: DomainSnapshot, exclude: Collection[str], name: str
+) -> tuple[tuple[DiskSnapshot, Overlay | Inside], ...]:
+    """Return what is done with each disk that is taken."""
+    asked = {disk.disk.target: disk for disk in snapshot.disks}
+    if len(asked) < len(snapshot.disks):
+        raise InvalidInput("a disk is named twice")
+    present = {disk.target: disk for disk in scene.disks}
+    for target in {*asked, *exclude} - present.keys():
+        raise InvalidInput(f"{scene.domain.name} has no disk {target!r}; it has {', '.join(present) or 'none'}")
+    for target in asked.keys() & set(exclude):
+        raise InvalidInput(f"{target} is both asked for and left out")
+    for target in (target for target in asked if present[target].readonly):
+        raise InvalidInput(f"{target} is read-only: there is nothing to switch")
+    taken = [disk for disk in scene.disks if not disk.readonly and disk.target not in exclude]
+    result = tuple(_one_disk(scene, disk, asked.get(disk.target), name) for disk in taken)
+    paths = [how.path for _, how in result if isinstance(how, Overlay)]
+    if len(set(paths)) < len(paths):
+        raise InvalidInput("two disks cannot have the same overlay")
+    return result
+
+
+def _one_disk(
+    scene: Scene, status: DiskStatus, asked: DiskSnapshot | None, name: str
+) -> tuple[DiskSnapshot, Overlay | Inside]:
+    frozen = DeviceDisk(status.target, status.active, status.format)
+    if asked is not None and not asked.external:
+        if status.format != "qcow2":
+            raise InvalidInput(f"{status.target} is {status.format}: only inside a qcow2 image is there room")
+        tag = tag_of(asked.name or name)
+        return DiskSnapshot(frozen, tag, external=False), Inside(status, tag)
+    path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""
+    path = os.path.abspath(path or f"{scene.directory}/{status.target}.{scene.operation}.qcow2")
+    overlay = Overlay(base=status, path=path, node=f"sp-{scene.operation}-{status.target}")
+    return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
+
+
+def tag_of(name: str) -> str:
+    """Return a snapshot's name inside images: QEMU takes one of digits only for another snapshot's number."""
+    return f"snapshot-{name}" if name.isdecimal() else name
+
+
+def _internal(scene: Scene, overlays: tuple[Overlay, ...]) -> tuple[Strategy, str]:
+    if overlays:
+        outside = ", ".join(overlay.target for overlay in overlays)
+        raise InvalidInput(
+            f"all disks internal, or all external: with {outside} in files of their own, one point cannot be kept; "
+            "ask for all of them inside, or leave some out"
+        )
+    if scene.capabilities is not None and scene.capabilities.memory_blocker:
+        raise Unsupported(f"{scene.domain.name}: {scene.capabilities.memory_blocker}")
+    return Strategy.INTERNAL, "asked for inside the images"
+
+
+def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) -> tuple[Strategy, str]:
+    capabilities = scene.capabilities
+    if capabilities is None:
+        raise AssertionError("an active domain has a machine")
+    if capabilities.memory_blocker:
+        raise Unsupported(f"{scene.domain.name}: {capabilities.memory_blocker}")
+    if scene.state is DomainState.PAUSED:
+        return Strategy.PAUSED, "the guest is paused already"
+    if CreateFlag.LIVE not in flags:
+        return Strategy.PAUSED, "asked for without LIVE"
+    caveat = capabilities.precopy_caveat
+    if options.strategy is Strategy.PRECOPY:
+        return Strategy.PRECOPY, f"asked for, although {caveat}" if caveat else "asked for"
+    if capabilities.background:
+        return Strategy.BACKGROUND, "asked for" if options.strategy is Strategy.BACKGROUND else "possible here"
+    why = f"background is not possible: {capabilities.background_blocker}"
+    if options.strategy is Strategy.BACKGROUND:
+        raise Unsupported(f"{scene.domain.name}: {why}; ask for auto or precopy")
+    if caveat:
+        return Strategy.PAUSED, f"{why}; precopy is not safe: {caveat}"
+    return Strategy.PRECOPY, why
+
+
+def _stream_plan(scene: Scene, path: str, strategy: Strategy, options: CreateOptions) -> StreamPlan:
+    """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused."""
+    can = scene.capabilities
+    if scene.state is DomainState.PAUSED and can and can.background and can.keeps_paused:
+        strategy = Strategy.BACKGROUND
+    return StreamPlan(path, strategy, options.bandwidth, scene.settings)
+
+
+def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
+    """Return the plans of several domains so that all can be taken at one point: by the steps of one strategy.
+
+    A guest that is paused already goes through the steps of a background stream with those that run.
+
+    Raises:
+        Unsupported: one of them cannot go with the others. Precopies never can: each ends when its own guest writes
+            slowly enough, and that guest would then stand until the last of the others has come so far. Nor can
+            those inside images: each hypervisor stops its guest when it comes to it.
+    """
+    if len(plans) == 1:
+        return tuple(plans)
+    paths = [path for plan in plans for path in plan.files]
+    if len(set(paths)) < len(paths):
+        raise InvalidInput("two domains cannot have the same file: a group's files are named by snaporch")
+    live = any(plan.strategy is Strategy.BACKGROUND for plan in plans)
+    plans = [_as_background(plan) if live else plan for plan in plans]
+    chosen = {plan.strategy for plan in plans}
+    if len(chosen) > 1 or chosen & {Strategy.PRECOPY, Strategy.INTERNAL}:
+        each = "; ".join(f"{plan.domain.name}: {plan.strategy}, {plan.reason}" for plan in plans)
+        raise Unsupported(
+            f"these cannot be taken at one point as they are ({each}): all by background, or leave out LIVE and "
+            "all stand until their memory is saved"
+        )
+    return tuple(plans)
+
+
+def _as_background(plan: CreatePlan) -> CreatePlan:
+    """Return the plan of a guest that is paused already with the steps of those that run, if its stream fits."""
+    if plan.state is DomainState.PAUSED and plan.stream and plan.stream.strategy is Strategy.BACKGROUND:
+        return attrs.evolve(plan, strategy=Strategy.BACKGROUND, reason="the guest is paused already")
+    return plan
+
+
+# --- revert -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class RevertPlan:
+    """Everything that a revert will do, decided before it is begun: what the journal holds.
+
+    Attributes:
+        domain: the domain's record as it was.
+        snapshot: where it goes back to.
+        state: what it is to do afterwards.
+        was: what it did before.
+        disks: the images it will run on.
+        frozen: of each disk that the snapshot holds, the image that its fresh overlay is made over.
+        way: a key of `snaporch.engine.steps.REVERT`.
+        directory: of the new process.
+        operation: whose plan it is.
+        inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
+        kept: the name of the snapshot that holds, inside these images, what they held before.
+    """
+
+    domain: DomainRecord
+    snapshot: SnapshotRecord
+    state: DomainState
+    was: DomainState
+    disks: tuple[DeviceDisk, ...]
+    frozen: dict[str, DeviceDisk]
+    way: str
+    directory: str
+    operation: str
+    inside: dict[str, str] = attrs.field(factory=dict)
+    kept: str = ""
+
+    @property
+    def memory_inside(self) -> bool:
+        """Whether the snapshot's memory is inside an image."""
+        return self.snapshot.snapshot.memory and bool(self.inside)
+
+    @property
+    def tag(self) -> str:
+        """The name of the snapshot that holds the point inside the images, by which hypervisors load all of it."""
+        return next(iter(self.inside.values()))
+
+    @property
+    def run_directory(self) -> Path:
+        """The directory for sockets and logs of the new process."""
+        return Path(self.directory)
+
+
+def wanted_state(record: SnapshotRecord, flags: RevertFlag) -> DomainState:
+    """Return what the domain is to do after a revert.
+
+    Raises:
+        InvalidInput: RUNNING and PAUSED were both asked for.
+    """
+    if flags & RevertFlag.RUNNING and flags & RevertFlag.PAUSED:
+        raise InvalidInput("RUNNING and PAUSED exclude each other")
+    if flags & RevertFlag.RUNNING:
+        return DomainState.RUNNING
+    return DomainState.PAUSED if flags & RevertFlag.PAUSED else record.domain_state
+
+
+def fresh_disks(
+    domain: DomainRecord, record: SnapshotRecord, directory: str, operation: str
+) -> tuple[tuple[DeviceDisk, ...], dict[str, DeviceDisk]]:
+    """Return the disks that a snapshot's guest is to run on, and the frozen images that their overlays are over."""
+    frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks if disk.external}
+    inside = {disk.disk.target: disk.disk for disk in record.snapshot.disks if not disk.external}
+    disks = (
+        attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation}.qcow2", format="qcow2")
+        if disk.target in frozen
+        else inside.get(disk.target, disk)
+        for disk in attrs.evolve(domain, definition=record.definition).disks
+    )
+    return tuple(disks), frozen
+
+
+def inside_blocker(
+    record: SnapshotRecord, others: Iterable[SnapshotRecord], elsewhere: Mapping[str, Iterable[str]]
+) -> str:
+    """Return why images cannot go back in place to a snapshot that is inside them, or an empty string.
+
+    Args:
+        record: the snapshot.
+        others: the domain's other snapshots.
+        elsewhere: by name of every other domain, the images that it reads.
+    """
+    for image in {file.path for file in record.inside.values()}:
+        for other in others:
+            if other.name != record.name and image in {file.path for file in other.frozen}:
+                return f"snapshot {other.name} is in what {image} holds now; delete that one first"
+        for name, paths in elsewhere.items():
+            if image in paths:
+                return f"domain {name} reads {image}"
+    return ""
+
+
+def plan_revert(
+    domain: DomainRecord,
+    was: DomainState,
+    record: SnapshotRecord,
+    flags: RevertFlag,
+    *,
+    directory: str,
+    operation: str,
+) -> RevertPlan:
+    """Decide how a revert is done.
+
+    Raises:
+        InvalidInput: the flags exclude each other.
+        Unsupported: without FORCE: the definition has changed, or a disk was left out of the snapshot.
+    """
+    state, force = wanted_state(record, flags), RevertFlag.FORCE in flags
+    if record.definition != domain.definition and not force:
+        raise Unsupported(
+            f"{domain.name} was defined differently when {record.name} was taken; "
+            "FORCE goes back to that definition"
+        )
+    disks, frozen = fresh_disks(domain, record, directory, operation)
+    inside = {disk.disk.target: disk.name for disk in record.snapshot.disks if not disk.external}
+    place = f"{directory}/run-{operation}"
+    if inside:
+        way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{operation}"
+        return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, inside, kept)
+    shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
+    if shared and was is not DomainState.INACTIVE and not force:
+        raise Unsupported(
+            f"{record.name} does not hold {', '.join(shared)}: the old guest and the new one cannot both have it, "
+            "so the old one could not be kept until the new one runs; FORCE ends it first"
+        )
+    way = "inactive" if state is DomainState.INACTIVE else "beside"
+    if shared and was is not DomainState.INACTIVE and way == "beside":
+        way = "displace"
+    return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation)
+
+
+def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> str:
+    """Return how a domain goes back to a point inside images, which can only go back in place.
+
+    Raises:
+        Unsupported: without FORCE: somebody has.
+    """
+    if was is DomainState.INACTIVE:
+        return "inside, inactive"
+    present = {disk.target: disk.path for disk in domain.disks}
+    here = all(present.get(target) == file.path for target, file in record.inside.items())
+    if here and record.snapshot.memory and record.definition == domain.definition:
+        return "inside"
+    if not force:
+        raise Unsupported(
+            f"{domain.name} is {was}: {record.name} is inside images that go back in place, and the guest would "
+            "have to be ended first; shut it down, or FORCE does it"
+        )
+    return "inside, displace"

@@ -1,0 +1,203 @@
+"""Recover: what was cut short by a crash of ours is gone on with, or undone.
+
+The journal's row says in which state the operation was, what it may have made (its plan) and what it had found out
+(its notes); `snaporch.engine.replay` says what is done about that. What is really there is asked of the
+hypervisor and the file system by the steps and compensations themselves, the same ones that an operation runs: they
+are idempotent, so recovery too may be cut short and run again.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from pathlib import Path
+
+import attrs
+import trio
+
+from snaporch.engine.context import Context
+from snaporch.engine.replay import Action, after_create, after_revert
+from snaporch.engine.run import Operation
+from snaporch.engine.states import OperationState, State
+from snaporch.engine.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY, create_phases
+from snaporch.errors import Busy, OperationFailed, Refused, SnaporchError
+from snaporch.model.convert import loads
+from snaporch.model.domain import DomainRecord, DomainState, Process
+from snaporch.model.record import OperationRecord
+from snaporch.operations.create import Held, Participant, commit
+from snaporch.operations.delete import finish_delete
+from snaporch.operations.flatten import finish_flatten
+from snaporch.operations.merging import MergeJournal
+from snaporch.operations.planning import CreatePlan, RevertPlan
+from snaporch.operations.revert import Reverter, clean_up
+from snaporch.operations.revert import commit as commit_revert
+from snaporch.operations.verify import Trial
+
+
+async def recover(
+    context: Context, *, domain: str | None = None, patience: float = float("inf")
+) -> tuple[OperationRecord, ...]:
+    """Go on with or undo every operation that was cut short, and return how each ended.
+
+    Operations that still run, here or in another process, are left alone.
+
+    Args:
+        context: the orchestrator's.
+        domain: only what was done to this one.
+        patience: seconds to wait for a memory stream that is still going; one that takes longer is left as it is,
+            for the next time.
+
+    Raises:
+        Stranded: one could not be undone; the others were dealt with.
+    """
+    ended: list[OperationRecord] = []
+    failure: SnaporchError | None = None
+    for record, plan in await context.catalog.unfinished(domain):
+        operation = _recalled(record)
+        mended = False
+        try:
+            async with context.locked(operation):
+                with trio.move_on_after(patience if record.kind == "create" else float("inf")) as scope:
+                    await _RECOVER[record.kind](context, operation, plan)
+            if scope.cancelled_caught:
+                continue
+            mended = True
+        except Busy:
+            continue
+        except SnaporchError as error:
+            failure = error
+        ended.append(operation.record(ended=mended))
+    if failure is not None:
+        raise failure
+    return tuple(ended)
+
+
+async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[Process, ...]:
+    """Return the processes that were launched for a domain and are not its process; to be used under its lock.
+
+    A start that is killed leaves one when nobody knows it yet.
+
+    Args:
+        context: the orchestrator's.
+        record: the domain's.
+        end: end them, and remove their directories.
+    """
+    driver, found = context.driver(record), []
+    for directory in sorted(Path(context.directory(record.name)).glob("run-*")):
+        if record.process is not None and Path(record.process.socket).parent == directory:
+            continue
+        process = await driver.find(directory)
+        if process is not None and process.pid != (record.process.pid if record.process else None):
+            found.append(process)
+        if end:
+            if process is not None:
+                await driver.kill(process)
+            await driver.clear(directory)
+    return tuple(found)
+
+
+def _recalled(record: OperationRecord) -> Operation:
+    return Operation(
+        record.kind,
+        record.domain,
+        record.subject,
+        id=record.id,
+        begun=record.begun,
+        clock=trio.current_time() - max(0.0, time.time() - record.begun),
+        machine=OperationState(State(record.state)),
+        phases=dict(record.phases),
+        notes=dict(record.notes),
+    )
+
+
+async def _create(context: Context, operation: Operation, text: str) -> None:
+    async with AsyncExitStack() as stack:
+        participants = []
+        for plan in loads(text, tuple[CreatePlan, ...]):
+            if plan.inside:
+                await _await_inside(context, plan.domain.name)
+            record, machine = await stack.enter_async_context(context.machine_of(plan.domain.name))
+            made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
+            await context.driver(record).storage.release(made | {point.base.active for point in plan.inside})
+            participant = Participant(
+                attrs.evolve(plan, domain=attrs.evolve(plan.domain, process=record.process)),
+                operation,
+                context,
+                context.driver(record),
+                machine,
+                made=made,
+            )
+            if record.name in operation.notes:
+                participant.held = loads(operation.notes[record.name], Held)
+            participants.append(participant)
+        await _complete_or_undo(context, operation, participants)
+
+
+async def _await_inside(context: Context, domain: str) -> None:
+    """Wait while a hypervisor does what it began for whoever was killed: it may answer nothing meanwhile."""
+    record = await context.catalog.domain(domain)
+    if record.process is not None:
+        await context.driver(record).await_inside(record.process, domain)
+
+
+async def _complete_or_undo(context: Context, operation: Operation, participants: list[Participant]) -> None:
+    plan, state = participants[0].plan, operation.machine.state
+    phases = create_phases(plan.strategy, quiesce=plan.quiesce)
+    goes_on = after_create(plan.strategy, state, quiesce=plan.quiesce) is Action.GO_ON
+    if not goes_on or not all([await each.is_whole() for each in participants]):
+        await context.engine.undo(operation, phases, ROLLBACK_CREATE, participants)
+        return
+    with suppress(OperationFailed, Refused):  # undone, then; that it is not is another error
+        await context.engine.go_on(
+            operation, phases, ROLLBACK_CREATE, participants, commit=partial(commit, participants)
+        )
+
+
+async def _revert(context: Context, operation: Operation, text: str) -> None:
+    plans = loads(text, tuple[RevertPlan, ...])
+    way = plans[0].way
+    phases, rollback = (VERIFY, ROLLBACK_VERIFY) if way == "verify" else (REVERT[way], ROLLBACK_REVERT)
+    async with AsyncExitStack() as stack:
+        reverters = [await _reverter(context, plan, stack) for plan in plans]
+        commit, finish = partial(commit_revert, reverters), partial(clean_up, reverters)
+        action = after_revert(operation.machine.state, way)
+        if action is Action.GO_ON and not all([await each.keeps_present() for each in reverters]):
+            action = Action.UNDO  # that had begun, and we died in it: no row says so
+        if action is Action.TIDY_UP:
+            await context.engine.tidy_up(operation, finish)
+        elif action is Action.GO_ON:
+            with suppress(OperationFailed, Refused):  # undone, then
+                await context.engine.go_on(operation, phases, rollback, reverters, commit=commit, finish=finish)
+        else:
+            await context.engine.undo(operation, phases, rollback, reverters)
+
+
+async def _reverter(context: Context, plan: RevertPlan, stack: AsyncExitStack) -> Reverter:
+    name = plan.domain.name
+    if plan.way == "inside":
+        await _await_inside(context, name)
+    record, machine = await stack.enter_async_context(context.machine_of(name, hung_is_none=True))
+    driver = context.driver(record)
+    made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
+    await driver.storage.release({disk.path for disk in plan.disks})
+    actor = Trial if plan.way == "verify" else Reverter
+    # A guest that had been stopped to load a point, and runs: its guard, which lets nothing else run, has done it.
+    loaded = False
+    if plan.way == "inside" and plan.was is DomainState.RUNNING and machine is not None:
+        loaded = await machine.state() is DomainState.RUNNING
+    new = await driver.find(plan.run_directory)
+    return actor(plan, context, driver, machine, new=new, made=made, loaded=loaded)
+
+
+async def _merges(context: Context, operation: Operation, text: str) -> None:
+    journal = loads(text, MergeJournal)
+    for each in (journal, *journal.then):
+        record = await context.catalog.domain(each.domain)
+        images = {disk.path for disk in record.disks} | await context.catalog.own_files(record.name)
+        await context.driver(record).storage.release(images)
+    finish = finish_delete if operation.kind == "delete" else finish_flatten
+    await finish(context, operation, journal)
+
+
+_RECOVER = {"create": _create, "revert": _revert, "verify": _revert, "delete": _merges, "flatten": _merges}

@@ -1,0 +1,575 @@
+"""Revert: a domain goes back to a point, and nothing is lost unless it gets there. Read downwards.
+
+    plan_revert     (snaporch.operations.planning) decides everything, or refuses; no I/O
+    check_revert    looks at every file of the snapshot, at the definition, at the host
+    Reverter        performs the steps of `snaporch.engine.steps.REVERT`, and their compensations
+    revert          puts them together
+
+A new hypervisor process is launched beside the old one, its disks on fresh overlays over the frozen images, and
+loads the memory. Only when it is complete does the old guest stand still and the new one run; only when that is in
+the catalog does the old process go. Until then the old guest is there, and runs on if anything fails.
+
+Several domains are several reverters: old and new guests of a group never run at one time, and all go back or none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+
+import attrs
+
+from snaporch.catalog.store import Change, merged
+from snaporch.drivers.base import Driver, Guard, Journal, Launch, LoadNote, Machine, PauseNote, Storage
+from snaporch.engine.context import Context, dies
+from snaporch.engine.run import Operation
+from snaporch.engine.steps import REVERT, ROLLBACK_REVERT, Lane
+from snaporch.errors import (
+    CommandRefused,
+    ConnectionGone,
+    DamagedSnapshot,
+    HypervisorError,
+    NotEnoughSpace,
+    OperationFailed,
+    OutcomeUnknown,
+    Refused,
+    TargetExists,
+    Unsupported,
+)
+from snaporch.model.convert import dumps
+from snaporch.model.domain import DomainRecord, DomainState, Process
+from snaporch.model.names import check_name, joined, members_of
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.request import CreateOptions
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.operations.create import STREAM_BYTES, create
+from snaporch.operations.internal import forget
+from snaporch.operations.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
+
+OVERLAY_BYTES = 2**20  # an empty overlay is less; what the guest writes later is not this operation's
+
+
+# --- looking ------------------------------------------------------------------------------------------------
+
+
+async def check_revert(driver: Driver, plan: RevertPlan) -> None:
+    """Check everything that can be checked before the present state is touched.
+
+    Raises:
+        DamagedSnapshot: a file is missing, or its size, checksum or chain is not what was saved.
+        Refused: somebody else has an image of the snapshot open for writing.
+        NotEnoughSpace: there is no room for the fresh overlays, or to keep what the guest holds.
+    """
+    storage, record = driver.storage, plan.snapshot
+    if record.memory is not None:
+        await storage.check(record.memory)
+    for file in record.frozen:
+        await storage.check(file)
+    for target, tag in plan.inside.items():
+        await storage.check_inside(record.inside[target], tag)
+    for disk in record.snapshot.disks:
+        # A guest of ours that runs may keep a frozen image open for writing without ever using it (QEMU could not
+        # open it anew by a relative name, say). Nothing is lost if somebody else has it: the new one does not load.
+        still = plan.was is DomainState.INACTIVE and (disk.external or plan.way == "inside, inactive")
+        if problem := await chain_problem(storage, record, disk, still=still):
+            raise DamagedSnapshot(problem, disk.disk.path)
+    directory = os.path.dirname(plan.directory)
+    await storage.check_writable(directory)
+    await check_space(storage, directory, OVERLAY_BYTES * len(plan.frozen))
+    if plan.way == "inside":
+        image = next(iter(record.inside.values())).path
+        await check_space(storage, os.path.dirname(image), record.definition.memory + STREAM_BYTES)
+
+
+async def check_space(storage: Storage, directory: str, needed: int) -> None:
+    """Raise NotEnoughSpace where less is free than is needed, in bytes."""
+    _, free = await storage.free(directory)
+    if free < needed:
+        raise NotEnoughSpace(needed, free, directory)
+
+
+async def chain_problem(
+    storage: Storage, record: SnapshotRecord, disk: DiskSnapshot, *, still: bool = False
+) -> str:
+    """Return what is wrong with the chain of one of a snapshot's disks, or an empty string.
+
+    Raises:
+        Refused: an image cannot be read or, with `still`, somebody writes to it.
+    """
+    found = await storage.chain(disk.disk.path, disk.disk.format, still=still)
+    known = [file.path for file in record.images[disk.disk.target]]
+    if not disk.external:
+        known.insert(0, record.inside[disk.disk.target].path)
+    if [os.path.realpath(link.path) for link in found] == [os.path.realpath(path) for path in known]:
+        return ""
+    return f"the backing chain of {disk.disk.path} is not what was saved"
+
+
+# --- doing --------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Reverter:
+    """One domain in a revert: performs the steps that the tables name.
+
+    Attributes:
+        plan: what is done.
+        context: the orchestrator's.
+        driver: the domain's.
+        old: its machine; None when it is inactive or does not answer.
+        new: the process that takes its place.
+        made: the files that this operation has made.
+        loaded: the point is in the old process already: when we had died a guard has loaded it.
+    """
+
+    plan: RevertPlan
+    context: Context
+    driver: Driver
+    old: Machine | None
+    new: Process | None = None
+    made: set[str] = attrs.field(factory=set)
+    loaded: bool = False
+    _guard: Guard | None = None
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+        return self.plan.domain.name
+
+    def keys(self, lane: Lane) -> Sequence[str]:
+        """See `snaporch.engine.run.Actor`."""
+        disks = {Lane.DISK: list(self.plan.frozen), Lane.INSIDE: list(self.plan.inside)}
+        return disks.get(lane, [""] if lane is Lane.DOMAIN else [])
+
+    def displacing(self, operation: str = "") -> Reverter:
+        """Return one that ends the old process first; as another operation, with overlays of that one's name."""
+        plan = attrs.evolve(self.plan, way="displace")
+        if operation:
+            plan = attrs.evolve(plan, disks=_renamed(plan, operation), operation=operation)
+        return Reverter(plan, self.context, self.driver, self.old)
+
+    def _path(self, target: str) -> str:
+        return next(disk.path for disk in self.plan.disks if disk.target == target)
+
+    async def make_overlay(self, target: str) -> None:
+        """Make a fresh overlay over the frozen image: the snapshot itself is never written to."""
+        storage, base, path = self.driver.storage, self.plan.frozen[target], self._path(target)
+        await storage.make_directory(os.path.dirname(path))
+        await storage.make_overlay(path, base, await storage.virtual_size(base.path, base.format))
+        self.made.add(path)
+
+    def _launch(self) -> Launch:
+        record = self.plan.snapshot
+        return Launch(
+            record.definition,
+            self.plan.disks,
+            self.plan.run_directory,
+            incoming=record.memory is not None,
+            template=record.template,
+        )
+
+    async def launch(self) -> None:
+        """Start the new process, its CPUs stopped."""
+        self.new = await self.driver.launch(self._launch())
+
+    def _process(self) -> Process:
+        if self.new is None:
+            raise AssertionError("launched before it is used")
+        return self.new
+
+    async def load(self) -> None:
+        """Load the memory into it, where the snapshot has some."""
+        record = self.plan.snapshot
+        if not record.snapshot.memory:
+            return
+        async with self.driver.connect(self._process(), self.name) as machine:
+            self._check_versions(machine)
+            if record.memory is not None:
+                await machine.load(record.memory.path)
+            else:
+                await machine.load_inside(self.plan.tag, list(self.plan.inside))
+
+    def _check_versions(self, machine: Machine) -> None:
+        record = self.plan.snapshot
+        for key, value in machine.capabilities.versions.items():
+            if record.hypervisor.get(key) != value:
+                raise Unsupported(
+                    f"{record.name} needs {key} {record.hypervisor.get(key)}, and this is {value}: "
+                    "its memory would not load"
+                )
+
+    async def post_guard(self) -> None:
+        """Have somebody end the new guest and let the old one run, if we die before the revert is complete."""
+        if self.old is None or self.plan.was is not DomainState.RUNNING or self._guard is not None:
+            return
+        plan, journal = self.plan, Journal(self.context.catalog.path, self.plan.operation)
+        if plan.way == "inside":
+            run = plan.state is DomainState.RUNNING
+            self._guard = await self.old.load_guard(
+                LoadNote(plan.tag, plan.kept, tuple(plan.inside), journal, run=run)
+            )
+        else:
+            self._guard = self.old.guard(PauseNote(keep_stream=False, rival=self.new, journal=journal))
+        await self._guard.post()
+
+    async def dismiss_guard(self) -> None:
+        """The revert is complete, or the old guest runs on."""
+        if self._guard is not None:
+            await self._guard.dismiss()
+            self._guard = None
+
+    async def stand_still(self) -> None:
+        """Stop the old guest, if it runs; it can still run on."""
+        if self.old is not None and self.plan.was is DomainState.RUNNING:
+            await self.old.pause()
+
+    async def end_old(self) -> None:
+        """FORCE: end the old process first, whether it answers or not."""
+        if self.plan.domain.process is not None:
+            await self.driver.kill(self.plan.domain.process)
+
+    async def take_over(self) -> None:
+        """Let the new guest run, or see that it stands."""
+        if self.plan.way == "inside":
+            await self._take_over(self._old)
+        else:
+            async with self.driver.connect(self._process(), self.name) as machine:
+                await self._take_over(machine)
+
+    async def _take_over(self, machine: Machine) -> None:
+        if self.plan.state is DomainState.RUNNING:
+            await self._run(machine)
+        if await machine.state() is not self.plan.state:
+            raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
+        if self._frozen and self.plan.state is DomainState.RUNNING:
+            await machine.thaw()
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether the guest's memory has its file systems frozen."""
+        return self.plan.snapshot.quiesced and self.plan.snapshot.snapshot.memory
+
+    async def _run(self, machine: Machine) -> None:
+        try:
+            await machine.resume()
+        except CommandRefused as error:
+            if self.old is None or self.plan.way != "beside":
+                raise
+            raise Unsupported(  # the old one has an image locked
+                f"{self.name}: the new guest cannot run beside the old one: {error.description}"
+            ) from None
+
+    # To a point inside images.
+
+    @property
+    def _old(self) -> Machine:
+        if self.old is None:
+            raise ConnectionGone(f"{self.name}: its hypervisor is gone")
+        return self.old
+
+    def _image(self, target: str) -> DeviceDisk:
+        return next(disk for disk in self.plan.disks if disk.target == target)
+
+    async def keep_present(self) -> None:
+        """Keep what the guest, which stands, holds now: inside the images too."""
+        self._check_versions(self._old)
+        await self._old.save_inside(self.plan.kept, list(self.plan.inside))
+
+    async def load_inside(self) -> None:
+        """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
+        if not self.loaded:
+            await self.post_guard()  # there is none where we have died once already
+            await self._load(self._old, self.plan.tag, list(self.plan.inside))
+
+    async def keep_image(self, target: str) -> None:
+        """Keep what an image holds now, inside it."""
+        await self.driver.storage.save_inside(self._image(target).path, self.plan.kept)
+
+    async def go_back(self, target: str) -> None:
+        """Put an image back to the point."""
+        await self.driver.storage.restore_inside(self._image(target).path, self.plan.inside[target])
+
+    async def bring_up(self) -> None:
+        """Launch, load and let run, unless the domain is to be inactive."""
+        if self.plan.state is not DomainState.INACTIVE:
+            await self.launch()
+            await self.load()
+            await self.take_over()
+
+    # Compensations.
+
+    async def keeps_present(self) -> bool:
+        """Return whether what the guest held before is kept inside: if not, that is what it holds."""
+        return all([self.plan.kept in await self._inside(target) for target in self.plan.inside])
+
+    async def load_present(self) -> None:
+        """Load what the guest held before, where its process is still there.
+
+        Before it runs, that is no longer kept: so, should we die, it is known which of the two the guest is.
+        """
+        kept, targets = self.plan.kept, list(self.plan.inside)
+        if self.old is not None and await self.keeps_present():
+            await self._unless_gone(partial(self._load, self.old, kept, targets))
+        if self.old is not None:
+            await self._unless_gone(partial(self.old.delete_inside, kept, targets))
+
+    async def _load(self, machine: Machine, tag: str, targets: Sequence[str]) -> None:
+        if await machine.state() is DomainState.RUNNING:
+            await machine.pause()
+        await machine.load_inside(tag, targets)
+
+    async def _unless_gone(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except (ConnectionGone, OutcomeUnknown):
+            process = self.plan.domain.process
+            if process is None or not await dies(self.driver, process):  # noqa: ASYNC120 - re-raised where it matters
+                raise
+            self.old = None
+
+    async def _inside(self, target: str) -> tuple[str, ...]:
+        return await self.driver.storage.inside(self._image(target).path)
+
+    async def restore_image(self, target: str) -> None:
+        """Put an image back to what it held before, where no process has it open any more."""
+        if self.old is None and self.plan.kept in await self._inside(target):
+            await self.driver.storage.restore_inside(self._image(target).path, self.plan.kept)
+
+    async def forget_kept(self, target: str) -> None:
+        """Give up what was kept inside an image."""
+        await self._forget(self.old, self.plan.domain.process, target)
+
+    async def _forget(self, machine: Machine | None, process: Process | None, target: str) -> None:
+        await forget(self.driver, machine, process, self._image(target), self.plan.kept)
+
+    async def end_new(self) -> None:
+        """End the new process."""
+        if self.new is not None:
+            await self.driver.kill(self.new)
+        await self.driver.clear(self.plan.run_directory)
+
+    async def run_old(self) -> None:
+        """Let the old guest run on, if it is there."""
+        if self.old is not None and self.plan.was is DomainState.RUNNING:
+            await self._unless_gone(self.old.resume)
+
+    async def mourn_old(self) -> None:
+        """Say, once, what FORCE has cost: the process that was ended first cannot be brought back."""
+        domain, old = await self.context.catalog.domain(self.name), self.plan.domain.process
+        if domain.process is None or domain.process != old or self.driver.alive(old):
+            return  # it is known, or not so
+        await self.context.catalog.write(Change(domains=(attrs.evolve(domain, process=None),)))
+        raise OperationFailed(
+            f"FORCE has ended the old guest and its memory is lost; its disks are whole: "
+            f"`snaporch domain start {self.name}` boots it"
+        )
+
+    async def remove_overlay(self, target: str) -> None:
+        """Remove the fresh overlay."""
+        if (path := self._path(target)) in self.made:
+            await self.driver.storage.remove(path)
+
+    # The record.
+
+    def domain(self) -> DomainRecord:
+        """Return the domain's record as it is after the revert."""
+        record = self.plan.snapshot
+        return DomainRecord(
+            definition=record.definition,
+            active={disk.target: disk for disk in self.plan.disks},
+            current=record.name,
+            process=self.plan.domain.process if self.plan.way == "inside" else self.new,
+            template=record.template,
+            tags=self.plan.domain.tags,
+            max_depth=self.plan.domain.max_depth,
+            frozen=self._frozen and self.plan.state is DomainState.PAUSED,
+        )
+
+    async def commit(self) -> Change:
+        """Return what the catalog is to know."""
+        return Change(domains=(self.domain(),), files={self.name: tuple(sorted(self.made))})
+
+    async def clean_up(self) -> None:
+        """End the old process and remove what no snapshot holds; the revert is complete already."""
+        plan, catalog = self.plan, self.context.catalog
+        domain, old = await catalog.domain(self.name), plan.domain.process
+        if old is not None and old != domain.process:
+            await self.driver.kill(old)
+            await self._take_socket(domain, old)
+            await self.context.clear(self.plan.domain)
+        await self._forget_all(domain.process)
+        held = frozenset[str]().union(*(record.paths for record in await catalog.snapshots(self.name)))
+        held |= {disk.path for disk in domain.disks}
+        own = await catalog.own_files(self.name)
+        gone = tuple(disk.path for disk in plan.domain.disks if disk.path in own - held)
+        for path in gone:
+            await self.driver.storage.remove(path)
+        await catalog.write(Change(gone=gone))
+
+    async def _forget_all(self, process: Process | None) -> None:
+        """Give up all that was kept, in the process that now has the images open, or without one."""
+        async with AsyncExitStack() as stack:
+            machine = self.old if self.plan.way == "inside" else None
+            if self.plan.inside and machine is None and process is not None:
+                machine = await stack.enter_async_context(self.driver.connect(process, self.name))
+            for target in self.plan.inside:
+                await self._forget(machine, process, target)
+
+    async def _take_socket(self, domain: DomainRecord, old: Process) -> None:
+        """Put the new process in the old one's place: others know an attached domain by its socket."""
+        process = domain.process
+        if domain.template is not None and process is not None and os.path.exists(process.socket):
+            os.replace(process.socket, old.socket)
+            moved = attrs.evolve(domain, process=attrs.evolve(process, socket=old.socket))
+            await self.context.catalog.write(Change(domains=(moved,)))
+
+
+async def _present(machine: Machine | None, *, force: bool) -> DomainState:
+    """Return what a domain does; FORCE takes a machine that does not answer for one that is in the way."""
+    if machine is None:
+        return DomainState.INACTIVE
+    try:
+        return await machine.state()
+    except HypervisorError:
+        if force:
+            return DomainState.RUNNING
+        raise
+
+
+async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: bool) -> RevertPlan:
+    """Return the plan with the way that can be gone: beside the old guest, or, with FORCE, in its place."""
+    if plan.way == "inside" and old is None:  # it does not answer, which only FORCE comes this far with
+        return attrs.evolve(plan, way="inside, displace")
+    if plan.way != "beside" or plan.domain.process is None:
+        return plan
+    launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
+    if old is not None:  # a merge that failed may have left images open for writing, which would bar the new guest
+        await old.settle_merges({disk.target: disk.path for disk in plan.domain.disks})
+    blocker = await driver.beside_blocker(launch) if old is not None else "the old process does not answer"
+    if blocker and not force:
+        raise Unsupported(
+            f"{plan.domain.name}: the new guest cannot be made ready beside the old one: {blocker}; "
+            "FORCE ends the old one first"
+        )
+    return attrs.evolve(plan, way="displace") if blocker else plan
+
+
+async def _check_free(context: Context, snapshot: SnapshotRecord) -> None:
+    """Refuse to take images back in place that something else needs as they are."""
+    if not snapshot.inside:
+        return
+    others = await context.catalog.snapshots(snapshot.domain)
+    if why := inside_blocker(snapshot, others, await context.read_elsewhere(snapshot.domain)):
+        raise Unsupported(f"{snapshot.domain} cannot go back to {snapshot.name}, which is inside an image: {why}")
+
+
+async def revert(
+    context: Context, snapshots: Sequence[SnapshotRecord], flags: RevertFlag, *, save_current: str = ""
+) -> None:
+    """Revert domains, each to one of these, all or none; see `snaporch.Orchestrator.revert_group`."""
+    for snapshot in snapshots:
+        wanted_state(snapshot, flags)
+        if snapshot.deleting:
+            raise Unsupported(f"{snapshot.name} is being deleted; `snaporch recover` finishes that")
+    domains, name = joined(snapshot.domain for snapshot in snapshots), snapshots[0].name
+    operation = Operation("revert", domains, name)  # before the one that saves: who asked knows the first one's id
+    if save_current:
+        await _save(context, members_of(domains), save_current, snapshots[0])
+    async with context.locked(operation), AsyncExitStack() as stack:
+        reverters = [await _reverter(context, each, flags, operation, stack) for each in snapshots]
+        reverters = _alike(reverters)
+        try:
+            await _run(context, operation, reverters)
+        except Refused as error:
+            beside = reverters[0].plan.way == "beside"
+            stood = any(each.plan.was is not DomainState.INACTIVE for each in reverters)
+            if not beside or not stood or isinstance(error, DamagedSnapshot):
+                raise
+            if RevertFlag.FORCE not in flags:
+                raise Unsupported(f"{error}; if the running guest holds that, FORCE ends it first") from error
+            # The new process did not come up beside the old one (a port that both want, say): in its place, then.
+            operation = Operation("revert", domains, name)
+            await _run(context, operation, [each.displacing(operation.id) for each in reverters])
+
+
+async def _reverter(
+    context: Context, snapshot: SnapshotRecord, flags: RevertFlag, operation: Operation, stack: AsyncExitStack
+) -> Reverter:
+    """Look at a domain and decide how it goes back; its machine stays connected for as long as `stack` is open."""
+    force, name = RevertFlag.FORCE in flags, snapshot.domain
+    record, old = await stack.enter_async_context(context.machine_of(name, hung_is_none=force))
+    driver = context.driver(record)
+    was = await _present(old, force=force)
+    if old is None and record.process is not None:
+        was = DomainState.RUNNING
+    await _check_free(context, snapshot)
+    plan = plan_revert(record, was, snapshot, flags, directory=context.directory(name), operation=operation.id)
+    await check_revert(driver, plan)
+    return Reverter(await _way(driver, plan, old, force=force), context, driver, old)
+
+
+def _alike(reverters: Sequence[Reverter]) -> list[Reverter]:
+    """Return them with one way for all: where one has to displace its old guest, all do.
+
+    Raises:
+        Unsupported: there is no such way.
+    """
+    ways = {each.plan.way for each in reverters}
+    if len(ways) == 1:
+        return list(reverters)
+    if not ways <= {"beside", "displace"}:
+        each = "; ".join(f"{reverter.name}: {reverter.plan.way}" for reverter in reverters)
+        raise Unsupported(f"these cannot go back together, their ways differ ({each}); each by itself can")
+    return [each.displacing() for each in reverters]
+
+
+async def _run(context: Context, operation: Operation, reverters: Sequence[Reverter]) -> None:
+    await context.engine.run(
+        operation,
+        REVERT[reverters[0].plan.way],
+        ROLLBACK_REVERT,
+        reverters,
+        plan=dumps([each.plan for each in reverters]),
+        commit=partial(commit, reverters),
+        finish=partial(clean_up, reverters),
+    )
+
+
+async def commit(reverters: Sequence[Reverter]) -> Change:
+    """Return what the catalog is to know of all of them, in one transaction."""
+    return merged([await each.commit() for each in reverters])
+
+
+async def clean_up(reverters: Sequence[Reverter]) -> None:
+    """Clean up after all of them; the revert is complete already."""
+    for each in reverters:
+        await each.dismiss_guard()
+    for each in reverters:
+        await each.clean_up()
+
+
+def _renamed(plan: RevertPlan, operation: str) -> tuple[DeviceDisk, ...]:
+    """Return the disks with overlays of a new operation's name."""
+    directory = os.path.dirname(plan.directory)
+    return tuple(
+        attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation}.qcow2")
+        if disk.target in plan.frozen
+        else disk
+        for disk in plan.disks
+    )
+
+
+async def _save(context: Context, domains: Sequence[str], name: str, target: SnapshotRecord) -> None:
+    """Keep what the domains hold now, before it is replaced."""
+    check_name(name)
+    if name == target.name:
+        raise TargetExists(f"the present state cannot be saved as {name!r}: that is where it goes back to")
+    async with context.machine_of(domains[0]) as (_, machine):
+        memory = machine is not None
+    # An overlay over an image would keep it from going back in place.
+    inside = tuple(DiskSnapshot(DeviceDisk(disk), external=False) for disk in target.inside)
+    flags = CreateFlag.DISK_ONLY if not memory else CreateFlag(0) if inside else CreateFlag.LIVE
+    snapshot = DomainSnapshot(name, f"before reverting to {target.name}", memory=memory, disks=inside)
+    await create(context, domains, snapshot, flags, CreateOptions())
