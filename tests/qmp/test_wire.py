@@ -205,4 +205,4 @@ def test_imports_no_io() -> None:
         "assert not {'trio', 'socket', 'asyncio', 'selectors'} & set(sys.modules)\n"
     )
     wire = Path(sys.modules[Decoder.__module__].__file__ or "")
-    subprocess.run([sys.executable, "-c", program, wire, wire.parent.parent], check=True)
+    subprocess.run([sys.executable, "-c", program, wire, wire.parents[2]], check=True)
