@@ -72,7 +72,8 @@ async def test_undo_all(make_world: MakeWorld) -> None:
 
 @pytest.mark.parametrize("qemu", ["10.0"], indirect=True)
 def test_killed(qemu: Qemu) -> None:
-    """A short run of scripts/batch-kill: killed and gone on with, each domain has exactly what it should."""
-    script = [sys.executable, str(ROOT / "scripts/batch_kill.py"), "--kills", "2", "--guests", "2", "--seed", "7"]
-    done = subprocess.run([*script, "--qemu", qemu.version], capture_output=True, text=True, check=False)
+    """A short run of scripts/proof batch-kill: killed and gone on with, each domain has exactly what it should."""
+    script = [sys.executable, "-m", "proofs.batch_kill", "--kills", "2", "--guests", "2", "--seed", "7"]
+    command = [*script, "--qemu", qemu.version]
+    done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

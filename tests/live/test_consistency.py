@@ -9,7 +9,7 @@ from tests.live.world import HEAVY, LOSES_PAGES, MIB, MakeWorld
 
 pytestmark = pytest.mark.live
 
-TRIES = 5  # scripts/bench does the large numbers
+TRIES = 5  # scripts/bench pause does the large numbers
 LIVE = (Strategy.BACKGROUND, Strategy.PRECOPY)
 
 

@@ -351,7 +351,7 @@ async def test_killed(world: World) -> None:
 
 @pytest.mark.parametrize("seed", [7])
 async def test_random_tree(world: World, seed: int) -> None:
-    """Random creates, reverts and deletes: each snapshot that remains is whole (`scripts/tree-soak` does more)."""
+    """Random creates, reverts and deletes: each snapshot that stays is whole (`scripts/proof trees` does more)."""
     originals = tuple(Path(disk.path) for disk in world.definition.disks)
     chance = random.Random(seed)  # noqa: S311 - no secret
     tree = Tree(world.orch, NAME, world.root / NAME, chance, partial(check_guest, world), originals)

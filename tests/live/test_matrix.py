@@ -21,8 +21,10 @@ SECONDS = 600.0
 
 def matrix(*words: str) -> None:
     """Run the matrix; whatever is not as promised fails."""
-    command = [sys.executable, str(ROOT / "scripts/fault_matrix.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    command = [sys.executable, "-m", "proofs.faults", *words]
+    done = subprocess.run(
+        command, cwd=ROOT / "scripts", capture_output=True, text=True, check=False, timeout=SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

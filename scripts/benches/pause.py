@@ -1,6 +1,6 @@
 """Measures snaporch's creates against bare QEMU: pause, stall, time, size.
 
-    scripts/bench [--quick | --targets] [--qemu VERSION] [--out DIR]
+    scripts/bench pause [--quick | --targets] [--qemu VERSION] [--out DIR]
 
 Writes results.json (every run), results.md (tables) and pause.png, and says whether the targets are met. See
 benchlib/measure.py for how it measures and benchlib/floor.py for what it compares with.
@@ -47,7 +47,7 @@ def numbers(text: str) -> list[float]:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="scripts/bench pause", description=__doc__.partition("\n")[0])
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="a few minutes: fewer sizes, rates and runs")
     how.add_argument(
@@ -126,7 +126,7 @@ def main() -> None:
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     with workplace(options.work) as place:
-        machine = look_at_machine(qemu, disk_speed(place), shlex.join(["scripts/bench", *sys.argv[1:]]))
+        machine = look_at_machine(qemu, disk_speed(place), shlex.join(["scripts/bench", "pause", *sys.argv[1:]]))
         bench = Bench(qemu, place, options.cache, began + options.minutes * 60)
         try:
             trio.run(partial(bench.cells, plan(options, can_file=can_file), say))

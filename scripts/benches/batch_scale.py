@@ -1,6 +1,6 @@
 """Measures what a batch costs snaporch itself: CPU and memory, from a hundred simulated domains to ten thousand.
 
-    scripts/batch-scale [--counts 100 300 1000 3000 10000] [--at-once 200] [--out docs/bench] [--work DIR]
+    scripts/bench batch-scale [--counts 100 300 1000 3000 10000] [--at-once 200] [--out docs/bench] [--work DIR]
 
 Each row is a process of its own. The domains are simulated (snaporch.testing), one disk each, on a clock that
 jumps: what is left is snaporch's own work, and the simulator's. CPU is that of the whole process while the batch
@@ -43,7 +43,7 @@ from snaporch.catalog.store import Change
 from snaporch.model.domain import DomainRecord, Process
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 EPOCH = 1_750_000_000.0
 LOOKS = 10  # at the heap, in a run
@@ -207,8 +207,8 @@ def text(rows: Sequence[Row], others: Sequence[Row]) -> str:
     heap = [(row.heap or 0) / MIB for row in full]
     return f"""# What a batch costs snaporch itself
 
-Made by `scripts/batch-scale`, {time.strftime("%Y-%m-%d", time.gmtime())}: simulated domains of 1 GiB and one disk,
-{os.cpu_count()} cores, Python {sys.version.split()[0]}. What each column is, is said in the script's head.
+Made by `scripts/bench batch-scale`, {time.strftime("%Y-%m-%d", time.gmtime())}: simulated domains of 1 GiB and one
+disk, {os.cpu_count()} cores, Python {sys.version.split()[0]}. What each column is, is said in the script's head.
 
 {table(rows)}
 Growth from {rows[0].count:,} to {rows[-1].count:,} domains:

@@ -1,8 +1,8 @@
 """Proves that checkpoints hold one instant: by reverting to each, and the guest's own word.
 
-    scripts/soak --count 100 --strategy background [--qemu VERSION] [--dirty 50] [--disks 2]
-    scripts/soak --all            100 background, 20 precopy, 20 paused, on each QEMU
-    scripts/soak --sabotage       takes them wrongly on purpose: are they found out?
+    scripts/proof soak --count 100 --strategy background [--qemu VERSION] [--dirty 50] [--disks 2]
+    scripts/proof soak --all            100 background, 20 precopy, 20 paused, on each QEMU
+    scripts/proof soak --sabotage       takes them wrongly on purpose: are they found out?
 
 The guest writes a number durably to every disk in turn, as fast as it can, reads all back and compares them with
 what its memory says they must hold (snaporch/guest/workload.c). Checkpoints are taken at random moments, a few in a
@@ -220,7 +220,7 @@ def sabotage(how: str) -> None:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="scripts/proof soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=100, metavar="N", help="checkpoints (default: %(default)s)")
     parser.add_argument(
         "--strategy", type=Strategy, choices=list(ALL), default=Strategy.BACKGROUND, help="default: %(default)s"
@@ -276,7 +276,9 @@ def markdown(tallies: Sequence[Tally], seed: int) -> str:
         )
     plan = tallies[0].job.plan
     what = f"{plan.disks} disks, {plan.ram >> 20} MiB, {plan.dirty} MB/s dirtied, seed {seed}"
-    return "\n".join([*lines, "", f"`scripts/soak`, {time.strftime('%Y-%m-%d', time.gmtime())}: {what}."]) + "\n"
+    return (
+        "\n".join([*lines, "", f"`scripts/proof soak`, {time.strftime('%Y-%m-%d', time.gmtime())}: {what}."]) + "\n"
+    )
 
 
 def main() -> None:

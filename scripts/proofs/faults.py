@@ -1,6 +1,6 @@
 """Kills snaporch, QEMU or both, or cuts the power, at every point of every operation; checks that nothing is lost.
 
-    scripts/fault-matrix [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both|…]… [--random N --seed N]
+    scripts/proof faults [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both|…]… [--random N --seed N]
                          [--record FILE [--minutes N]] [--page FILE]
 
 The points of an operation are found by doing it once: each call of a step of the tables, of a compensation, of
@@ -208,7 +208,7 @@ def page(kills: Sequence[Kill]) -> str:
     lines = [
         "# The fault matrix",
         "",
-        "Written by `scripts/fault-matrix`, which says what is done and what is checked. Each cell is a SIGKILL of",
+        "Written by `scripts/proof faults`, which says what is done and what is checked. Each cell is a SIGKILL of",
         "snaporch (us), of QEMU, or of both, at once or QEMU a while later, or a loss of power of the disk that",
         "everything is on, with a file system of that kind, on a real guest: *complete*, *undone* or *never begun*",
         "is how the operation had ended after recovery; *not reached* is a point that this run did not come by.",

@@ -1,6 +1,6 @@
 """Measures the pause of a create with and without real-time priority, on a quiet host and on a busy one.
 
-    scripts/priority-bench [--rounds N] [--busy N] [--qemu VERSION] [--out FILE]
+    scripts/bench priority [--rounds N] [--busy N] [--qemu VERSION] [--out FILE]
 
 Creates with and without take turns on one guest, so that whatever else the host does strikes both. The busy half of
 the run has programs beside it that only compute.
@@ -66,7 +66,7 @@ def page(found: list[tuple[int, Pauses]], options: argparse.Namespace, qemu: Qem
     lines = [
         "# Real-time priority, and the pause",
         "",
-        f"`scripts/priority-bench`: QEMU {qemu.version} under TCG, {os.cpu_count()} CPUs, a guest of 256 MiB that",
+        f"`scripts/bench priority`: QEMU {qemu.version} under TCG, {os.cpu_count()} CPUs, a guest of 256 MiB that",
         f"writes 20 MB/s, {options.rounds} background creates with and {options.rounds} without, in turns. In ms.",
         "",
         "| programs that compute beside it | priority | median | 90 % | most |",

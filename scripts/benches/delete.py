@@ -1,6 +1,6 @@
 """Measures how long a guest waits while a snapshot is deleted under its writes.
 
-    scripts/delete-bench [--qemu VERSION] [--rounds N] [--bulk MB] [--out FILE]
+    scripts/bench delete [--qemu VERSION] [--rounds N] [--bulk MB] [--out FILE]
 
 A guest writes 20 MB/s, durably, and says itself how long the slowest request to its disks took and how long its CPU
 did not run. In each round these take turns, in an order drawn anew, each over an image of as many seconds' writes:
@@ -180,7 +180,7 @@ def page(qemu: Qemu, found: Found, options: argparse.Namespace) -> str:
     said = " ".join(sys.argv[1:])
     return f"""## QEMU {qemu.version}
 
-Written by `scripts/delete-bench {said}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: TCG, a guest of
+Written by `scripts/bench delete {said}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: TCG, a guest of
 {RAM // 2**20} MiB that writes {options.bulk} MB/s to its disks, durably, in writes of 256 KiB, and dirties 20 MB/s
 of RAM; {options.rounds} rounds, each merge of {WRITE_SECONDS:g} s of writes. Milliseconds by the guest's clock: the
 slowest *request* to a disk (flush included), the longest time that its *CPU* did not run; and by ours how long the

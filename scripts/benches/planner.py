@@ -1,6 +1,6 @@
 """Measures the merge planner: how long it takes, how near the least its bytes are, how short it keeps chains.
 
-    scripts/planner-bench [--out FILE]
+    scripts/bench planner [--out FILE]
 
 No images and no guest: graphs of them. The least that can be moved is found by trying every sequence of pairwise
 merges (`tests/merge_model.py`); the suite compares the two on random graphs.
@@ -20,7 +20,7 @@ import attrs
 from snaporch.images.chain import Graph, Image, Point
 from snaporch.images.merge import MergePlan, apply, plan_delete
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from tests.merge_model import least
 
 SNAPSHOTS = 1000
@@ -187,7 +187,7 @@ def page() -> tuple[str, bool]:
     kept, rows = "kept" if worst < PROMISED_MS else "NOT KEPT", "\n".join
     text = f"""# The merge planner
 
-Written by `scripts/planner-bench`: no images and no guest, graphs of them. `tests/test_merge.py` holds the planner
+Written by `scripts/bench planner`: no images and no guest, graphs of them. `tests/test_merge.py` holds the planner
 to the same two promises: on a thousand snapshots, and on random graphs of up to eight images.
 
 ## A thousand snapshots

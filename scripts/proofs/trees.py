@@ -1,6 +1,6 @@
 """Proves that deletes change nothing: random creates, reverts and deletes, and each snapshot reverted to.
 
-    scripts/tree-soak --count 60 [--qemu VERSION] [--seed N] [--page FILE]
+    scripts/proof trees --count 60 [--qemu VERSION] [--seed N] [--page FILE]
 
 After each operation the guest goes on, every snapshot's files are what was saved, and every file of the domain is
 in a chain or a record. After every 15 and in the end each remaining snapshot is reverted to, and the guest, which
@@ -91,14 +91,16 @@ def write_page(path: Path, heading: str, said: Sequence[str]) -> None:
     """Add a run to a page, which begins with what this script says of itself."""
     if not path.exists():
         what = __doc__.split("\n\n")[2]
-        path.write_text(f"# Random trees of snapshots on a real guest\n\nWritten by `scripts/tree-soak`.\n{what}\n")
+        path.write_text(
+            f"# Random trees of snapshots on a real guest\n\nWritten by `scripts/proof trees`.\n{what}\n"
+        )
     with path.open("a") as file:
         file.write(f"\n## {heading}\n\n```\n" + "\n".join(said) + "\n```\n")
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="scripts/tree-soak", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="scripts/proof trees", description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=60, metavar="N", help="operations (default: %(default)s)")
     parser.add_argument("--qemu", metavar="VERSION", help="7.2 or 10.0; default: the newest")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of what happens")

@@ -1,6 +1,6 @@
 """Kills a batch with SIGKILL at random, goes on with it, and counts what there is in the end.
 
-    scripts/batch-kill [--kills 20] [--guests 4] [--seed N] [--qemu VERSION] [--out FILE]
+    scripts/proof batch-kill [--kills 20] [--guests 4] [--seed N] [--qemu VERSION] [--out FILE]
 
 Real guests, and `snaporch batch run` as a process of its own, killed after a random time, again and again, until
 the batch has come to its end all the same; then the next one begins, until there were as many kills as are wanted.
@@ -169,7 +169,7 @@ def report(options: argparse.Namespace, qemu: Qemu, tally: Tally, good: int) -> 
     wrong = "\n".join(f"- {each}" for each in tally.wrong) or "Nothing was wrong."
     return f"""# A batch that is killed again and again
 
-Written by `scripts/batch-kill {" ".join(sys.argv[1:])}`
+Written by `scripts/proof batch-kill {" ".join(sys.argv[1:])}`
 on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; QEMU {qemu.version}, TCG, {options.guests} guests of {RAM_MIB} MiB,
 2 at a time, seed {options.seed}. What is looked at is said in the script's head.
 

@@ -1,6 +1,6 @@
 """Measures what a long chain of images costs: to open, to read, in QEMU's memory; and what a flatten gives back.
 
-    scripts/depth-bench [--qemu VERSION] [--out FILE]
+    scripts/bench depth [--qemu VERSION] [--out FILE]
 
 Each image of a chain holds its own part of a disk, as after a snapshot each; half of the disk is in the base. The
 figures of `snaporch doctor` are got in the same way (`Storage.read_cost`).
@@ -129,7 +129,7 @@ def page(qemu: Qemu, costs: list[Cost], flat: Cost, took: float) -> str:
     images = last.depth - first.depth
     return f"""## QEMU {qemu.version}
 
-Written by `scripts/depth-bench {" ".join(sys.argv[1:])}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: a disk of
+Written by `scripts/bench depth {" ".join(sys.argv[1:])}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: a disk of
 1 GiB, half of it in the base, {PARTS * CLUSTER // 1024} KiB in each image over it; the least of {ROUNDS}.
 
 | images | open, ms | read of 64 KiB, µs | QEMU is up, ms | QEMU's RAM, MiB | look at all, ms |

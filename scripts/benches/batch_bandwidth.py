@@ -1,6 +1,6 @@
 """Measures how well a batch keeps to the bandwidth that its plan shares out.
 
-    scripts/batch-bandwidth [--guests 8] [--at-once 3] [--limit 24MiB/s] [--qemu VERSION] [--out FILE]
+    scripts/bench batch-bandwidth [--guests 8] [--at-once 3] [--limit 24MiB/s] [--qemu VERSION] [--out FILE]
 
 Real guests, all of whose memory is full, in one batch. Several times a second it is looked how large all memory
 files together are: what has really been written, not what anybody believes. Told are the rate from the first byte
@@ -123,7 +123,7 @@ def report(options: argparse.Namespace, qemu: Qemu, result: Result) -> str:
     answer = "yes" if kept(result, limit) else "NO"
     return f"""# A bandwidth shared by a batch
 
-Written by `scripts/batch-bandwidth {" ".join(sys.argv[1:])}`
+Written by `scripts/bench batch-bandwidth {" ".join(sys.argv[1:])}`
 on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; QEMU {qemu.version}, TCG, {options.guests} guests of {RAM_MIB} MiB,
 {options.at_once} at a time, background. How it is measured is said in the script's head.
 

@@ -1,6 +1,6 @@
 """Measures the guard of the pause and what the journal costs.
 
-    scripts/recovery-bench [--qemu VERSION] [--kills N] [--rounds N] [--out FILE]
+    scripts/bench recovery [--qemu VERSION] [--kills N] [--rounds N] [--out FILE]
 
 Guard: N times a create is killed (SIGKILL) inside its pause, after each of the pause's commands in turn; how long
 is it from the kill until QEMU says that the guest runs again? Nobody but the guard is there to help; `recover`
@@ -100,7 +100,7 @@ def report(qemu: Qemu, stood: list[float], found: dict[str, list[tuple[float, fl
     paired = statistics.median(a / b for a, b in zip(totals["with"], totals["without"], strict=True))
     return f"""# The guard, and what the journal costs
 
-Written by `scripts/recovery-bench {" ".join(sys.argv[1:])}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC;
+Written by `scripts/bench recovery {" ".join(sys.argv[1:])}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC;
 QEMU {qemu.version}, TCG, a guest of {RAM // 2**20} MiB that dirties 20 MB/s. Medians (least to greatest), in ms.
 
 - {len(stood)} times SIGKILL inside the pause: the guest ran again after {of(stood)};

@@ -1,8 +1,8 @@
 """Proves that the snapshots of a group are of one instant, by two guests that send one another numbered messages.
 
-    scripts/group-soak --count 50 [--qemu VERSION]
-    scripts/group-soak --count 10 --sabotage     one after the other, while they run: is that found out?
-    scripts/group-soak --pauses 10 [--members 4]  the pause of a group, to that of its members alone
+    scripts/proof groups --count 50 [--qemu VERSION]
+    scripts/proof groups --count 10 --sabotage     one after the other, while they run: is that found out?
+    scripts/proof groups --pauses 10 [--members 4]  the pause of a group, to that of its members alone
 
 Both guests go back to the point and stand there; then their memory says what each has sent and heard up to it. A
 violation is a number that one has heard and the other has not sent. Afterwards they run on, joined by a new cable,
@@ -207,7 +207,7 @@ def today() -> str:
 PAGE = """\
 # Groups: one instant, and one pause
 
-Made by `scripts/group-soak` (TCG, 2 cores; see the script for what is compared).
+Made by `scripts/proof groups` (TCG, 2 cores; see the script for what is compared).
 
 Two guests send one another a number every millisecond. At the point, when they have gone back to it and stand, a
 violation is a number that one has heard and the other has not sent. A sabotage takes the two one after the other,
@@ -266,7 +266,7 @@ def page(record: Sequence[Kept]) -> str:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="scripts/group-soak", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="scripts/proof groups", description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=50, metavar="N", help="points (default: %(default)s)")
     parser.add_argument("--qemu", metavar="VERSION", help="7.2 or 10.0; default: the newest")
     parser.add_argument("--sabotage", action="store_true", help="take them one after the other, while they run")

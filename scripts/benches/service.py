@@ -1,6 +1,6 @@
 """Measures the service under many clients: no event lost, quick answers, flat memory, pauses no longer than alone.
 
-    scripts/service-bench [--rounds N] [--creates N] [--followers N] [--pollers N] [--out FILE]
+    scripts/bench service [--rounds N] [--creates N] [--followers N] [--pollers N] [--out FILE]
 
 A round is a few creates of a real guest with nobody else there, and then the same again while 200 clients follow
 events, 50 ask once a second, and 20 simulated domains are created from. A few more clients ask for what costs the
@@ -293,7 +293,7 @@ def page(found: Found, options: argparse.Namespace, qemu: Qemu) -> str:
     ]
     lines = [f"| {name} | {target} | {value} |" for name, target, value in rows]
     head = (
-        f"# The service under load\n\n`scripts/service-bench`: {options.rounds} rounds, QEMU {qemu.version} under "
+        f"# The service under load\n\n`scripts/bench service`: {options.rounds} rounds, QEMU {qemu.version} under "
         f"TCG, {os.cpu_count()} CPUs for everything. {options.followers} clients follow events and\n"
         f"{options.pollers} ask every {POLL_SECONDS:g} s, over a unix socket, while {SIMULATED} simulated domains "
         f"and a real guest ({options.creates} times) are created from.\n{TRIVIAL_POLLERS} more ask `{TRIVIAL}`, "
