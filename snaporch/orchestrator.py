@@ -19,19 +19,20 @@ from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine.context import Context
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
-from snaporch.errors import (
-    Busy,
-    InvalidInput,
-    NotFound,
-    Refused,
-    SnaporchError,
-    TargetExists,
-)
+from snaporch.errors import Busy, InvalidInput, NotFound, Refused, SnaporchError, TargetExists
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.names import check_name, joined
-from snaporch.model.record import Estimate, Event, Finding, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.record import (
+    Estimate,
+    Event,
+    Finding,
+    OperationKind,
+    OperationRecord,
+    SnapshotRecord,
+    VerifyReport,
+)
 from snaporch.model.request import CreateOptions, MergeOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations import lifecycle as power
@@ -99,7 +100,7 @@ class Orchestrator:
         """
         if not isinstance(definition, DomainDefinition):
             definition = load_definition(Path(definition))
-        async with self._context.locked(Operation("define", definition.name, "")):
+        async with self._context.locked(Operation(OperationKind.DEFINE, definition.name, "")):
             try:
                 async with self._context.machine_of(definition.name) as (known, machine):
                     if machine is not None:
@@ -117,7 +118,7 @@ class Orchestrator:
         Raises:
             Refused: it runs, or has snapshots.
         """
-        async with self._context.locked(Operation("undefine", name, "")):
+        async with self._context.locked(Operation(OperationKind.UNDEFINE, name, "")):
             async with self._context.machine_of(name) as (record, machine):
                 if machine is not None and record.template is None:
                     raise Refused(f"{name} is running: shut it down first")
@@ -139,7 +140,7 @@ class Orchestrator:
             HypervisorError: nothing answers at the socket.
         """
         check_name(name, "domain")
-        async with self._context.locked(Operation("attach", name, "")):
+        async with self._context.locked(Operation(OperationKind.ATTACH, name, "")):
             with suppress(NotFound):
                 async with self._context.machine_of(name) as (_, machine):
                     if machine is not None:
@@ -204,7 +205,7 @@ class Orchestrator:
         """Give a domain these tags, in place of those that it has: batches select domains by them."""
         for each in tags:
             check_name(each, "tag")
-        async with self._context.locked(Operation("tag", name, "")):
+        async with self._context.locked(Operation(OperationKind.TAG, name, "")):
             record = attrs.evolve(await self._context.catalog.domain(name), tags=tuple(sorted(set(tags))))
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
@@ -460,7 +461,7 @@ class Orchestrator:
             raise InvalidInput(
                 f"a chain cannot be kept at {depth} images: more than {ON_ITS_BASE}, or 0 for no limit"
             )
-        async with self._context.locked(Operation("limit-depth", domain, "")):
+        async with self._context.locked(Operation(OperationKind.LIMIT_DEPTH, domain, "")):
             record = attrs.evolve(await self._context.catalog.domain(domain), max_depth=depth)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(domain)
@@ -487,7 +488,7 @@ class Orchestrator:
 
     async def pin(self, domain: str, name: str, *, pinned: bool = True) -> SnapshotRecord:
         """Let no retention delete a snapshot, or let it again."""
-        async with self._context.locked(Operation("pin", domain, name)):
+        async with self._context.locked(Operation(OperationKind.PIN, domain, name)):
             record = attrs.evolve(await self._context.catalog.snapshot(domain, name), pinned=pinned)
             await self._context.catalog.write(Change(updated=(record,)))
         return record
@@ -531,7 +532,7 @@ class Orchestrator:
         if patience == float("inf") and domain is None:
             for record in await self._context.catalog.domains():
                 with suppress(Busy):
-                    async with self._context.locked(Operation("recover", record.name, "")):
+                    async with self._context.locked(Operation(OperationKind.RECOVER, record.name, "")):
                         await sweep(self._context, await self._context.catalog.domain(record.name), end=True)
         return ended
 

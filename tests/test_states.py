@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
+from snaporch import operations
+from snaporch.engine.actor import Actor
 from snaporch.engine.replay import Action, after_create, phases_begun, table, walk
 from snaporch.engine.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
-from snaporch.engine.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, VERIFY, Phase, Undo
+from snaporch.engine.steps import (
+    CREATE,
+    QUIESCED,
+    REVERT,
+    ROLLBACK_CREATE,
+    ROLLBACK_REVERT,
+    ROLLBACK_VERIFY,
+    VERIFY,
+    Phase,
+    Step,
+    Undo,
+    all_steps,
+    steps_of,
+)
 from snaporch.model.request import Strategy
 from snaporch.operations.create import Participant
 from snaporch.operations.revert import Reverter
+from snaporch.operations.verify import Trial
 
 
 def test_every_state_has_a_row_and_terminal_ones_an_empty_one() -> None:
@@ -53,21 +75,53 @@ def test_every_table_of_steps_is_a_legal_walk(name: str, phases: tuple[Phase, ..
     assert machine.send(Signal.DONE) is State.COMPLETE, name
 
 
+def actors() -> list[type[Actor]]:
+    """Return all actors that there are."""
+    for module in pkgutil.iter_modules(operations.__path__, f"{operations.__name__}."):
+        importlib.import_module(module.name)
+    found: list[Any] = []
+    look: list[Any] = [Actor]
+    while look:
+        class_ = look.pop()
+        look += class_.__subclasses__()
+        # Of a class with slots attrs has made two.
+        found += [class_] if getattr(sys.modules[class_.__module__], class_.__name__, None) is class_ else []
+    return [class_ for class_ in found if class_ is not Actor]
+
+
+def test_every_step_has_a_class_that_performs_it() -> None:
+    """And every class is asked for just what it performs: its tables' steps, and what undoes them."""
+    assert set(actors()) == {Participant, Reverter, Trial}
+    assert frozenset[Step]().union(*(actor.performs for actor in actors())) == set(Step)
+    assert Participant.performs == all_steps([*CREATE.values(), *QUIESCED.values()], ROLLBACK_CREATE)
+    assert Reverter.performs == all_steps(REVERT.values(), ROLLBACK_REVERT)
+    assert Trial.performs == all_steps([VERIFY], ROLLBACK_VERIFY)
+
+
 @pytest.mark.parametrize(
-    ("actor", "tables", "rollback"),
+    ("tables", "rollback"),
     [
-        (Participant, (*CREATE.values(), *QUIESCED.values()), ROLLBACK_CREATE),
-        (Reverter, REVERT.values(), ROLLBACK_REVERT),
+        ([*CREATE.values(), *QUIESCED.values()], ROLLBACK_CREATE),
+        (REVERT.values(), ROLLBACK_REVERT),
+        ([VERIFY], ROLLBACK_VERIFY),
     ],
 )
-def test_every_step_is_performed_and_every_compensation_answers_a_step(
-    actor: type, tables: tuple[tuple[Phase, ...], ...], rollback: tuple[Undo, ...]
-) -> None:
-    """The tables and the actors name the same things."""
-    steps = {step for table in tables for phase in table for _, lane in phase.lanes() for step in lane}
+def test_every_compensation_answers_a_step(tables: Iterable[tuple[Phase, ...]], rollback: tuple[Undo, ...]) -> None:
+    """None is for something that is never done."""
     undone = {step for undo in rollback for step in undo.after}
-    assert all(callable(getattr(actor, name)) for name in steps | {undo.name for undo in rollback})
-    assert undone <= steps
+    assert undone <= {step for table in tables for step in steps_of(table)}
+
+
+def test_a_step_that_nobody_performs_fails_at_import() -> None:
+    """A class that lacks the method of a step, or has one that its lane does not call so, is not made."""
+    with pytest.raises(TypeError, match=r"Lazy needs a method `async def pause\(self\)`"):
+        type("Lazy", (Actor,), {"performs": frozenset({Step.PAUSE})})
+
+    async def make_overlay(_self: Actor) -> None:
+        await trio.lowlevel.checkpoint()
+
+    with pytest.raises(TypeError, match=r"`async def make_overlay\(self, target\)`"):
+        type("Lazy", (Actor,), {"performs": frozenset({Step.MAKE_OVERLAY}), "make_overlay": make_overlay})
 
 
 def test_the_pause_of_a_live_point_is_covered_by_one_row_of_the_journal() -> None:

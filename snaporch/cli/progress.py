@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from snaporch.model.record import EventKind
 from snaporch.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ async def _show(events: trio.MemoryReceiveChannel[Event], domain: str) -> None:
         async for event in events:
             if event.domain != domain:
                 continue
-            if event.kind == "progress":
+            if event.kind is EventKind.PROGRESS:
                 # Before the first pages nobody knows how much it is: then the bar only moves.
                 progress.update(task, completed=event.done, total=event.total or None)
             progress.update(task, description=event.state)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from snaporch.model.record import Event
+from snaporch.model.record import Event, EventKind
 
 BUFFER = 1_000  # events that a listener may be behind
 
@@ -34,7 +34,7 @@ class Broadcast:
             except trio.BrokenResourceError:
                 self._drop(listener)
             except trio.WouldBlock:
-                if event.kind != "progress":
+                if event.kind is not EventKind.PROGRESS:
                     self._drop(listener)
 
     def _drop(self, listener: trio.MemorySendChannel[Event]) -> None:

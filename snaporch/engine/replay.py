@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from snaporch.engine.states import OperationState, Signal, State
 from snaporch.engine.steps import CREATE, QUIESCED, REVERT, VERIFY, Phase, create_phases
 from snaporch.model.request import Strategy
+from snaporch.model.way import Way
 
 # The last phase that cannot be gone on from: after it the point is held, and the guest is as it is to be.
 _HOLDS = {
@@ -88,11 +89,11 @@ def after_create(strategy: Strategy, state: State, *, quiesce: bool = False) -> 
     return Action.GO_ON if state in walk(phases)[held + 1 :] else Action.UNDO
 
 
-def after_revert(state: State, way: str = "beside") -> Action:
+def after_revert(state: State, way: Way = Way.BESIDE) -> Action:
     """Return what to do about a revert, or a verify, that was cut short in a state."""
     if state is State.ROLLED_BACK:
         return Action.NOTHING
-    if way == "inside" and state in _LOADED_IN_PLACE:
+    if way is Way.INSIDE and state in _LOADED_IN_PLACE:
         return Action.GO_ON
     return Action.TIDY_UP if state is State.COMPLETE else Action.UNDO
 
@@ -119,12 +120,11 @@ def table() -> str:
         f"create, {strategy}, quiesced": {s: after_create(strategy, s, quiesce=True) for s in walk(phases)}
         for strategy, phases in QUIESCED.items()
     }
-    reverts = {f"revert, {way}": phases for way, phases in REVERT.items()} | {"verify": VERIFY}
     rows |= {
-        name: {
-            state: after_revert(state, name.removeprefix("revert, ")) for state in (*walk(phases), State.COMPLETE)
+        f"revert, {way}" if way is not Way.VERIFY else way.value: {
+            state: after_revert(state, way) for state in (*walk(phases), State.COMPLETE)
         }
-        for name, phases in reverts.items()
+        for way, phases in [*REVERT.items(), (Way.VERIFY, VERIFY)]
     }
     rows["delete"] = {state: after_delete(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}
     rows["flatten"] = {state: after_flatten(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}

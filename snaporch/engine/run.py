@@ -19,21 +19,22 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import attrs
 import structlog
 import trio
 
 from snaporch.catalog.store import Catalog, Change
+from snaporch.engine.actor import Actor
 from snaporch.engine.events import Broadcast
 from snaporch.engine.realtime import prompt
 from snaporch.engine.replay import phases_begun, phases_left
 from snaporch.engine.states import OperationState, Signal, State
-from snaporch.engine.steps import Lane, Phase, Undo
+from snaporch.engine.steps import Phase, Step, Undo, steps_of
 from snaporch.errors import Left, OperationFailed, Refused, SnaporchError, Stranded
 from snaporch.model.names import members_of
-from snaporch.model.record import Event, OperationRecord
+from snaporch.model.record import Event, EventKind, OperationKind, OperationRecord
 
 T = TypeVar("T")
 
@@ -58,26 +59,12 @@ def name_next(identifier: str) -> None:
     _next_id.set(identifier)
 
 
-class Actor(Protocol):
-    """Performs steps on one domain: a method for each step name, called with a key of its lane.
-
-    A step of a disk's lane is called with the disk's target, the others with nothing.
-    """
-
-    @property
-    def name(self) -> str:
-        """The domain's name."""
-
-    def keys(self, lane: Lane) -> Sequence[str]:
-        """Return who works in a lane: targets of disks, or one empty string, or nothing."""
-
-
 @attrs.define
 class Operation:
     """One operation while it runs.
 
     Attributes:
-        kind: create, revert, delete or verify.
+        kind: what it does.
         domain: what it works on; see `snaporch.model.names.joined`.
         subject: the snapshot's name.
         id: eight hexadecimal digits.
@@ -89,7 +76,7 @@ class Operation:
         moved: by domain, how many bytes are done, and of how many.
     """
 
-    kind: str
+    kind: OperationKind
     domain: str
     subject: str
     id: str = attrs.field(factory=new_id)
@@ -120,7 +107,7 @@ class Operation:
             notes={} if ended else dict(self.notes),
         )
 
-    def event(self, kind: str = "state", *, done: int = 0, total: int = 0, text: str = "") -> Event:
+    def event(self, kind: EventKind = EventKind.STATE, *, done: int = 0, total: int = 0, text: str = "") -> Event:
         """Return an event of this operation, now."""
         return Event(self.id, self.domain, kind, time.time(), self.machine.state, done, total, text)
 
@@ -128,7 +115,7 @@ class Operation:
         """Return an event of how far one domain is, which tells of all together."""
         self.moved[domain] = done, total
         done, total = (sum(column) for column in zip(*self.moved.values(), strict=True))
-        return self.event("progress", done=done, total=total)
+        return self.event(EventKind.PROGRESS, done=done, total=total)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -231,12 +218,12 @@ class Engine:
             Left: see `leave`; nothing was rolled back.
             trio.Cancelled: it was rolled back because of this.
         """
-        begun: set[str] = set()
+        begun: set[Step] = set()
         try:
             with ExitStack() as still:
                 for phase in phases:
                     await self._enter(operation, phase.signal, quiet=phase.paused, plan=plan)
-                    begun.update(*(steps for _, steps in phase.lanes()))
+                    begun.update(phase.steps)
                     if not phase.paused:
                         still.close()
                     if phase.paused or phase.signal is Signal.PAUSE:
@@ -275,7 +262,7 @@ class Engine:
             OperationFailed: it could not be completed and was rolled back.
             Stranded: nor could it be rolled back.
         """
-        begun = _steps_of(phases)
+        begun = steps_of(phases)
         try:
             for phase in (left := phases_left(phases, operation.machine.state)):
                 if phase is not left[0]:
@@ -305,7 +292,7 @@ class Engine:
         operation: Operation,
         rollback: Sequence[Undo],
         actors: Sequence[Actor],
-        begun: Collection[str],
+        begun: Collection[Step],
         error: BaseException,
     ) -> None:
         """Roll back; raise what is to be told of a failure, return when there is none but a cancellation."""
@@ -332,7 +319,7 @@ class Engine:
         Raises:
             Stranded: it still cannot be undone.
         """
-        begun = _steps_of(phases_begun(phases, operation.machine.state))
+        begun = steps_of(phases_begun(phases, operation.machine.state))
         await self._roll_back(operation, rollback, actors, begun, OperationFailed("cut short"))
 
     async def _enter(
@@ -357,7 +344,7 @@ class Engine:
         operation: Operation,
         rollback: Sequence[Undo],
         actors: Sequence[Actor],
-        begun: Collection[str],
+        begun: Collection[Step],
         error: BaseException,
     ) -> None:
         if operation.machine.state is not State.ROLLING_BACK:  # where `recover` may find it
@@ -385,10 +372,6 @@ class Engine:
             raise Stranded(
                 f"{operation.kind} {operation.subject} failed: {why}", operation.id, tuple(remains)
             ) from error
-
-
-def _steps_of(phases: Sequence[Phase]) -> frozenset[str]:
-    return frozenset(step for phase in phases for _, steps in phase.lanes() for step in steps)
 
 
 def _before_commit(state: State) -> State:
@@ -439,9 +422,9 @@ def _nothing_collected() -> Iterator[None]:
 async def _perform(phase: Phase, actors: Sequence[Actor]) -> None:
     """Run one phase: every lane of every actor side by side, the steps of each lane in order."""
 
-    async def walk(actor: Actor, steps: Sequence[str], arguments: tuple[str, ...]) -> None:
+    async def walk(actor: Actor, steps: Sequence[Step], arguments: tuple[str, ...]) -> None:
         for step in steps:
-            await getattr(actor, step)(*arguments)
+            await actor.performing(step)(*arguments)
 
     await _together(
         [
@@ -458,11 +441,11 @@ async def _undo(undo: Undo, actors: Sequence[Actor], remains: list[str]) -> None
 
     async def attempt(actor: Actor, arguments: tuple[str, ...]) -> None:
         try:
-            await getattr(actor, undo.name)(*arguments)
+            await actor.performing(undo.step)(*arguments)
         except Exception as error:  # noqa: BLE001 - a bug in one compensation must not keep the others from running
-            what = " ".join((undo.name.replace("_", " "), *arguments))
+            what = " ".join((undo.step.replace("_", " "), *arguments))
             remains.append(f"{actor.name}: cannot {what}: {str(error) or type(error).__name__}")
 
     await _together(
-        [partial(attempt, actor, (key,) if key else ()) for actor in actors for key in actor.keys(undo.lane)]
+        [partial(attempt, actor, (key,) if key else ()) for actor in actors for key in actor.keys(undo.step.lane)]
     )

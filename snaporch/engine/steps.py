@@ -5,20 +5,23 @@ A *phase* is a barrier: all lanes of all participants finish it before anyone be
 its overlay, and they meet at the point; with several participants the very same rows make a consistency group
 (pause all, switch all, arm all, resume all).
 
-A step's name is the name of a method of the actor that performs it (`snaporch.operations.create.Participant`, for
-example). The rollback tables name the compensations in the order in which they must run, each with the steps that
-make it necessary. A compensation looks at what is really there and is idempotent: it is run for a step that has
-*begun*, done or not, and again by `recover` after a crash.
+A step is performed by the method of its name of the actor whose turn it is (see `snaporch.engine.actor`). The
+rollback tables name the compensations in the order in which they must run, each with the steps that make it
+necessary. A compensation looks at what is really there and is idempotent: it is run for a step that has *begun*,
+done or not, and again by `recover` after a crash.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
+from typing import Self
 
 import attrs
 
 from snaporch.engine.states import Signal
 from snaporch.model.request import Strategy
+from snaporch.model.way import Way
 
 
 class Lane(enum.StrEnum):
@@ -30,109 +33,172 @@ class Lane(enum.StrEnum):
     """Once a disk whose point is inside its image."""
     MEMORY = "memory"
 
+    @property
+    def has_target(self) -> bool:
+        """Whether a step of this lane is called with the target of a disk."""
+        return self in {Lane.DISK, Lane.INSIDE}
 
-@attrs.frozen
+
+class Step(enum.StrEnum):
+    """A step, or a compensation: its value is the name of the method that performs it.
+
+    Attributes:
+        lane: in which it is performed, always.
+    """
+
+    lane: Lane
+
+    def __new__(cls, name: str, lane: Lane = Lane.DOMAIN) -> Self:
+        """Make a member, of a lane."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.lane = lane
+        return member
+
+    POST_GUARD = "post_guard"
+    MAKE_OVERLAY = "make_overlay", Lane.DISK
+    ADD_NODE = "add_node", Lane.DISK
+    MAKE_MEMORY_FILE = "make_memory_file", Lane.MEMORY
+    OPEN_STREAM = "open_stream", Lane.MEMORY
+    DISMISS_GUARD = "dismiss_guard"
+    SEAL_IMAGE = "seal_image", Lane.DISK
+    SEAL_MEMORY = "seal_memory", Lane.MEMORY
+    PAUSE = "pause"
+    SWITCH = "switch"
+    START_STREAM = "start_stream", Lane.MEMORY
+    AWAIT_ARMED = "await_armed", Lane.MEMORY
+    RESUME = "resume"
+    FINISH_STREAM = "finish_stream", Lane.MEMORY
+    SAVE_INSIDE = "save_inside"
+    SEAL_INSIDE = "seal_inside", Lane.INSIDE
+    KEEP_INSIDE = "keep_inside", Lane.INSIDE
+    FREEZE = "freeze"
+    THAW = "thaw"
+    LAUNCH = "launch"
+    LOAD = "load"
+    STAND_STILL = "stand_still"
+    TAKE_OVER = "take_over"
+    END_OLD = "end_old"
+    KEEP_PRESENT = "keep_present"
+    LOAD_INSIDE = "load_inside"
+    KEEP_IMAGE = "keep_image", Lane.INSIDE
+    GO_BACK = "go_back", Lane.INSIDE
+    BRING_UP = "bring_up"
+    RUN_AWHILE = "run_awhile"
+    ABORT_STREAM = "abort_stream", Lane.MEMORY
+    REMOVE_MEMORY_FILE = "remove_memory_file", Lane.MEMORY
+    SWITCH_BACK = "switch_back"
+    FORGET_INSIDE = "forget_inside", Lane.INSIDE
+    REMOVE_NODE = "remove_node", Lane.DISK
+    REMOVE_OVERLAY = "remove_overlay", Lane.DISK
+    END_NEW = "end_new"
+    LOAD_PRESENT = "load_present"
+    RUN_OLD = "run_old"
+    RESTORE_IMAGE = "restore_image", Lane.INSIDE
+    FORGET_KEPT = "forget_kept", Lane.INSIDE
+    MOURN_OLD = "mourn_old"
+
+
+@attrs.frozen(init=False)
 class Phase:
     """A row of a table.
 
     Attributes:
         signal: sent to the operation's state machine before the first step.
-        domain: steps of the domain lane.
-        disk: steps of each disk's lane.
-        inside: steps of the lane of each disk whose point is inside its image.
-        memory: steps of the memory lane.
+        steps: what is done; those of one lane in this order.
         paused: the guest stands still for a LIVE point: no database write, no fsync, nothing but the hypervisor.
         goes_on: what it does goes on, or can be done again, without us: it may be left; see
             `snaporch.engine.replay`.
     """
 
     signal: Signal
-    domain: tuple[str, ...] = ()
-    disk: tuple[str, ...] = ()
-    inside: tuple[str, ...] = ()
-    memory: tuple[str, ...] = ()
-    paused: bool = False
-    goes_on: bool = False
+    steps: tuple[Step, ...]
+    paused: bool
+    goes_on: bool
 
-    def lanes(self) -> tuple[tuple[Lane, tuple[str, ...]], ...]:
+    def __init__(self, signal: Signal, *steps: Step, paused: bool = False, goes_on: bool = False) -> None:
+        self.__attrs_init__(signal, steps, paused, goes_on)
+
+    def lanes(self) -> tuple[tuple[Lane, tuple[Step, ...]], ...]:
         """Return the lanes that have something to do."""
-        rows = (
-            (Lane.DOMAIN, self.domain),
-            (Lane.DISK, self.disk),
-            (Lane.INSIDE, self.inside),
-            (Lane.MEMORY, self.memory),
-        )
+        rows = ((lane, tuple(step for step in self.steps if step.lane is lane)) for lane in Lane)
         return tuple(row for row in rows if row[1])
 
 
-@attrs.frozen
+@attrs.frozen(init=False)
 class Undo:
     """A compensation: run when any of the steps `after` has begun."""
 
-    name: str
-    lane: Lane
-    after: frozenset[str]
+    step: Step
+    after: frozenset[Step]
+
+    def __init__(self, step: Step, *after: Step) -> None:
+        self.__attrs_init__(step, frozenset(after))
 
 
+def steps_of(phases: Iterable[Phase]) -> frozenset[Step]:
+    """Return the steps of some phases."""
+    return frozenset(step for phase in phases for step in phase.steps)
+
+
+def all_steps(tables: Iterable[Iterable[Phase]], rollback: Iterable[Undo]) -> frozenset[Step]:
+    """Return everything that somebody performs who goes by these tables: their steps, and what undoes them."""
+    return frozenset[Step]().union(*map(steps_of, tables), (undo.step for undo in rollback))
+
+
+# The guard stands by from before the pause until the guest runs again, should we die in between.
 _PREPARE = Phase(
-    Signal.PREPARE,
-    domain=("post_guard",),  # it stands by until the guest runs again, should we die in between
-    disk=("make_overlay", "add_node"),
-    memory=("make_memory_file", "open_stream"),
+    Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.ADD_NODE, Step.MAKE_MEMORY_FILE, Step.OPEN_STREAM
 )
-_PREPARE_OFFLINE = Phase(Signal.PREPARE, disk=("make_overlay",))
-_SEAL = Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",), memory=("seal_memory",), goes_on=True)
+_PREPARE_OFFLINE = Phase(Signal.PREPARE, Step.MAKE_OVERLAY)
+_SEAL = Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE, Step.SEAL_MEMORY, goes_on=True)
 
 CREATE: dict[Strategy, tuple[Phase, ...]] = {
     # The point is where the guest stands; RAM is write-protected there and streams while the guest runs on.
     Strategy.BACKGROUND: (
         _PREPARE,
-        Phase(Signal.PAUSE, domain=("pause",)),  # not `paused`: its row in the journal covers the whole pause
-        Phase(Signal.SWITCH, domain=("switch",), paused=True),
-        Phase(Signal.ARM, memory=("start_stream", "await_armed"), paused=True),
-        Phase(Signal.RESUME, domain=("resume",), paused=True),
+        Phase(Signal.PAUSE, Step.PAUSE),  # not `paused`: its row in the journal covers the whole pause
+        Phase(Signal.SWITCH, Step.SWITCH, paused=True),
+        Phase(Signal.ARM, Step.START_STREAM, Step.AWAIT_ARMED, paused=True),
+        Phase(Signal.RESUME, Step.RESUME, paused=True),
         Phase(
-            Signal.STREAM,
-            domain=("dismiss_guard",),
-            disk=("seal_image",),
-            memory=("finish_stream", "seal_memory"),
-            goes_on=True,
+            Signal.STREAM, Step.DISMISS_GUARD, Step.SEAL_IMAGE, Step.FINISH_STREAM, Step.SEAL_MEMORY, goes_on=True
         ),
     ),
     # The point is where the hypervisor itself stops the guest: the last page is sent and nothing moves.
     Strategy.PRECOPY: (
         _PREPARE,
-        Phase(Signal.STREAM, memory=("start_stream", "finish_stream")),
-        Phase(Signal.SWITCH, domain=("switch",), paused=True),
-        Phase(Signal.RESUME, domain=("resume",), paused=True),
+        Phase(Signal.STREAM, Step.START_STREAM, Step.FINISH_STREAM),
+        Phase(Signal.SWITCH, Step.SWITCH, paused=True),
+        Phase(Signal.RESUME, Step.RESUME, paused=True),
         _SEAL,
     ),
     # The guest stands from the point until its memory is on disk.
     Strategy.PAUSED: (
         _PREPARE,
-        Phase(Signal.PAUSE, domain=("pause",)),
-        Phase(Signal.SWITCH, domain=("switch",)),
-        Phase(Signal.STREAM, memory=("start_stream", "finish_stream", "seal_memory")),
-        Phase(Signal.RESUME, domain=("resume",)),
-        Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",), goes_on=True),
+        Phase(Signal.PAUSE, Step.PAUSE),
+        Phase(Signal.SWITCH, Step.SWITCH),
+        Phase(Signal.STREAM, Step.START_STREAM, Step.FINISH_STREAM, Step.SEAL_MEMORY),
+        Phase(Signal.RESUME, Step.RESUME),
+        Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE, goes_on=True),
     ),
     # The hypervisor stops the guest, saves memory and disks inside the images, and lets it run, all by itself.
     Strategy.INTERNAL: (
         Phase(Signal.PREPARE),
-        Phase(Signal.STREAM, domain=("save_inside",)),
-        Phase(Signal.SEAL, inside=("seal_inside",), goes_on=True),
+        Phase(Signal.STREAM, Step.SAVE_INSIDE),
+        Phase(Signal.SEAL, Step.SEAL_INSIDE, goes_on=True),
     ),
     # An inactive domain: its disks stand still by themselves.
     Strategy.NONE: (
         _PREPARE_OFFLINE,
-        Phase(Signal.SWITCH, inside=("keep_inside",)),
-        Phase(Signal.SEAL, disk=("seal_image",), inside=("seal_inside",), goes_on=True),
+        Phase(Signal.SWITCH, Step.KEEP_INSIDE),
+        Phase(Signal.SEAL, Step.SEAL_IMAGE, Step.SEAL_INSIDE, goes_on=True),
     ),
 }
 
-_FREEZE = Phase(Signal.FREEZE, domain=("freeze",))
+_FREEZE = Phase(Signal.FREEZE, Step.FREEZE)
 # No row in the journal: while file systems are frozen a guest can do next to nothing.
-_THAW = Phase(Signal.THAW, domain=("thaw",), paused=True)
+_THAW = Phase(Signal.THAW, Step.THAW, paused=True)
 
 
 def _quiesced(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -148,19 +214,19 @@ QUIESCED: dict[Strategy, tuple[Phase, ...]] = {
     Strategy.BACKGROUND: _quiesced(CREATE[Strategy.BACKGROUND]),
     Strategy.PAUSED: _quiesced(CREATE[Strategy.PAUSED]),
     Strategy.INTERNAL: (
-        Phase(Signal.PREPARE, domain=("post_guard",)),
+        Phase(Signal.PREPARE, Step.POST_GUARD),
         _FREEZE,
-        Phase(Signal.STREAM, domain=("save_inside",)),
+        Phase(Signal.STREAM, Step.SAVE_INSIDE),
         _THAW,
-        Phase(Signal.SEAL, domain=("dismiss_guard",), inside=("seal_inside",)),
+        Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_INSIDE),
     ),
     # The disks alone of a guest that runs.
     Strategy.NONE: (
-        Phase(Signal.PREPARE, domain=("post_guard",), disk=("make_overlay", "add_node")),
+        Phase(Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.ADD_NODE),
         _FREEZE,
-        Phase(Signal.SWITCH, domain=("switch",), paused=True),
+        Phase(Signal.SWITCH, Step.SWITCH, paused=True),
         _THAW,
-        Phase(Signal.SEAL, domain=("dismiss_guard",), disk=("seal_image",)),
+        Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE),
     ),
 }
 
@@ -172,80 +238,80 @@ def create_phases(strategy: Strategy, *, quiesce: bool) -> tuple[Phase, ...]:
 
 # The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.
 ROLLBACK_CREATE: tuple[Undo, ...] = (
-    Undo("abort_stream", Lane.MEMORY, frozenset({"open_stream", "start_stream"})),
-    Undo("resume", Lane.DOMAIN, frozenset({"pause", "start_stream", "finish_stream"})),
-    Undo("thaw", Lane.DOMAIN, frozenset({"freeze"})),
-    Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
-    Undo("remove_memory_file", Lane.MEMORY, frozenset({"make_memory_file"})),  # a full disk has room again
-    Undo("switch_back", Lane.DOMAIN, frozenset({"switch"})),
-    Undo("forget_inside", Lane.INSIDE, frozenset({"save_inside", "keep_inside"})),
-    Undo("remove_node", Lane.DISK, frozenset({"add_node"})),
-    Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
+    Undo(Step.ABORT_STREAM, Step.OPEN_STREAM, Step.START_STREAM),
+    Undo(Step.RESUME, Step.PAUSE, Step.START_STREAM, Step.FINISH_STREAM),
+    Undo(Step.THAW, Step.FREEZE),
+    Undo(Step.DISMISS_GUARD, Step.POST_GUARD),
+    Undo(Step.REMOVE_MEMORY_FILE, Step.MAKE_MEMORY_FILE),  # a full disk has room again
+    Undo(Step.SWITCH_BACK, Step.SWITCH),
+    Undo(Step.FORGET_INSIDE, Step.SAVE_INSIDE, Step.KEEP_INSIDE),
+    Undo(Step.REMOVE_NODE, Step.ADD_NODE),
+    Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )
 
-REVERT: dict[str, tuple[Phase, ...]] = {
+REVERT: dict[Way, tuple[Phase, ...]] = {
     # The new guest is complete beside the old one before the old one is touched.
-    "beside": (
-        Phase(Signal.PREPARE, disk=("make_overlay",)),
-        Phase(Signal.LOAD, domain=("launch", "load")),
+    Way.BESIDE: (
+        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
+        Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD),
         # Old and new guests of a group never run at one time. The guards stand until the revert is complete, which
         # is one row for all: until then they take every guest back.
-        Phase(Signal.SWAP, domain=("post_guard", "stand_still")),
-        Phase(Signal.SWAP, domain=("take_over",), paused=True),
+        Phase(Signal.SWAP, Step.POST_GUARD, Step.STAND_STILL),
+        Phase(Signal.SWAP, Step.TAKE_OVER, paused=True),
     ),
     # FORCE, where both cannot stand side by side, or the old one no longer answers.
-    "displace": (
-        Phase(Signal.PREPARE, disk=("make_overlay",)),
-        Phase(Signal.DISPLACE, domain=("end_old",)),
-        Phase(Signal.LOAD, domain=("launch", "load")),
-        Phase(Signal.SWAP, domain=("take_over",)),
+    Way.DISPLACE: (
+        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
+        Phase(Signal.DISPLACE, Step.END_OLD),
+        Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD),
+        Phase(Signal.SWAP, Step.TAKE_OVER),
     ),
     # The domain is to be inactive afterwards. The old guest runs until the catalog has that, and what is left is to
     # end it: stopped before, it would stand until somebody recovers what we had died in.
-    "inactive": (Phase(Signal.PREPARE, disk=("make_overlay",)), Phase(Signal.SWAP)),
+    Way.INACTIVE: (Phase(Signal.PREPARE, Step.MAKE_OVERLAY), Phase(Signal.SWAP)),
     # The point is inside the images that the running guest is on: it is loaded in the same process. What the guest
     # holds now is first kept inside too, and loaded again if that fails. From the load on it is the point that the
     # guard lets run, and recovery finds it running.
-    "inside": (
-        Phase(Signal.PREPARE, domain=("post_guard", "stand_still", "keep_present")),
-        Phase(Signal.LOAD, domain=("load_inside",)),
-        Phase(Signal.SWAP, domain=("take_over",)),
+    Way.INSIDE: (
+        Phase(Signal.PREPARE, Step.POST_GUARD, Step.STAND_STILL, Step.KEEP_PRESENT),
+        Phase(Signal.LOAD, Step.LOAD_INSIDE),
+        Phase(Signal.SWAP, Step.TAKE_OVER),
     ),
     # The point is inside images that nobody has open: they go back to it in place, and then a process may load it.
-    "inside, inactive": (
-        Phase(Signal.PREPARE, disk=("make_overlay",)),
-        Phase(Signal.LOAD, inside=("keep_image", "go_back")),
-        Phase(Signal.SWAP, domain=("bring_up",)),
+    Way.INSIDE_INACTIVE: (
+        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
+        Phase(Signal.LOAD, Step.KEEP_IMAGE, Step.GO_BACK),
+        Phase(Signal.SWAP, Step.BRING_UP),
     ),
     # FORCE, where the old process has them open.
-    "inside, displace": (
-        Phase(Signal.PREPARE, disk=("make_overlay",)),
-        Phase(Signal.DISPLACE, domain=("end_old",)),
-        Phase(Signal.LOAD, inside=("keep_image", "go_back")),
-        Phase(Signal.SWAP, domain=("bring_up",)),
+    Way.INSIDE_DISPLACE: (
+        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
+        Phase(Signal.DISPLACE, Step.END_OLD),
+        Phase(Signal.LOAD, Step.KEEP_IMAGE, Step.GO_BACK),
+        Phase(Signal.SWAP, Step.BRING_UP),
     ),
 }
 
 # A throw-away copy, nobody's place taken.
 VERIFY: tuple[Phase, ...] = (
-    Phase(Signal.PREPARE, disk=("make_overlay",)),
-    Phase(Signal.LOAD, domain=("launch", "load")),
-    Phase(Signal.SWAP, domain=("run_awhile",)),
+    Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
+    Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD),
+    Phase(Signal.SWAP, Step.RUN_AWHILE),
 )
 
 ROLLBACK_VERIFY: tuple[Undo, ...] = (
-    Undo("end_new", Lane.DOMAIN, frozenset({"launch"})),
-    Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
+    Undo(Step.END_NEW, Step.LAUNCH),
+    Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )
 
 ROLLBACK_REVERT: tuple[Undo, ...] = (
-    Undo("post_guard", Lane.DOMAIN, frozenset({"stand_still"})),
-    Undo("end_new", Lane.DOMAIN, frozenset({"launch", "bring_up"})),
-    Undo("load_present", Lane.DOMAIN, frozenset({"load_inside"})),
-    Undo("run_old", Lane.DOMAIN, frozenset({"stand_still"})),
-    Undo("dismiss_guard", Lane.DOMAIN, frozenset({"post_guard"})),
-    Undo("restore_image", Lane.INSIDE, frozenset({"load_inside", "go_back"})),
-    Undo("forget_kept", Lane.INSIDE, frozenset({"keep_present", "keep_image"})),
-    Undo("mourn_old", Lane.DOMAIN, frozenset({"end_old"})),
-    Undo("remove_overlay", Lane.DISK, frozenset({"make_overlay"})),
+    Undo(Step.POST_GUARD, Step.STAND_STILL),
+    Undo(Step.END_NEW, Step.LAUNCH, Step.BRING_UP),
+    Undo(Step.LOAD_PRESENT, Step.LOAD_INSIDE),
+    Undo(Step.RUN_OLD, Step.STAND_STILL),
+    Undo(Step.DISMISS_GUARD, Step.POST_GUARD),
+    Undo(Step.RESTORE_IMAGE, Step.LOAD_INSIDE, Step.GO_BACK),
+    Undo(Step.FORGET_KEPT, Step.KEEP_PRESENT, Step.KEEP_IMAGE),
+    Undo(Step.MOURN_OLD, Step.END_OLD),
+    Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )

@@ -31,7 +31,8 @@ Commit before stream: clusters that the commit brought into the survivor need no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import enum
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import attrs
@@ -40,6 +41,29 @@ from snaporch.errors import Unsupported
 from snaporch.images.chain import Graph, Image
 
 # --- the plan -----------------------------------------------------------------------------------------------------
+
+
+class MergeKind(enum.StrEnum):
+    """Which way the data goes."""
+
+    COMMIT = "commit"
+    """Down: the upper image goes."""
+    STREAM = "stream"
+    """Up: the lower images go."""
+
+
+class Where(enum.StrEnum):
+    """Who merges."""
+
+    LIVE = "live"
+    """The hypervisor that has the images open."""
+    OFFLINE = "offline"
+    """qemu-img; nobody has them open."""
+
+    @classmethod
+    def of(cls, image: str, opened: Collection[str]) -> Where:
+        """Return who merges an image, of the open ones or not."""
+        return cls.LIVE if image in opened else cls.OFFLINE
 
 
 @attrs.frozen
@@ -60,13 +84,13 @@ class MergeStep:
         after: indices of the steps that must be done before.
     """
 
-    kind: str
+    kind: MergeKind
     target: str
     top: str
     base: str
     new_backing: str | None
     bytes: int
-    where: str
+    where: Where
     active: bool = False
     repoint: tuple[str, ...] = ()
     after: tuple[int, ...] = ()
@@ -74,7 +98,7 @@ class MergeStep:
     @property
     def survivor(self) -> str:
         """The image that is written to and remains."""
-        return self.base if self.kind == "commit" else self.top
+        return self.base if self.kind is MergeKind.COMMIT else self.top
 
 
 @attrs.frozen
@@ -251,12 +275,12 @@ class _Planner:
             repoint = self.children[top]
             backing = piece[index - 1].path if index else self._now(under)
             base = survivor.path
-            self._step(piece, over, kind="commit", top=top, base=base, new_backing=backing, repoint=repoint)
+            self._step(piece, over, kind=MergeKind.COMMIT, top=top, base=base, new_backing=backing, repoint=repoint)
             self.changed.update(repoint)
             self.renamed[top] = survivor.path
         if index:
             top, base, backing = survivor.path, piece[0].path, self._now(under)
-            self._step(piece, piece[:index], kind="stream", top=top, base=base, new_backing=backing)
+            self._step(piece, piece[:index], kind=MergeKind.STREAM, top=top, base=base, new_backing=backing)
         if len(piece) > 1:
             self.changed.add(survivor.path)
             self.unlink += [image.path for image in piece if image is not survivor]
@@ -269,7 +293,7 @@ class _Planner:
         piece: Sequence[Image],
         content: Sequence[Image],
         *,
-        kind: str,
+        kind: MergeKind,
         top: str,
         base: str,
         new_backing: str | None,
@@ -285,7 +309,7 @@ class _Planner:
                 base=base,
                 new_backing=new_backing,
                 bytes=sum(image.allocated for image in content),
-                where="live" if end in self.graph.opened else "offline",
+                where=Where.of(end, self.graph.opened),
                 active=top == self._now(end) and end in self.graph.active.values(),
                 repoint=repoint,
                 after=(self.last[end],) if end in self.last else (),
@@ -352,13 +376,13 @@ def plan_flatten(graph: Graph, tops: Iterable[str], depth: int, *, limit: int = 
             copied.append(kept.pop(0))
         steps.append(
             MergeStep(
-                kind="stream",
+                kind=MergeKind.STREAM,
                 target=graph.targets[top],
                 top=top,
                 base=copied[-1].path,
                 new_backing=kept[0].path if kept else None,
                 bytes=sum(image.allocated for image in copied),
-                where="live" if top in graph.opened else "offline",
+                where=Where.of(top, graph.opened),
                 active=top in graph.active.values(),
             )
         )
@@ -414,7 +438,8 @@ def apply(graph: Graph, plan: MergePlan) -> Graph:
 
 def _steps_in_words(plan: MergePlan) -> Iterator[str]:
     for number, step in enumerate(plan.steps, 1):
-        way = f"{step.top} down into {step.base}" if step.kind == "commit" else f"{step.base} up into {step.top}"
+        down = step.kind is MergeKind.COMMIT
+        way = f"{step.top} down into {step.base}" if down else f"{step.base} up into {step.top}"
         after = f", after {', '.join(str(index + 1) for index in step.after)}" if step.after else ""
         yield f"{number}. {step.target}: {step.kind} {way}: {step.bytes:,} bytes, {step.where}{after}"
 

@@ -265,13 +265,55 @@ class Finding:
     repaired: bool = False
 
 
+class OperationKind(enum.StrEnum):
+    """What an operation does. The value is what the catalog, the service and the command line show."""
+
+    CREATE = "create"
+    REVERT = "revert"
+    DELETE = "delete"
+    FLATTEN = "flatten"
+    VERIFY = "verify"
+    RECOVER = "recover"
+    FSCK = "fsck"
+    # Short ones, which are in no journal: whoever has to wait for one is told of it.
+    START = "start"
+    SHUTDOWN = "shutdown"
+    DESTROY = "destroy"
+    PAUSE = "pause"
+    RESUME = "resume"
+    DEFINE = "define"
+    UNDEFINE = "undefine"
+    ATTACH = "attach"
+    TAG = "tag"
+    LIMIT_DEPTH = "limit-depth"
+    PIN = "pin"
+    DOCTOR = "doctor"
+    ESTIMATE = "estimate"
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether it can be ended at any time and nothing is lost: a recover leaves what it has begun as it was."""
+        return self in {OperationKind.VERIFY, OperationKind.FSCK, OperationKind.RECOVER}
+
+
+class EventKind(enum.StrEnum):
+    """What an event tells."""
+
+    STATE = "state"
+    """The operation entered its state."""
+    PROGRESS = "progress"
+    """So many bytes are done, of so many."""
+    NOTE = "note"
+    """Something for people."""
+
+
 @attrs.frozen
 class OperationRecord:
     """A running or past operation.
 
     Attributes:
         id: eight hexadecimal digits.
-        kind: ``create``, ``revert``, ``delete`` or ``verify``.
+        kind: what it does.
         domain: what it works on; of a group the names of all, sorted and joined by commas.
         subject: the snapshot's name.
         state: a state of `snaporch.engine.states`.
@@ -283,7 +325,7 @@ class OperationRecord:
     """
 
     id: str
-    kind: str
+    kind: OperationKind
     domain: str
     subject: str
     state: str
@@ -306,7 +348,7 @@ class Event:
     Attributes:
         operation: the operation's id.
         domain: what it works on.
-        kind: ``state`` (it entered `state`), ``progress`` (`done` of `total` bytes of memory) or ``note``.
+        kind: what it tells.
         time: by the host's clock.
         state: the operation's state.
         done: bytes streamed.
@@ -316,7 +358,7 @@ class Event:
 
     operation: str
     domain: str
-    kind: str
+    kind: EventKind
     time: float
     state: str
     done: int = 0

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import trio
@@ -40,10 +40,11 @@ from snaporch.drivers.base import (
     Stream,
     untold,
 )
+from snaporch.engine.actor import Actor
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.states import State
-from snaporch.engine.steps import ROLLBACK_CREATE, Lane, create_phases
+from snaporch.engine.steps import CREATE, QUIESCED, ROLLBACK_CREATE, Lane, all_steps, create_phases
 from snaporch.errors import (
     ConnectionGone,
     DeadlineExceeded,
@@ -56,7 +57,7 @@ from snaporch.errors import (
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
 from snaporch.model.names import joined
-from snaporch.model.record import FileRecord, Group, SnapshotRecord, Timings
+from snaporch.model.record import FileRecord, Group, OperationKind, SnapshotRecord, Timings
 from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
@@ -140,7 +141,7 @@ class Held:
 
 
 @attrs.define
-class Participant:
+class Participant(Actor):
     """One domain in a create: performs the steps that the tables name.
 
     Attributes:
@@ -155,6 +156,8 @@ class Participant:
         made: the files that this operation has made.
         result: the record, once it is complete.
     """
+
+    performs: ClassVar = all_steps([*CREATE.values(), *QUIESCED.values()], ROLLBACK_CREATE)
 
     plan: CreatePlan
     operation: Operation
@@ -178,7 +181,7 @@ class Participant:
         return self.plan.domain.name
 
     def keys(self, lane: Lane) -> Sequence[str]:
-        """See `snaporch.engine.run.Actor`."""
+        """See Actor."""
         if lane is Lane.DISK:
             return [overlay.target for overlay in self.plan.overlays]
         if lane is Lane.INSIDE:
@@ -575,7 +578,7 @@ async def create(
         bandwidth = SharedBandwidth(options.bandwidth)
     if bandwidth is not None:
         options = attrs.evolve(options, bandwidth=bandwidth.next_share)
-    operation = Operation("create", joined(domains), snapshot.name or "snapshot")
+    operation = Operation(OperationKind.CREATE, joined(domains), snapshot.name or "snapshot")
     async with context.locked(operation, wait=options.wait), AsyncExitStack() as stack:
         scenes = [await _scene(context, name, operation, stack) for name in operation.members]
         plans = at_one_point([plan_create(scene, snapshot, flags, options) for scene, _ in scenes])

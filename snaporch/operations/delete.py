@@ -29,7 +29,7 @@ from snaporch.images.merge import MergePlan, plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
 from snaporch.model.names import joined
-from snaporch.model.record import SnapshotRecord
+from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeleteFlag
 from snaporch.operations.group import check_alone
@@ -141,7 +141,7 @@ async def delete(
 ) -> dict[str, MergePlan]:
     """Delete snapshots, chosen by domain; see `snaporch.Orchestrator.delete_group`."""
     subject = ", ".join(dict.fromkeys(chain.from_iterable(chosen.values())))
-    operation = Operation("delete", joined(chosen), subject)
+    operation = Operation(OperationKind.DELETE, joined(chosen), subject)
     async with context.locked(operation):
         doomed = {name: await _doomed(context, name, chosen[name], flags) for name in operation.members}
         marked = tuple(chain.from_iterable(doomed.values()))

@@ -13,7 +13,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, Refused, Unsupported
 from snaporch.model.domain import DomainInfo, DomainRecord, DomainState
-from snaporch.model.record import Estimate
+from snaporch.model.record import Estimate, OperationKind
 from snaporch.model.request import Strategy
 from snaporch.operations.estimate import LOOK_BACK, estimate
 from snaporch.operations.flatten import chain_cost
@@ -26,7 +26,7 @@ async def foretell(context: Context, domain: str, strategy: Strategy) -> Estimat
     if strategy in {Strategy.AUTO, Strategy.NONE}:
         raise InvalidInput(f"{strategy} is no way to save memory: background, precopy, paused or internal")
     async with (
-        context.locked(Operation("estimate", domain, "")),
+        context.locked(Operation(OperationKind.ESTIMATE, domain, "")),
         context.machine_of(domain) as (record, machine),
     ):
         if machine is None:
@@ -54,7 +54,7 @@ async def doctor(context: Context, domain: DomainInfo | None) -> dict[str, Any]:
         return findings
     found: dict[str, Any] = {"state": domain.state}
     async with (
-        context.locked(Operation("doctor", domain.name, "")),
+        context.locked(Operation(OperationKind.DOCTOR, domain.name, "")),
         context.machine_of(domain.name) as (record, machine),
     ):
         storage = context.driver(record).storage

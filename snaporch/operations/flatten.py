@@ -32,6 +32,7 @@ from snaporch.errors import InvalidInput, NotEnoughSpace, OperationFailed, Refus
 from snaporch.images.merge import MergePlan, apply, one_after_the_other, plan_delete, plan_flatten
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DiskStatus, DomainRecord
+from snaporch.model.record import OperationKind
 from snaporch.model.request import MergeOptions
 from snaporch.operations.merging import MergeJournal, Merging, merging
 
@@ -126,7 +127,7 @@ async def flatten(
     """Shorten chains; see `snaporch.Orchestrator.flatten`."""
     if depth < 1:
         raise InvalidInput("flatten: a chain has at least one image")
-    operation = Operation("flatten", domain, name)
+    operation = Operation(OperationKind.FLATTEN, domain, name)
     async with context.locked(operation):
         journal = MergeJournal(domain, options=options)
         async with merging(context, operation, journal, look_only=True) as merges:

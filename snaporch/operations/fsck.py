@@ -20,7 +20,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, DamagedSnapshot, HypervisorError, Refused, SnaporchError
 from snaporch.model.domain import DomainRecord
-from snaporch.model.record import FileRecord, Finding, SnapshotRecord, Trouble
+from snaporch.model.record import FileRecord, Finding, OperationKind, SnapshotRecord, Trouble
 from snaporch.operations.recover import recover, sweep
 from snaporch.operations.verify import check_chains
 
@@ -67,7 +67,7 @@ async def fsck(context: Context, domain: str | None = None, *, repair: bool = Fa
     for record in records:
         found += await _unfinished(context, record.name, repair=repair)
         try:
-            async with context.locked(Operation("fsck", record.name, "")):
+            async with context.locked(Operation(OperationKind.FSCK, record.name, "")):
                 found += await _domain(context, record.name, repair=repair)
         except Busy as error:
             found.append(Finding(record.name, Trouble.BUSY, error.operation, f"not looked at: {error}"))

@@ -13,12 +13,13 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import HypervisorError, Refused
 from snaporch.model.domain import DomainInfo, DomainRecord, DomainState
+from snaporch.model.record import OperationKind
 from snaporch.operations.recover import sweep
 
 
 async def start(context: Context, name: str, *, paused: bool) -> None:
     """See `snaporch.Orchestrator.start`."""
-    async with context.locked(Operation("start", name, "")):
+    async with context.locked(Operation(OperationKind.START, name, "")):
         async with context.machine_of(name) as (record, machine):
             if machine is not None:
                 raise Refused(f"{name} is {await machine.state()} already")
@@ -46,7 +47,7 @@ async def _check_frozen(context: Context, record: DomainRecord) -> None:
 async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> None:
     """Start a process; whatever happens before the guest runs in it, it is ended."""
     driver = context.driver(record)
-    directory = context.run_directory(record.name, Operation("start", record.name, "").id)
+    directory = context.run_directory(record.name, Operation(OperationKind.START, record.name, "").id)
     process = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
     try:
         await context.catalog.write(Change(domains=(attrs.evolve(record, process=process),)))
@@ -63,7 +64,7 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
 
 async def shutdown(context: Context, name: str, *, timeout: float) -> None:
     """See `snaporch.Orchestrator.shutdown`."""
-    async with context.locked(Operation("shutdown", name, "")):
+    async with context.locked(Operation(OperationKind.SHUTDOWN, name, "")):
         async with context.machine_of(name) as (record, machine):
             if machine is None or record.process is None:
                 raise Refused(f"{name} is inactive")
@@ -77,7 +78,7 @@ async def shutdown(context: Context, name: str, *, timeout: float) -> None:
 
 async def destroy(context: Context, name: str) -> None:
     """See `snaporch.Orchestrator.destroy`."""
-    async with context.locked(Operation("destroy", name, "")):
+    async with context.locked(Operation(OperationKind.DESTROY, name, "")):
         record = await context.catalog.domain(name)
         if record.process is not None:
             await context.driver(record).kill(record.process)
@@ -94,7 +95,7 @@ async def set_running(context: Context, name: str, *, running: bool) -> None:
 
     One that goes on from a point at which its file systems were frozen has them thawed.
     """
-    operation = Operation("resume" if running else "pause", name, "")
+    operation = Operation(OperationKind.RESUME if running else OperationKind.PAUSE, name, "")
     async with context.locked(operation), context.machine_of(name) as (record, machine):
         if machine is None:
             raise Refused(f"{name} is inactive; start it first")

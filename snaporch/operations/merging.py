@@ -21,10 +21,10 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import NotConverging, Unsupported
 from snaporch.images.chain import Graph, Image, graph_of
-from snaporch.images.merge import MergePlan, MergeStep, plan_delete
+from snaporch.images.merge import MergeKind, MergePlan, MergeStep, Where, plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
-from snaporch.model.record import FileRecord, SnapshotRecord
+from snaporch.model.record import EventKind, FileRecord, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot
 
@@ -108,7 +108,7 @@ def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> Domain
     """Return a domain's record after a merge: a disk on what was committed is on what it went into."""
     active = dict(record.active)
     for disk in record.disks:
-        if step.kind == "commit" and disk.path == step.top:
+        if step.kind is MergeKind.COMMIT and disk.path == step.top:
             base = graph.images[step.base]
             active[disk.target] = attrs.evolve(disk, path=base.path, format=base.format)
     return attrs.evolve(record, active=active)
@@ -119,7 +119,7 @@ def _written(step: MergeStep) -> set[str]:
 
 
 def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapshot:
-    if step.kind != "commit" or disk.disk.path != step.top:
+    if step.kind is not MergeKind.COMMIT or disk.disk.path != step.top:
         return disk
     image = graph.images[step.base]
     return attrs.evolve(disk, disk=attrs.evolve(disk.disk, path=image.path, format=image.format))
@@ -190,7 +190,7 @@ class Merging:
     async def check_still(self, graph: Graph, plan: MergePlan) -> None:
         """Raise Refused where somebody else has an image open that is to be merged offline."""
         for step in plan.steps:
-            if step.where == "offline":
+            if step.where is Where.OFFLINE:
                 await self.driver.storage.chain(step.top, graph.images[step.top].format, still=True)
 
     async def merge_surplus(self) -> MergePlan:
@@ -201,7 +201,7 @@ class Merging:
             try:
                 await self.carry_out(graph, plan)
             except NotConverging as error:
-                self.context.events.publish(self.operation.event("note", text=str(error)))
+                self.context.events.publish(self.operation.event(EventKind.NOTE, text=str(error)))
                 continue
             done = tuple(self.done)
             return attrs.evolve(plan, steps=done, bytes=sum(step.bytes for step in done))
@@ -240,7 +240,7 @@ class Merging:
 
     async def _merge(self, graph: Graph, step: MergeStep, progress: Progress) -> None:
         """Do one merge, in the hypervisor or with no hypervisor near."""
-        if step.where == "live":
+        if step.where is Where.LIVE:
             if self.machine is None:
                 raise Unsupported(f"{step.top} is open in a hypervisor that is gone: plan anew")
             await self._merge_live(self.machine, graph, step, progress)
@@ -253,7 +253,7 @@ class Merging:
             await self.driver.storage.rebase(path, base, content=False)
 
     async def _merge_live(self, machine: Machine, graph: Graph, step: MergeStep, progress: Progress) -> None:
-        if step.kind == "stream":
+        if step.kind is MergeKind.STREAM:
             await machine.stream_image(step.top, step.new_backing, options=self.journal.options, progress=progress)
             return
 
@@ -269,7 +269,7 @@ class Merging:
 
     async def _merge_offline(self, graph: Graph, step: MergeStep, progress: Progress) -> None:
         storage, options = self.driver.storage, self.journal.options
-        if step.kind == "commit":
+        if step.kind is MergeKind.COMMIT:
             await storage.commit_image(step.top, step.base, options=options, progress=progress)
         else:
             below = step.new_backing

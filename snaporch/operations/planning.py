@@ -21,6 +21,7 @@ from snaporch.model.names import check_name
 from snaporch.model.record import Estimate, PastCheckpoint, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.model.way import Way
 from snaporch.operations.estimate import estimate
 
 # --- create -------------------------------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ class RevertPlan:
         was: what it did before.
         disks: the images it will run on.
         frozen: of each disk that the snapshot holds, the image that its fresh overlay is made over.
-        way: a key of `snaporch.engine.steps.REVERT`.
+        way: how; `snaporch.engine.steps.REVERT` has its phases.
         directory: of the new process.
         operation: whose plan it is.
         inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
@@ -334,7 +335,7 @@ class RevertPlan:
     was: DomainState
     disks: tuple[DeviceDisk, ...]
     frozen: dict[str, DeviceDisk]
-    way: str
+    way: Way
     directory: str
     operation: str
     inside: dict[str, str] = attrs.field(factory=dict)
@@ -437,27 +438,27 @@ def plan_revert(
             f"{record.name} does not hold {', '.join(shared)}: the old guest and the new one cannot both have it, "
             "so the old one could not be kept until the new one runs; FORCE ends it first"
         )
-    way = "inactive" if state is DomainState.INACTIVE else "beside"
-    if shared and was is not DomainState.INACTIVE and way == "beside":
-        way = "displace"
+    way = Way.INACTIVE if state is DomainState.INACTIVE else Way.BESIDE
+    if shared and was is not DomainState.INACTIVE and way is Way.BESIDE:
+        way = Way.DISPLACE
     return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation)
 
 
-def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> str:
+def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> Way:
     """Return how a domain goes back to a point inside images, which can only go back in place.
 
     Raises:
         Unsupported: without FORCE: somebody has.
     """
     if was is DomainState.INACTIVE:
-        return "inside, inactive"
+        return Way.INSIDE_INACTIVE
     present = {disk.target: disk.path for disk in domain.disks}
     here = all(present.get(target) == file.path for target, file in record.inside.items())
     if here and record.snapshot.memory and record.definition == domain.definition:
-        return "inside"
+        return Way.INSIDE
     if not force:
         raise Unsupported(
             f"{domain.name} is {was}: {record.name} is inside images that go back in place, and the guest would "
             "have to be ended first; shut it down, or FORCE does it"
         )
-    return "inside, displace"
+    return Way.INSIDE_DISPLACE

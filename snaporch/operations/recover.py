@@ -24,7 +24,8 @@ from snaporch.engine.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLL
 from snaporch.errors import Busy, OperationFailed, Refused, SnaporchError
 from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord, DomainState, Process
-from snaporch.model.record import OperationRecord
+from snaporch.model.record import OperationKind, OperationRecord
+from snaporch.model.way import Way
 from snaporch.operations.create import Held, Participant, commit
 from snaporch.operations.delete import finish_delete
 from snaporch.operations.flatten import finish_flatten
@@ -58,7 +59,7 @@ async def recover(
         mended = False
         try:
             async with context.locked(operation):
-                with trio.move_on_after(patience if record.kind == "create" else float("inf")) as scope:
+                with trio.move_on_after(patience if record.kind is OperationKind.CREATE else float("inf")) as scope:
                     await _RECOVER[record.kind](context, operation, plan)
             if scope.cancelled_caught:
                 continue
@@ -157,7 +158,7 @@ async def _complete_or_undo(context: Context, operation: Operation, participants
 async def _revert(context: Context, operation: Operation, text: str) -> None:
     plans = loads(text, tuple[RevertPlan, ...])
     way = plans[0].way
-    phases, rollback = (VERIFY, ROLLBACK_VERIFY) if way == "verify" else (REVERT[way], ROLLBACK_REVERT)
+    phases, rollback = (VERIFY, ROLLBACK_VERIFY) if way is Way.VERIFY else (REVERT[way], ROLLBACK_REVERT)
     async with AsyncExitStack() as stack:
         reverters = [await _reverter(context, plan, stack) for plan in plans]
         commit, finish = partial(commit_revert, reverters), partial(clean_up, reverters)
@@ -175,16 +176,16 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
 
 async def _reverter(context: Context, plan: RevertPlan, stack: AsyncExitStack) -> Reverter:
     name = plan.domain.name
-    if plan.way == "inside":
+    if plan.way is Way.INSIDE:
         await _await_inside(context, name)
     record, machine = await stack.enter_async_context(context.machine_of(name, hung_is_none=True))
     driver = context.driver(record)
     made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
     await driver.storage.release({disk.path for disk in plan.disks})
-    actor = Trial if plan.way == "verify" else Reverter
+    actor = Trial if plan.way is Way.VERIFY else Reverter
     # A guest that had been stopped to load a point, and runs: its guard, which lets nothing else run, has done it.
     loaded = False
-    if plan.way == "inside" and plan.was is DomainState.RUNNING and machine is not None:
+    if plan.way is Way.INSIDE and plan.was is DomainState.RUNNING and machine is not None:
         loaded = await machine.state() is DomainState.RUNNING
     new = await driver.find(plan.run_directory)
     return actor(plan, context, driver, machine, new=new, made=made, loaded=loaded)
@@ -196,8 +197,14 @@ async def _merges(context: Context, operation: Operation, text: str) -> None:
         record = await context.catalog.domain(each.domain)
         images = {disk.path for disk in record.disks} | await context.catalog.own_files(record.name)
         await context.driver(record).storage.release(images)
-    finish = finish_delete if operation.kind == "delete" else finish_flatten
+    finish = finish_delete if operation.kind is OperationKind.DELETE else finish_flatten
     await finish(context, operation, journal)
 
 
-_RECOVER = {"create": _create, "revert": _revert, "verify": _revert, "delete": _merges, "flatten": _merges}
+_RECOVER = {
+    OperationKind.CREATE: _create,
+    OperationKind.REVERT: _revert,
+    OperationKind.VERIFY: _revert,
+    OperationKind.DELETE: _merges,
+    OperationKind.FLATTEN: _merges,
+}

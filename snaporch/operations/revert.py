@@ -18,14 +18,16 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import ClassVar
 
 import attrs
 
 from snaporch.catalog.store import Change, merged
 from snaporch.drivers.base import Driver, Guard, Journal, Launch, LoadNote, Machine, PauseNote, Storage
+from snaporch.engine.actor import Actor
 from snaporch.engine.context import Context, dies
 from snaporch.engine.run import Operation
-from snaporch.engine.steps import REVERT, ROLLBACK_REVERT, Lane
+from snaporch.engine.steps import REVERT, ROLLBACK_REVERT, Lane, all_steps
 from snaporch.errors import (
     CommandRefused,
     ConnectionGone,
@@ -41,9 +43,10 @@ from snaporch.errors import (
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord, DomainState, Process
 from snaporch.model.names import check_name, joined, members_of
-from snaporch.model.record import SnapshotRecord
+from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.model.way import Way
 from snaporch.operations.create import STREAM_BYTES, create
 from snaporch.operations.internal import forget
 from snaporch.operations.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
@@ -72,13 +75,13 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
     for disk in record.snapshot.disks:
         # A guest of ours that runs may keep a frozen image open for writing without ever using it (QEMU could not
         # open it anew by a relative name, say). Nothing is lost if somebody else has it: the new one does not load.
-        still = plan.was is DomainState.INACTIVE and (disk.external or plan.way == "inside, inactive")
+        still = plan.was is DomainState.INACTIVE and (disk.external or plan.way is Way.INSIDE_INACTIVE)
         if problem := await chain_problem(storage, record, disk, still=still):
             raise DamagedSnapshot(problem, disk.disk.path)
     directory = os.path.dirname(plan.directory)
     await storage.check_writable(directory)
     await check_space(storage, directory, OVERLAY_BYTES * len(plan.frozen))
-    if plan.way == "inside":
+    if plan.way is Way.INSIDE:
         image = next(iter(record.inside.values())).path
         await check_space(storage, os.path.dirname(image), record.definition.memory + STREAM_BYTES)
 
@@ -111,7 +114,7 @@ async def chain_problem(
 
 
 @attrs.define
-class Reverter:
+class Reverter(Actor):
     """One domain in a revert: performs the steps that the tables name.
 
     Attributes:
@@ -123,6 +126,8 @@ class Reverter:
         made: the files that this operation has made.
         loaded: the point is in the old process already: when we had died a guard has loaded it.
     """
+
+    performs: ClassVar = all_steps(REVERT.values(), ROLLBACK_REVERT)
 
     plan: RevertPlan
     context: Context
@@ -139,13 +144,13 @@ class Reverter:
         return self.plan.domain.name
 
     def keys(self, lane: Lane) -> Sequence[str]:
-        """See `snaporch.engine.run.Actor`."""
+        """See Actor."""
         disks = {Lane.DISK: list(self.plan.frozen), Lane.INSIDE: list(self.plan.inside)}
         return disks.get(lane, [""] if lane is Lane.DOMAIN else [])
 
     def displacing(self, operation: str = "") -> Reverter:
         """Return one that ends the old process first; as another operation, with overlays of that one's name."""
-        plan = attrs.evolve(self.plan, way="displace")
+        plan = attrs.evolve(self.plan, way=Way.DISPLACE)
         if operation:
             plan = attrs.evolve(plan, disks=_renamed(plan, operation), operation=operation)
         return Reverter(plan, self.context, self.driver, self.old)
@@ -205,7 +210,7 @@ class Reverter:
         if self.old is None or self.plan.was is not DomainState.RUNNING or self._guard is not None:
             return
         plan, journal = self.plan, Journal(self.context.catalog.path, self.plan.operation)
-        if plan.way == "inside":
+        if plan.way is Way.INSIDE:
             run = plan.state is DomainState.RUNNING
             self._guard = await self.old.load_guard(
                 LoadNote(plan.tag, plan.kept, tuple(plan.inside), journal, run=run)
@@ -232,7 +237,7 @@ class Reverter:
 
     async def take_over(self) -> None:
         """Let the new guest run, or see that it stands."""
-        if self.plan.way == "inside":
+        if self.plan.way is Way.INSIDE:
             await self._take_over(self._old)
         else:
             async with self.driver.connect(self._process(), self.name) as machine:
@@ -255,7 +260,7 @@ class Reverter:
         try:
             await machine.resume()
         except CommandRefused as error:
-            if self.old is None or self.plan.way != "beside":
+            if self.old is None or self.plan.way is not Way.BESIDE:
                 raise
             raise Unsupported(  # the old one has an image locked
                 f"{self.name}: the new guest cannot run beside the old one: {error.description}"
@@ -380,7 +385,7 @@ class Reverter:
             definition=record.definition,
             active={disk.target: disk for disk in self.plan.disks},
             current=record.name,
-            process=self.plan.domain.process if self.plan.way == "inside" else self.new,
+            process=self.plan.domain.process if self.plan.way is Way.INSIDE else self.new,
             template=record.template,
             tags=self.plan.domain.tags,
             max_depth=self.plan.domain.max_depth,
@@ -411,7 +416,7 @@ class Reverter:
     async def _forget_all(self, process: Process | None) -> None:
         """Give up all that was kept, in the process that now has the images open, or without one."""
         async with AsyncExitStack() as stack:
-            machine = self.old if self.plan.way == "inside" else None
+            machine = self.old if self.plan.way is Way.INSIDE else None
             if self.plan.inside and machine is None and process is not None:
                 machine = await stack.enter_async_context(self.driver.connect(process, self.name))
             for target in self.plan.inside:
@@ -440,9 +445,9 @@ async def _present(machine: Machine | None, *, force: bool) -> DomainState:
 
 async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: bool) -> RevertPlan:
     """Return the plan with the way that can be gone: beside the old guest, or, with FORCE, in its place."""
-    if plan.way == "inside" and old is None:  # it does not answer, which only FORCE comes this far with
-        return attrs.evolve(plan, way="inside, displace")
-    if plan.way != "beside" or plan.domain.process is None:
+    if plan.way is Way.INSIDE and old is None:  # it does not answer, which only FORCE comes this far with
+        return attrs.evolve(plan, way=Way.INSIDE_DISPLACE)
+    if plan.way is not Way.BESIDE or plan.domain.process is None:
         return plan
     launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
     if old is not None:  # a merge that failed may have left images open for writing, which would bar the new guest
@@ -453,7 +458,7 @@ async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: 
             f"{plan.domain.name}: the new guest cannot be made ready beside the old one: {blocker}; "
             "FORCE ends the old one first"
         )
-    return attrs.evolve(plan, way="displace") if blocker else plan
+    return attrs.evolve(plan, way=Way.DISPLACE) if blocker else plan
 
 
 async def _check_free(context: Context, snapshot: SnapshotRecord) -> None:
@@ -474,7 +479,9 @@ async def revert(
         if snapshot.deleting:
             raise Unsupported(f"{snapshot.name} is being deleted; `snaporch recover` finishes that")
     domains, name = joined(snapshot.domain for snapshot in snapshots), snapshots[0].name
-    operation = Operation("revert", domains, name)  # before the one that saves: who asked knows the first one's id
+    operation = Operation(
+        OperationKind.REVERT, domains, name
+    )  # before the one that saves: who asked knows the first one's id
     if save_current:
         await _save(context, members_of(domains), save_current, snapshots[0])
     async with context.locked(operation), AsyncExitStack() as stack:
@@ -483,14 +490,14 @@ async def revert(
         try:
             await _run(context, operation, reverters)
         except Refused as error:
-            beside = reverters[0].plan.way == "beside"
+            beside = reverters[0].plan.way is Way.BESIDE
             stood = any(each.plan.was is not DomainState.INACTIVE for each in reverters)
             if not beside or not stood or isinstance(error, DamagedSnapshot):
                 raise
             if RevertFlag.FORCE not in flags:
                 raise Unsupported(f"{error}; if the running guest holds that, FORCE ends it first") from error
             # The new process did not come up beside the old one (a port that both want, say): in its place, then.
-            operation = Operation("revert", domains, name)
+            operation = Operation(OperationKind.REVERT, domains, name)
             await _run(context, operation, [each.displacing(operation.id) for each in reverters])
 
 
@@ -519,8 +526,8 @@ def _alike(reverters: Sequence[Reverter]) -> list[Reverter]:
     ways = {each.plan.way for each in reverters}
     if len(ways) == 1:
         return list(reverters)
-    if not ways <= {"beside", "displace"}:
-        each = "; ".join(f"{reverter.name}: {reverter.plan.way}" for reverter in reverters)
+    if not ways <= {Way.BESIDE, Way.DISPLACE}:
+        each = "; ".join(f"{reverter.name}: {reverter.plan.way.word}" for reverter in reverters)
         raise Unsupported(f"these cannot go back together, their ways differ ({each}); each by itself can")
     return [each.displacing() for each in reverters]
 

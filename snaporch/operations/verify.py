@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import ClassVar
 
 import attrs
 import trio
@@ -18,12 +19,13 @@ from snaporch.catalog.store import Change
 from snaporch.drivers.base import Driver, Launch, Storage
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
-from snaporch.engine.steps import ROLLBACK_VERIFY, VERIFY
+from snaporch.engine.steps import ROLLBACK_VERIFY, VERIFY, all_steps
 from snaporch.errors import DamagedSnapshot, HypervisorError, Refused, SnaporchError, Unsupported
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord, DomainState
-from snaporch.model.record import SnapshotRecord, VerifyReport
+from snaporch.model.record import OperationKind, SnapshotRecord, VerifyReport
 from snaporch.model.rfc import DeviceDisk
+from snaporch.model.way import Way
 from snaporch.operations.planning import RevertPlan, fresh_disks
 from snaporch.operations.revert import Reverter, chain_problem, check_space
 
@@ -33,6 +35,8 @@ RUN_SECONDS = 3.0  # a guest whose memory does not fit its devices or disks pani
 @attrs.define
 class Trial(Reverter):
     """A throw-away copy of a snapshot's guest: a revert that takes nobody's place."""
+
+    performs: ClassVar = all_steps([VERIFY], ROLLBACK_VERIFY)
 
     def _launch(self) -> Launch:
         return attrs.evolve(super()._launch(), isolated=True, incoming=self.plan.snapshot.snapshot.memory)
@@ -155,7 +159,7 @@ def _plan_trial(context: Context, domain: DomainRecord, record: SnapshotRecord, 
             for disk in disks
         ),
         frozen=frozen | {target: disk.disk for target, disk in inside.items()},
-        way="verify",
+        way=Way.VERIFY,
         directory=str(context.run_directory(domain.name, operation.id)),
         operation=operation.id,
         inside={target: disk.name for target, disk in inside.items()},
@@ -164,7 +168,7 @@ def _plan_trial(context: Context, domain: DomainRecord, record: SnapshotRecord, 
 
 async def verify(context: Context, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
     """Verify a snapshot; see `snaporch.Orchestrator.verify`."""
-    operation = Operation("verify", domain, name)
+    operation = Operation(OperationKind.VERIFY, domain, name)
     async with context.locked(operation):
         domain_record = await context.catalog.domain(domain)
         record = await context.catalog.snapshot(domain, name)

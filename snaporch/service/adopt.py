@@ -10,7 +10,7 @@ from typing import Any
 
 from snaporch.engine.states import State
 from snaporch.errors import Busy, OperationFailed
-from snaporch.model.record import OperationRecord
+from snaporch.model.record import OperationKind, OperationRecord
 from snaporch.service.jobs import Job
 from snaporch.service.service import Service
 
@@ -41,6 +41,6 @@ async def _recover(service: Service, record: OperationRecord) -> Any:
         raise Busy(record.domain, record.id, what)
     if now.state == State.ROLLED_BACK:
         raise OperationFailed(f"{what} of {record.domain} was cut short; everything is as it was before")
-    if record.kind == "create":
+    if record.kind is OperationKind.CREATE:
         return await service.orchestrator.show(record.domain, now.subject)
     return None

@@ -18,19 +18,10 @@ import trio
 
 from snaporch.engine.run import leaves, name_next, new_id
 from snaporch.engine.states import State
-from snaporch.errors import (
-    Busy,
-    Left,
-    NotFound,
-    OperationFailed,
-    Refused,
-    SnaporchError,
-    Stranded,
-    Unavailable,
-)
+from snaporch.errors import Busy, Left, NotFound, OperationFailed, Refused, SnaporchError, Stranded, Unavailable
 from snaporch.model.convert import converter, dumps
 from snaporch.model.names import members_of
-from snaporch.model.record import Event, OperationRecord
+from snaporch.model.record import Event, EventKind, OperationKind, OperationRecord
 from snaporch.service.keys import check_same
 from snaporch.service.problems import problem
 from snaporch.service.shapes import OperationStatus
@@ -59,7 +50,7 @@ class Job:
     """One operation that was asked for.
 
     Attributes:
-        kind: create, revert, delete, flatten, verify, recover or fsck.
+        kind: what it does.
         domain: what it works on; empty: all; of several the names with commas between.
         subject: the snapshot's name.
         by: who asked.
@@ -68,7 +59,7 @@ class Job:
         final: its status as JSON, where that is known for good.
     """
 
-    kind: str
+    kind: OperationKind
     domain: str
     subject: str
     by: str
@@ -185,7 +176,7 @@ class Jobs:
         """Take note of what the engine says of a job."""
         if (job := self._jobs.get(event.operation)) is not None:
             job.state = event.state
-            if event.kind == "progress":
+            if event.kind is EventKind.PROGRESS:
                 job.done, job.total = event.done, event.total
             job.under_way.set()
 
@@ -280,5 +271,5 @@ class Jobs:
 
     def _say(self, job: Job, state: str) -> None:
         text = str(job.error) if job.error else f"{job.kind} {job.subject}".strip()
-        self.tell(Event(job.id, job.domain, "state", time.time(), state, text=text))
+        self.tell(Event(job.id, job.domain, EventKind.STATE, time.time(), state, text=text))
         job.state = state

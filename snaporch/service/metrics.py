@@ -23,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, SnaporchError
 from snaporch.model.names import members_of
-from snaporch.model.record import Event
+from snaporch.model.record import Event, EventKind, OperationKind
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.jobs import QUEUED, Jobs
 
@@ -85,7 +85,7 @@ class Metrics:
 
     def hear(self, event: Event) -> None:
         """Take note of what happens; returns at once."""
-        if event.kind == "progress":
+        if event.kind is EventKind.PROGRESS:
             self._progress[event.operation] = event.total
         elif event.state in _ENDS:
             self._begun.discard(event.operation)
@@ -113,7 +113,7 @@ class Metrics:
         if event.state != State.COMPLETE:
             return
         strategy = ""
-        if operation.kind == "create":
+        if operation.kind is OperationKind.CREATE:
             strategy, moved = await self._created(operation.domain, operation.subject)
         self.figures.seconds.labels(operation.kind, strategy).observe(event.time - operation.begun)
         self.figures.moved.labels(operation.kind).inc(moved)

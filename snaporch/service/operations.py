@@ -13,7 +13,7 @@ from snaporch.errors import NotFound
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import dumps
 from snaporch.model.names import joined
-from snaporch.model.record import Finding, OperationRecord, SnapshotRecord
+from snaporch.model.record import Finding, OperationKind, OperationRecord, SnapshotRecord
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
 from snaporch.service import shapes
 from snaporch.service.call import Call, json_page, limit_of, no_cursor
@@ -34,7 +34,9 @@ async def create(call: Call) -> OperationStatus:
     async def work() -> SnapshotRecord:
         return await call.service.orchestrator.create(call.domain, asked.snapshot, flags, asked.options)
 
-    return await _begin(call, "create", call.domain, asked.snapshot.name, work, waits=asked.options.wait)
+    return await _begin(
+        call, OperationKind.CREATE, call.domain, asked.snapshot.name, work, waits=asked.options.wait
+    )
 
 
 async def create_group(call: Call) -> OperationStatus:
@@ -48,7 +50,7 @@ async def create_group(call: Call) -> OperationStatus:
         return await orchestrator.create_group(asked.domains, asked.snapshot, flags, asked.options)
 
     group, waits = joined(asked.domains), asked.options.wait
-    return await _begin(call, "create", group, asked.snapshot.name, work, waits=waits)
+    return await _begin(call, OperationKind.CREATE, group, asked.snapshot.name, work, waits=waits)
 
 
 async def revert(call: Call) -> OperationStatus:
@@ -60,7 +62,7 @@ async def revert(call: Call) -> OperationStatus:
         orchestrator = call.service.orchestrator
         return await orchestrator.revert(call.domain, call.name, flags, save_current=asked.save_current)
 
-    return await _begin(call, "revert", call.domain, call.name, work)
+    return await _begin(call, OperationKind.REVERT, call.domain, call.name, work)
 
 
 async def revert_group(call: Call) -> OperationStatus:
@@ -72,7 +74,7 @@ async def revert_group(call: Call) -> OperationStatus:
         orchestrator = call.service.orchestrator
         return await orchestrator.revert_group(asked.domains, asked.name, flags, save_current=asked.save_current)
 
-    return await _begin(call, "revert", joined(asked.domains), asked.name, work)
+    return await _begin(call, OperationKind.REVERT, joined(asked.domains), asked.name, work)
 
 
 async def verify(call: Call) -> OperationStatus:
@@ -81,7 +83,7 @@ async def verify(call: Call) -> OperationStatus:
     async def work() -> Any:
         return await call.service.orchestrator.verify(call.domain, call.name, boot=call.body.boot)
 
-    return await _begin(call, "verify", call.domain, call.name, work)
+    return await _begin(call, OperationKind.VERIFY, call.domain, call.name, work)
 
 
 async def delete(call: Call) -> OperationStatus:
@@ -92,7 +94,7 @@ async def delete(call: Call) -> OperationStatus:
     async def work() -> MergePlan:
         return await call.service.orchestrator.delete(call.domain, asked.names, flags, asked.options)
 
-    return await _begin(call, "delete", call.domain, ", ".join(asked.names), work)
+    return await _begin(call, OperationKind.DELETE, call.domain, ", ".join(asked.names), work)
 
 
 async def plan_delete(call: Call) -> MergePlan:
@@ -110,7 +112,7 @@ async def delete_group(call: Call) -> OperationStatus:
     async def work() -> dict[str, MergePlan]:
         return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, asked.options)
 
-    return await _begin(call, "delete", joined(asked.domains), ", ".join(asked.names), work)
+    return await _begin(call, OperationKind.DELETE, joined(asked.domains), ", ".join(asked.names), work)
 
 
 async def plan_delete_group(call: Call) -> dict[str, MergePlan]:
@@ -127,7 +129,7 @@ async def flatten(call: Call) -> OperationStatus:
     async def work() -> MergePlan:
         return await call.service.orchestrator.flatten(call.domain, asked.snapshot, asked.depth, asked.options)
 
-    return await _begin(call, "flatten", call.domain, asked.snapshot, work)
+    return await _begin(call, OperationKind.FLATTEN, call.domain, asked.snapshot, work)
 
 
 async def plan_flatten(call: Call) -> MergePlan:
@@ -144,7 +146,7 @@ async def recover(call: Call) -> OperationStatus:
         patience = math.inf if asked.patience is None else asked.patience
         return await call.service.orchestrator.recover(domain=asked.domain, patience=patience)
 
-    return await _begin(call, "recover", asked.domain or "", "", work)
+    return await _begin(call, OperationKind.RECOVER, asked.domain or "", "", work)
 
 
 async def fsck(call: Call) -> OperationStatus:
@@ -154,11 +156,11 @@ async def fsck(call: Call) -> OperationStatus:
     async def work() -> tuple[Finding, ...]:
         return await call.service.orchestrator.fsck(asked.domain, repair=asked.repair)
 
-    return await _begin(call, "fsck", asked.domain or "", "", work)
+    return await _begin(call, OperationKind.FSCK, asked.domain or "", "", work)
 
 
 async def _begin(
-    call: Call, kind: str, domain: str, subject: str, work: Work, *, waits: bool = False
+    call: Call, kind: OperationKind, domain: str, subject: str, work: Work, *, waits: bool = False
 ) -> OperationStatus:
     """Take a job, or find the one that the key stands for; answer when it is under way, or as `wait` says.
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import attrs
 
 from snaporch.errors import InvalidInput
+from snaporch.model.record import OperationKind
 from snaporch.model.request import CreateOptions, MergeOptions
 from snaporch.model.rfc import DomainSnapshot
 
@@ -174,7 +175,7 @@ class OperationStatus:
 
     Attributes:
         id: eight hexadecimal digits.
-        kind: ``create``, ``revert``, ``delete``, ``flatten``, ``verify``, ``recover`` or ``fsck``.
+        kind: what it does.
         domain: what it works on; empty: all.
         subject: the snapshot's name.
         state: ``queued``, a state of `snaporch.engine.states`, ``running`` where there is none, or ``refused``.
@@ -192,7 +193,7 @@ class OperationStatus:
     """
 
     id: str
-    kind: str
+    kind: OperationKind
     domain: str
     subject: str
     state: str

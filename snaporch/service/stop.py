@@ -16,8 +16,6 @@ import trio
 from snaporch.service.jobs import Job
 from snaporch.service.service import Service
 
-_READS = frozenset({"verify", "fsck", "recover"})  # the last reads as to us: what it has begun, it leaves as it was
-
 _log = structlog.get_logger("snaporch.service")
 
 
@@ -28,7 +26,7 @@ async def settle(service: Service) -> None:
     jobs = list(service.jobs.active())
     _log.info("stopping", operations=[job.id for job in jobs], seconds=service.config.stop_seconds)
     for job in jobs:
-        if job.kind in _READS or job.state == "queued":
+        if job.kind.only_reads or job.state == "queued":
             job.scope.cancel()
     with trio.move_on_after(service.config.stop_seconds):
         await _all_over(jobs)

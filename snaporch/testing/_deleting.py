@@ -6,8 +6,9 @@ from functools import partial
 
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, Stranded
-from snaporch.images.merge import MergePlan
+from snaporch.images.merge import MergePlan, Where
 from snaporch.model.domain import DomainState
+from snaporch.model.record import OperationKind
 from snaporch.model.rfc import DeleteFlag
 from snaporch.testing._support import (
     bounded,
@@ -61,7 +62,7 @@ async def check_delete(world: World) -> None:
         foreseen = await world.orchestrator.delete(world.domain, "b", dry_run=True)
     plan = await _delete(world, "b")  # in the other branch, which the guest does not run on
     expect(plan.doomed == foreseen.doomed, f"foreseen were {foreseen.doomed}, deleted were {plan.doomed}")
-    expect({step.where for step in plan.steps} <= {"offline"}, "images that no guest has open merged in one")
+    expect({step.where for step in plan.steps} <= {Where.OFFLINE}, "images that no guest has open merged in one")
     await _delete(world, "d")  # what the guest runs on top of
     await _check_points(world, bounds)
     tree = await world.orchestrator.tree(world.domain)
@@ -80,7 +81,7 @@ async def check_delete_inactive(world: World) -> None:
     bounds = await _tree(world)
     await world.orchestrator.destroy(world.domain)
     plan = await _delete(world, "b")
-    expect({step.where for step in plan.steps} <= {"offline"}, "images that no guest has open merged in one")
+    expect({step.where for step in plan.steps} <= {Where.OFFLINE}, "images that no guest has open merged in one")
     await _check_points(world, bounds)
     await world.orchestrator.destroy(world.domain)
     await _delete(world, "a", DeleteFlag.CHILDREN_ONLY)
@@ -111,7 +112,10 @@ async def check_cancelled_delete(world: World) -> None:
     await world.check_consistent()
     await world.orchestrator.recover()
     last = await last_operation(world)
-    expect((last.kind, last.state) == ("delete", State.COMPLETE), f"recovered, the {last.kind} is {last.state}")
+    expect(
+        (last.kind, last.state) == (OperationKind.DELETE, State.COMPLETE),
+        f"recovered, the {last.kind} is {last.state}",
+    )
     expect(await names(world) == ["a", "b", "c"], f"there are {await names(world)}")
     await world.check_consistent()
     await _check_points(world, bounds)

@@ -10,6 +10,7 @@ from snaporch.errors import InvalidInput, TargetExists, Unsupported
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.model.way import Way
 from snaporch.testing._support import (
     cancelled_in,
     check_back,
@@ -106,7 +107,7 @@ async def check_internal_cancelled(world: World) -> None:
         else:
             await check_same(world, before, f"a create inside cancelled when {state}")
     await _take_inside(world, f"in-{State.STREAMING}")  # nothing is left inside that would have this name
-    for state in states_of(REVERT["inside"]):
+    for state in states_of(REVERT[Way.INSIDE]):
         before = await picture(world)
         call = partial(world.orchestrator.revert, world.domain, f"in-{State.COMMITTING}")
         if not await cancelled_in(world, state, call):

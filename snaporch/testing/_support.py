@@ -13,7 +13,7 @@ from snaporch.engine.states import OperationState, Signal, State
 from snaporch.engine.steps import Phase
 from snaporch.errors import SnaporchError
 from snaporch.model.domain import DomainState
-from snaporch.model.record import Event, OperationRecord, SnapshotRecord
+from snaporch.model.record import Event, EventKind, OperationRecord, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot, RevertFlag
 from snaporch.testing._world import World
@@ -137,7 +137,7 @@ async def in_state(
 ) -> None:
     """Do something, once, when an operation enters a state."""
     async for event in events:
-        if event.kind == "state" and event.state == state:
+        if event.kind is EventKind.STATE and event.state == state:
             await action()
             return
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import trio
 
 from snaporch.engine.states import TERMINAL, TRANSITIONS, State
-from snaporch.model.record import Event
+from snaporch.model.record import Event, EventKind
 from snaporch.model.request import Strategy
 from snaporch.testing._support import cancelled_in, expect, take
 from snaporch.testing._world import World
@@ -35,8 +35,8 @@ def check_told(events: trio.MemoryReceiveChannel[Event]) -> dict[str, list[Event
         event = events.receive_nowait()
         by_operation.setdefault(event.operation, []).append(event)
     for told in by_operation.values():
-        _check_way([State(event.state) for event in told if event.kind == "state"])
-        _check_progress([event for event in told if event.kind == "progress"])
+        _check_way([State(event.state) for event in told if event.kind is EventKind.STATE])
+        _check_progress([event for event in told if event.kind is EventKind.PROGRESS])
     return by_operation
 
 

@@ -14,6 +14,7 @@ from snaporch.errors import Busy, DamagedSnapshot, SnaporchError, Stranded
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import RevertFlag
+from snaporch.model.way import Way
 from snaporch.testing._support import (
     cancelled_in,
     check_same,
@@ -73,7 +74,7 @@ async def _check_next(world: World, strategy: Strategy) -> None:
 async def check_cancelled_revert(world: World) -> None:
     """A revert that is cancelled, in whichever state, leaves the old guest as it was, or is complete."""
     await take(world, "point")
-    for state in states_of(REVERT["beside"]):
+    for state in states_of(REVERT[Way.BESIDE]):
         before = await picture(world)
         call = partial(world.orchestrator.revert, world.domain, "point", RevertFlag.PAUSED)
         if await cancelled_in(world, state, call):

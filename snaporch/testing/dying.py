@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,9 @@ from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import QMPClient
 from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.engine import events
-from snaporch.engine.steps import CREATE, QUIESCED, REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, Phase, Undo
 from snaporch.errors import OperationFailed, SnaporchError
 from snaporch.model.names import members_of
-from snaporch.model.record import Event
+from snaporch.model.record import Event, EventKind
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from snaporch.operations.create import Participant
@@ -55,14 +54,9 @@ FAILING = "failing-"
 POWER = "power:"
 
 
-def _named(tables: Iterator[tuple[Phase, ...]], rollback: tuple[Undo, ...]) -> set[str]:
-    steps = {step for table in tables for phase in table for _, lane in phase.lanes() for step in lane}
-    return steps | {undo.name for undo in rollback}
-
-
-WATCHED: dict[type, set[str]] = {
-    Participant: _named(iter([*CREATE.values(), *QUIESCED.values()]), ROLLBACK_CREATE),
-    Reverter: _named(iter(REVERT.values()), ROLLBACK_REVERT),
+WATCHED: dict[type, Collection[str]] = {
+    Participant: Participant.performs,
+    Reverter: Reverter.performs,
     Catalog: {"write"},
     # A delete's plan is made of these.
     QemuMachine: {"settle_merges", "commit_image", "stream_image", "delete_inside"},
@@ -119,7 +113,7 @@ class Death:
 
         def last(broadcast: events.Broadcast, event: Event) -> None:
             publish(broadcast, event)
-            if event.kind == "state":
+            if event.kind is EventKind.STATE:
                 self.reach(event.state)
 
         events.Broadcast.publish = last  # type: ignore[assignment,method-assign]

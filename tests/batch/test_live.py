@@ -16,6 +16,7 @@ from snaporch.batch.plan import Plan, plan_from
 from snaporch.batch.prune import prune
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import End, Stage
+from snaporch.model.record import OperationKind
 from tests.live.world import NAME, MakeWorld, Qemu, World
 
 pytestmark = pytest.mark.live
@@ -45,7 +46,7 @@ async def test_retention(make_world: MakeWorld) -> None:
     batch = await run_batch(world.orch, policy)
     assert (batch.stage, batch.deleted) == (Stage.COMPLETE, 3)
     assert await snapshots(world) == ["a", "e", "f"]
-    assert [each.kind for each in await world.orch.operations(NAME)].count("delete") == 1
+    assert [each.kind for each in await world.orch.operations(NAME)].count(OperationKind.DELETE) == 1
     await world.check_runs()
     for name in ("a", "e"):
         await world.revert(name)

@@ -14,10 +14,18 @@ from rich.console import Console
 from snaporch.cli import execute, human, output
 from snaporch.cli.snapshot import all_internal, parse_disks
 from snaporch.errors import InvalidInput
-from snaporch.images.merge import MergePlan, MergeStep
+from snaporch.images.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.convert import converter
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainState
-from snaporch.model.record import FileRecord, Group, OperationRecord, SnapshotRecord, Timings, VerifyReport
+from snaporch.model.record import (
+    FileRecord,
+    Group,
+    OperationKind,
+    OperationRecord,
+    SnapshotRecord,
+    Timings,
+    VerifyReport,
+)
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DomainSnapshot
 
@@ -148,7 +156,7 @@ def test_recover_says_what_was_recovered(
 
     async def recover(_: object, **_limits: object) -> tuple[OperationRecord, ...]:
         await trio.lowlevel.checkpoint()
-        calls.append(OperationRecord("0123abcd", "delete", "web", "one", "complete", 1000.0, 1001.0))
+        calls.append(OperationRecord("0123abcd", OperationKind.DELETE, "web", "one", "complete", 1000.0, 1001.0))
         return tuple(calls)
 
     monkeypatch.setattr("snaporch.orchestrator.recover", recover)
@@ -210,7 +218,7 @@ def test_create_document() -> None:
 
 PLAN = MergePlan(
     doomed=frozenset({"two", "one"}),
-    steps=(MergeStep("commit", "vda", "/d/vda-2", "/d/vda", None, 2048, "live", active=True),),
+    steps=(MergeStep(MergeKind.COMMIT, "vda", "/d/vda-2", "/d/vda", None, 2048, Where.LIVE, active=True),),
     unlink=("/d/vda-2", "/d/[red]\x1b"),
     kept=(("/d/vda-1", "2 images are backed by it"),),
     bytes=2048,
@@ -325,9 +333,9 @@ def test_groups_that_make_no_sense(words: list[str], tmp_path: Path, capsys: pyt
 
 def test_an_operation_has_an_outcome_when_it_has_ended() -> None:
     """One that runs has none."""
-    ran = OperationRecord("0123abcd", "create", "web", "one", "streaming", 1000.0)
+    ran = OperationRecord("0123abcd", OperationKind.CREATE, "web", "one", "streaming", 1000.0)
     assert output.operation(ran)["outcome"] is None
-    done = OperationRecord("0123abcd", "create", "web", "one", "rolled-back", 1000.0, 1001.0)
+    done = OperationRecord("0123abcd", OperationKind.CREATE, "web", "one", "rolled-back", 1000.0, 1001.0)
     assert output.operation(done)["outcome"] == "rolled-back"
     assert "1.00 s" in printed(human.operations([ran, done]))
 

@@ -17,6 +17,7 @@ from snaporch.engine.states import State
 from snaporch.engine.steps import CREATE, REVERT
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
+from snaporch.model.way import Way
 from tests.live.world import LOSES_PAGES, NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld, World
 
 pytestmark = pytest.mark.live
@@ -179,7 +180,7 @@ async def test_adoption_of_what_died_too(make_world: MakeWorld, who: str) -> Non
         await world.check_nothing_lost()
 
 
-REVERT_PLACES = [*walk(REVERT["beside"]), State.COMPLETE, "after:stand_still#1", "after:take_over#1"]
+REVERT_PLACES = [*walk(REVERT[Way.BESIDE]), State.COMPLETE, "after:stand_still#1", "after:take_over#1"]
 
 
 async def test_revert(make_world: MakeWorld) -> None:

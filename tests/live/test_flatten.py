@@ -10,7 +10,7 @@ import trio
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.engine.states import State
 from snaporch.errors import InvalidInput, NotEnoughSpace
-from snaporch.model.record import Event
+from snaporch.model.record import Event, OperationKind
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import RevertFlag
 from tests.live.world import MIB, NAME, MakeWorld, World, when
@@ -84,7 +84,7 @@ async def test_by_itself(world: World) -> None:
         await world.create(name)
         assert max(await depths(world)) <= 3
     kinds = [operation.kind for operation in await world.orch.operations(NAME)]
-    assert kinds.count("flatten") == 2
+    assert kinds.count(OperationKind.FLATTEN) == 2
     await world.check_runs()
     await check_all(world)
     await world.orch.delete(NAME, ("a", "b", "c", "d", "e"))

@@ -7,13 +7,13 @@ import json
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from snaporch.model.record import Event
+from snaporch.model.record import Event, EventKind
 from snaporch.service.feed import Feed
 from snaporch.service.quiet import PASSAGES, PATIENCE_SECONDS, Quiet
 
 
 def event(number: int, state: str = "streaming", domain: str = "web1", operation: str = "0") -> Event:
-    return Event(operation, domain, "progress", 0.0, state, done=number)
+    return Event(operation, domain, EventKind.PROGRESS, 0.0, state, done=number)
 
 
 def numbers(data: bytes) -> list[int]:
