@@ -25,13 +25,13 @@ from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import attrs
+import cattrs
 import httpx2
 import trio
-from cattrs.preconf.json import make_converter
 
 from snaporch.errors import InvalidInput, ServiceGone, SnaporchError
 from snaporch.images.merge import MergePlan
-from snaporch.model.convert import load_definition
+from snaporch.model.convert import lenient, load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord, DomainState
 from snaporch.model.record import Estimate, Event, Finding, OperationRecord, SnapshotRecord, VerifyReport
 from snaporch.model.request import CreateOptions, MergeOptions, Strategy
@@ -52,9 +52,6 @@ RECONNECT_SECONDS = 1.0
 PAGE = 1_000
 BUFFER = 1_000
 _LAST = frozenset({"gap", "draining"})  # whoever listens must not believe that it has seen everything
-
-# A newer service may say more than we know of.
-_converter = make_converter()
 
 
 @attrs.define
@@ -84,7 +81,7 @@ class Client:
         return _document(response)
 
     async def _get(self, kind: Any, url: str, **query: str | float) -> Any:
-        return _converter.structure(await self._ask("GET", url, params=query), kind)
+        return _read(await self._ask("GET", url, params=query), kind)
 
     async def _all(self, kind: type[T], url: str, **query: str) -> tuple[T, ...]:
         """Return a whole list, page by page."""
@@ -92,7 +89,7 @@ class Client:
         after: dict[str, str] = {}
         while True:
             page = await self._ask("GET", url, params={"limit": PAGE, **query, **after})
-            found += _converter.structure(page["items"], list[kind])  # type: ignore[valid-type]
+            found += _read(page["items"], list[kind])  # type: ignore[valid-type]
             if page["next"] is None:
                 return tuple(found)
             after = {"after": page["next"]}
@@ -100,9 +97,7 @@ class Client:
     async def _post(
         self, kind: Any, url: str, *, method: str = "POST", seconds: float = ANSWER_SECONDS, **body: Any
     ) -> Any:
-        return _converter.structure(
-            await self._ask(method, url, seconds=seconds, json=_converter.unstructure(body)), kind
-        )
+        return _read(await self._ask(method, url, seconds=seconds, json=lenient.unstructure(body)), kind)
 
     async def _operate(self, kind: Any, url: str, **body: Any) -> Any:
         """Have an operation done and return its result; a cancellation cancels it and waits until that is done.
@@ -111,8 +106,8 @@ class Client:
         """
         headers = {"idempotency-key": secrets.token_hex(16)}
         with trio.CancelScope(shield=True):
-            begun = await self._ask("POST", url, json=_converter.unstructure(body), headers=headers)
-        status = _converter.structure(begun, OperationStatus)
+            begun = await self._ask("POST", url, json=lenient.unstructure(body), headers=headers)
+        status = _read(begun, OperationStatus)
         try:
             status = await self._ended(status)
         except trio.Cancelled:  # noqa: ASYNC103 - an operation that was complete is not cancelled
@@ -125,7 +120,7 @@ class Client:
                 raise
         if status.error is not None:
             raise error_of(status.error)
-        return _converter.structure(status.result, kind)
+        return _read(status.result, kind)
 
     async def _ended(self, status: OperationStatus) -> OperationStatus:
         while status.ended is None:
@@ -133,7 +128,7 @@ class Client:
             answer = await self._ask(
                 "GET", f"operations/{status.id}", seconds=seconds, params={"wait": POLL_SECONDS}
             )
-            status = _converter.structure(answer, OperationStatus)
+            status = _read(answer, OperationStatus)
         return status
 
     # --- domains ---
@@ -142,7 +137,7 @@ class Client:
         """See `Orchestrator.define`; a file is read here, and its paths are to be there."""
         if not isinstance(definition, DomainDefinition):
             definition = load_definition(Path(definition))
-        body = _converter.unstructure(definition)
+        body = lenient.unstructure(definition)
         return cast("DomainRecord", await self._post(DomainRecord, "domains", **body))
 
     async def undefine(self, name: str) -> None:
@@ -392,7 +387,7 @@ class Client:
                 if frame.get("event") in _LAST:
                     end.cancel()
                 elif "data" in frame:
-                    event = _converter.structure(json.loads(frame["data"]), Event)
+                    event = _read(json.loads(frame["data"]), Event)
                     try:
                         with trio.CancelScope(shield=True):  # whoever is cancelled closes the channel first
                             await send.send(event)
@@ -430,6 +425,19 @@ class Client:
     async def doctor(self, domain: str | None = None) -> dict[str, Any]:
         """See `Orchestrator.doctor`."""
         return cast("dict[str, Any]", await self._ask("GET", "doctor", params={"domain": domain} if domain else {}))
+
+
+def _read(document: Any, kind: Any) -> Any:
+    """Return what a service has answered as a `kind`.
+
+    Raises:
+        SnaporchError: it is not that: the service is a newer one.
+    """
+    try:
+        return lenient.structure(document, kind)
+    except (cattrs.BaseValidationError, TypeError, ValueError) as error:
+        words = str(error) if isinstance(error, ValueError) else "; ".join(cattrs.transform_error(error, "answer"))
+        raise SnaporchError(f"the service's answer cannot be read: {words}") from error
 
 
 def _not_shared(bandwidth: SharedBandwidth | None) -> None:

@@ -12,6 +12,7 @@
     │   ├── TooLarge                    2   413   the request is larger than the service takes
     │   └── Unavailable                 2   503   the service takes nothing just now: it stops, or is full
     ├── NotFound                        3   404
+    ├── UnreadableRecord                2   500   the catalog's record of it is damaged or a newer snaporch's
     ├── Busy                            4   409   another operation runs on the domain
     ├── OperationFailed                 1   500   it failed, and everything is as it was before
     │   └── DeadlineExceeded            1   504
@@ -57,6 +58,7 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
+    "UnreadableRecord",
     "Unsupported",
 ]
 
@@ -156,6 +158,15 @@ class NotFound(SnaporchError):
 
     exit_code = 3
     http_status = 404
+
+
+class UnreadableRecord(SnaporchError):
+    """The catalog's record of this one thing cannot be read: it is damaged, or a newer snaporch has written it.
+
+    Nothing was touched; everything else in the root can be worked with.
+    """
+
+    exit_code = 2
 
 
 class Busy(SnaporchError):

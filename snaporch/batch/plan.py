@@ -6,28 +6,23 @@ a wrong value is refused with its place. Everything has a default that does noth
 
 from __future__ import annotations
 
-import difflib
 import enum
 import tomllib
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NewType, TypeVar
+from typing import Any, NewType
 
 import attrs
-import cattrs
-from cattrs.errors import ForbiddenExtraKeysError
-from cattrs.preconf.json import make_converter
 
 from snaporch.batch.timing import Cron, parse_clock, parse_duration, parse_zone
 from snaporch.errors import InvalidInput
-from snaporch.model.convert import parse_size
+from snaporch.model.convert import parse_size, strict, structured
+from snaporch.model.formats import versioned
 from snaporch.model.names import check_name
 from snaporch.model.request import OnTimeout, Strategy
 
 Seconds = NewType("Seconds", float)
 Size = NewType("Size", int)
-T = TypeVar("T")
 
 _SAMPLE = {"plan": "p", "time": "20260101T000000Z", "batch": "01234567"}
 
@@ -291,6 +286,7 @@ class Reports:
     html: str = ""
 
 
+@versioned("plan")
 @attrs.frozen
 class Plan:
     """A batch that can be run again and again.
@@ -332,37 +328,8 @@ class Plan:
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
-converter = make_converter(forbid_extra_keys=True)
-
-
-def _strict(kind: type, value: Any, type_: type) -> Any:
-    """Take a value as it is or not at all: ``live = "no"`` is not True."""
-    if issubclass(type_, enum.StrEnum):  # cattrs takes them for strings
-        return _choice(value, type_)
-    if type(value) is not kind:
-        raise InvalidInput(f"{value!r} is not {_KINDS[kind]}")
-    return value
-
-
-def _choice(value: Any, type_: type[enum.StrEnum]) -> enum.StrEnum:
-    try:
-        return type_(value)
-    except ValueError:
-        raise InvalidInput(f"{value!r} is none of {', '.join(type_)}") from None
-
-
-def _strings(value: Any, _: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise InvalidInput(f"{value!r} is not a list of strings")
-    return tuple(value)
-
-
-_KINDS = {str: "a string", bool: "true or false", int: "a whole number"}
-for _kind in _KINDS:
-    converter.register_structure_hook(_kind, partial(_strict, _kind))
-converter.register_structure_hook_func(lambda type_: type_ == tuple[str, ...], _strings)
-converter.register_structure_hook(Seconds, lambda value, _: Seconds(parse_duration(value)))
-converter.register_structure_hook(Size, lambda value, _: Size(parse_size(_sizeable(value))))
+strict.register_structure_hook(Seconds, lambda value, _: Seconds(parse_duration(value)))
+strict.register_structure_hook(Size, lambda value, _: Size(parse_size(_sizeable(value))))
 
 
 def _sizeable(value: Any) -> int | str:
@@ -371,41 +338,18 @@ def _sizeable(value: Any) -> int | str:
     return value.removesuffix("/s") if isinstance(value, str) else value
 
 
-def _in_words(error: BaseException, type_: Any) -> str:
-    if isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
-        return "; ".join(_unknown(key, known) for key in sorted(error.extra_fields))
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    if isinstance(error, InvalidInput):
-        return str(error)
-    return f"not a table, or a value of the wrong kind ({getattr(type_, '__name__', type_)})"
-
-
-def _unknown(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
-
-
-def _structured(data: Any, type_: type[T], where: str) -> T:
-    try:
-        return converter.structure(data, type_)
-    except (cattrs.BaseValidationError, InvalidInput, TypeError, ValueError, AttributeError) as error:
-        raise InvalidInput("; ".join(cattrs.transform_error(error, where, _in_words))) from None
-
-
 def plan_from(data: Any, where: str = "plan") -> Plan:
     """Structure a plan.
 
     Raises:
         InvalidInput: with every place that is wrong, as ``what @ where.table.key``.
     """
-    return _structured(data, Plan, where)
+    return structured(data, Plan, where)
 
 
 def retention_from(data: Any, where: str = "retention") -> Retention:
     """Structure a retention policy by itself; see `plan_from`."""
-    return _structured(data, Retention, where)
+    return structured(data, Retention, where)
 
 
 def load_plan(path: Path) -> Plan:

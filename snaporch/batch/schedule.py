@@ -30,6 +30,7 @@ from snaporch.batch.plan import Missed, Plan, load_plan
 from snaporch.batch.runner import run_batch
 from snaporch.engine.run import leaves
 from snaporch.errors import InvalidInput, SnaporchError
+from snaporch.model.formats import versioned
 from snaporch.orchestrator import Orchestrator
 
 _log = structlog.get_logger("snaporch")
@@ -41,6 +42,7 @@ Due = tuple[float, float]
 """When by the expression, and when with the jitter, in seconds since the epoch."""
 
 
+@versioned("schedule")
 @attrs.frozen
 class ScheduleInfo:
     """A plan of the directory, for people and programs.

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from snaporch.batch.plan import Plan, Seconds, Size
+from snaporch.model.formats import FORMATS, KEY
 from snaporch.model.names import NAME
 
 _TEXT: dict[Any, dict[str, Any]] = {
@@ -59,6 +60,9 @@ def _of_type(type_: Any) -> dict[str, Any]:
 def _of_class(class_: type) -> dict[str, Any]:
     texts, fields = _attribute_texts(class_), attrs.fields(attrs.resolve_types(class_))
     properties = {field.name: _of_type(field.type) | {"description": texts[field.name]} for field in fields}
+    if class_ in FORMATS:
+        number = {"type": "integer", "minimum": 1, "maximum": FORMATS[class_].number}
+        properties |= {KEY: number | {"description": "the number of the format that the rest is of; 1 by default"}}
     required = [field.name for field in fields if field.default is attrs.NOTHING]
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return schema | ({"required": required} if required else {})

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import attrs
 
 from snaporch.batch.plan import Plan
-from snaporch.batch.plan import converter as plan_converter
 from snaporch.batch.select import Item, places, selects
 from snaporch.catalog import Catalog
 from snaporch.catalog.store import past_checkpoints
 from snaporch.errors import InvalidInput, NotFound
-from snaporch.model.convert import dumps, loads
+from snaporch.model.convert import converter, dumps, loads
 from snaporch.model.domain import DomainRecord
+from snaporch.model.formats import versioned
 from snaporch.model.names import check_name
 from snaporch.operations.estimate import ASSUMED_RATE, LOOK_BACK
 
@@ -66,6 +66,7 @@ class End(enum.StrEnum):
     UNDONE = "undone"
 
 
+@versioned("batch-item")
 @attrs.frozen
 class ItemRecord:
     """An item of a batch, and how it went.
@@ -107,6 +108,7 @@ class ItemRecord:
     problems: tuple[str, ...] = ()
 
 
+@versioned("batch")
 @attrs.frozen
 class BatchRecord:
     """A batch.
@@ -239,9 +241,7 @@ async def begin(
         NotFound: a domain that the plan names is not there, or it selects none.
     """
     id_ = secrets.token_hex(4)
-    batch = BatchRecord(
-        id_, plan.name, _name(plan, id_, now), begun=now, due=due, plan=plan_converter.unstructure(plan)
-    )
+    batch = BatchRecord(id_, plan.name, _name(plan, id_, now), begun=now, due=due, plan=converter.unstructure(plan))
 
     def work(connection: sqlite3.Connection) -> None:
         _put(connection, batch)

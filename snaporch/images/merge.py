@@ -39,6 +39,7 @@ import attrs
 
 from snaporch.errors import Unsupported
 from snaporch.images.chain import Graph, Image
+from snaporch.model.formats import versioned
 
 # --- the plan -----------------------------------------------------------------------------------------------------
 
@@ -101,6 +102,7 @@ class MergeStep:
         return self.base if self.kind is MergeKind.COMMIT else self.top
 
 
+@versioned("merge-plan")
 @attrs.frozen
 class MergePlan:
     """All that a delete does to images.

@@ -1,26 +1,117 @@
-"""The one converter between snaporch's values and JSON or TOML.
+"""The converters between snaporch's values and JSON or TOML: one set of hooks for all of them.
 
-Unknown keys are errors with the place in them: a typing error in a definition must not silently do nothing.
+- `converter` writes everything, and reads what is stored. Unknown keys are errors.
+- `strict` reads what people and clients write: definitions, plans, settings, bodies. Beyond that, nothing is taken
+  for what it is not: a string is no number, and ``"false"`` is not true.
+- `lenient` reads what a service answers, which may be newer and say more.
+
+Versioned classes (`snaporch.model.formats`) carry the number of their format wherever they are written.
 """
 
 from __future__ import annotations
 
+import difflib
+import enum
 import json
+import math
 import os
 import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 import cattrs
-from cattrs.preconf.json import make_converter
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+from cattrs.preconf.json import JsonConverter, make_converter
 
-from snaporch.errors import InvalidInput
+from snaporch.errors import InvalidInput, UnreadableRecord
 from snaporch.model.domain import DomainDefinition
+from snaporch.model.formats import FORMATS, KEY, NewerFormat
 
 T = TypeVar("T")
 
-converter = make_converter(forbid_extra_keys=True)
+
+def _make(*, unknown_keys: bool = False) -> JsonConverter:
+    """Return a converter that writes and reads versioned classes with their numbers."""
+    made = make_converter(forbid_extra_keys=not unknown_keys)
+
+    def writer(class_: Any) -> Callable[[Any], dict[str, Any]]:
+        number, write = FORMATS[class_].number, make_dict_unstructure_fn(class_, made)
+        return lambda value: {KEY: number} | write(value)
+
+    def reader(class_: Any) -> Callable[[Any, Any], Any]:
+        known = FORMATS[class_]
+        read = make_dict_structure_fn(class_, made, _cattrs_forbid_extra_keys=not unknown_keys)
+
+        def structure(document: Any, _: Any) -> Any:
+            if not isinstance(document, dict):
+                raise TypeError("not an object")
+            return read(known.current(document), class_)
+
+        return structure
+
+    made.register_unstructure_hook_factory(FORMATS.__contains__, writer)
+    made.register_structure_hook_factory(FORMATS.__contains__, reader)
+    return made
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+def _only(kind: Any) -> Callable[[Any, Any], Any]:
+    """Return a hook that takes a value of a simple kind as it is, or not at all."""
+
+    def structure(value: Any, _: Any) -> Any:
+        whole_for_float = kind is float and type(value) is int
+        if (type(value) is kind and (kind is not float or math.isfinite(value))) or whole_for_float:
+            return kind(value)
+        raise InvalidInput(f"{value!r:.60} is not {_KINDS[kind]}")
+
+    return structure
+
+
+def _choice(value: Any, kind: type[enum.StrEnum]) -> enum.StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidInput(f"{value!r:.60} is none of {', '.join(kind)}") from None
+
+
+def _is_sequence(kind: Any) -> bool:
+    return typing.get_origin(kind) in {tuple, frozenset}
+
+
+def _from_list(kind: Any) -> Any:
+    """Return a hook that takes an array only: a string, too, is a sequence."""
+    origin, item = typing.get_origin(kind), typing.get_args(kind)[0]
+    what = "a list of strings" if item is str else "a list"
+    items = cast("Any", types.GenericAlias(list, (item,)))
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, list | tuple) or (
+            item is str and not all(isinstance(each, str) for each in value)
+        ):
+            raise InvalidInput(f"{value!r:.60} is not {what}")
+        return origin(strict.structure(value, items))
+
+    return structure
+
+
+def _make_strict() -> JsonConverter:
+    made = _make()
+    made.register_structure_hook_factory(_is_sequence, _from_list)
+    for kind in _KINDS:
+        made.register_structure_hook(kind, _only(kind))
+    made.register_structure_hook(enum.StrEnum, _choice)  # else it would be left a string, and never the member
+    return made
+
+
+converter = _make()
+strict = _make_strict()
+lenient = _make(unknown_keys=True)
 
 _UNITS = {
     "": 1,
@@ -68,11 +159,7 @@ def definition_from(data: dict[str, Any], base: Path, where: str = "definition")
     """Structure a definition; see `load_definition`."""
     if "memory" in data:
         data = data | {"memory": parse_size(data["memory"])}
-    try:
-        definition = converter.structure(data, DomainDefinition)
-    except (cattrs.BaseValidationError, cattrs.ForbiddenExtraKeysError, TypeError, ValueError) as error:
-        problems = "; ".join(cattrs.transform_error(error, path=where))
-        raise InvalidInput(problems) from None
+    definition = structured(data, DomainDefinition, where)
 
     def absolute(text: str) -> str:
         return os.path.normpath(base / text) if text else ""
@@ -92,5 +179,41 @@ def dumps(value: Any) -> str:
 
 
 def loads(text: str, type_: type[T]) -> T:
-    """Return what `dumps` made, as a `type_`."""
-    return converter.structure(json.loads(text), type_)
+    """Return what `dumps` made, by this snaporch or an earlier one, as a `type_`.
+
+    Raises:
+        UnreadableRecord: it is not that, or a newer snaporch has written it.
+    """
+    try:
+        return converter.structure(json.loads(text), type_)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a stored document, it is one that cannot be read
+        words = _in_words(error, type_) if isinstance(error, ValueError) else ""
+        raise UnreadableRecord(words or "; ".join(cattrs.transform_error(error, "record", _in_words))) from None
+
+
+def structured(data: Any, kind: type[T], where: str) -> T:
+    """Return what people or clients have written as a `kind`, strictly.
+
+    Raises:
+        InvalidInput: it is none; every place that is wrong is named, as ``what @ where.table.key``.
+    """
+    try:
+        return strict.structure(data, kind)
+    except (cattrs.BaseValidationError, InvalidInput, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput("; ".join(cattrs.transform_error(error, where, _in_words))) from None
+
+
+def _in_words(error: BaseException, type_: Any) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)]
+        return "; ".join(_unknown(key, known) for key in sorted(error.extra_fields))
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if isinstance(error, InvalidInput | NewerFormat):
+        return str(error)
+    return f"not a table, or a value of the wrong kind ({getattr(type_, '__name__', type_)})"
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")

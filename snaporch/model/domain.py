@@ -10,6 +10,7 @@ import enum
 import attrs
 
 from snaporch.errors import InvalidInput
+from snaporch.model.formats import versioned
 from snaporch.model.names import TARGET, check_name
 from snaporch.model.rfc import DeviceDisk
 
@@ -30,6 +31,7 @@ def _checked_target(disk: DeviceDisk) -> str:
     return disk.target
 
 
+@versioned("definition")
 @attrs.frozen
 class DomainDefinition:
     """How a domain is launched: the TOML file of the specification, paths made absolute.
@@ -97,6 +99,7 @@ class Process:
     boot: str = ""
 
 
+@versioned("domain")
 @attrs.frozen
 class DomainRecord:
     """What the catalog knows of a domain.
@@ -156,6 +159,7 @@ class DiskStatus:
     node: str = ""
 
 
+@versioned("domain-info")
 @attrs.frozen
 class DomainInfo:
     """Answer of `domain_info`: a domain as it is this moment."""

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from snaporch.model.domain import DomainDefinition, DomainState, Process
+from snaporch.model.formats import versioned
 from snaporch.model.names import members_of
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DomainSnapshot
@@ -38,6 +39,7 @@ class Group:
     members: tuple[str, ...]
 
 
+@versioned("file")
 @attrs.frozen
 class FileRecord:
     """A file as it was when it was sealed.
@@ -90,6 +92,7 @@ class PastCheckpoint:
     pause: float | None
 
 
+@versioned("estimate")
 @attrs.frozen
 class Estimate:
     """What a checkpoint is expected to take; see `snaporch.operations.estimate`.
@@ -111,6 +114,7 @@ class Estimate:
     dirty_rate: float | None = None
 
 
+@versioned("snapshot")
 @attrs.frozen
 class SnapshotRecord:
     """A snapshot in the catalog: the RFC's structure and what a user needs beside it.
@@ -202,6 +206,7 @@ class SnapshotRecord:
         return sum(own) + (self.memory.size if self.memory is not None else 0)
 
 
+@versioned("verify-report")
 @attrs.frozen
 class VerifyReport:
     """Answer of `verify`.
@@ -244,6 +249,7 @@ class Trouble(enum.StrEnum):
     """A process has an image of a snapshot open for writing."""
 
 
+@versioned("finding")
 @attrs.frozen
 class Finding:
     """Something that is not as the catalog has it.
@@ -307,6 +313,7 @@ class EventKind(enum.StrEnum):
     """Something for people."""
 
 
+@versioned("operation")
 @attrs.frozen
 class OperationRecord:
     """A running or past operation.
@@ -341,6 +348,7 @@ class OperationRecord:
         return members_of(self.domain)
 
 
+@versioned("event")
 @attrs.frozen
 class Event:
     """Something that happened in an operation; `Orchestrator.events` yields them.

@@ -56,6 +56,7 @@ from snaporch.errors import (
 )
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
+from snaporch.model.formats import versioned
 from snaporch.model.names import joined
 from snaporch.model.record import FileRecord, Group, OperationKind, SnapshotRecord, Timings
 from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
@@ -119,6 +120,7 @@ async def _check_name(participant: Participant) -> None:
 # --- doing --------------------------------------------------------------------------------------------------
 
 
+@versioned("create-note")
 @attrs.frozen
 class Held:
     """What only whoever took a point can know of it: noted in the journal, for whoever goes on after a crash.

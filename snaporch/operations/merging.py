@@ -24,11 +24,13 @@ from snaporch.images.chain import Graph, Image, graph_of
 from snaporch.images.merge import MergeKind, MergePlan, MergeStep, Where, plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
+from snaporch.model.formats import versioned
 from snaporch.model.record import EventKind, FileRecord, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot
 
 
+@versioned("merge-journal")
 @attrs.frozen
 class MergeJournal:
     """What the journal holds: merges are planned anew from the images as they are.

@@ -17,6 +17,7 @@ import attrs
 from snaporch.drivers.base import Capabilities, Inside, Overlay, StreamPlan
 from snaporch.errors import InvalidInput, Unsupported
 from snaporch.model.domain import DiskStatus, DomainRecord, DomainState
+from snaporch.model.formats import versioned
 from snaporch.model.names import check_name
 from snaporch.model.record import Estimate, PastCheckpoint, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
@@ -27,6 +28,7 @@ from snaporch.operations.estimate import estimate
 # --- create -------------------------------------------------------------------------------------------------------
 
 
+@versioned("create-plan")
 @attrs.frozen
 class CreatePlan:
     """Everything that a create will do, decided before it is begun: what the journal holds.
@@ -311,6 +313,7 @@ def _as_background(plan: CreatePlan) -> CreatePlan:
 # --- revert -------------------------------------------------------------------------------------------------------
 
 
+@versioned("revert-plan")
 @attrs.frozen
 class RevertPlan:
     """Everything that a revert will do, decided before it is begun: what the journal holds.

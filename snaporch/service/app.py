@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
-import cattrs
 import structlog
 import trio
 from starlette.applications import Starlette
@@ -22,7 +21,7 @@ from starlette.routing import Route as Path_
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
-from snaporch.model.convert import dumps
+from snaporch.model.convert import dumps, structured
 from snaporch.service.api import ROUTES
 from snaporch.service.browser import Dashboard, check_origin
 from snaporch.service.call import Call, Route
@@ -30,7 +29,6 @@ from snaporch.service.openapi import document
 from snaporch.service.problems import MEDIA_TYPE, problem
 from snaporch.service.roles import Caller, Role, connected_peer, identify
 from snaporch.service.service import Service
-from snaporch.service.strict import structured
 
 BODY_SECONDS = 30.0  # for a request's body to arrive
 BEAT_SECONDS = 15.0  # between comments on an event stream that has nothing to say: who is gone is found out so
@@ -207,12 +205,7 @@ def _parsed(raw: bytes, kind: Any) -> Any:
         data = json.loads(raw or b"{}")
     except (ValueError, RecursionError):
         raise InvalidInput("the body is not JSON") from None
-    try:
-        return structured(data, kind)
-    except SnaporchError:
-        raise
-    except (cattrs.BaseValidationError, cattrs.ForbiddenExtraKeysError, TypeError, ValueError) as error:
-        raise InvalidInput("; ".join(cattrs.transform_error(error, path="body"))) from None
+    return structured(data, kind, "body")
 
 
 # --- events -------------------------------------------------------------------------------------------------

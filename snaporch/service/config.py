@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import cattrs
 
 from snaporch.errors import InvalidInput
-from snaporch.model.convert import converter
+from snaporch.model.convert import structured
 from snaporch.service.roles import role_of
 
 NAME = "service.toml"
@@ -94,10 +93,6 @@ def load_config(path: Path, *, must_exist: bool = False, **overrides: Any) -> Co
     """
     try:
         data = tomllib.loads(path.read_text()) if must_exist or path.exists() else {}
-        return converter.structure(data | overrides, Config)
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}") from None
-    except (cattrs.BaseValidationError, cattrs.ForbiddenExtraKeysError, TypeError) as error:
-        raise InvalidInput("; ".join(cattrs.transform_error(error, path=str(path)))) from None
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path}: {error}") from None
+    return structured(data | overrides, Config, str(path))

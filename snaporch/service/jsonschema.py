@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+from snaporch.model.formats import FORMATS, KEY
+
 _SIMPLE: dict[Any, dict[str, Any]] = {
     Any: {},
     bool: {"type": "boolean"},
@@ -64,5 +66,8 @@ class Schemas:
         fields = attrs.fields(attrs.resolve_types(kind))
         required = [field.name for field in fields if field.default is attrs.NOTHING]
         properties = {field.name: self.of(field.type) for field in fields}
+        if kind in FORMATS:
+            number = {"type": "integer", "minimum": 1, "maximum": FORMATS[kind].number}
+            properties = {KEY: number} | properties
         end = {"required": required} if required else {}
         return about | {"type": "object", "properties": properties, "additionalProperties": False} | end

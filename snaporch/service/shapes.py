@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import attrs
 
 from snaporch.errors import InvalidInput
+from snaporch.model.formats import versioned
 from snaporch.model.record import OperationKind
 from snaporch.model.request import CreateOptions, MergeOptions
 from snaporch.model.rfc import DomainSnapshot
@@ -38,6 +39,7 @@ def flags_of(kind: type[F], names: Iterable[str]) -> F:
     return flags
 
 
+@versioned("attach-request")
 @attrs.frozen
 class Attach:
     """Take charge of a domain that something else started: its control socket."""
@@ -46,6 +48,7 @@ class Attach:
     driver: str = "qemu"
 
 
+@versioned("start-request")
 @attrs.frozen
 class Start:
     """Start a domain; `paused`: it stands before its first instruction."""
@@ -53,6 +56,7 @@ class Start:
     paused: bool = False
 
 
+@versioned("shutdown-request")
 @attrs.frozen
 class Shutdown:
     """Ask the guest to power off; wait no longer than `timeout` seconds."""
@@ -60,6 +64,7 @@ class Shutdown:
     timeout: float = SHUTDOWN_SECONDS
 
 
+@versioned("tags-request")
 @attrs.frozen
 class Tags:
     """The tags that a domain is to have."""
@@ -67,6 +72,7 @@ class Tags:
     tags: tuple[str, ...]
 
 
+@versioned("pin-request")
 @attrs.frozen
 class Pin:
     """Whether retention must leave the snapshot."""
@@ -74,6 +80,7 @@ class Pin:
     pinned: bool = True
 
 
+@versioned("create-request")
 @attrs.frozen
 class Create:
     """Take a snapshot; flags: ``disk-only``, ``live``, ``quiesce``."""
@@ -83,6 +90,7 @@ class Create:
     options: CreateOptions = CreateOptions()  # noqa: RUF009 - as above
 
 
+@versioned("create-group-request")
 @attrs.frozen
 class CreateGroup:
     """Take a snapshot of several domains at one point; the rest as in `Create`."""
@@ -93,6 +101,7 @@ class CreateGroup:
     options: CreateOptions = CreateOptions()  # noqa: RUF009 - as above
 
 
+@versioned("revert-request")
 @attrs.frozen
 class Revert:
     """Go back to a snapshot; flags: ``running``, ``paused``, ``force``, ``alone``."""
@@ -101,6 +110,7 @@ class Revert:
     save_current: str = ""
 
 
+@versioned("revert-group-request")
 @attrs.frozen
 class RevertGroup:
     """Go back to the point of several domains; the rest as in `Revert`."""
@@ -111,6 +121,7 @@ class RevertGroup:
     save_current: str = ""
 
 
+@versioned("verify-request")
 @attrs.frozen
 class Verify:
     """Read a snapshot in full; `boot`: load it in a throw-away copy, too."""
@@ -118,6 +129,7 @@ class Verify:
     boot: bool = False
 
 
+@versioned("delete-request")
 @attrs.frozen
 class Delete:
     """Delete snapshots; flags: ``children``, ``children-only``, ``alone``."""
@@ -127,6 +139,7 @@ class Delete:
     options: MergeOptions = attrs.field(factory=MergeOptions)
 
 
+@versioned("delete-group-request")
 @attrs.frozen
 class DeleteGroup:
     """Delete snapshots that were taken of several domains at one point; the rest as in `Delete`."""
@@ -137,6 +150,7 @@ class DeleteGroup:
     options: MergeOptions = attrs.field(factory=MergeOptions)
 
 
+@versioned("flatten-request")
 @attrs.frozen
 class Flatten:
     """Shorten the chains of a domain, or of a `snapshot` of it, to `depth` images."""
@@ -146,6 +160,7 @@ class Flatten:
     options: MergeOptions = attrs.field(factory=MergeOptions)
 
 
+@versioned("depth-request")
 @attrs.frozen
 class Depth:
     """How many images the domain's chains may have; 0: as many as there are."""
@@ -153,6 +168,7 @@ class Depth:
     depth: int
 
 
+@versioned("recover-request")
 @attrs.frozen
 class Recover:
     """Finish or undo what a crash left, of one domain or all; `patience`: seconds for a stream, or no limit."""
@@ -161,6 +177,7 @@ class Recover:
     patience: float | None = None
 
 
+@versioned("fsck-request")
 @attrs.frozen
 class Fsck:
     """Compare catalog, files and hypervisors, of one domain or all."""
@@ -169,6 +186,7 @@ class Fsck:
     repair: bool = False
 
 
+@versioned("operation-status")
 @attrs.frozen
 class OperationStatus:
     """An operation that was asked for.
@@ -209,6 +227,7 @@ class OperationStatus:
     error: dict[str, Any] | None = None
 
 
+@versioned("page")
 @attrs.frozen
 class Page:
     """A part of a list: `next` is the `after` of what follows, or None."""

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 
 from snaporch.batch import schema
-from snaporch.batch.plan import Check, OnFailure, Plan, converter, load_plan, plan_from
+from snaporch.batch.plan import Check, OnFailure, load_plan, plan_from
 from snaporch.errors import InvalidInput
+from snaporch.model.convert import converter
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEAST = {"name": "p", "select": {"globs": ["*"]}}
@@ -66,7 +67,7 @@ def test_everything(tmp_path: Path) -> None:
     assert [plan.limits.bandwidth, plan.limits.deadline, plan.retries.wait] == [100 * 2**20, 7200, 10]
     assert (plan.on_failure, plan.snapshot.verify) == (OnFailure.UNDO_ALL, Check.BOOT)
     assert plan.report.html == str(tmp_path / "nightly-{batch}.html")
-    assert converter.structure(converter.unstructure(plan), Plan) == plan
+    assert plan_from(converter.unstructure(plan)) == plan
     jsonschema.validate(tomllib.loads(FULL), schema.plan_schema())
 
 

@@ -30,7 +30,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "OutcomeUnknown": ("web", "stop", 3.0),
 }
 CLASSES = [getattr(errors, name) for name in errors.__all__]
-STATUS = {"Refused": 2, "NotFound": 3, "Busy": 4, "Stranded": 5}
+STATUS = {"Refused": 2, "NotFound": 3, "Busy": 4, "Stranded": 5, "UnreadableRecord": 2}
 
 
 def raising(error: BaseException) -> Callable[[], Awaitable[Answer]]:
