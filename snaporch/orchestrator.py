@@ -145,10 +145,10 @@ class Orchestrator:
                 async with self._context.machine_of(name) as (_, machine):
                     if machine is not None:
                         raise TargetExists(f"there is a running domain {name!r} already; choose another name")
-            definition, process = await self._context.drivers[driver].attach(name, socket)
+            definition, handle = await self._context.drivers[driver].attach(name, socket)
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
-            record = DomainRecord(definition, current=current, process=process, template=process)
+            record = DomainRecord(definition, current=current, handle=handle, template=handle)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
 
@@ -199,7 +199,7 @@ class Orchestrator:
     async def is_active(self, name: str) -> bool:
         """Return whether a domain has a process: whether there is any memory to take."""
         record = await self._context.catalog.domain(name)
-        return record.process is not None and self._context.driver(record).alive(record.process)
+        return record.handle is not None and await self._context.driver(record).alive(record.handle)
 
     async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
         """Give a domain these tags, in place of those that it has: batches select domains by them."""

@@ -8,9 +8,12 @@ import attrs
 import pytest
 
 from snaporch import errors
+from snaporch.drivers.base import Overlay
+from snaporch.drivers.local.process import LocalProcess
+from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import InvalidInput, SnaporchError
-from snaporch.model.convert import dumps, load_definition, loads, parse_size
-from snaporch.model.domain import DomainDefinition
+from snaporch.model.convert import converter, dumps, load_definition, loads, parse_size
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 
 
@@ -94,3 +97,24 @@ def test_the_documented_definition(tmp_path: Path) -> None:
     rows = {row.split("|")[1] for row in page.splitlines() if row.startswith("|")}
     documented = {word.strip(" `") for row in rows for word in row.split(",")}
     assert {field.name for class_ in (DomainDefinition, DeviceDisk) for field in attrs.fields(class_)} <= documented
+
+
+def test_a_process_of_version_0_1_is_a_handle() -> None:
+    """What the core read of a QEMU process its driver reads now; rows that were written before are understood."""
+    process = {"pid": 7, "started": 70, "socket": "/s/qmp.sock", "attached": True, "argv": ["q"], "cwd": "/s"}
+    process["boot"] = "b"
+    old = {"definition": {"name": "web1"}, "process": process, "template": process}
+    record = converter.structure(old, DomainRecord)
+    assert record.handle == record.template == Handle("qemu", "7:70")
+    assert record.handle is not None
+    found = QemuProcess.of(record.handle)
+    assert found == QemuProcess(LocalProcess(7, 70, "b"), "/s/qmp.sock", attached=True, argv=("q",), cwd="/s")
+    assert QemuProcess.of(found.handle("qemu")) == found
+    again = loads(dumps(record), DomainRecord)
+    assert again.handle is not None
+    assert again.handle.data == record.handle.data
+    base = DiskStatus("vda", "/a", "raw", readonly=False, virtual_size=1, chain=("/a",))
+    planned = Overlay(base, "/b")
+    assert (
+        converter.structure(converter.unstructure(planned) | {"node": "sp-1-vda", "format": 1}, Overlay) == planned
+    )

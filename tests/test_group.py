@@ -44,7 +44,7 @@ from snaporch import (
 )
 from snaporch.catalog.store import Change
 from snaporch.engine.states import State
-from snaporch.model.domain import Process
+from snaporch.model.domain import Handle
 from snaporch.orchestrator import Orchestrator
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 from tests.conformance.test_any_crash import Cut, perform_on, run
@@ -636,7 +636,7 @@ def counted(verb: str) -> int:
         return run(steps_in, verb, Path(root))
 
 
-async def check_all_old_or_new(group: Group, old: Mapping[str, Collection[Process]]) -> None:
+async def check_all_old_or_new(group: Group, old: Mapping[str, Collection[Handle]]) -> None:
     """Check that of each member that is there a guest runs, with nobody's help: all the old or all the new."""
     await trio.sleep(1)
     there = [(name, process) for name in NAMES for process in group.host.processes(name)]

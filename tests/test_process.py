@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from snaporch.drivers.local.process import alive, boot, kill, started, wait_gone
-from snaporch.model.domain import Process
+from snaporch.drivers.local.process import LocalProcess, alive, kill, process_of, wait_gone
 
 
 @pytest.fixture
@@ -20,9 +19,11 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def of(sleeper: subprocess.Popen[bytes]) -> Process:
+def of(sleeper: subprocess.Popen[bytes]) -> LocalProcess:
     """Return what the catalog would know of it."""
-    return Process(sleeper.pid, started(sleeper.pid) or 0, "", boot=boot())
+    found = process_of(sleeper.pid)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("other", ["later", "other boot"])
@@ -45,4 +46,4 @@ async def test_kill(sleeper: subprocess.Popen[bytes]) -> None:
     assert alive(old)
     await kill(old)
     assert not alive(old)
-    assert not alive(of(sleeper))
+    assert process_of(sleeper.pid) is None

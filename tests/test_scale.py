@@ -20,7 +20,7 @@ def booted(host: SimulatedHost, name: str) -> DomainRecord:
     host.add_image(f"/images/{name}.qcow2")
     disks = (DeviceDisk("vda", f"/images/{name}.qcow2"),)
     definition = DomainDefinition(name, memory=2**30, disks=disks, driver="simulated")
-    return DomainRecord(definition, process=host.boot(definition))
+    return DomainRecord(definition, handle=host.boot(definition))
 
 
 @attrs.define

@@ -40,7 +40,7 @@ from snaporch.batch.plan import plan_from
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import ItemRecord
 from snaporch.catalog.store import Change
-from snaporch.model.domain import DomainRecord, Process
+from snaporch.model.domain import DomainRecord, Handle
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def booted(host: SimulatedHost, name: str) -> DomainRecord:
     disks = (DeviceDisk("vda", f"/images/{name}.qcow2"),)
     host.add_image(disks[0].path)
     definition = DomainDefinition(name, memory=GIB, disks=disks, driver="simulated")
-    return DomainRecord(definition, process=host.boot(definition))
+    return DomainRecord(definition, handle=host.boot(definition))
 
 
 @attrs.define
@@ -92,7 +92,7 @@ class Heap:
 
     host: SimulatedHost
     root: Path
-    processes: dict[str, Process]
+    processes: dict[str, Handle]
     every: int
     most: int = 0
     _seen: int = 0
@@ -114,14 +114,14 @@ class Heap:
         self.most = max(self.most, held)
 
 
-async def populate(orch: Orchestrator, host: SimulatedHost, count: int) -> dict[str, Process]:
+async def populate(orch: Orchestrator, host: SimulatedHost, count: int) -> dict[str, Handle]:
     """Make the domains known; return their processes."""
     running = {}
     for first in range(0, count, PAGE):
         names = [f"vm{number:05}" for number in range(first, min(first + PAGE, count))]
         records = tuple(booted(host, name) for name in names)
         await orch.catalog.write(Change(domains=records))
-        running |= {record.name: record.process for record in records if record.process}
+        running |= {record.name: record.handle for record in records if record.handle}
     return running
 
 

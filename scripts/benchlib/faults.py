@@ -14,9 +14,8 @@ from benchlib.lab import CACHE, DOMAIN, Guest, Serial, made
 from benchlib.member import SECONDS, Member, Wrong
 
 from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, Orchestrator, RevertFlag
-from snaporch.drivers.local.process import wait_gone
+from snaporch.drivers.local.process import LocalProcess, wait_gone
 from snaporch.engine.states import State
-from snaporch.model.domain import Process
 from snaporch.model.names import joined
 from snaporch.model.record import OperationRecord
 from snaporch.testing import dying
@@ -242,7 +241,7 @@ class Bench:
     def _cut(self, outer: Path) -> None:
         cut(outer, [process.pid for process in self._hypervisors()])
 
-    def _hypervisors(self) -> list[Process]:
+    def _hypervisors(self) -> list[LocalProcess]:
         return [process for member in self.members for process in member.hypervisors()]
 
     async def strike_after(self, kind: Kind, victim: str, seconds: float) -> str:

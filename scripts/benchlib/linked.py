@@ -59,10 +59,10 @@ class Linked:
 
     async def link(self, name: str) -> Link:
         """Look into a guest's memory; of one that runs the figures are of no one instant."""
-        process = (await self.orch.catalog.domain(name)).process
-        if process is None:
+        handle = (await self.orch.catalog.domain(name)).handle
+        if handle is None:
             raise AssertionError(f"{name} does not run")
-        path = Path(process.socket).with_name("query.sock")
+        path = Path(handle.data["socket"]).with_name("query.sock")
         async with open_qmp(path, label=name, timeout=SECONDS) as qmp:
             said = await qmp.execute("human-monitor-command", {"command-line": f"xp /3wx {self.address:#x}"})
         return Link(*(int(word, 16) for word in said.partition(":")[2].split()))

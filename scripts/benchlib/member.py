@@ -8,9 +8,8 @@ from benchlib.lab import Guest, Serial
 from benchlib.tree import files_known
 
 from snaporch import DomainState, Orchestrator
-from snaporch.drivers.local.process import started
+from snaporch.drivers.local.process import LocalProcess, process_of
 from snaporch.guest.report import Report
-from snaporch.model.domain import Process
 from snaporch.model.record import OperationRecord
 from snaporch.testing.dying import hypervisors
 
@@ -48,9 +47,13 @@ class Member:
         """Return how it is."""
         return (await self._orch.domain_info(self.domain)).state
 
-    def hypervisors(self) -> list[Process]:
+    def hypervisors(self) -> list[LocalProcess]:
         """Return the processes that run it, of which nobody but the kernel may know."""
-        return [Process(pid, started(pid) or 0, "") for pid in hypervisors(str(self.guest.root), self.domain)]
+        return [
+            found
+            for pid in hypervisors(str(self.guest.root), self.domain)
+            if (found := process_of(pid)) is not None
+        ]
 
     async def boot(self) -> None:
         """Have it run."""

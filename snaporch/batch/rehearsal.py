@@ -191,7 +191,7 @@ def _double(host: SimulatedHost, known: Known, rate: float) -> DomainRecord:
         disks=tuple(DeviceDisk(d.target, d.path, d.format, d.readonly) for d in disks),
         driver="simulated",
     )
-    return DomainRecord(double, process=host.boot(double) if known.active else None, tags=known.record.tags)
+    return DomainRecord(double, handle=host.boot(double) if known.active else None, tags=known.record.tags)
 
 
 def _rehearsed(plan: Plan) -> Plan:

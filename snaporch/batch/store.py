@@ -190,7 +190,7 @@ Took = Callable[[sqlite3.Connection, DomainRecord], float]
 
 def took(connection: sqlite3.Connection, domain: DomainRecord) -> float:
     """Return the seconds that a domain's last checkpoints took, or what its RAM would at an assumed rate."""
-    if domain.process is None:
+    if domain.handle is None:
         return 0.0
     last = [each.seconds for each in past_checkpoints(connection, domain.name, LOOK_BACK)]
     return median(last) if last else domain.definition.memory / ASSUMED_RATE

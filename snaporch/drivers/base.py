@@ -24,10 +24,12 @@ from typing import Any
 import attrs
 
 from snaporch.errors import Unsupported
-from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Process
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Handle
+from snaporch.model.formats import versioned
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions, Strategy
 from snaporch.model.rfc import DeviceDisk
+from snaporch.model.upcasts import without_node
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all, as far as known: bytes, or parts where bytes are not known."""
@@ -104,13 +106,13 @@ class PauseNote:
     Attributes:
         keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops the
             guest at its end would.
-        rival: a process that was to take the guest's place; it is ended before the guest runs again.
+        rival: a machine that was to take the guest's place; it is ended before the guest runs again.
         journal: if this says that the operation is complete, the rival has taken the place.
         thaw: have the guest's file systems thawed as well.
     """
 
     keep_stream: bool
-    rival: Process | None = None
+    rival: Handle | None = None
     journal: Journal | None = None
     thaw: bool = False
 
@@ -150,6 +152,7 @@ class PivotNote:
     catalog: Path | None = None
 
 
+@versioned("overlay", without_node)
 @attrs.frozen
 class Overlay:
     """A disk's move from the image `base` to a new overlay, planned in full before anything is done.
@@ -157,12 +160,10 @@ class Overlay:
     Attributes:
         base: the disk as it is before; its active image is what will be frozen.
         path: the overlay's file; it does not exist yet.
-        node: the block node's name for it, unique in the machine.
     """
 
     base: DiskStatus
     path: str
-    node: str
 
     @property
     def target(self) -> str:
@@ -448,7 +449,7 @@ class Launch:
         directory: for what belongs to this one process (sockets); the driver makes it.
         incoming: memory will be loaded into it.
         isolated: without network and without the outside's serial ports: for a throw-away copy.
-        template: for an attached domain: the process whose command line is followed instead of the definition.
+        template: for an attached domain: the machine that the new one is to be like, instead of the definition.
     """
 
     definition: DomainDefinition
@@ -456,7 +457,15 @@ class Launch:
     directory: Path
     incoming: bool = False
     isolated: bool = False
-    template: Process | None = None
+    template: Handle | None = None
+
+
+@attrs.frozen
+class Writer:
+    """Somebody who has a file open for writing: in words, for example ``process 123``, and the file's path."""
+
+    who: str
+    path: str
 
 
 class Storage(abc.ABC):
@@ -622,62 +631,87 @@ class Driver(abc.ABC):
 
     name: str
     storage: Storage
+    logs: tuple[str, ...] = ()
+    """The names of the files that it writes to in a domain's directory, and that stay there."""
 
     @abc.abstractmethod
-    async def launch(self, launch: Launch) -> Process:
-        """Start a process, CPUs stopped; it outlives us. Whatever this raises, no process is then left.
+    async def launch(self, launch: Launch) -> Handle:
+        """Start a machine, CPUs stopped; it outlives us. Whatever this raises, none is then left.
+
+        `Launch.directory` is made before anything else, and kept until `clear`.
 
         Raises:
             Refused: it cannot start; the error has its words.
         """
 
     @abc.abstractmethod
-    async def find(self, directory: Path) -> Process | None:
-        """Return the process that was launched with `directory`, if it runs: for one whose launch was cut short."""
+    async def find(self, directory: Path) -> Handle | None:
+        """Return the machine that was launched with `directory`, if it runs: for one whose launch was cut short."""
 
     @abc.abstractmethod
-    def connect(self, process: Process, label: str) -> AbstractAsyncContextManager[Machine]:
-        """Connect to a process; `label` is the domain's name for errors.
+    def connect(self, handle: Handle, label: str) -> AbstractAsyncContextManager[Machine]:
+        """Connect to a machine; `label` is the domain's name for errors.
 
         Raises:
             ConnectionGone: nothing is there, or nothing answers.
         """
 
     @abc.abstractmethod
-    def query(self, process: Process, label: str) -> AbstractAsyncContextManager[Machine]:
-        """As `connect`, for a look beside a running operation, where the process allows a second client.
+    def query(self, handle: Handle, label: str) -> AbstractAsyncContextManager[Machine]:
+        """As `connect`, for a look beside a running operation, where the hypervisor allows a second client.
 
         It changes nothing in the hypervisor, not even for a moment; `background_blocker` may be left out for that.
         """
 
-    async def await_inside(self, process: Process, label: str) -> None:  # noqa: B027 - only where one is silent then
-        """Return when a process that may be saving memory inside an image, or loading it, answers or is idle."""
+    async def await_inside(self, handle: Handle, label: str) -> None:  # noqa: B027 - only where one is silent then
+        """Return when a machine that may be saving memory inside an image, or loading it, answers or is idle."""
 
     async def abandon(self, plan: StreamPlan) -> None:  # noqa: B027 - many a driver has nothing to do here
         """End whatever still writes to the memory file of a stream whose machine is gone; leave the file itself."""
 
     async def clear(self, directory: Path) -> None:  # noqa: B027 - as above
-        """Remove what a process that is gone has left in the directory that it was launched with; logs are kept."""
+        """Remove what a machine that is gone has left in the directory that it was launched with; logs are kept."""
+
+    async def forget(self, handle: Handle) -> None:  # noqa: B027 - as above
+        """Remove what a machine that is gone has left, wherever that is; nothing if we did not start it."""
 
     @abc.abstractmethod
-    def alive(self, process: Process) -> bool:
-        """Return whether exactly that process still runs."""
+    async def alive(self, handle: Handle) -> bool:
+        """Return whether exactly that machine still runs."""
+
+    def pid(self, handle: Handle) -> int | None:  # noqa: ARG002 - for those that have one
+        """Return the id of the process, on this host, that runs a machine; None where there is no such thing."""
+        return None
+
+    async def take_place(self, old: Handle, new: Handle) -> Handle:  # noqa: ARG002 - for those that have a place
+        """Put a machine in the place of one that is gone, where others look for the domain: a path, a name.
+
+        Idempotent.
+
+        Returns:
+            The handle of the new machine from now on.
+        """
+        return new
 
     @abc.abstractmethod
-    async def wait_gone(self, process: Process) -> None:
-        """Return when that process is gone."""
+    async def writers_of(self, paths: Collection[str], besides: Handle | None = None) -> tuple[Writer, ...]:
+        """Return who on this host has one of these files open for writing, beside that machine."""
 
     @abc.abstractmethod
-    async def kill(self, process: Process) -> None:
-        """End a process that may not answer; returns when it is gone. Does nothing when it is."""
+    async def wait_gone(self, handle: Handle) -> None:
+        """Return when that machine is gone."""
 
     @abc.abstractmethod
-    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Process]:
+    async def kill(self, handle: Handle) -> None:
+        """End a machine that may not answer; returns when it is gone. Does nothing when it is."""
+
+    @abc.abstractmethod
+    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Handle]:
         """Find out what runs at the other end of a control socket."""
 
     @abc.abstractmethod
     async def beside_blocker(self, launch: Launch) -> str:
-        """Return why the launch cannot stand beside the domain's present process, or an empty string."""
+        """Return why the launch cannot stand beside the domain's present machine, or an empty string."""
 
     @abc.abstractmethod
     async def doctor(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from snaporch.drivers.base import Driver, Machine
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
 from snaporch.errors import HypervisorError, InvalidInput, OperationFailed, Refused
-from snaporch.model.domain import DiskStatus, DomainRecord, Process
+from snaporch.model.domain import DiskStatus, DomainRecord, Handle
 from snaporch.model.names import check_name
 
 DYING_SECONDS = 2.0
@@ -53,12 +53,6 @@ class Context:
     def run_directory(self, domain: str, operation: str) -> Path:
         """Return the directory for the process that an operation launches."""
         return self.root / domain / f"run-{operation}"
-
-    async def clear(self, record: DomainRecord) -> None:
-        """Remove the directory of a domain's process that is gone, if it was one of ours."""
-        directory = Path(record.process.socket).parent if record.process else self.root
-        if directory.parent == self.root / record.name and directory.name.startswith("run-"):
-            await self.driver(record).clear(directory)
 
     async def read_elsewhere(self, domain: str) -> dict[str, list[str]]:
         """Return, by name of every other domain, the images that it reads: of its snapshots and of its disks."""
@@ -116,22 +110,22 @@ class Context:
         """
         record = await self.catalog.domain(name)
         driver = self.driver(record)
-        process = record.process
-        if process is not None and driver.alive(process):
+        handle = record.handle
+        if handle is not None and await driver.alive(handle):
             async with AsyncExitStack() as stack:
                 machine, failure = None, None
                 try:
-                    machine = await stack.enter_async_context(driver.connect(process, name))
+                    machine = await stack.enter_async_context(driver.connect(handle, name))
                 except HypervisorError as error:
                     failure = error
-                if failure is None or not await dies(driver, process):
+                if failure is None or not await dies(driver, handle):
                     if failure is not None and not hung_is_none:
                         raise failure
                     yield record, machine
                     return
-        if process is not None:
-            await self.clear(record)
-            record = attrs.evolve(record, process=None)
+        if handle is not None:
+            await driver.forget(handle)
+            record = attrs.evolve(record, handle=None)
             await self.catalog.write(Change(domains=(record,)))
         yield record, None
 
@@ -165,8 +159,8 @@ class Context:
         return tuple(found)
 
 
-async def dies(driver: Driver, process: Process) -> bool:
-    """Return whether a process that does not answer is just dying: with much memory that takes a while."""
+async def dies(driver: Driver, handle: Handle) -> bool:
+    """Return whether a machine that does not answer is just dying: with much memory that takes a while."""
     with trio.move_on_after(DYING_SECONDS):
-        await driver.wait_gone(process)
-    return not driver.alive(process)
+        await driver.wait_gone(handle)
+    return not await driver.alive(handle)

@@ -6,6 +6,7 @@ Everything here is frozen and says nothing about how it is stored or sent: see `
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import attrs
 
@@ -13,6 +14,7 @@ from snaporch.errors import InvalidInput
 from snaporch.model.formats import versioned
 from snaporch.model.names import TARGET, check_name
 from snaporch.model.rfc import DeviceDisk
+from snaporch.model.upcasts import with_handles
 
 
 class DomainState(enum.StrEnum):
@@ -78,28 +80,24 @@ class DomainDefinition:
 
 
 @attrs.frozen
-class Process:
-    """The hypervisor process that runs a domain.
+class Handle:
+    """By which a driver finds a running machine again.
+
+    Two handles are equal when they are of one driver and have one id: then they are of the same machine, however it
+    is reached.
 
     Attributes:
-        pid: its process id.
-        started: its start time in the kernel's clock ticks, which tells it from a later process of that id.
-        socket: the QMP socket.
-        attached: something else started it; `argv` is then the command line found at the socket's other end.
-        cwd: the directory that relative paths in `argv` are relative to.
-        boot: the host's boot in which it started: after the next, the same id and time may be another's. "" is any.
+        driver: the name of the driver that made it.
+        id: tells this machine from every other one that the driver has, earlier ones too.
+        data: how the machine is reached, JSON; nobody but that driver reads it.
     """
 
-    pid: int
-    started: int
-    socket: str
-    attached: bool = False
-    argv: tuple[str, ...] = ()
-    cwd: str = "/"
-    boot: str = ""
+    driver: str
+    id: str
+    data: dict[str, Any] = attrs.field(factory=dict, eq=False)
 
 
-@versioned("domain")
+@versioned("domain", with_handles)
 @attrs.frozen
 class DomainRecord:
     """What the catalog knows of a domain.
@@ -108,9 +106,9 @@ class DomainRecord:
         definition: how it is launched.
         active: the image that each disk writes to now, by target, when it is not the definition's.
         current: the snapshot that the present state descends from.
-        process: the hypervisor process, when one runs.
-        template: of a domain that was attached to: the process as it was found; its command line says how the
-            domain is launched, the definition only what could be seen.
+        handle: the machine that runs it, when one does.
+        template: of a domain that was attached to: the machine as it was found, by which the driver knows how the
+            domain is launched; the definition has only what could be seen.
         tags: names that batches select it by.
         max_depth: a disk's chain that becomes longer is flattened after the create that made it so; 0: none is.
         frozen: the guest, which stands, went back to a point at which its file systems were frozen: to be thawed.
@@ -119,8 +117,8 @@ class DomainRecord:
     definition: DomainDefinition
     active: dict[str, DeviceDisk] = attrs.field(factory=dict)
     current: str | None = None
-    process: Process | None = None
-    template: Process | None = None
+    handle: Handle | None = None
+    template: Handle | None = None
     tags: tuple[str, ...] = ()
     max_depth: int = 0
     frozen: bool = False

@@ -11,11 +11,12 @@ from typing import Any
 
 import attrs
 
-from snaporch.model.domain import DomainDefinition, DomainState, Process
+from snaporch.model.domain import DomainDefinition, DomainState, Handle
 from snaporch.model.formats import versioned
 from snaporch.model.names import members_of
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DomainSnapshot
+from snaporch.model.upcasts import with_handles
 
 
 class Outcome(enum.StrEnum):
@@ -114,7 +115,7 @@ class Estimate:
     dirty_rate: float | None = None
 
 
-@versioned("snapshot")
+@versioned("snapshot", with_handles)
 @attrs.frozen
 class SnapshotRecord:
     """A snapshot in the catalog: the RFC's structure and what a user needs beside it.
@@ -155,7 +156,7 @@ class SnapshotRecord:
     images: dict[str, tuple[FileRecord, ...]]
     definition: DomainDefinition
     inside: dict[str, FileRecord] = attrs.field(factory=dict, kw_only=True)
-    template: Process | None = None
+    template: Handle | None = None
     hypervisor: dict[str, Any] = attrs.field(factory=dict)
     timings: Timings = Timings()
     outcome: Outcome = Outcome.COMPLETE

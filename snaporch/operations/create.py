@@ -434,7 +434,7 @@ class Participant(Actor):
         """Delete the point, if it is there: no other snapshot inside the image had its name."""
         point = self._inside(target)
         image = DeviceDisk(target, point.base.active, point.base.format)
-        await forget(self.driver, self.machine, self.plan.domain.process, image, point.tag)
+        await forget(self.driver, self.machine, self.plan.domain.handle, image, point.tag)
 
     # Compensations: each looks at what is there.
 
@@ -502,12 +502,12 @@ class Participant(Actor):
 
     async def _is_gone(self) -> bool:
         """Return whether the hypervisor is gone, rather than silent; a dying process gets a moment for it."""
-        process = self.plan.domain.process
-        if process is None or self.machine is None:
+        handle = self.plan.domain.handle
+        if handle is None or self.machine is None:
             return True
         with trio.move_on_after(DYING_SECONDS):
-            await self.driver.wait_gone(process)
-        return not self.driver.alive(process)
+            await self.driver.wait_gone(handle)
+        return not await self.driver.alive(handle)
 
     async def remove_overlay(self, target: str) -> None:
         """Remove the overlay, if we made it and what the guest has written to it is elsewhere."""

@@ -62,7 +62,7 @@ async def _go_on(context: Context, operation: Operation, journal: MergeJournal) 
         name = merges.record.name
         snapshots = await context.catalog.snapshots(name)
         for image, tag in points_inside(s for s in snapshots if s.name in merges.doomed):
-            await forget(merges.driver, merges.machine, merges.record.process, image, tag)
+            await forget(merges.driver, merges.machine, merges.record.handle, image, tag)
         plan = await merges.merge_surplus()
         if journal.written:
             await merges.seal_anew(journal.written)

@@ -8,7 +8,6 @@ takes nothing from anybody: no file is removed that snaporch did not make, and n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,12 +18,10 @@ from snaporch.drivers.base import Driver, Machine
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, DamagedSnapshot, HypervisorError, Refused, SnaporchError
-from snaporch.model.domain import DomainRecord
+from snaporch.model.domain import DomainRecord, Handle
 from snaporch.model.record import FileRecord, Finding, OperationKind, SnapshotRecord, Trouble
 from snaporch.operations.recover import recover, sweep
 from snaporch.operations.verify import check_chains
-
-LOG = "qemu.log"
 
 
 @attrs.frozen
@@ -99,18 +96,23 @@ async def _domain(context: Context, domain: str, *, repair: bool) -> list[Findin
         found += await _processes(scene, repair=repair)
         found += await _disks(scene)
         found += await _snapshots(scene)
-        found += _writers(scene)
+        found += await _writers(scene)
         found += await _files(scene, repair=repair)
     return found
 
 
 def _gone_process(scene: Scene, before: DomainRecord) -> list[Finding]:
     """Report a process that the catalog had and that is gone: the look itself has noted it."""
-    if before.process is None or scene.record.process is not None:
+    if before.handle is None or scene.record.handle is not None:
         return []
-    text = f"its process {before.process.pid} is gone, ended by somebody else or by itself"
-    done = scene.finding(Trouble.GONE_PROCESS, str(before.process.pid), text, certain=True)
+    subject = _named(scene.driver, before.handle)
+    text = f"its process {subject} is gone, ended by somebody else or by itself"
+    done = scene.finding(Trouble.GONE_PROCESS, subject, text, certain=True)
     return [attrs.evolve(done, repaired=True)]
+
+
+def _named(driver: Driver, handle: Handle) -> str:
+    return str(driver.pid(handle) or handle.id)
 
 
 async def _processes(scene: Scene, *, repair: bool) -> list[Finding]:
@@ -120,13 +122,14 @@ async def _processes(scene: Scene, *, repair: bool) -> list[Finding]:
         attrs.evolve(
             scene.finding(
                 Trouble.ORPHAN_PROCESS,
-                str(process.pid),
-                f"process {process.pid} was launched for it and is not its process: a start that was cut short",
+                _named(scene.driver, handle),
+                f"process {_named(scene.driver, handle)} was launched for it and is not its process: "
+                "a start that was cut short",
                 certain=True,
             ),
             repaired=repair,
         )
-        for process in found
+        for handle in found
     ]
 
 
@@ -167,39 +170,13 @@ async def _snapshots(scene: Scene) -> list[Finding]:
     return found
 
 
-def _writers(scene: Scene) -> list[Finding]:
-    """Report who else has a frozen image open for writing; a QEMU may keep such a descriptor and never use it."""
-    process = scene.record.process
-    frozen = {os.path.realpath(path) for path in scene.frozen()}
+async def _writers(scene: Scene) -> list[Finding]:
+    """Report who else has a frozen image open for writing."""
+    text = "has it open for writing: a snapshot needs it"
     return [
-        scene.finding(Trouble.FROZEN_WRITTEN, path, f"process {pid} has it open for writing: a snapshot needs it")
-        for pid, path in writers(frozen)
-        if process is None or pid != process.pid
+        scene.finding(Trouble.FROZEN_WRITTEN, writer.path, f"{writer.who} {text}")
+        for writer in await scene.driver.writers_of(scene.frozen(), scene.record.handle)
     ]
-
-
-def writers(paths: Iterable[str]) -> list[tuple[int, str]]:
-    """Return the processes that have one of `paths` (without symbolic links) open for writing, with it."""
-    wanted, found = set(paths), set()
-    for entry in Path("/proc").iterdir() if wanted else ():
-        if entry.name.isdecimal():
-            found |= {(int(entry.name), path) for path in _written_by(entry) & wanted}
-    return sorted(found)
-
-
-def _written_by(process: Path) -> set[str]:
-    found = set()
-    with suppress(OSError):  # it is gone, or somebody else's
-        for fd in (process / "fd").iterdir():
-            with suppress(OSError):
-                flags = next(
-                    line.split()[1]
-                    for line in (process / "fdinfo" / fd.name).read_text().splitlines()
-                    if line.startswith("flags:")
-                )
-                if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
-                    found.add(os.readlink(fd))
-    return found
 
 
 async def _files(scene: Scene, *, repair: bool) -> list[Finding]:
@@ -229,4 +206,6 @@ def _in_directory(scene: Scene) -> list[str]:
     directory = Path(scene.context.directory(scene.record.name))
     if not directory.is_dir():
         return []
-    return sorted(str(path) for path in directory.iterdir() if path.is_file() and path.name != LOG)
+    return sorted(
+        str(path) for path in directory.iterdir() if path.is_file() and path.name not in scene.driver.logs
+    )

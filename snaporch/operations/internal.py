@@ -7,33 +7,33 @@ from collections.abc import Iterable
 from snaporch.drivers.base import Driver, Machine
 from snaporch.engine.context import Context, dies
 from snaporch.errors import ConnectionGone, OutcomeUnknown, Unsupported
-from snaporch.model.domain import Process
+from snaporch.model.domain import Handle
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeviceDisk
 
 
 async def forget(
-    driver: Driver, machine: Machine | None, process: Process | None, image: DeviceDisk, tag: str
+    driver: Driver, machine: Machine | None, handle: Handle | None, image: DeviceDisk, tag: str
 ) -> None:
     """Delete a snapshot inside an image, wherever it has come from. Idempotent.
 
     Args:
         driver: the domain's.
         machine: its machine; None when it is inactive.
-        process: that of the machine.
+        handle: that of the machine.
         image: of one of its disks; its target is the disk's.
         tag: the snapshot's name.
 
     Raises:
         OperationFailed: a process has the image open below another one.
     """
-    if machine is not None and process is not None:
+    if machine is not None and handle is not None:
         try:
             if image.path in {disk.active for disk in await machine.disks() if disk.target == image.target}:
                 await machine.delete_inside(tag, [image.target])
                 return
         except (ConnectionGone, OutcomeUnknown):
-            if not await dies(driver, process):  # noqa: ASYNC120 - it re-raises where it matters
+            if not await dies(driver, handle):  # noqa: ASYNC120 - it re-raises where it matters
                 raise
     await driver.storage.delete_inside(image.path, tag)
 

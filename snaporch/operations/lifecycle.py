@@ -48,15 +48,15 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
     """Start a process; whatever happens before the guest runs in it, it is ended."""
     driver = context.driver(record)
     directory = context.run_directory(record.name, Operation(OperationKind.START, record.name, "").id)
-    process = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
+    handle = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
     try:
-        await context.catalog.write(Change(domains=(attrs.evolve(record, process=process),)))
+        await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
         if not paused:
-            async with driver.connect(process, record.name) as machine:
+            async with driver.connect(handle, record.name) as machine:
                 await machine.resume()
     except BaseException:
         with trio.CancelScope(shield=True):
-            await driver.kill(process)
+            await driver.kill(handle)
             await driver.clear(directory)
             await context.catalog.write(Change(domains=(record,)))
         raise
@@ -66,28 +66,29 @@ async def shutdown(context: Context, name: str, *, timeout: float) -> None:
     """See `snaporch.Orchestrator.shutdown`."""
     async with context.locked(Operation(OperationKind.SHUTDOWN, name, "")):
         async with context.machine_of(name) as (record, machine):
-            if machine is None or record.process is None:
+            if machine is None or record.handle is None:
                 raise Refused(f"{name} is inactive")
             await machine.shutdown()
             with trio.move_on_after(timeout) as scope:
-                await context.driver(record).wait_gone(record.process)
+                await context.driver(record).wait_gone(record.handle)
             if scope.cancelled_caught:
                 raise HypervisorError(f"{name} did not power off within {timeout:g} s; `domain destroy` ends it")
-        await _forget_process(context, record)
+        await _forget_machine(context, record)
 
 
 async def destroy(context: Context, name: str) -> None:
     """See `snaporch.Orchestrator.destroy`."""
     async with context.locked(Operation(OperationKind.DESTROY, name, "")):
         record = await context.catalog.domain(name)
-        if record.process is not None:
-            await context.driver(record).kill(record.process)
-            await _forget_process(context, record)
+        if record.handle is not None:
+            await context.driver(record).kill(record.handle)
+            await _forget_machine(context, record)
 
 
-async def _forget_process(context: Context, record: DomainRecord) -> None:
-    await context.clear(record)
-    await context.catalog.write(Change(domains=(attrs.evolve(record, process=None),)))
+async def _forget_machine(context: Context, record: DomainRecord) -> None:
+    if record.handle is not None:
+        await context.driver(record).forget(record.handle)
+    await context.catalog.write(Change(domains=(attrs.evolve(record, handle=None),)))
 
 
 async def set_running(context: Context, name: str, *, running: bool) -> None:
@@ -116,12 +117,12 @@ async def _thaw(context: Context, record: DomainRecord, machine: Machine) -> Non
 
 async def info(context: Context, record: DomainRecord) -> DomainInfo:
     """Return a domain as it is this moment; also while an operation runs on it."""
-    driver, process = context.driver(record), record.process
+    driver, handle = context.driver(record), record.handle
     state, disks, pid = DomainState.INACTIVE, None, None
-    if process is not None and driver.alive(process):
-        state, pid = DomainState.RUNNING, process.pid  # all that is known of one that does not answer
+    if handle is not None and await driver.alive(handle):
+        state, pid = DomainState.RUNNING, driver.pid(handle)  # all that is known of one that does not answer
         with suppress(HypervisorError):
-            async with driver.query(process, record.name) as machine:
+            async with driver.query(handle, record.name) as machine:
                 state, disks = await machine.state(), await machine.disks()
     if disks is None:
         disks = await context.disks_of(record, None, strict=False)

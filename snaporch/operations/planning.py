@@ -224,7 +224,7 @@ def _one_disk(
         return DiskSnapshot(frozen, tag, external=False), Inside(status, tag)
     path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""
     path = os.path.abspath(path or f"{scene.directory}/{status.target}.{scene.operation}.qcow2")
-    overlay = Overlay(base=status, path=path, node=f"sp-{scene.operation}-{status.target}")
+    overlay = Overlay(base=status, path=path)
     return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
 
 

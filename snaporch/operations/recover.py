@@ -23,7 +23,7 @@ from snaporch.engine.states import OperationState, State
 from snaporch.engine.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY, create_phases
 from snaporch.errors import Busy, OperationFailed, Refused, SnaporchError
 from snaporch.model.convert import loads
-from snaporch.model.domain import DomainRecord, DomainState, Process
+from snaporch.model.domain import DomainRecord, DomainState, Handle
 from snaporch.model.record import OperationKind, OperationRecord
 from snaporch.model.way import Way
 from snaporch.operations.create import Held, Participant, commit
@@ -74,8 +74,8 @@ async def recover(
     return tuple(ended)
 
 
-async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[Process, ...]:
-    """Return the processes that were launched for a domain and are not its process; to be used under its lock.
+async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[Handle, ...]:
+    """Return the machines that were launched for a domain and are not its machine; to be used under its lock.
 
     A start that is killed leaves one when nobody knows it yet.
 
@@ -86,14 +86,14 @@ async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[P
     """
     driver, found = context.driver(record), []
     for directory in sorted(Path(context.directory(record.name)).glob("run-*")):
-        if record.process is not None and Path(record.process.socket).parent == directory:
+        handle = await driver.find(directory)
+        if handle is not None and handle == record.handle:
             continue
-        process = await driver.find(directory)
-        if process is not None and process.pid != (record.process.pid if record.process else None):
-            found.append(process)
+        if handle is not None:
+            found.append(handle)
         if end:
-            if process is not None:
-                await driver.kill(process)
+            if handle is not None:
+                await driver.kill(handle)
             await driver.clear(directory)
     return tuple(found)
 
@@ -122,7 +122,7 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
             made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
             await context.driver(record).storage.release(made | {point.base.active for point in plan.inside})
             participant = Participant(
-                attrs.evolve(plan, domain=attrs.evolve(plan.domain, process=record.process)),
+                attrs.evolve(plan, domain=attrs.evolve(plan.domain, handle=record.handle)),
                 operation,
                 context,
                 context.driver(record),
@@ -138,8 +138,8 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
 async def _await_inside(context: Context, domain: str) -> None:
     """Wait while a hypervisor does what it began for whoever was killed: it may answer nothing meanwhile."""
     record = await context.catalog.domain(domain)
-    if record.process is not None:
-        await context.driver(record).await_inside(record.process, domain)
+    if record.handle is not None:
+        await context.driver(record).await_inside(record.handle, domain)
 
 
 async def _complete_or_undo(context: Context, operation: Operation, participants: list[Participant]) -> None:

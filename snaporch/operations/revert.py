@@ -41,7 +41,7 @@ from snaporch.errors import (
     Unsupported,
 )
 from snaporch.model.convert import dumps
-from snaporch.model.domain import DomainRecord, DomainState, Process
+from snaporch.model.domain import DomainRecord, DomainState, Handle
 from snaporch.model.names import check_name, joined, members_of
 from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import CreateOptions
@@ -122,7 +122,7 @@ class Reverter(Actor):
         context: the orchestrator's.
         driver: the domain's.
         old: its machine; None when it is inactive or does not answer.
-        new: the process that takes its place.
+        new: the machine that takes its place.
         made: the files that this operation has made.
         loaded: the point is in the old process already: when we had died a guard has loaded it.
     """
@@ -133,7 +133,7 @@ class Reverter(Actor):
     context: Context
     driver: Driver
     old: Machine | None
-    new: Process | None = None
+    new: Handle | None = None
     made: set[str] = attrs.field(factory=set)
     loaded: bool = False
     _guard: Guard | None = None
@@ -179,7 +179,7 @@ class Reverter(Actor):
         """Start the new process, its CPUs stopped."""
         self.new = await self.driver.launch(self._launch())
 
-    def _process(self) -> Process:
+    def _launched(self) -> Handle:
         if self.new is None:
             raise AssertionError("launched before it is used")
         return self.new
@@ -189,7 +189,7 @@ class Reverter(Actor):
         record = self.plan.snapshot
         if not record.snapshot.memory:
             return
-        async with self.driver.connect(self._process(), self.name) as machine:
+        async with self.driver.connect(self._launched(), self.name) as machine:
             self._check_versions(machine)
             if record.memory is not None:
                 await machine.load(record.memory.path)
@@ -232,15 +232,15 @@ class Reverter(Actor):
 
     async def end_old(self) -> None:
         """FORCE: end the old process first, whether it answers or not."""
-        if self.plan.domain.process is not None:
-            await self.driver.kill(self.plan.domain.process)
+        if self.plan.domain.handle is not None:
+            await self.driver.kill(self.plan.domain.handle)
 
     async def take_over(self) -> None:
         """Let the new guest run, or see that it stands."""
         if self.plan.way is Way.INSIDE:
             await self._take_over(self._old)
         else:
-            async with self.driver.connect(self._process(), self.name) as machine:
+            async with self.driver.connect(self._launched(), self.name) as machine:
                 await self._take_over(machine)
 
     async def _take_over(self, machine: Machine) -> None:
@@ -329,8 +329,8 @@ class Reverter(Actor):
         try:
             await call()
         except (ConnectionGone, OutcomeUnknown):
-            process = self.plan.domain.process
-            if process is None or not await dies(self.driver, process):  # noqa: ASYNC120 - re-raised where it matters
+            handle = self.plan.domain.handle
+            if handle is None or not await dies(self.driver, handle):  # noqa: ASYNC120 - re-raised where it matters
                 raise
             self.old = None
 
@@ -344,10 +344,10 @@ class Reverter(Actor):
 
     async def forget_kept(self, target: str) -> None:
         """Give up what was kept inside an image."""
-        await self._forget(self.old, self.plan.domain.process, target)
+        await self._forget(self.old, self.plan.domain.handle, target)
 
-    async def _forget(self, machine: Machine | None, process: Process | None, target: str) -> None:
-        await forget(self.driver, machine, process, self._image(target), self.plan.kept)
+    async def _forget(self, machine: Machine | None, handle: Handle | None, target: str) -> None:
+        await forget(self.driver, machine, handle, self._image(target), self.plan.kept)
 
     async def end_new(self) -> None:
         """End the new process."""
@@ -362,10 +362,10 @@ class Reverter(Actor):
 
     async def mourn_old(self) -> None:
         """Say, once, what FORCE has cost: the process that was ended first cannot be brought back."""
-        domain, old = await self.context.catalog.domain(self.name), self.plan.domain.process
-        if domain.process is None or domain.process != old or self.driver.alive(old):
+        domain, old = await self.context.catalog.domain(self.name), self.plan.domain.handle
+        if domain.handle is None or domain.handle != old or await self.driver.alive(old):
             return  # it is known, or not so
-        await self.context.catalog.write(Change(domains=(attrs.evolve(domain, process=None),)))
+        await self.context.catalog.write(Change(domains=(attrs.evolve(domain, handle=None),)))
         raise OperationFailed(
             f"FORCE has ended the old guest and its memory is lost; its disks are whole: "
             f"`snaporch domain start {self.name}` boots it"
@@ -385,7 +385,7 @@ class Reverter(Actor):
             definition=record.definition,
             active={disk.target: disk for disk in self.plan.disks},
             current=record.name,
-            process=self.plan.domain.process if self.plan.way is Way.INSIDE else self.new,
+            handle=self.plan.domain.handle if self.plan.way is Way.INSIDE else self.new,
             template=record.template,
             tags=self.plan.domain.tags,
             max_depth=self.plan.domain.max_depth,
@@ -399,12 +399,12 @@ class Reverter(Actor):
     async def clean_up(self) -> None:
         """End the old process and remove what no snapshot holds; the revert is complete already."""
         plan, catalog = self.plan, self.context.catalog
-        domain, old = await catalog.domain(self.name), plan.domain.process
-        if old is not None and old != domain.process:
+        domain, old = await catalog.domain(self.name), plan.domain.handle
+        if old is not None and old != domain.handle:
             await self.driver.kill(old)
-            await self._take_socket(domain, old)
-            await self.context.clear(self.plan.domain)
-        await self._forget_all(domain.process)
+            await self._take_place(domain, old)
+            await self.driver.forget(old)
+        await self._forget_all((await catalog.domain(self.name)).handle)
         held = frozenset[str]().union(*(record.paths for record in await catalog.snapshots(self.name)))
         held |= {disk.path for disk in domain.disks}
         own = await catalog.own_files(self.name)
@@ -413,22 +413,20 @@ class Reverter(Actor):
             await self.driver.storage.remove(path)
         await catalog.write(Change(gone=gone))
 
-    async def _forget_all(self, process: Process | None) -> None:
-        """Give up all that was kept, in the process that now has the images open, or without one."""
+    async def _forget_all(self, handle: Handle | None) -> None:
+        """Give up all that was kept, in the machine that now has the images open, or without one."""
         async with AsyncExitStack() as stack:
             machine = self.old if self.plan.way is Way.INSIDE else None
-            if self.plan.inside and machine is None and process is not None:
-                machine = await stack.enter_async_context(self.driver.connect(process, self.name))
+            if self.plan.inside and machine is None and handle is not None:
+                machine = await stack.enter_async_context(self.driver.connect(handle, self.name))
             for target in self.plan.inside:
-                await self._forget(machine, process, target)
+                await self._forget(machine, handle, target)
 
-    async def _take_socket(self, domain: DomainRecord, old: Process) -> None:
-        """Put the new process in the old one's place: others know an attached domain by its socket."""
-        process = domain.process
-        if domain.template is not None and process is not None and os.path.exists(process.socket):
-            os.replace(process.socket, old.socket)
-            moved = attrs.evolve(domain, process=attrs.evolve(process, socket=old.socket))
-            await self.context.catalog.write(Change(domains=(moved,)))
+    async def _take_place(self, domain: DomainRecord, old: Handle) -> None:
+        """Put the new machine where others look for the old one."""
+        new = domain.handle
+        if new is not None and (moved := await self.driver.take_place(old, new)) is not new:
+            await self.context.catalog.write(Change(domains=(attrs.evolve(domain, handle=moved),)))
 
 
 async def _present(machine: Machine | None, *, force: bool) -> DomainState:
@@ -447,7 +445,7 @@ async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: 
     """Return the plan with the way that can be gone: beside the old guest, or, with FORCE, in its place."""
     if plan.way is Way.INSIDE and old is None:  # it does not answer, which only FORCE comes this far with
         return attrs.evolve(plan, way=Way.INSIDE_DISPLACE)
-    if plan.way is not Way.BESIDE or plan.domain.process is None:
+    if plan.way is not Way.BESIDE or plan.domain.handle is None:
         return plan
     launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
     if old is not None:  # a merge that failed may have left images open for writing, which would bar the new guest
@@ -509,7 +507,7 @@ async def _reverter(
     record, old = await stack.enter_async_context(context.machine_of(name, hung_is_none=force))
     driver = context.driver(record)
     was = await _present(old, force=force)
-    if old is None and record.process is not None:
+    if old is None and record.handle is not None:
         was = DomainState.RUNNING
     await _check_free(context, snapshot)
     plan = plan_revert(record, was, snapshot, flags, directory=context.directory(name), operation=operation.id)

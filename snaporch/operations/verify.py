@@ -63,7 +63,7 @@ class Trial(Reverter):
         target, tag = next(iter(self.plan.inside.items()))
         await self.driver.storage.make_directory(self.plan.directory)
         await self.driver.storage.extract_memory(self.plan.frozen[target].path, tag, self._memory)
-        async with self.driver.connect(self._process(), self.name) as machine:
+        async with self.driver.connect(self._launched(), self.name) as machine:
             self._check_versions(machine)
             await machine.load(self._memory)
 
@@ -75,7 +75,7 @@ class Trial(Reverter):
 
     async def run_awhile(self) -> None:
         """Let the copy run, and look whether it still does."""
-        async with self.driver.connect(self._process(), self.name) as machine:
+        async with self.driver.connect(self._launched(), self.name) as machine:
             await machine.resume()
             await trio.sleep(RUN_SECONDS)
             if await machine.state() is not DomainState.RUNNING:

@@ -13,7 +13,7 @@ import trio
 
 from snaporch.drivers.simulated import SimulatedDriver, SimulatedHost, SimulatedKill
 from snaporch.engine.states import State
-from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -60,7 +60,7 @@ class SimulatedWorld:
     domain: str = "web1"
     slow: int = GIB // 8
 
-    def process(self) -> Process:
+    def process(self) -> Handle:
         """Return the domain's process, of which there is exactly one."""
         found = self.host.processes(self.domain)
         expect(len(found) == 1, f"{self.domain} has {len(found)} processes")

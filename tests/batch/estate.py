@@ -40,7 +40,7 @@ def booted(
     host.add_image(f"{directory}/{name}.qcow2")
     disks = (DeviceDisk("vda", f"{directory}/{name}.qcow2"),)
     definition = DomainDefinition(name, memory=memory, disks=disks, driver="simulated")
-    return DomainRecord(definition, process=host.boot(definition), tags=tags)
+    return DomainRecord(definition, handle=host.boot(definition), tags=tags)
 
 
 @attrs.define

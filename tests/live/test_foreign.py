@@ -166,7 +166,7 @@ async def test_orphans(world: World) -> None:
         (Trouble.ORPHAN_FILE, False),
     }
     assert theirs.read_text() == "mine"
-    assert not driver.alive(launched)
+    assert not await driver.alive(launched)
     assert not (world.root / NAME / "run-00000000").exists()
     theirs.unlink()
     assert not await troubles(world)

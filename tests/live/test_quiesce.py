@@ -15,13 +15,15 @@ import pytest
 import trio
 
 from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.local.process import LocalProcess
 from snaporch.drivers.qemu.attach import agent_socket
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qmp import agent
+from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.engine.states import State
 from snaporch.errors import Unsupported
 from snaporch.guest.build import build_linux
-from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -177,8 +179,6 @@ async def test_silent(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_channel_of_an_attached_domain(channel: list[str], port: str) -> None:
     """It is found in the command line, however that says it."""
     argv = ("qemu-system-x86_64", "-device", "virtio-serial-pci", *channel, "-device", port)
-    assert (
-        agent_socket(Process(1, 1, "/run/vm/qmp.sock", attached=True, argv=argv, cwd="/run/vm"))
-        == "/run/vm/ga.sock"
-    )
-    assert not agent_socket(Process(1, 1, "/q", attached=True, argv=argv[:-2]))
+    found = QemuProcess(LocalProcess(1, 1), "/run/vm/qmp.sock", attached=True, argv=argv, cwd="/run/vm")
+    assert agent_socket(found) == "/run/vm/ga.sock"
+    assert not agent_socket(attrs.evolve(found, argv=argv[:-2]))

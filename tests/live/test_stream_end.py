@@ -28,10 +28,10 @@ End = Callable[[Stream], Awaitable[None]]
 
 async def check_ended(world: World, prepare: Callable[[], End]) -> None:
     """End precopies at random moments in the last part of the time that the first takes; the guest runs on."""
-    process = (await world.orch.catalog.domain(NAME)).process
-    assert process is not None
+    handle = (await world.orch.catalog.domain(NAME)).handle
+    assert handle is not None
     path, most = world.directory / "memory", 0.0
-    async with QemuDriver().connect(process, NAME) as machine:
+    async with QemuDriver().connect(handle, NAME) as machine:
         for number in range(80 if world.qemu.old else 10):
             path.touch()
             stream = machine.stream(StreamPlan(str(path), Strategy.PRECOPY, settings=await machine.settings()))

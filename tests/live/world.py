@@ -200,9 +200,9 @@ class World:
 
     async def socket(self) -> str:
         """Return the path of the domain's control socket."""
-        process = (await self.orch._context.catalog.domain(NAME)).process
-        assert process is not None
-        return process.socket
+        handle = (await self.orch._context.catalog.domain(NAME)).handle
+        assert handle is not None
+        return str(handle.data["socket"])
 
     async def qmp(self, command: str, **arguments: Any) -> Any:
         """Have the domain's QEMU carry out a command, by its second socket: also while an operation runs."""

@@ -22,9 +22,8 @@ import xxhash
 
 from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, untold
 from snaporch.drivers.local import qcow2
-from snaporch.drivers.local.process import command_line, find_processes, kill, started
+from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
-from snaporch.model.domain import Process
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
@@ -151,8 +150,8 @@ class LocalStorage(Storage):
         for pid in find_processes(self.qemu_img):
             with suppress(OSError):  # it has ended by itself
                 opened = {word.rpartition(_FILENAME)[2].replace(",,", ",") for word in command_line(pid)}
-                if not opened.isdisjoint(paths):
-                    await kill(Process(pid, started(pid) or 0, ""))
+                if not opened.isdisjoint(paths) and (found := process_of(pid)) is not None:
+                    await kill(found)
 
     async def exists(self, path: str) -> bool:
         """See Storage; a dangling symbolic link exists."""

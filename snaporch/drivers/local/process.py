@@ -1,4 +1,4 @@
-"""QEMU processes: their start, their identity, their end.
+"""Processes of this host: their start, their identity, their end.
 
 A process is known by its id, its start time *and* the boot that this counts from: ids are used again. A zombie is
 gone.
@@ -13,9 +13,29 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import attrs
 import trio
 
-from snaporch.model.domain import Process
+
+@attrs.frozen
+class LocalProcess:
+    """A process of this host.
+
+    Attributes:
+        pid: its process id.
+        started: its start time in the kernel's clock ticks, which tells it from a later process of that id.
+        boot: the host's boot in which it started: after the next, the same id and time may be another's. "" is any.
+    """
+
+    pid: int
+    started: int
+    boot: str = ""
+
+
+def process_of(pid: int) -> LocalProcess | None:
+    """Return the live process of an id; None when it is gone or a zombie."""
+    began = started(pid)
+    return None if began is None else LocalProcess(pid, began, boot())
 
 
 def started(pid: int) -> int | None:
@@ -36,17 +56,17 @@ def boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _is_there(process: Process) -> bool:
+def _is_there(process: LocalProcess) -> bool:
     return process.boot in {"", boot()} and started(process.pid) == process.started
 
 
-def alive(process: Process) -> bool:
+def alive(process: LocalProcess) -> bool:
     """Return whether exactly this process still runs."""
     _reap(process.pid)
     return _is_there(process)
 
 
-def transferred(process: Process) -> int | None:
+def transferred(process: LocalProcess) -> int | None:
     """Return the bytes that a process has read and written so far; None when it is gone."""
     try:
         counts = Path(f"/proc/{process.pid}/io").read_text().split()
@@ -61,7 +81,7 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-async def wait_gone(process: Process) -> None:
+async def wait_gone(process: LocalProcess) -> None:
     """Return when the process is gone."""
     try:
         fd = os.pidfd_open(process.pid)
@@ -75,7 +95,7 @@ async def wait_gone(process: Process) -> None:
     _reap(process.pid)
 
 
-async def kill(process: Process) -> None:
+async def kill(process: LocalProcess) -> None:
     """SIGKILL exactly this process and return when it is gone."""
     try:
         fd = os.pidfd_open(process.pid)
@@ -120,3 +140,27 @@ def find_processes(*words: str) -> list[int]:
 def command_line(pid: int) -> tuple[str, ...]:
     """Return the argv that a process was started with."""
     return tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])
+
+
+def writers(paths: Iterable[str]) -> list[tuple[int, str]]:
+    """Return the processes that have one of `paths` (without symbolic links) open for writing, with it."""
+    wanted, found = set(paths), set()
+    for entry in Path("/proc").iterdir() if wanted else ():
+        if entry.name.isdecimal():
+            found |= {(int(entry.name), path) for path in _written_by(entry) & wanted}
+    return sorted(found)
+
+
+def _written_by(process: Path) -> set[str]:
+    found = set()
+    with suppress(OSError):  # it is gone, or somebody else's
+        for fd in (process / "fd").iterdir():
+            with suppress(OSError):
+                flags = next(
+                    line.split()[1]
+                    for line in (process / "fdinfo" / fd.name).read_text().splitlines()
+                    if line.startswith("flags:")
+                )
+                if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                    found.add(os.readlink(fd))
+    return found

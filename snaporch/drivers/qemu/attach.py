@@ -20,8 +20,9 @@ from typing import Any
 import attrs
 
 from snaporch.drivers.qemu.command import AGENT_PORT, control_arguments
+from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import Unsupported
-from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import DeviceDisk
 
 # QEMU's options without a value; all others have one (qemu-options.def).
@@ -124,7 +125,7 @@ def _filename(options: Mapping[str, Any]) -> str | None:
 class _Rewriter:
     """Follows one command line with its disks on other images."""
 
-    def __init__(self, process: Process, launched: Iterable[DeviceDisk], disks: Iterable[DeviceDisk]) -> None:
+    def __init__(self, process: QemuProcess, launched: Iterable[DeviceDisk], disks: Iterable[DeviceDisk]) -> None:
         self._process = process
         new = {disk.target: disk for disk in disks}
         self._new = {os.path.realpath(disk.path): new[disk.target] for disk in launched if disk.target in new}
@@ -213,7 +214,7 @@ def unix_server(option: Option, cwd: str) -> str | None:
 
 
 def relaunch(
-    process: Process,
+    process: QemuProcess,
     launched: Iterable[DeviceDisk],
     disks: Iterable[DeviceDisk],
     *,
@@ -296,12 +297,12 @@ def isolated_definition(definition: DomainDefinition) -> DomainDefinition:
     )
 
 
-def isolated_process(process: Process) -> Process:
+def isolated_process(process: QemuProcess) -> QemuProcess:
     """Return a process whose command line is that of a throw-away copy."""
     return attrs.evolve(process, argv=(process.argv[0], *isolated_arguments(process.argv[1:]), "-display", "none"))
 
 
-def agent_socket(process: Process) -> str:
+def agent_socket(process: QemuProcess) -> str:
     """Return the unix socket of a process's channel to the guest agent, or an empty string."""
     options = list(parse(process.argv))
     ports = [_port(option.value or "") for option in options if option.name == "device"]
@@ -317,7 +318,7 @@ def _port(text: str) -> dict[str, str]:
     return dict(json.loads(text)) if text.startswith("{") else split_keys(text, "driver")
 
 
-def blocker(process: Process) -> str:
+def blocker(process: QemuProcess) -> str:
     """Return what a second QEMU like `process` would take from it, or an empty string.
 
     QEMU unlinks a unix socket's path before it listens there: a second one would silently steal it. Ports and locks

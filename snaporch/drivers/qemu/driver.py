@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,24 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan
+from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan, Writer
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu import attach, kvm
 from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qmp import open_qmp
 from snaporch.drivers.qmp.machine import QemuMachine, image_file
+from snaporch.drivers.qmp.process import CONTROL, QemuProcess
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, Refused, Unsupported
-from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.rfc import DeviceDisk
 
 GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight
 QUERY_SECONDS = 2.0
 KILL_SECONDS = 10.0  # a killed process is gone at once but for a disk that hangs in the kernel
-CONTROL, QUERY, AGENT, LOG, PID = "qmp.sock", "query.sock", "agent.sock", "qemu.log", "qemu.pid"
+QUERY, AGENT, LOG, PID = "query.sock", "agent.sock", "qemu.log", "qemu.pid"
 
 
 def default_emulator() -> str:
@@ -88,6 +89,7 @@ class QemuDriver(Driver):
     """Domains in QEMU processes of this host."""
 
     name: str = attrs.field(default="qemu", init=False)
+    logs: tuple[str, ...] = attrs.field(default=(LOG,), init=False)
     storage: LocalStorage = attrs.field(factory=LocalStorage)
 
     async def _accel(self, definition: DomainDefinition, emulator: str) -> str:
@@ -98,7 +100,7 @@ class QemuDriver(Driver):
     async def _command(self, launch: Launch, fds: list[int]) -> list[str]:
         pidfile = str(launch.directory / PID)
         if launch.template is not None:
-            template = launch.template
+            template = QemuProcess.of(launch.template)
             return attach.relaunch(
                 attach.isolated_process(template) if launch.isolated else template,
                 launch.definition.disks,
@@ -123,7 +125,7 @@ class QemuDriver(Driver):
         )
         return [emulator, *arguments]
 
-    async def launch(self, launch: Launch) -> Process:
+    async def launch(self, launch: Launch) -> Handle:
         """See Driver."""
         await self.storage.make_directory(str(launch.directory))
         log = launch.directory.parent / LOG  # of all the processes that the domain has had
@@ -131,75 +133,77 @@ class QemuDriver(Driver):
         agent = (AGENT,) if launch.definition.guest_agent and launch.template is None else ()
         with _listening(launch.directory, CONTROL, QUERY, *agent) as fds:
             command = await self._command(launch, fds)
-            if launch.template is not None:  # relative paths are relative to where the first one was started
-                command = ["env", "-C", launch.template.cwd, *command]
+            template = QemuProcess.of(launch.template) if launch.template is not None else None
+            if template is not None:  # relative paths are relative to where the first one was started
+                command = ["env", "-C", template.cwd, *command]
             pid = _spawn(command, fds, log)
-        began = process.started(pid)
-        template = launch.template
-        made = Process(
-            pid=pid,
-            started=began or 0,
-            socket=str(launch.directory / CONTROL),
+        made = QemuProcess(
+            process.process_of(pid) or process.LocalProcess(pid, 0),
+            str(launch.directory / CONTROL),
             attached=template is not None,
             argv=template.argv if template else (),
             cwd=template.cwd if template else "/",
-            boot=process.boot(),
+            directory=str(launch.directory),
         )
+        handle = made.handle(self.name)
         try:
             async with open_qmp(made.socket, label=launch.definition.name, timeout=GREETING_SECONDS):
-                return made
+                return handle
         except HypervisorError as error:
             with trio.move_on_after(KILL_SECONDS, shield=True):
-                await self.kill(made)
+                await self.kill(handle)
                 await self.clear(launch.directory)
             words = _last_words(log, start)
             raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
         except BaseException:
             with trio.move_on_after(KILL_SECONDS, shield=True):
-                await self.kill(made)
+                await self.kill(handle)
                 await self.clear(launch.directory)
             raise
 
-    async def find(self, directory: Path) -> Process | None:
+    async def find(self, directory: Path) -> Handle | None:
         """See Driver: QEMU has written its id before it does anything else."""
         pidfile = directory / PID
         for pid in process.find_processes("-pidfile", str(pidfile)):
-            if (began := process.started(pid)) is not None:
-                return Process(pid, began, str(directory / CONTROL), boot=process.boot())
+            if (found := process.process_of(pid)) is not None:
+                made = QemuProcess(found, str(directory / CONTROL), directory=str(directory))
+                return made.handle(self.name)
         return None
 
     @asynccontextmanager
-    async def connect(self, process: Process, label: str) -> AsyncIterator[Machine]:
+    async def connect(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
         """See Driver."""
-        async with self._connected(process, process.socket, label, CONNECT_SECONDS) as machine:
+        found = QemuProcess.of(handle)
+        async with self._connected(found, found.socket, label, CONNECT_SECONDS) as machine:
             yield machine
 
     @asynccontextmanager
-    async def query(self, process: Process, label: str) -> AsyncIterator[Machine]:
+    async def query(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
         """See Driver: by the second socket of a QEMU of ours; one that was attached to has only the one."""
-        beside = Path(process.socket).with_name(QUERY)
-        path = str(beside) if beside.exists() and Path(process.socket).name == CONTROL else process.socket
-        async with self._connected(process, path, label, QUERY_SECONDS, looking=True) as machine:
+        found = QemuProcess.of(handle)
+        beside = Path(found.socket).with_name(QUERY)
+        path = str(beside) if beside.exists() and Path(found.socket).name == CONTROL else found.socket
+        async with self._connected(found, path, label, QUERY_SECONDS, looking=True) as machine:
             yield machine
 
-    async def await_inside(self, process_: Process, label: str) -> None:
+    async def await_inside(self, handle: Handle, label: str) -> None:
         """See Driver: its monitor says nothing meanwhile, so as long as bytes come and go it is given time."""
-        before = None
-        while (now := process.transferred(process_)) != before:
+        found, before = QemuProcess.of(handle), None
+        while (now := process.transferred(found.local)) != before:
             before = now
             with suppress(HypervisorError):
-                async with open_qmp(process_.socket, label=label, timeout=CONNECT_SECONDS):
+                async with open_qmp(found.socket, label=label, timeout=CONNECT_SECONDS):
                     return
 
     @asynccontextmanager
     async def _connected(
-        self, process: Process, path: str, label: str, seconds: float, *, looking: bool = False
+        self, found: QemuProcess, path: str, label: str, seconds: float, *, looking: bool = False
     ) -> AsyncIterator[Machine]:
-        if not self.alive(process):
-            raise ConnectionGone(f"{label}: its QEMU (process {process.pid}) is gone")
+        if not process.alive(found.local):
+            raise ConnectionGone(f"{label}: its QEMU (process {found.local.pid}) is gone")
         async with (
             open_qmp(path, label=label, timeout=seconds) as qmp,
-            QemuMachine(qmp, process, _agent_of(process)).opened(looking=looking) as machine,
+            QemuMachine(qmp, found, _agent_of(found)).opened(looking=looking) as machine,
         ):
             yield machine
 
@@ -214,25 +218,49 @@ class QemuDriver(Driver):
         """See Driver."""
         await end_sinks(plan.path)
 
-    def alive(self, process_: Process) -> bool:
+    async def forget(self, handle: Handle) -> None:
         """See Driver."""
-        return process.alive(process_)
+        if directory := QemuProcess.of(handle).directory:
+            await self.clear(Path(directory))
 
-    async def wait_gone(self, process_: Process) -> None:
+    async def take_place(self, old: Handle, new: Handle) -> Handle:
+        """See Driver: others know a QEMU that was attached to by the path of its socket."""
+        before, after = QemuProcess.of(old), QemuProcess.of(new)
+        if not before.attached or not after.attached:
+            return new
+        if os.path.exists(after.socket):  # else that was done before a crash of ours
+            os.replace(after.socket, before.socket)
+        return attrs.evolve(after, socket=before.socket).handle(self.name)
+
+    async def alive(self, handle: Handle) -> bool:
         """See Driver."""
-        await process.wait_gone(process_)
+        return process.alive(QemuProcess.of(handle).local)
 
-    async def kill(self, process_: Process) -> None:
+    def pid(self, handle: Handle) -> int:
         """See Driver."""
-        await process.kill(process_)
+        return QemuProcess.of(handle).local.pid
 
-    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Process]:
+    async def wait_gone(self, handle: Handle) -> None:
+        """See Driver."""
+        await process.wait_gone(QemuProcess.of(handle).local)
+
+    async def kill(self, handle: Handle) -> None:
+        """See Driver."""
+        await process.kill(QemuProcess.of(handle).local)
+
+    async def writers_of(self, paths: Collection[str], besides: Handle | None = None) -> tuple[Writer, ...]:
+        """See Driver; a QEMU may keep such a descriptor of a frozen image and never use it."""
+        own = self.pid(besides) if besides is not None else None
+        found = process.writers({os.path.realpath(path) for path in paths})
+        return tuple(Writer(f"process {pid}", path) for pid, path in found if pid != own)
+
+    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Handle]:
         """See Driver."""
         path = os.path.abspath(socket)
         async with open_qmp(path, label=name, timeout=CONNECT_SECONDS) as qmp:
             pid = qmp.peer_pid
-            began = process.started(pid) if pid else None
-            if pid is None or began is None:
+            found = process.process_of(pid) if pid else None
+            if pid is None or found is None:
                 raise Refused(f"{name}: the process at the other end of {path} cannot be seen")
             argv, cwd = process.command_line(pid), os.readlink(f"/proc/{pid}/cwd")
             if "qemu" not in os.path.basename(argv[0]):
@@ -244,22 +272,22 @@ class QemuDriver(Driver):
                 blocks = [block["inserted"] for block in await qmp.execute("query-block") if "inserted" in block]
                 files = [image_file(block["image"]) for block in blocks]
                 if relative := [file for file in files if not os.path.isabs(file)]:
-                    found = process.directory_before(pid, relative)
-                    if found is None:
+                    before = process.directory_before(pid, relative)
+                    if before is None:
                         raise Refused(f"{name}: cannot see where {relative[0]} is: start it with absolute paths")
-                    cwd = found
-            made = Process(pid, began, path, attached=True, argv=argv, cwd=cwd, boot=process.boot())
+                    cwd = before
+            made = QemuProcess(found, path, attached=True, argv=argv, cwd=cwd)
             async with QemuMachine(qmp, made).opened() as machine:
                 disks = tuple(
                     DeviceDisk(disk.target, disk.active, disk.format, disk.readonly)
                     for disk in await machine.disks()
                 )
                 memory = machine.capabilities.ram
-        return DomainDefinition(name=name, memory=memory, disks=disks, emulator=argv[0]), made
+        return DomainDefinition(name=name, memory=memory, disks=disks, emulator=argv[0]), made.handle(self.name)
 
     async def beside_blocker(self, launch: Launch) -> str:
         """See Driver: what both would hold shows when the second one starts, its CPUs stopped."""
-        return attach.blocker(launch.template) if launch.template else ""
+        return attach.blocker(QemuProcess.of(launch.template)) if launch.template else ""
 
     async def doctor(self) -> dict[str, Any]:
         """See Driver."""
@@ -277,7 +305,7 @@ class QemuDriver(Driver):
         return findings
 
 
-def _agent_of(process: Process) -> str:
+def _agent_of(process: QemuProcess) -> str:
     """Return the socket of a process's channel to the guest agent, or an empty string."""
     if process.attached:
         return attach.agent_socket(process)

@@ -11,6 +11,7 @@ import trio
 
 from snaporch.drivers.base import Guard, LoadNote, PauseNote, PivotNote
 from snaporch.drivers.qmp import guard
+from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import OperationFailed
 from snaporch.model.domain import DiskStatus
 
@@ -29,7 +30,10 @@ class QemuGuard(Guard):
     def of_the_pause(cls, socket: str, note: PauseNote, agent: str) -> QemuGuard:
         """Return one that lets the guest run again; see `Machine.guard`."""
         stream, thawed = "keep" if note.keep_stream else "cancel", agent if note.thaw and agent else "-"
-        ends = f"{note.rival.pid}:{note.rival.started}" if note.rival is not None else "-"
+        ends = "-"
+        if note.rival is not None:
+            rival = QemuProcess.of(note.rival).local
+            ends = f"{rival.pid}:{rival.started}"
         row = (str(note.journal.catalog), note.journal.operation) if note.journal is not None else ()
         return cls("pause", socket, stream, thawed, ends, *row)
 

@@ -12,6 +12,7 @@ from string import ascii_lowercase
 from typing import Any
 
 import trio
+import xxhash
 
 from snaporch.drivers.base import (
     Capabilities,
@@ -29,10 +30,11 @@ from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import QMPClient, agent, internal
 from snaporch.drivers.qmp.leash import QemuGuard
 from snaporch.drivers.qmp.merge import Merger
+from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, Unsupported
-from snaporch.model.domain import DiskStatus, DomainState, Process
+from snaporch.model.domain import DiskStatus, DomainState
 from snaporch.model.names import TARGET
 from snaporch.model.request import MergeOptions
 
@@ -82,10 +84,15 @@ def _chain(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
         image = image.get("backing-image")
 
 
+def _node_of(overlay: Overlay) -> str:
+    """Return the name of the block node of an overlay: its own, also after a crash of ours, and short enough."""
+    return f"sp-{xxhash.xxh3_64_hexdigest(overlay.path.encode())}"
+
+
 class QemuMachine(Machine):
     """See Machine."""
 
-    def __init__(self, qmp: QMPClient, process: Process, agent: str = "") -> None:
+    def __init__(self, qmp: QMPClient, process: QemuProcess, agent: str = "") -> None:
         self.qmp = qmp
         self._agent = agent
         self._process = process
@@ -271,7 +278,7 @@ class QemuMachine(Machine):
             "blockdev-add",
             {
                 "driver": "qcow2",
-                "node-name": overlay.node,
+                "node-name": _node_of(overlay),
                 "file": {"driver": "file", "filename": overlay.path},
                 "backing": None,
                 "discard": "unmap",
@@ -285,13 +292,13 @@ class QemuMachine(Machine):
 
     async def remove_node(self, overlay: Overlay) -> None:
         """See Machine."""
-        if overlay.node in await self.nodes():
-            await self.qmp.execute("blockdev-del", {"node-name": overlay.node})
+        if (node := (await self.image_nodes()).get(overlay.path)) is not None:
+            await self.qmp.execute("blockdev-del", {"node-name": node})
 
     async def switch(self, overlays: Sequence[Overlay]) -> None:
         """See Machine."""
         actions = [
-            {"type": "blockdev-snapshot", "data": {"node": overlay.base.node, "overlay": overlay.node}}
+            {"type": "blockdev-snapshot", "data": {"node": overlay.base.node, "overlay": _node_of(overlay)}}
             for overlay in overlays
         ]
         await self.qmp.execute("transaction", {"actions": actions})
@@ -351,7 +358,7 @@ class QemuMachine(Machine):
                 self._migration.receive_nowait()
         return QemuStream(
             self.qmp,
-            self._process.pid,
+            self._process.local.pid,
             self._migration,
             plan,
             cancellable=self.capabilities.keeps_paused,
@@ -418,7 +425,7 @@ class QemuMachine(Machine):
         with suppress(ConnectionGone, OutcomeUnknown):
             await self.qmp.execute("quit")
         with trio.fail_after(QUIT_SECONDS):
-            await wait_gone(self._process)
+            await wait_gone(self._process.local)
 
 
 @contextmanager

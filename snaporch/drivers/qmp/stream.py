@@ -34,7 +34,7 @@ import trio
 
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.local.files import identity, remove
-from snaporch.drivers.local.process import find_processes, kill, started, wait_gone
+from snaporch.drivers.local.process import find_processes, kill, process_of, wait_gone
 from snaporch.drivers.qmp import QMPClient, sink
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import (
@@ -45,7 +45,6 @@ from snaporch.errors import (
     OperationFailed,
     OutcomeUnknown,
 )
-from snaporch.model.domain import Process
 from snaporch.model.record import FileRecord
 from snaporch.model.request import Strategy
 
@@ -92,7 +91,8 @@ def _result_of(path: str) -> Path:
 async def end_sinks(path: str) -> None:
     """Kill every sink that writes to `path`, and remove what it would leave beside that."""
     for pid in find_processes(sink.__file__, path):
-        await kill(Process(pid, started(pid) or 0, ""))
+        if (found := process_of(pid)) is not None:
+            await kill(found)
     result = _result_of(path)
     try:
         sink.unfinished(result).unlink(missing_ok=True)  # of which the result is made
@@ -253,7 +253,8 @@ class QemuStream(Stream):
         if self._sink is not None:
             await self._sink.wait()
         for pid in find_processes(sink.__file__, self._plan.path):
-            await wait_gone(Process(pid, started(pid) or 0, ""))
+            if (found := process_of(pid)) is not None:
+                await wait_gone(found)
 
     def _check_sink(self) -> None:
         """Raise when the sink has failed or was killed."""

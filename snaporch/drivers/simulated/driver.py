@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan
+from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan, Writer
 from snaporch.drivers.simulated.client import Client, SimulatedKill
 from snaporch.drivers.simulated.host import SimulatedHost
 from snaporch.drivers.simulated.machine import SimulatedMachine
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.drivers.simulated.storage import SimulatedStorage
 from snaporch.errors import ConnectionGone
-from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.rfc import DeviceDisk
 
 
@@ -51,7 +51,7 @@ class SimulatedDriver(Driver):
         for act in tuple(self._client.on_death):
             act()
 
-    async def launch(self, launch: Launch) -> Process:
+    async def launch(self, launch: Launch) -> Handle:
         """See Driver; when it raises, or is cancelled, no process is left."""
         label = launch.definition.name
         faults = await self._client.enter("driver.launch", label)
@@ -63,21 +63,21 @@ class SimulatedDriver(Driver):
         except BaseException:
             process.end("nobody wants it any more")
             raise
-        return process.record
+        return process.handle
 
-    async def find(self, directory: Path) -> Process | None:
+    async def find(self, directory: Path) -> Handle | None:
         """See Driver."""
 
-        def look() -> Process | None:
+        def look() -> Handle | None:
             found = self.host.launched_in(directory)
-            return None if found is None else found.record
+            return None if found is None else found.handle
 
         return await self._client.call("driver.find", "", look)
 
     @asynccontextmanager
-    async def connect(self, process: Process, label: str) -> AsyncIterator[Machine]:
+    async def connect(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
         """See Driver; while another connection is open it waits for its end, up to `connect_deadline`."""
-        found = await self._reached("driver.connect", process, label)
+        found = await self._reached("driver.connect", handle, label)
         await self._wait_for_turn(found, label)
         machine = SimulatedMachine(self._client, found, label)
         found.client = machine
@@ -89,21 +89,21 @@ class SimulatedDriver(Driver):
             machine.close()
 
     @asynccontextmanager
-    async def query(self, process: Process, label: str) -> AsyncIterator[Machine]:
+    async def query(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
         """See Driver; only what asks is allowed."""
         machine = SimulatedMachine(
-            self._client, await self._reached("driver.query", process, label), label, observer=True
+            self._client, await self._reached("driver.query", handle, label), label, observer=True
         )
         try:
             yield machine
         finally:
             machine.close()
 
-    async def _reached(self, at: str, process: Process, label: str) -> SimulatedProcess:
+    async def _reached(self, at: str, handle: Handle, label: str) -> SimulatedProcess:
         faults = await self._client.enter(at, label)
-        found = self.host.find(process)
+        found = self.host.find(handle)
         if found is None:
-            raise ConnectionGone(f"{label}: its process ({process.pid}) is gone")
+            raise ConnectionGone(f"{label}: its process ({handle.id}) is gone")
         await self._client.leave(at, label, self.host.speed.connect, found, faults)
         return found
 
@@ -114,12 +114,29 @@ class SimulatedDriver(Driver):
         self._client.check_alive()
         if scope.cancelled_caught or process.ended:
             why = process.ended or "nothing answers: it hangs, or serves another client"
-            raise ConnectionGone(f"{label}: cannot connect to {process.record.socket}: {why}")
+            raise ConnectionGone(f"{label}: cannot connect to {process.socket}: {why}")
 
-    def alive(self, process: Process) -> bool:
+    async def alive(self, handle: Handle) -> bool:
         """See Driver."""
         self._client.check_alive()
-        return self.host.find(process) is not None
+        await trio.lowlevel.checkpoint()
+        return self.host.find(handle) is not None
+
+    def pid(self, handle: Handle) -> int:
+        """See Driver."""
+        return int(handle.id)
+
+    async def writers_of(self, paths: Collection[str], besides: Handle | None = None) -> tuple[Writer, ...]:
+        """See Driver."""
+
+        def look() -> tuple[Writer, ...]:
+            open_for_writing = ((path, self.host.locks.writers.get(path)) for path in sorted(paths))
+            found = ((path, lock[0]) for path, lock in open_for_writing if lock is not None)
+            return tuple(
+                Writer(f"process {pid}", path) for path, pid in found if besides is None or str(pid) != besides.id
+            )
+
+        return await self._client.call("driver.writers_of", "", look)
 
     async def abandon(self, plan: StreamPlan) -> None:  # noqa: ARG002 - the interface has it
         """See Driver; a stream ends with its machine."""
@@ -138,41 +155,46 @@ class SimulatedDriver(Driver):
 
         await self._client.call("driver.clear", "", check)
 
-    async def wait_gone(self, process: Process) -> None:
+    async def forget(self, handle: Handle) -> None:
         """See Driver."""
-        found = self.host.find(process)
+        if (directory := Path(handle.data["directory"])).name.startswith("run-"):
+            await self.clear(directory)
+
+    async def wait_gone(self, handle: Handle) -> None:
+        """See Driver."""
+        found = self.host.find(handle)
         label = found.name if found else ""
         faults = await self._client.enter("driver.wait_gone", label)
         if found is not None:
             await self._client.wait(math.inf, found)
         await self._client.leave("driver.wait_gone", label, 0.0, None, faults)
 
-    async def kill(self, process: Process) -> None:
+    async def kill(self, handle: Handle) -> None:
         """See Driver."""
 
         def end() -> None:
-            if (found := self.host.find(process)) is not None:
+            if (found := self.host.find(handle)) is not None:
                 found.end("it was killed")
 
-        found = self.host.find(process)
+        found = self.host.find(handle)
         await self._client.call(
             "driver.kill", found.name if found else "", end, self.host.speed.quit if found else 0
         )
 
-    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Process]:
+    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Handle]:
         """See Driver.
 
         Raises:
             ConnectionGone: nothing listens there.
         """
 
-        def look() -> tuple[DomainDefinition, Process]:
+        def look() -> tuple[DomainDefinition, Handle]:
             found = self.host.listening(socket)
             if found is None:
                 raise ConnectionGone(f"{name}: cannot connect to {socket}: no such socket")
             disks = tuple(DeviceDisk(d.target, d.image.path, d.image.format, d.readonly) for d in found.drives)
             definition = attrs.evolve(found.launch.definition, name=name, disks=disks, driver=self.name)
-            return definition, attrs.evolve(found.record, attached=True, argv=("simulated", found.name))
+            return definition, found.handle
 
         return await self._client.call("driver.attach", name, look, self.host.speed.connect)
 

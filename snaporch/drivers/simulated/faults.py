@@ -26,7 +26,7 @@ _FACES = {
     "storage": base.Storage,
 }
 # They wait for nothing and ask nobody: nothing can happen in them.
-_SILENT = {"driver.alive"} | {
+_SILENT = {"driver.alive", "driver.pid", "driver.take_place", "driver.forget"} | {
     f"machine.{name}" for name in ("pause_times", "run_changes", "forget_pauses", "stream", "guard")
 }
 _DISK = "machine.switch."

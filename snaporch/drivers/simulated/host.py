@@ -18,7 +18,7 @@ from snaporch.drivers.simulated.guest import Guest, GuestModel, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import Refused
-from snaporch.model.domain import DomainDefinition, Process
+from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.rfc import DeviceDisk
 
 Hook = Callable[[str, str], None]
@@ -108,7 +108,7 @@ class SimulatedHost:
         self.disk.make_directory(posixpath.dirname(path))
         self.disk.make_plain(path, size)
 
-    def boot(self, definition: DomainDefinition, *, running: bool = True) -> Process:
+    def boot(self, definition: DomainDefinition, *, running: bool = True) -> Handle:
         """Start a domain by other means than snaporch, as for `Driver.attach`.
 
         Raises:
@@ -117,7 +117,7 @@ class SimulatedHost:
         process = self.start(Launch(definition, definition.disks, Path("/run")))
         if running:
             process.cont()
-        return attrs.evolve(process.record, attached=True, argv=("simulated", definition.name))
+        return process.handle
 
     # --- what a test does to it -----------------------------------------------------------------------------
 
@@ -132,21 +132,21 @@ class SimulatedHost:
         file.flips += 1
         file.version += not silent
 
-    def crash(self, process: Process) -> None:
+    def crash(self, handle: Handle) -> None:
         """Let a process die; nothing happens when it is gone."""
-        self._end(process, "it crashed")
+        self._end(handle, "it crashed")
 
-    def power_off(self, process: Process) -> None:
+    def power_off(self, handle: Handle) -> None:
         """Let the guest power off by itself, at which its process ends."""
-        self._end(process, "the guest powered off")
+        self._end(handle, "the guest powered off")
 
-    def _end(self, process: Process, why: str) -> None:
-        if (found := self.find(process)) is not None:
+    def _end(self, handle: Handle, why: str) -> None:
+        if (found := self.find(handle)) is not None:
             found.end(why)
 
-    def hang(self, process: Process) -> None:
+    def hang(self, handle: Handle) -> None:
         """Let a process answer nothing any more; its guest runs on, `Driver.kill` still ends it."""
-        if (found := self.find(process)) is not None:
+        if (found := self.find(handle)) is not None:
             found.hung = True
             found.notify()
 
@@ -166,41 +166,41 @@ class SimulatedHost:
         file = self.disk.find(path)
         return file.number if isinstance(file, MemoryFile) else self.disk.number(path)
 
-    def processes(self, domain: str | None = None) -> tuple[Process, ...]:
+    def processes(self, domain: str | None = None) -> tuple[Handle, ...]:
         """Return the processes that run, all or those of one domain, oldest first."""
-        return tuple(process.record for process in self.running(domain))
+        return tuple(process.handle for process in self.running(domain))
 
-    def guest(self, process: Process) -> Guest:
+    def guest(self, handle: Handle) -> Guest:
         """Return the guest in a process.
 
         Raises:
             LookupError: the process is gone.
         """
-        return self._get(process).guest
+        return self._get(handle).guest
 
-    def consistent(self, process: Process, targets: Iterable[str] | None = None) -> bool:
+    def consistent(self, handle: Handle, targets: Iterable[str] | None = None) -> bool:
         """Return whether RAM and the writable disks (those of `targets`) are of one point, and always were.
 
         A guest that was loaded from memory and disks of different points stays inconsistent although its next tick
         writes the same number everywhere. A process that is gone, or has not been loaded yet, is not consistent.
         """
-        found = self.find(process)
+        found = self.find(handle)
         if found is None or not found.guest.loaded:
             return False
         bad = found.guest.torn | found.differing(found.guest.ticks)
         return not (bad if targets is None else bad & set(targets))
 
-    def nodes(self, process: Process) -> tuple[str, ...]:
+    def nodes(self, handle: Handle) -> tuple[str, ...]:
         """Return the block nodes that are open beside those of the disks: none, unless a snapshot is being made."""
-        return tuple(self._get(process).nodes)
+        return tuple(self._get(handle).nodes)
 
-    def settings(self, process: Process) -> dict[str, float]:
+    def settings(self, handle: Handle) -> dict[str, float]:
         """Return the migration settings that are not the default's: none, unless a stream is under way."""
-        return dict(self._get(process).settings)
+        return dict(self._get(handle).settings)
 
-    def _get(self, process: Process) -> SimulatedProcess:
-        if (found := self.find(process)) is None:
-            raise LookupError(f"process {process.pid} is gone")
+    def _get(self, handle: Handle) -> SimulatedProcess:
+        if (found := self.find(handle)) is None:
+            raise LookupError(f"process {handle.id} is gone")
         return found
 
     # --- for the drivers ------------------------------------------------------------------------------------
@@ -224,10 +224,10 @@ class SimulatedHost:
             process.settle()
         return [process for process in found if not process.ended]
 
-    def find(self, process: Process) -> SimulatedProcess | None:
+    def find(self, handle: Handle) -> SimulatedProcess | None:
         """Return a process that runs, brought up to date, or None."""
-        found = self._running.get(process.pid)
-        if found is None or found.record.started != process.started:
+        found = self._running.get(int(handle.id))
+        if found is None:
             return None
         found.settle()
         return None if found.ended else found
@@ -235,12 +235,12 @@ class SimulatedHost:
     def listening(self, socket: str) -> SimulatedProcess | None:
         """Return the process that listens at a control socket, or None."""
         found = self._sockets.get(socket)
-        return None if found is None else self.find(found.record)
+        return None if found is None else self.find(found.handle)
 
     def launched_in(self, directory: Path) -> SimulatedProcess | None:
         """Return the process that was launched last with `directory`, if it runs."""
         found = self._directories.get(str(directory))
-        return None if found is None else self.find(found.record)
+        return None if found is None else self.find(found.handle)
 
     def settle_files(self, path: str = "") -> None:
         """Bring up to date what grows by itself (streams, guests that write ever more) and what is at `path`."""
@@ -272,24 +272,17 @@ class SimulatedHost:
         if why := self.port_conflict(launch) or self.locks.conflict(launch.disks):
             raise Refused(f"{definition.name} does not start: {why}")
         pid = next(self._pids)
-        template = launch.template
-        record = Process(
-            pid=pid,
-            started=pid * 100,
-            socket=f"{launch.directory}/{definition.name}-{pid}.sock",
-            attached=template is not None,
-            argv=template.argv if template else (),
-            cwd=template.cwd if template else "/",
-        )
-        process = self._made(record, launch)
+        process = self._made(pid, launch)
         process.open_disks(launch.disks)
         if not launch.incoming:
             process.boot()
         return process
 
-    def _made(self, record: Process, launch: Launch) -> SimulatedProcess:
+    def _made(self, pid: int, launch: Launch) -> SimulatedProcess:
+        socket = f"{launch.directory}/{launch.definition.name}-{pid}.sock"
         process = SimulatedProcess(
-            record=record,
+            pid=pid,
+            handle=Handle("simulated", str(pid), {"socket": socket, "directory": str(launch.directory)}),
             launch=launch,
             files=self.disk,
             locks=self.locks,
@@ -301,7 +294,7 @@ class SimulatedHost:
         process.guest = Guest(
             self.models.get(launch.definition.name, self.model), process.settle, loaded=not launch.incoming
         )
-        self._running[record.pid] = self._sockets[record.socket] = process
+        self._running[pid] = self._sockets[socket] = process
         self._directories[str(launch.directory)] = process
         self._ports.update(dict.fromkeys(_ports(launch), process))
         if process.growing:
@@ -309,7 +302,7 @@ class SimulatedHost:
         return process
 
     def _forget(self, process: SimulatedProcess) -> None:
-        del self._running[process.pid], self._sockets[process.record.socket]
+        del self._running[process.pid], self._sockets[process.socket]
         if self._directories.get(str(process.launch.directory)) is process:
             del self._directories[str(process.launch.directory)]
         self._growing.discard(process)

@@ -346,7 +346,7 @@ class SimulatedStream(Stream):
     async def abort(self) -> None:
         """See Stream; with the process gone there is nothing to end, and nothing is raised."""
         self._client.check_alive()
-        if self._client.host.find(self._process.record) is None:
+        if self._client.host.find(self._process.handle) is None:
             return
         settings = self._plan.settings
         await self._call("abort", lambda: self._process.abort_stream(settings), self._process.speed.stream)

@@ -21,7 +21,7 @@ from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
 from snaporch.drivers.simulated.migration import SAME, Migration
 from snaporch.errors import CommandRefused
-from snaporch.model.domain import DiskStatus, Process
+from snaporch.model.domain import DiskStatus, Handle
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk
 
@@ -61,7 +61,8 @@ class SimulatedProcess:
     """See the module.
 
     Attributes:
-        record: what snaporch knows it by.
+        pid: its id.
+        handle: what snaporch knows it by.
         launch: what it was launched with.
         files: the host's.
         locks: the host's.
@@ -71,7 +72,7 @@ class SimulatedProcess:
         forget: called when the process has ended.
         guest: its guest.
         drives: its disks, in the guest's order.
-        nodes: overlays that were opened beside the disks, by node name.
+        nodes: overlays that were opened beside the disks, by path.
         settings: migration settings that are not the default's: empty unless a stream is under way, or somebody
             else has made some.
         migration: the last memory stream.
@@ -83,7 +84,8 @@ class SimulatedProcess:
         changed: set, and replaced, when something happens that a waiting task must look at.
     """
 
-    record: Process
+    pid: int
+    handle: Handle
     launch: Launch
     files: Files
     locks: Locks
@@ -107,14 +109,14 @@ class SimulatedProcess:
     _spread: float = 0.0
 
     @property
+    def socket(self) -> str:
+        """The path of its control socket."""
+        return str(self.handle.data["socket"])
+
+    @property
     def name(self) -> str:
         """The domain's name."""
         return self.launch.definition.name
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self.record.pid
 
     @property
     def ram(self) -> int:
@@ -266,21 +268,21 @@ class SimulatedProcess:
 
     def add_node(self, overlay: Overlay) -> None:
         """Open an overlay, which nobody else may have open."""
-        if overlay.node in {*self.nodes, *(drive.node for drive in self.drives)}:
-            raise self.refusal("blockdev-add", f"node {overlay.node} exists")
+        if overlay.path in {*self.nodes, *(drive.node for drive in self.drives)}:
+            raise self.refusal("blockdev-add", f"node {overlay.path} exists")
         image = self.files.by_path.get(overlay.path)
         if not isinstance(image, Image):
             raise self.refusal("blockdev-add", f"could not open {overlay.path}")
         if why := self.locks.writing(overlay.path):
             raise self.refusal("blockdev-add", why)
-        self.nodes[overlay.node] = image
+        self.nodes[overlay.path] = image
         self.locks.hold(self.pid, "", [image], False)
 
     def remove_node(self, overlay: Overlay) -> None:
         """Close an overlay that no disk uses; nothing happens when it is not open."""
-        if any(drive.node == overlay.node for drive in self.drives):
-            raise self.refusal("blockdev-del", f"node {overlay.node} is in use")
-        if (image := self.nodes.pop(overlay.node, None)) is not None:
+        if any(drive.node == overlay.path for drive in self.drives):
+            raise self.refusal("blockdev-del", f"node {overlay.path} is in use")
+        if (image := self.nodes.pop(overlay.path, None)) is not None:
             self.locks.drop(self.pid, image.path)
 
     def switch(self, overlays: Sequence[Overlay], check: Callable[[str], None]) -> None:
@@ -294,20 +296,20 @@ class SimulatedProcess:
             self.drives = before
             raise
         for overlay in overlays:
-            image = self.nodes.pop(overlay.node)
+            image = self.nodes.pop(overlay.path)
             self.locks.hold(self.pid, overlay.target, self.files.chain(image.path), False)
             self.files.freeze_below(image)
 
     def _switch_one(self, overlay: Overlay) -> None:
         drive = self._drive(overlay.target)
-        image = self.nodes.get(overlay.node)
+        image = self.nodes.get(overlay.path)
         if drive is None or drive.readonly or image is None:
             raise self.refusal("transaction", f"{overlay.target}: no such disk, not writable, or no such node")
         if image.path != overlay.path or image.backing != drive.image.path:
             raise AssertionError(f"bug: {image.path} is over {image.backing}, {drive.target} on {drive.image.path}")
         if image.number is not None:
             raise AssertionError(f"bug: {image.path} is not empty: what it holds would hide the disk's content")
-        drive.image, drive.node = image, overlay.node
+        drive.image, drive.node = image, overlay.path
 
     def _drive(self, target: str) -> Drive | None:
         return next((drive for drive in self.drives if drive.target == target), None)

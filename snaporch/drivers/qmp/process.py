@@ -1,0 +1,57 @@
+"""A QEMU process as its driver knows it: what is in the `data` of its handle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+
+from snaporch.drivers.local.process import LocalProcess
+from snaporch.model.domain import Handle
+
+CONTROL = "qmp.sock"
+"""The name of the control socket of a QEMU that a driver has launched, in the directory of that launch."""
+
+
+@attrs.frozen
+class QemuProcess:
+    """A QEMU process of this host.
+
+    Attributes:
+        local: the process.
+        socket: the QMP socket.
+        attached: something else started it; `argv` is then the command line found at the socket's other end.
+        argv: see `attached`; empty where snaporch started it.
+        cwd: the directory that relative paths in `argv` are relative to.
+        directory: that it was launched with; empty where something else started it.
+    """
+
+    local: LocalProcess
+    socket: str
+    attached: bool = False
+    argv: tuple[str, ...] = ()
+    cwd: str = "/"
+    directory: str = ""
+
+    @classmethod
+    def of(cls, handle: Handle) -> QemuProcess:
+        """Return the process that a handle is of."""
+        data = handle.data
+        socket = str(data["socket"])
+        directory, name = os.path.split(socket)
+        launched = name == CONTROL and Path(directory).name.startswith("run-")
+        return cls(
+            LocalProcess(data["pid"], data["started"], data.get("boot", "")),
+            socket,
+            data.get("attached", False),
+            tuple(data.get("argv", ())),
+            data.get("cwd", "/"),
+            # Version 0.1 did not keep it.
+            data.get("directory", directory if launched else ""),
+        )
+
+    def handle(self, driver: str) -> Handle:
+        """Return the handle of the process."""
+        data = attrs.asdict(self.local) | attrs.asdict(self, filter=lambda field, _: field.name != "local")
+        return Handle(driver, f"{self.local.pid}:{self.local.started}", data | {"argv": list(self.argv)})
