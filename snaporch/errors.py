@@ -6,6 +6,7 @@
     │   ├── TargetExists                2   409   a name or a file is taken
     │   ├── NotEnoughSpace              2   507   both figures are in it
     │   ├── Unsupported                 2   409   this hypervisor or this domain cannot do it
+    │   │   └── OtherMachine            2   409   what was started is not the machine that was wanted
     │   ├── DamagedSnapshot             2   409   a file is missing or is not what was saved
     │   ├── Unauthenticated             2   401   the service does not know who asks
     │   ├── Forbidden                   2   403   who asks may not do it
@@ -48,6 +49,7 @@ __all__ = [
     "NotEnoughSpace",
     "NotFound",
     "OperationFailed",
+    "OtherMachine",
     "OutcomeUnknown",
     "ProtocolError",
     "Refused",
@@ -119,6 +121,10 @@ class NotEnoughSpace(Refused):
 
 class Unsupported(Refused):
     """This hypervisor, or this domain as it is now, cannot do what is asked."""
+
+
+class OtherMachine(Unsupported):
+    """What the hypervisor has started is not the machine that was wanted; it was ended, and nothing was touched."""
 
 
 class DamagedSnapshot(Refused):

@@ -148,7 +148,9 @@ class Orchestrator:
             definition, handle = await self._context.drivers[driver].attach(name, socket)
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
-            record = DomainRecord(definition, current=current, handle=handle, template=handle)
+            async with self._context.drivers[driver].connect(handle, name) as machine:
+                shape = await machine.shape()
+            record = DomainRecord(definition, current=current, handle=handle, template=handle, shape=shape)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
 

@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 
 from snaporch.errors import Unsupported
-from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Handle
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Handle, MachineShape
 from snaporch.model.formats import versioned
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions, Strategy
@@ -281,6 +281,10 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def disks(self) -> tuple[DiskStatus, ...]:
         """Return every disk that has an image, in the guest's order."""
+
+    async def shape(self) -> MachineShape:
+        """Return what the machine is made of."""
+        return MachineShape(self.capabilities.ram, 0, await self.disks())
 
     async def settings(self) -> dict[str, Any]:
         """Return those of the hypervisor's settings that a stream changes, for the journal (JSON)."""

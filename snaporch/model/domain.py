@@ -112,6 +112,8 @@ class DomainRecord:
         tags: names that batches select it by.
         max_depth: a disk's chain that becomes longer is flattened after the create that made it so; 0: none is.
         frozen: the guest, which stands, went back to a point at which its file systems were frozen: to be thawed.
+        shape: what its machine was made of when it was attached to, or at the point that it went back to; None:
+            that is not known.
     """
 
     definition: DomainDefinition
@@ -122,6 +124,7 @@ class DomainRecord:
     tags: tuple[str, ...] = ()
     max_depth: int = 0
     frozen: bool = False
+    shape: MachineShape | None = None
 
     @property
     def name(self) -> str:
@@ -155,6 +158,23 @@ class DiskStatus:
     virtual_size: int
     chain: tuple[str, ...]
     node: str = ""
+
+
+@attrs.frozen
+class MachineShape:
+    """What a machine is made of, as its hypervisor reports it: memory loads only into one of the same shape.
+
+    Attributes:
+        memory: bytes of guest RAM, with what was plugged in.
+        vcpus: number of virtual CPUs; 0: not known.
+        disks: every disk that has an image, in the guest's order.
+        devices: of each device that was asked for or plugged in its name and its type; empty: not known.
+    """
+
+    memory: int
+    vcpus: int
+    disks: tuple[DiskStatus, ...]
+    devices: tuple[str, ...] = ()
 
 
 @versioned("domain-info")

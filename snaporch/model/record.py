@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from snaporch.model.domain import DomainDefinition, DomainState, Handle
+from snaporch.model.domain import DomainDefinition, DomainState, Handle, MachineShape
 from snaporch.model.formats import versioned
 from snaporch.model.names import members_of
 from snaporch.model.request import Strategy
@@ -143,6 +143,7 @@ class SnapshotRecord:
         quiesced: the guest's file systems were frozen at the point.
         group: of which it is a part, when several domains were taken at this one point.
         expected: what it was expected to take, before it was begun; None without memory.
+        shape: what the machine was made of at the point; None: it was inactive, or that is not known.
     """
 
     domain: str
@@ -165,6 +166,7 @@ class SnapshotRecord:
     quiesced: bool = False
     group: Group | None = None
     expected: Estimate | None = None
+    shape: MachineShape | None = None
 
     @property
     def name(self) -> str:

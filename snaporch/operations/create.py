@@ -554,6 +554,7 @@ class Participant(Actor):
             definition=plan.domain.definition,
             template=plan.domain.template,
             hypervisor=plan.hypervisor,
+            shape=plan.shape,
             quiesced=plan.quiesce or plan.domain.frozen,
             expected=plan.expected,
             timings=Timings(
@@ -611,16 +612,18 @@ async def _scene(
 ) -> tuple[Scene, Machine | None]:
     """Look at a domain; its machine stays connected for as long as `stack` is open."""
     record, machine = await stack.enter_async_context(context.machine_of(name))
+    shape = await machine.shape() if machine else None
     scene = Scene(
         domain=record,
         state=await machine.state() if machine else DomainState.INACTIVE,
-        disks=await context.disks_of(record, machine),
+        disks=shape.disks if shape else await context.disks_of(record, None),
         capabilities=machine.capabilities if machine else None,
         settings=await machine.settings() if machine else {},
         directory=context.directory(name),
         operation=operation.id,
         now=operation.begun,
         earlier=await context.catalog.checkpoints(name, LOOK_BACK),
+        shape=shape,
     )
     return scene, machine
 

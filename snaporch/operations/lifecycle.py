@@ -15,6 +15,7 @@ from snaporch.errors import HypervisorError, Refused
 from snaporch.model.domain import DomainInfo, DomainRecord, DomainState
 from snaporch.model.record import OperationKind
 from snaporch.operations.recover import sweep
+from snaporch.operations.shape import WantedDisk, check_shape
 
 
 async def start(context: Context, name: str, *, paused: bool) -> None:
@@ -51,8 +52,9 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
     handle = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
     try:
         await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
-        if not paused:
-            async with driver.connect(handle, record.name) as machine:
+        async with driver.connect(handle, record.name) as machine:
+            check_shape(record.name, await _wanted(context, record), None, await machine.shape())
+            if not paused:
                 await machine.resume()
     except BaseException:
         with trio.CancelScope(shield=True):
@@ -60,6 +62,17 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
             await driver.clear(directory)
             await context.catalog.write(Change(domains=(record,)))
         raise
+
+
+async def _wanted(context: Context, record: DomainRecord) -> list[WantedDisk]:
+    """Return what a domain's disks are to be, as their images have it."""
+    storage = context.driver(record).storage
+    wanted = []
+    for disk in record.disks:
+        links = await storage.chain(disk.path, disk.format)
+        size = await storage.virtual_size(disk.path, disk.format)
+        wanted.append(WantedDisk(disk, tuple(link.path for link in links), size))
+    return wanted
 
 
 async def shutdown(context: Context, name: str, *, timeout: float) -> None:

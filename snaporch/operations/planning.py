@@ -16,7 +16,7 @@ import attrs
 
 from snaporch.drivers.base import Capabilities, Inside, Overlay, StreamPlan
 from snaporch.errors import InvalidInput, Unsupported
-from snaporch.model.domain import DiskStatus, DomainRecord, DomainState
+from snaporch.model.domain import DiskStatus, DomainRecord, DomainState, MachineShape
 from snaporch.model.formats import versioned
 from snaporch.model.names import check_name
 from snaporch.model.record import Estimate, PastCheckpoint, SnapshotRecord
@@ -46,6 +46,7 @@ class CreatePlan:
         stream: how memory is streamed, when it is.
         options: the caller's.
         hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
+        shape: what the machine is made of; None when inactive.
     """
 
     domain: DomainRecord
@@ -60,6 +61,7 @@ class CreatePlan:
     inside: tuple[Inside, ...] = ()
     quiesce: bool = False
     expected: Estimate | None = None
+    shape: MachineShape | None = None
 
     @property
     def bases(self) -> tuple[DiskStatus, ...]:
@@ -93,6 +95,7 @@ class Scene:
         operation: the operation's id.
         now: seconds since the epoch.
         earlier: how the domain's last checkpoints went.
+        shape: what its machine is made of; None when inactive.
     """
 
     domain: DomainRecord
@@ -104,6 +107,7 @@ class Scene:
     operation: str
     now: float
     earlier: tuple[PastCheckpoint, ...] = ()
+    shape: MachineShape | None = None
 
 
 def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
@@ -156,6 +160,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         inside=inside,
         quiesce=CreateFlag.QUIESCE in flags,
         expected=_expected(scene, strategy) if memory else None,
+        shape=scene.shape,
     )
 
 

@@ -35,6 +35,7 @@ from snaporch.errors import (
     HypervisorError,
     NotEnoughSpace,
     OperationFailed,
+    OtherMachine,
     OutcomeUnknown,
     Refused,
     TargetExists,
@@ -50,6 +51,7 @@ from snaporch.model.way import Way
 from snaporch.operations.create import STREAM_BYTES, create
 from snaporch.operations.internal import forget
 from snaporch.operations.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
+from snaporch.operations.shape import check_shape, wanted_disks
 
 OVERLAY_BYTES = 2**20  # an empty overlay is less; what the guest writes later is not this operation's
 
@@ -184,17 +186,26 @@ class Reverter(Actor):
             raise AssertionError("launched before it is used")
         return self.new
 
+    def _chains(self) -> dict[str, tuple[str, ...]]:
+        """Return, by target, the images that back those that the new process is to be on."""
+        images = self.plan.snapshot.images
+        return {target: tuple(file.path for file in chain) for target, chain in images.items()}
+
     async def load(self) -> None:
-        """Load the memory into it, where the snapshot has some."""
-        record = self.plan.snapshot
-        if not record.snapshot.memory:
-            return
+        """See that it is the machine that was wanted, and load the memory into it, where the snapshot has some."""
         async with self.driver.connect(self._launched(), self.name) as machine:
-            self._check_versions(machine)
-            if record.memory is not None:
-                await machine.load(record.memory.path)
-            else:
-                await machine.load_inside(self.plan.tag, list(self.plan.inside))
+            shape = self.plan.snapshot.shape
+            disks = wanted_disks(self.plan.disks, self._chains(), shape)
+            check_shape(self.name, disks, shape, await machine.shape())
+            if self.plan.snapshot.snapshot.memory:
+                self._check_versions(machine)
+                await self._load_memory(machine)
+
+    async def _load_memory(self, machine: Machine) -> None:
+        if self.plan.snapshot.memory is not None:
+            await machine.load(self.plan.snapshot.memory.path)
+        else:
+            await machine.load_inside(self.plan.tag, list(self.plan.inside))
 
     def _check_versions(self, machine: Machine) -> None:
         record = self.plan.snapshot
@@ -390,6 +401,7 @@ class Reverter(Actor):
             tags=self.plan.domain.tags,
             max_depth=self.plan.domain.max_depth,
             frozen=self._frozen and self.plan.state is DomainState.PAUSED,
+            shape=record.shape,
         )
 
     async def commit(self) -> Change:
@@ -490,7 +502,7 @@ async def revert(
         except Refused as error:
             beside = reverters[0].plan.way is Way.BESIDE
             stood = any(each.plan.was is not DomainState.INACTIVE for each in reverters)
-            if not beside or not stood or isinstance(error, DamagedSnapshot):
+            if not beside or not stood or isinstance(error, DamagedSnapshot | OtherMachine):
                 raise
             if RevertFlag.FORCE not in flags:
                 raise Unsupported(f"{error}; if the running guest holds that, FORCE ends it first") from error

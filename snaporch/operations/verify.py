@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from snaporch.catalog.store import Change
-from snaporch.drivers.base import Driver, Launch, Storage
+from snaporch.drivers.base import Driver, Launch, Machine, Storage
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.steps import ROLLBACK_VERIFY, VERIFY, all_steps
@@ -55,17 +55,19 @@ class Trial(Reverter):
     def _memory(self) -> str:
         return str(self.plan.run_directory / "memory")
 
-    async def load(self) -> None:
+    def _chains(self) -> dict[str, tuple[str, ...]]:
+        """Return what backs the copy's images: the copy of a point inside an image has no backing."""
+        return super()._chains() | dict.fromkeys(self.plan.inside, ())
+
+    async def _load_memory(self, machine: Machine) -> None:
         """Load the memory; one that is inside an image is copied first."""
         if not self.plan.memory_inside:
-            await super().load()
+            await super()._load_memory(machine)
             return
         target, tag = next(iter(self.plan.inside.items()))
         await self.driver.storage.make_directory(self.plan.directory)
         await self.driver.storage.extract_memory(self.plan.frozen[target].path, tag, self._memory)
-        async with self.driver.connect(self._launched(), self.name) as machine:
-            self._check_versions(machine)
-            await machine.load(self._memory)
+        await machine.load(self._memory)
 
     async def end_new(self) -> None:
         """End the copy's process, and remove its memory."""

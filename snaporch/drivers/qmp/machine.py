@@ -34,7 +34,7 @@ from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, Unsupported
-from snaporch.model.domain import DiskStatus, DomainState
+from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 from snaporch.model.names import TARGET
 from snaporch.model.request import MergeOptions
 
@@ -183,6 +183,20 @@ class QemuMachine(Machine):
                 node=inserted["node-name"],
             )
         return tuple(found.values())
+
+    async def shape(self) -> MachineShape:
+        """See Machine; a device without an id of its own is known by its place among its like."""
+        memory = await self.qmp.execute("query-memory-size-summary")
+        devices = []
+        for place in ("peripheral", "peripheral-anon"):
+            children = await self.qmp.execute("qom-list", {"path": f"/machine/{place}"})
+            devices += [f"{c['name']}: {c['type'][6:-1]}" for c in children if c["type"].startswith("child<")]
+        return MachineShape(
+            memory=memory["base-memory"] + memory.get("plugged-memory", 0),
+            vcpus=len(await self.qmp.execute("query-cpus-fast")),
+            disks=await self.disks(),
+            devices=tuple(sorted(devices)),
+        )
 
     async def settings(self) -> dict[str, Any]:
         """See Machine: all migration capabilities, and the parameters that a stream sets."""

@@ -34,7 +34,7 @@ from snaporch.model.request import MergeOptions, Strategy
 
 T = TypeVar("T")
 
-_LOOKS = {"state", "disks", "settings"}  # all that may be done beside a running operation
+_LOOKS = {"state", "disks", "shape", "settings"}  # all that may be done beside a running operation
 
 
 class SimulatedMachine(Machine):
