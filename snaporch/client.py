@@ -83,14 +83,15 @@ class Client:
     async def _get(self, kind: Any, url: str, **query: str | float) -> Any:
         return _read(await self._ask("GET", url, params=query), kind)
 
-    async def _all(self, kind: type[T], url: str, **query: str) -> tuple[T, ...]:
-        """Return a whole list, page by page."""
+    async def _all(self, kind: type[T], url: str, *, limit: int | None = None, **query: str) -> tuple[T, ...]:
+        """Return a whole list, or as much of it as `limit` says, page by page."""
         found: list[T] = []
         after: dict[str, str] = {}
         while True:
-            page = await self._ask("GET", url, params={"limit": PAGE, **query, **after})
+            some = PAGE if limit is None else min(PAGE, limit - len(found))
+            page = await self._ask("GET", url, params={"limit": some, **query, **after})
             found += _read(page["items"], list[kind])  # type: ignore[valid-type]
-            if page["next"] is None:
+            if page["next"] is None or len(found) == limit:
                 return tuple(found)
             after = {"after": page["next"]}
 
@@ -176,9 +177,10 @@ class Client:
     async def _act(self, name: str, what: str, *, seconds: float = ANSWER_SECONDS, **body: Any) -> DomainInfo:
         return cast("DomainInfo", await self._post(DomainInfo, f"{_domain(name)}/{what}", seconds=seconds, **body))
 
-    async def domains(self) -> tuple[DomainInfo, ...]:
+    async def domains(self, after: str = "", limit: int | None = None) -> tuple[DomainInfo, ...]:
         """See `Orchestrator.domains`."""
-        return await self._all(DomainInfo, "domains")
+        begin = {"after": after} if after else {}
+        return await self._all(DomainInfo, "domains", limit=limit, **begin)
 
     async def domain_info(self, name: str) -> DomainInfo:
         """See `Orchestrator.domain_info`."""

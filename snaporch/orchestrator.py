@@ -15,6 +15,8 @@ import trio
 from snaporch.catalog import Catalog, open_catalog
 from snaporch.catalog.store import Change
 from snaporch.drivers.base import Driver
+from snaporch.drivers.local.confine import Confinement
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.engine.context import Context
 from snaporch.engine.events import Broadcast
@@ -34,8 +36,10 @@ from snaporch.model.record import (
     VerifyReport,
 )
 from snaporch.model.request import CreateOptions, MergeOptions, Strategy
+from snaporch.model.reserved import check_domain_name
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations import lifecycle as power
+from snaporch.operations import places
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.operations.create import create
 from snaporch.operations.delete import delete
@@ -78,6 +82,12 @@ class Orchestrator:
         """What is known; for what is built on top of this."""
         return self._context.catalog
 
+    def confine(self, confinement: Confinement) -> None:
+        """Follow images only to where `confinement` allows, from now on; for a service."""
+        for driver in self._context.drivers.values():
+            if isinstance(driver.storage, LocalStorage):
+                driver.storage.confinement = confinement
+
     async def _mended(self, domain: str) -> None:
         """Finish or undo what a crash left of this domain; a memory stream is waited for.
 
@@ -100,6 +110,7 @@ class Orchestrator:
         """
         if not isinstance(definition, DomainDefinition):
             definition = load_definition(Path(definition))
+        await places.check_definition(self._context, definition)
         async with self._context.locked(Operation(OperationKind.DEFINE, definition.name, "")):
             try:
                 async with self._context.machine_of(definition.name) as (known, machine):
@@ -139,7 +150,7 @@ class Orchestrator:
             TargetExists: there is a domain of that name, and it runs.
             HypervisorError: nothing answers at the socket.
         """
-        check_name(name, "domain")
+        check_domain_name(name)
         async with self._context.locked(Operation(OperationKind.ATTACH, name, "")):
             with suppress(NotFound):
                 async with self._context.machine_of(name) as (_, machine):
@@ -190,9 +201,15 @@ class Orchestrator:
         await power.set_running(self._context, name, running=True)
         return await self.domain_info(name)
 
-    async def domains(self) -> tuple[DomainInfo, ...]:
-        """Return all domains, by name."""
-        return tuple([await power.info(self._context, record) for record in await self._context.catalog.domains()])
+    async def domains(self, after: str = "", limit: int | None = None) -> tuple[DomainInfo, ...]:
+        """Return domains as they are this moment, by name; one that cannot be looked at says so in `problem`.
+
+        Args:
+            after: only those whose names come after this one.
+            limit: no more than so many.
+        """
+        records = [record for record in await self._context.catalog.domains() if record.name > after]
+        return await power.infos(self._context, records[:limit])
 
     async def domain_info(self, name: str) -> DomainInfo:
         """Return a domain as it is this moment; also while an operation runs on it."""

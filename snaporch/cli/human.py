@@ -188,6 +188,8 @@ def domain(info: DomainInfo) -> RenderableType:
         for path in status.chain[1:]:
             branch = branch.add(_text(path))
         facts.append((status.target, chain))
+    if info.problem:
+        facts.append(("not seen", _text(info.problem)))
     return _facts(facts)
 
 

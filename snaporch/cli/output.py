@@ -113,6 +113,7 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "tags": info.tags,
         "max_depth": info.max_depth or None,
         "disks": [disk(status) for status in info.disks],
+        "problem": info.problem or None,
     }
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import attrs
@@ -28,6 +28,7 @@ from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Han
 from snaporch.model.formats import versioned
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions, Strategy
+from snaporch.model.reserved import check_in_root
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.upcasts import without_node
 
@@ -478,6 +479,21 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     async def exists(self, path: str) -> bool:
         """Return whether there is anything at `path`."""
+
+    async def check_place(self, root: str, domain: str, path: str, what: str) -> None:
+        """Refuse a path that is in the root and not in the domain's directory there, or is one of its own names.
+
+        Args:
+            root: the root.
+            domain: whose request names the path.
+            path: absolute.
+            what: what it is for.
+
+        Raises:
+            InvalidInput: so it is.
+        """
+        if PurePath(path).is_relative_to(root):
+            check_in_root(PurePath(path).relative_to(root), domain, what)
 
     @abc.abstractmethod
     async def check_writable(self, directory: str) -> None:

@@ -130,14 +130,15 @@ class Context:
         yield record, None
 
     async def disks_of(
-        self, record: DomainRecord, machine: Machine | None, *, strict: bool = True
+        self, record: DomainRecord, machine: Machine | None, *, unread: list[str] | None = None
     ) -> tuple[DiskStatus, ...]:
         """Return a domain's disks, asked of its machine or, inactive, read from the images.
 
         Args:
             record: the domain's.
             machine: its machine.
-            strict: an image that cannot be read is an error; without, its size and what backs it are left out.
+            unread: gets why an image cannot be read, whose size and what backs it are then left out; None: that is
+                an error.
 
         Raises:
             Refused: an image cannot be read.
@@ -152,9 +153,10 @@ class Context:
             try:
                 chain = tuple(link.path for link in await storage.chain(disk.path, disk.format))
                 size = await storage.virtual_size(disk.path, disk.format)
-            except Refused:
-                if strict:
+            except Refused as error:
+                if unread is None:
                     raise
+                unread.append(str(error))
             found.append(DiskStatus(disk.target, disk.path, disk.format, disk.readonly, size, chain))
         return tuple(found)
 

@@ -180,7 +180,19 @@ class MachineShape:
 @versioned("domain-info")
 @attrs.frozen
 class DomainInfo:
-    """Answer of `domain_info`: a domain as it is this moment."""
+    """Answer of `domain_info`: a domain as it is this moment.
+
+    Attributes:
+        name: the domain's name.
+        state: what it does.
+        disks: its disks; of an image that cannot be read neither what backs it nor its size.
+        current: the snapshot that the present state descends from.
+        pid: of its hypervisor process.
+        driver: the hypervisor driver.
+        tags: names that batches select it by.
+        max_depth: see `DomainRecord.max_depth`.
+        problem: why not all of it could be seen; empty: it could.
+    """
 
     name: str
     state: DomainState
@@ -190,3 +202,4 @@ class DomainInfo:
     driver: str = "qemu"
     tags: tuple[str, ...] = ()
     max_depth: int = 0
+    problem: str = ""

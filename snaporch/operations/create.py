@@ -95,6 +95,7 @@ async def check_create(participants: Sequence[Participant]) -> None:
         for base in each.plan.bases if each.machine is None else ():  # else its images are its hypervisor's
             await each.storage.chain(base.active, base.format, still=True)
         for path in each.plan.files:
+            await each.storage.check_place(str(each.context.root), each.name, path, "a file of the snapshot")
             if await each.storage.exists(path):
                 raise TargetExists(f"{path} exists already: nothing is overwritten; choose another file", path)
         for path, size in each.needs().items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterable
 
 import attrs
 import trio
@@ -11,11 +11,13 @@ from snaporch.catalog.store import Change
 from snaporch.drivers.base import Launch, Machine
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
-from snaporch.errors import HypervisorError, Refused
-from snaporch.model.domain import DomainInfo, DomainRecord, DomainState
+from snaporch.errors import HypervisorError, Refused, SnaporchError
+from snaporch.model.domain import DiskStatus, DomainInfo, DomainRecord, DomainState
 from snaporch.model.record import OperationKind
 from snaporch.operations.recover import sweep
 from snaporch.operations.shape import WantedDisk, check_shape
+
+AT_ONCE = 64  # domains that are looked at side by side
 
 
 async def start(context: Context, name: str, *, paused: bool) -> None:
@@ -132,12 +134,46 @@ async def info(context: Context, record: DomainRecord) -> DomainInfo:
     """Return a domain as it is this moment; also while an operation runs on it."""
     driver, handle = context.driver(record), record.handle
     state, disks, pid = DomainState.INACTIVE, None, None
+    problems: list[str] = []
     if handle is not None and await driver.alive(handle):
         state, pid = DomainState.RUNNING, driver.pid(handle)  # all that is known of one that does not answer
-        with suppress(HypervisorError):
+        try:
             async with driver.query(handle, record.name) as machine:
                 state, disks = await machine.state(), await machine.disks()
+        except HypervisorError as error:
+            problems.append(str(error))
     if disks is None:
-        disks = await context.disks_of(record, None, strict=False)
-    driver_name = record.definition.driver
-    return DomainInfo(record.name, state, disks, record.current, pid, driver_name, record.tags, record.max_depth)
+        disks = await context.disks_of(record, None, unread=problems)
+    return attrs.evolve(_known(record), state=state, disks=disks, pid=pid, problem="; ".join(problems))
+
+
+def _known(record: DomainRecord) -> DomainInfo:
+    """Return what the catalog alone says of a domain."""
+    disks = tuple(DiskStatus(d.target, d.path, d.format, d.readonly, 0, (d.path,)) for d in record.disks)
+    return DomainInfo(
+        record.name,
+        DomainState.INACTIVE,
+        disks,
+        record.current,
+        driver=record.definition.driver,
+        tags=record.tags,
+        max_depth=record.max_depth,
+    )
+
+
+async def infos(context: Context, records: Iterable[DomainRecord]) -> tuple[DomainInfo, ...]:
+    """Return domains as they are this moment, looked at side by side: none waits for one that does not answer."""
+    found: dict[str, DomainInfo] = {}
+    limit = trio.CapacityLimiter(AT_ONCE)
+
+    async def look(record: DomainRecord) -> None:
+        async with limit:
+            try:
+                found[record.name] = await info(context, record)
+            except (SnaporchError, OSError) as error:
+                found[record.name] = attrs.evolve(_known(record), problem=str(error))
+
+    async with trio.open_nursery() as nursery:
+        for record in records:
+            nursery.start_soon(look, record)
+    return tuple(found[name] for name in sorted(found))

@@ -20,8 +20,8 @@ from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.record import Estimate, SnapshotRecord
 from snaporch.model.request import Strategy
 from snaporch.service import shapes
-from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor, page
-from snaporch.service.confine import check_definition, confined
+from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor
+from snaporch.service.confine import check_definition, check_path
 from snaporch.service.operations import (
     cancel,
     create,
@@ -48,7 +48,9 @@ from snaporch.service.shapes import OperationStatus
 
 async def domains(call: Call) -> shapes.Page:
     """List all domains, by name."""
-    return page(call, await call.service.orchestrator.domains(), lambda info: info.name)
+    limit, after = limit_of(call), call.query.get("after", "")
+    found = await call.service.orchestrator.domains(after, limit + 1)
+    return shapes.Page(found[:limit], found[limit - 1].name if len(found) > limit else None)
 
 
 async def domain(call: Call) -> DomainInfo:
@@ -58,7 +60,7 @@ async def domain(call: Call) -> DomainInfo:
 
 async def define(call: Call) -> DomainRecord:
     """Make a domain known, or replace the definition of one that is inactive."""
-    check_definition(call.body, call.service.directories, local=call.caller.local)
+    await check_definition(call.body, call.service.confinement, local=call.caller.local)
     return await call.service.orchestrator.define(call.body)
 
 
@@ -69,7 +71,7 @@ async def undefine(call: Call) -> None:
 
 async def attach(call: Call) -> DomainInfo:
     """Take charge of a domain that something else started."""
-    confined(call.body.socket, call.service.directories, "socket")
+    await check_path(call.service.confinement, call.body.socket, call.domain, "socket")
     return await call.service.orchestrator.attach(call.domain, call.body.socket, driver=call.body.driver)
 
 

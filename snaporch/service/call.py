@@ -11,7 +11,6 @@ import attrs
 from starlette.responses import Response
 
 from snaporch.errors import InvalidInput
-from snaporch.service import shapes
 from snaporch.service.roles import Caller, Role
 from snaporch.service.service import Service
 
@@ -98,20 +97,6 @@ class Route:
     page: bool = False
     status: int = 200
     query: tuple[str, ...] = ()
-
-
-def page(call: Call, items: tuple[Any, ...], key: Callable[[Any], str]) -> shapes.Page:
-    """Return the part of a list that was asked for; a cursor is the key of the last item before it."""
-    limit = limit_of(call)
-    begin = 0
-    if (after := call.query.get("after")) is not None:
-        keys = [key(item) for item in items]
-        if after not in keys:
-            raise no_cursor(after)
-        begin = keys.index(after) + 1
-    part = items[begin : begin + limit]
-    more = begin + limit < len(items)
-    return shapes.Page(part, key(part[-1]) if more else None)
 
 
 def json_page(items: Sequence[str], following: str | None) -> Response:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import pwd
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ class Config:
         certificate: a PEM file: TCP is TLS then. Without, TCP is for loopback addresses only.
         key: its key, a PEM file.
         directories: where paths in requests may lead, beside the root itself.
+        owners: users, beside root and the service's own, who may own what such a path leads through: they could
+            have it lead anywhere.
         plans: the directory of plans that have a schedule; empty: ``plans`` in the root. Looked for at the start.
         users: roles by user name, for the unix socket; root and the service's own user are admins.
         running: operations that run at once.
@@ -43,6 +48,7 @@ class Config:
     certificate: str = ""
     key: str = ""
     directories: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
     plans: str = ""
     users: dict[str, str] = attrs.field(factory=dict)
     running: int = 8
@@ -57,6 +63,7 @@ class Config:
     def __attrs_post_init__(self) -> None:
         for role in self.users.values():
             role_of(role)
+        owner_ids(self.owners)
         if self.log not in {"json", "console"}:
             raise InvalidInput(f"log: {self.log!r} is neither json nor console")
         if bool(self.certificate) != bool(self.key):
@@ -76,6 +83,18 @@ class Config:
         if not host or not port.isdecimal():
             raise InvalidInput(f"listen: {self.listen!r} is not ADDRESS:PORT")
         return host.strip("[]"), int(port)
+
+
+def owner_ids(names: Iterable[str]) -> frozenset[int]:
+    """Return the ids of the users who may own what paths lead through: our own, and those that are named.
+
+    Raises:
+        InvalidInput: there is no such user.
+    """
+    try:
+        return frozenset({os.geteuid(), *(pwd.getpwnam(name).pw_uid for name in names)})
+    except KeyError as error:
+        raise InvalidInput(f"owners: {error.args[0]}") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
+from functools import partial
 
+from snaporch.drivers.local.confine import Confinement
+from snaporch.drivers.local.look import looked_at
 from snaporch.errors import Forbidden, InvalidInput
 from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import DomainSnapshot
+from snaporch.operations.places import paths_of
 
 
-def confined(path: str, directories: Sequence[str], what: str) -> None:
-    """Refuse a path that does not lead into one of `directories`, whatever links are on the way.
-
-    Raises:
-        InvalidInput: it is not absolute, or no path at all.
-        Forbidden: it leads elsewhere.
-    """
-    if not path.startswith("/") or "\0" in path:
-        raise InvalidInput(f"{what}: {path!r} is not an absolute path")
-    real = os.path.realpath(path)
-    for directory in directories:
-        base = os.path.realpath(directory)
-        if os.path.commonpath([real, base]) == base and real != base:
-            return
-    raise Forbidden(
-        f"{what}: {path} is outside the directories that the service may use ({', '.join(directories)}); "
-        "`directories` in its configuration says which"
-    )
-
-
-def check_definition(definition: DomainDefinition, directories: Sequence[str], *, local: bool) -> None:
+async def check_definition(definition: DomainDefinition, confinement: Confinement, *, local: bool) -> None:
     """Refuse a definition that leads out of the directories, or has something run that only a local user may.
 
     Raises:
-        InvalidInput: as `confined`.
-        Forbidden: as `confined`; or it names a program or arguments and does not come over the unix socket.
+        InvalidInput: as `Confinement.check`.
+        Forbidden: as `Confinement.check`, for each image of a chain too; or it names a program or arguments and
+            does not come over the unix socket.
     """
     if not local and (definition.emulator or definition.extra_args):
         raise Forbidden("emulator and extra_args can have anything run: they are taken over the unix socket only")
-    paths = {f"disk {disk.target}": disk.path for disk in definition.disks}
-    paths |= {"kernel": definition.kernel, "initrd": definition.initrd, "serial": definition.serial}
-    _all(((path, what) for what, path in paths.items()), directories)
+    images = {f"disk {disk.target}": disk.format for disk in definition.disks}
+    for what, path in paths_of(definition).items():
+        if format_ := images.get(what):
+            await _looked(path, partial(confinement.check_image, path, format_, definition.name, what))
+        else:
+            await check_path(confinement, path, definition.name, what)
 
 
-def check_snapshot(snapshot: DomainSnapshot, directories: Sequence[str]) -> None:
-    """Refuse a request for a snapshot whose files are to be outside the directories; see `confined`."""
+async def check_path(confinement: Confinement, path: str, domain: str, what: str) -> None:
+    """Refuse a path that leads out of the directories; see `Confinement.check`."""
+    await _looked(path, partial(confinement.check, path, domain, what))
+
+
+async def check_snapshot(snapshot: DomainSnapshot, confinement: Confinement, domain: str) -> None:
+    """Refuse a request for a snapshot whose files are to be outside the directories; see `Confinement.check`."""
     paths = [(snapshot.memory_file, "memory_file")]
     paths += [(disk.external_sn.path, f"disk {disk.disk.target}") for disk in snapshot.disks if disk.external_sn]
-    _all(paths, directories)
-
-
-def _all(paths: Iterable[tuple[str, str]], directories: Sequence[str]) -> None:
     for path, what in paths:
         if path:
-            confined(path, directories, what)
+            await check_path(confinement, path, domain, what)
+
+
+async def _looked(path: str, look: Callable[[], None]) -> None:
+    if "\0" in path:
+        raise InvalidInput(f"{path!r} is no path")
+    await looked_at(path, look)

@@ -28,7 +28,7 @@ WAIT_SECONDS = 3_600.0  # the longest that a request waits for an operation
 async def create(call: Call) -> OperationStatus:
     """Take a snapshot of a domain."""
     asked: shapes.Create = call.body
-    check_snapshot(asked.snapshot, call.service.directories)
+    await check_snapshot(asked.snapshot, call.service.confinement, call.domain)
     flags = flags_of(CreateFlag, asked.flags)
 
     async def work() -> SnapshotRecord:
@@ -42,7 +42,8 @@ async def create(call: Call) -> OperationStatus:
 async def create_group(call: Call) -> OperationStatus:
     """Take a snapshot of each of several domains, all at one point."""
     asked: shapes.CreateGroup = call.body
-    check_snapshot(asked.snapshot, call.service.directories)
+    for domain in asked.domains:
+        await check_snapshot(asked.snapshot, call.service.confinement, domain)
     flags = flags_of(CreateFlag, asked.flags)
 
     async def work() -> tuple[SnapshotRecord, ...]:

@@ -11,9 +11,10 @@ import structlog
 import trio
 
 from snaporch.batch.schedule import Scheduler
+from snaporch.drivers.local.confine import Confinement
 from snaporch.model.record import Event
 from snaporch.orchestrator import Orchestrator
-from snaporch.service.config import Config
+from snaporch.service.config import Config, owner_ids
 from snaporch.service.feed import Feed
 from snaporch.service.jobs import Jobs
 from snaporch.service.metrics import Metrics
@@ -54,9 +55,11 @@ class Service:
     streams: int = 0
 
     @property
-    def directories(self) -> tuple[str, ...]:
-        """Where paths in requests may lead."""
-        return (str(self.orchestrator.root), *self.config.directories)
+    def confinement(self) -> Confinement:
+        """Where paths in requests may lead, and images after them."""
+        return Confinement(
+            str(self.orchestrator.root), lambda: self.config.directories, lambda: owner_ids(self.config.owners)
+        )
 
     def reload(self, config: Config) -> None:
         """Go on with another configuration; what is open stays open."""
@@ -95,5 +98,7 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
             if scheduled:
                 await nursery.start(scheduler.run)
             chosen = scheduler if scheduled else None
-            yield Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery, chosen)
+            service = Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery, chosen)
+            orchestrator.confine(service.confinement)
+            yield service
             nursery.cancel_scope.cancel()

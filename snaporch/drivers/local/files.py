@@ -13,6 +13,7 @@ import re
 import subprocess
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ import xxhash
 
 from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, untold
 from snaporch.drivers.local import qcow2
+from snaporch.drivers.local.confine import Confinement, check_own
+from snaporch.drivers.local.lineage import Link, Unread, lineage
+from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
 from snaporch.model.record import FileRecord
@@ -98,15 +102,17 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
     return FileRecord(path, before[2], f"xxh3-128:{digest.hexdigest()}", before)
 
 
-@attrs.frozen
+@attrs.define
 class LocalStorage(Storage):
     """Files of this host.
 
     Attributes:
         qemu_img: the program.
+        confinement: where images may lead, whatever they say; None: where their owner has them lead.
     """
 
     qemu_img: str = "qemu-img"
+    confinement: Confinement | None = None
 
     async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
         command = [self.qemu_img, *arguments]
@@ -153,6 +159,10 @@ class LocalStorage(Storage):
                 if not opened.isdisjoint(paths) and (found := process_of(pid)) is not None:
                     await kill(found)
 
+    async def check_place(self, root: str, domain: str, path: str, what: str) -> None:
+        """See Storage; whatever the spelling: by links, mounts and other names too."""
+        await looked_at(path, partial(check_own, root, domain, path, what))
+
     async def exists(self, path: str) -> bool:
         """See Storage; a dangling symbolic link exists."""
         return os.path.lexists(path)
@@ -181,6 +191,7 @@ class LocalStorage(Storage):
         return str(place.stat().st_dev), status.f_bavail * status.f_frsize
 
     async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> Any:
+        await self.lineage(path, format_)
         # -U: the image may be open in a running QEMU, and reading its header then is what we want.
         share = [] if still else ["-U"]
         try:
@@ -190,8 +201,23 @@ class LocalStorage(Storage):
             raise Refused(f"cannot read image {path}: {error}{who}") from None
         return json.loads(out)
 
+    async def lineage(self, path: str, format_: str) -> tuple[Link, ...] | None:
+        """Return an image and what backs it, by their own headers; None where these do not say it all.
+
+        Raises:
+            Refused: one cannot be read, or not in time; Forbidden: one is not where a service may look.
+        """
+        if self.confinement is not None:
+            return await looked_at(path, partial(self.confinement.lineage, path, format_))
+        try:
+            return await looked_at(path, partial(lineage, path, format_))
+        except Unread:
+            return None
+
     async def chain(self, path: str, format_: str, *, still: bool = False) -> tuple[DeviceDisk, ...]:
         """See Storage; targets are empty."""
+        if not still and (links := await self.lineage(path, format_)) is not None:
+            return tuple(DeviceDisk("", link.path, link.format) for link in links)
         images = await self._info(path, format_, "--backing-chain", still=still)
         return tuple(DeviceDisk("", os.path.abspath(i["filename"]), i["format"]) for i in images)
 
@@ -206,6 +232,8 @@ class LocalStorage(Storage):
 
     async def virtual_size(self, path: str, format_: str) -> int:
         """See Storage."""
+        if (links := await self.lineage(path, format_)) is not None:
+            return links[0].virtual_size
         return int((await self._info(path, format_))["virtual-size"])
 
     async def make_file(self, path: str) -> None:

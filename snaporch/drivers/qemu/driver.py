@@ -127,6 +127,8 @@ class QemuDriver(Driver):
 
     async def launch(self, launch: Launch) -> Handle:
         """See Driver."""
+        for disk in launch.disks:
+            await self.storage.lineage(disk.path, disk.format)  # QEMU would follow it anywhere
         await self.storage.make_directory(str(launch.directory))
         log = launch.directory.parent / LOG  # of all the processes that the domain has had
         start = log.stat().st_size if log.exists() else 0
