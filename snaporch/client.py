@@ -83,7 +83,7 @@ class Client:
     async def _get(self, kind: Any, url: str, **query: str | float) -> Any:
         return _read(await self._ask("GET", url, params=query), kind)
 
-    async def _all(self, kind: type[T], url: str, *, limit: int | None = None, **query: str) -> tuple[T, ...]:
+    async def _all(self, kind: type[T], url: str, *, limit: int | None = None, **query: Any) -> tuple[T, ...]:
         """Return a whole list, or as much of it as `limit` says, page by page."""
         found: list[T] = []
         after: dict[str, str] = {}
@@ -179,7 +179,7 @@ class Client:
 
     async def domains(self, after: str = "", limit: int | None = None) -> tuple[DomainInfo, ...]:
         """See `Orchestrator.domains`."""
-        begin = {"after": after} if after else {}
+        begin: dict[str, str] = {"after": after} if after else {}
         return await self._all(DomainInfo, "domains", limit=limit, **begin)
 
     async def domain_info(self, name: str) -> DomainInfo:
@@ -358,7 +358,8 @@ class Client:
         """See `Orchestrator.operations`: those that the journal has, without what was refused."""
         if domain is not None:
             await self.domain_info(domain)
-        statuses = await self._all(OperationStatus, "operations", **({"domain": domain} if domain else {}))
+        wanted: dict[str, Any] = {"domain": domain} if domain else {}
+        statuses = await self._all(OperationStatus, "operations", **wanted)
         return tuple(_record(status) for status in statuses if status.journaled)
 
     @asynccontextmanager
