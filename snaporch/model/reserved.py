@@ -16,7 +16,7 @@ _FILES = re.compile(r"(catalog\.sqlite3|tokens\.|reserve\.|service\.(toml|sock|l
 _OF_A_DOMAIN = re.compile(r"run-[0-9a-f]{8}|qemu\.log|.*\.sock|.*\.pid", re.IGNORECASE)
 
 _PROPERTIES = (
-    "acpi|dump-guest-core|graphics|hmat|hpet|i8042|kernel-irqchip|mem-merge|nvdimm|pcspk|pic|pit|sata|smbus|smm|"
+    "acpi|dump-guest-core|graphics|hmat|hpet|i8042|kernel-irqchip|mem-merge|memory-backend|nvdimm|pcspk|pflash0|pflash1|pic|pit|sata|smbus|smm|"
     "suppress-vmdesc|usb|vmport"
 )
 MACHINE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}(,({_PROPERTIES})=[A-Za-z0-9_-]{{1,32}})*")

@@ -204,7 +204,7 @@ def test_lineage_says_what_it_cannot_read(tmp_path: Path) -> None:
     [
         {"machine": "pc,initrd=/etc/shadow"},
         {"machine": "pc,kernel=/x,initrd=/y"},
-        {"machine": "pc,smm=off,memory-backend=x"},
+        {"machine": "pc,smm=off,firmware=x"},
         {"machine": "-x"},
         {"accel": "tcg,x=y"},
         {"append": "a\nb"},
