@@ -43,6 +43,7 @@ from snaporch.operations import places
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.operations.create import create
 from snaporch.operations.delete import delete
+from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
 from snaporch.operations.doctor import doctor, foretell
 from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.operations.fsck import fsck
@@ -106,28 +107,32 @@ class Orchestrator:
 
         Raises:
             InvalidInput: the definition makes no sense.
-            Refused: the domain is running.
+            Refused: the domain is running; or the definition does not fit the overlays that its disks are on; or
+                its guest would write to an image that others read.
         """
         if not isinstance(definition, DomainDefinition):
             definition = load_definition(Path(definition))
         await places.check_definition(self._context, definition)
-        async with self._context.locked(Operation(OperationKind.DEFINE, definition.name, "")):
+        operation = Operation(OperationKind.DEFINE, definition.name, "")
+        async with self._context.locked(operation):
             try:
                 async with self._context.machine_of(definition.name) as (known, machine):
                     if machine is not None:
                         raise Refused(f"{definition.name} is running: shut it down before it is defined anew")
-                    record = attrs.evolve(known, definition=definition, template=None)
+                    record = await redefined(self._context, known, definition)
             except NotFound:
                 record = DomainRecord(definition)
             self._context.driver(record)
-            await self._context.catalog.write(Change(domains=(record,)))
+            await check_new(self._context, operation, record)
+            yours = await adopted(self._context, record)
+            await self._context.catalog.write(Change(domains=(record,), gone=yours))
         return record
 
     async def undefine(self, name: str) -> None:
         """Forget an inactive domain that has no snapshots; its images stay.
 
         Raises:
-            Refused: it runs, or has snapshots.
+            Refused: it runs, or has snapshots, or is on an overlay, which nobody would know of.
         """
         async with self._context.locked(Operation(OperationKind.UNDEFINE, name, "")):
             async with self._context.machine_of(name) as (record, machine):
@@ -136,6 +141,7 @@ class Orchestrator:
             if snapshots := await self._context.catalog.snapshots(name):
                 names = ", ".join(record.name for record in snapshots)
                 raise Refused(f"{name} has snapshots ({names}): delete them first")
+            await check_forgettable(self._context, record)
             await self._context.catalog.drop_domain(name)
 
     async def attach(self, name: str, socket: str, *, driver: str = "qemu") -> DomainInfo:
@@ -151,7 +157,8 @@ class Orchestrator:
             HypervisorError: nothing answers at the socket.
         """
         check_domain_name(name)
-        async with self._context.locked(Operation(OperationKind.ATTACH, name, "")):
+        operation = Operation(OperationKind.ATTACH, name, "")
+        async with self._context.locked(operation):
             with suppress(NotFound):
                 async with self._context.machine_of(name) as (_, machine):
                     if machine is not None:
@@ -162,6 +169,7 @@ class Orchestrator:
             async with self._context.drivers[driver].connect(handle, name) as machine:
                 shape = await machine.shape()
             record = DomainRecord(definition, current=current, handle=handle, template=handle, shape=shape)
+            await check_attached(self._context, operation, record)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
 
@@ -644,7 +652,7 @@ async def open_orchestrator(
     Raises:
         InvalidInput: the root cannot be made or is not writable.
     """
-    root = Path(os.path.abspath(root or default_root()))
+    root = Path(os.path.realpath(root or default_root()))  # one root by two names is one: its files have one name
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         (root / "locks").mkdir(mode=0o700, exist_ok=True)

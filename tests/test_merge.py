@@ -136,7 +136,7 @@ def test_a_template_is_neither_written_to_nor_copied() -> None:
     ]
     graph = Graph("web1", images, [Point("s", "vda", "/1")], {"vda": "/2"})
     assert said(plan_delete(graph, ["s"])) == [("stream", "/2", "/1", 1, "offline")]
-    shared = plan_delete(attrs.evolve(graph, needed={"/1": "web2"}), ["s"])
+    shared = plan_delete(attrs.evolve(graph, needed={"/1": "domain web2"}), ["s"])
     assert (shared.steps, shared.unlink, shared.kept) == ((), (), (("/1", "domain web2 needs it"),))
 
 
@@ -184,12 +184,12 @@ def test_the_graph_comes_from_the_records() -> None:
         Image("/disk", backing="/template", own=False),
         Image("/1", backing="/disk"),
     ]
-    graph = graph_of(domain, [record], images, running=True, others={"web2": ["/template", "/elsewhere"]})
+    graph = graph_of(domain, [record], images, running=True, needed={"/template": "domain web2"})
     assert graph.active == {"vda": "/1"}, "the CD-ROM's file need not be there"
     assert graph.points == (Point("s", "vda", "/disk"),)
     assert [image.path for image in graph.images.values() if image.original] == ["/disk"]
-    assert (graph.needed, sorted(graph.opened)) == ({"/template": "web2"}, ["/1", "/disk", "/template"])
-    assert graph_of(domain, [record], images, running=True, others={}).pins == {"/template": "it is not snaporch's"}
+    assert (graph.needed, sorted(graph.opened)) == ({"/template": "domain web2"}, ["/1", "/disk", "/template"])
+    assert graph_of(domain, [record], images, running=True, needed={}).pins == {"/template": "it is not snaporch's"}
 
 
 def branches() -> Graph:
@@ -271,7 +271,7 @@ def test_a_flatten_shows_nothing_that_a_short_image_hides() -> None:
 
 def test_a_flatten_of_what_others_rely_on_is_refused() -> None:
     """A clone of another domain may have the image open."""
-    graph = attrs.evolve(chain_of(1, 2, 3), needed={"/1": "web2"})
+    graph = attrs.evolve(chain_of(1, 2, 3), needed={"/1": "domain web2"})
     with pytest.raises(Unsupported, match="web2"):
         plan_flatten(graph, ["/1"], 1)
     assert said(plan_flatten(graph, ["/2"], 1)) == [("stream", "/2", "/0", 3, "offline")]

@@ -218,8 +218,9 @@ class Trees(RuleBasedStateMachine):
         """Return the graph of a domain: its own files and what it reads."""
         domain, needs = self.domain(name), self.needs(name)
         images = [image for image in self.contents.measured() if image.path in needs]
-        others = {other: self.needs(other) for other in self.domains if other != name}
-        return graph_of(domain.record, domain.snapshots.values(), images, running=domain.running, others=others)
+        others = {path: f"domain {other}" for other in self.domains if other != name for path in self.needs(other)}
+        needed = {path: who for path, who in others.items() if path in needs}
+        return graph_of(domain.record, domain.snapshots.values(), images, running=domain.running, needed=needed)
 
     @invariant()
     def every_file_is_there(self) -> None:

@@ -75,7 +75,7 @@ async def test_an_old_catalog_knows_what_was_sealed(
         for statement in (
             "DROP INDEX operation_unfinished", "DROP INDEX snapshot_name", "DROP INDEX operation_group",
             "DROP TABLE sealed", "DROP TABLE batch_item", "DROP TABLE batch",
-            "DROP INDEX operation_begun", "DROP TABLE idempotency", "PRAGMA user_version = 1",
+            "DROP INDEX operation_begun", "DROP TABLE idempotency", "DROP TABLE claim", "PRAGMA user_version = 1",
         ):  # fmt: skip
             catalog._connection.execute(statement)
     paths = {file.path: file for record in records for file in record.images["vda"]}

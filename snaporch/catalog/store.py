@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from itertools import chain
 from pathlib import Path
@@ -98,6 +98,22 @@ _MIGRATIONS = (
         PRIMARY KEY (caller, key)
     ) WITHOUT ROWID;
     CREATE INDEX idempotency_used ON idempotency (used)
+    """,
+    # Which images operations read or write while they last: see snaporch.operations.claims.
+    """
+    CREATE TABLE claim (
+        operation TEXT NOT NULL,
+        image TEXT NOT NULL,
+        path TEXT NOT NULL,
+        written INTEGER NOT NULL,
+        domain TEXT NOT NULL,
+        running TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        started INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        PRIMARY KEY (operation, image)
+    ) WITHOUT ROWID;
+    CREATE INDEX claim_image ON claim (image)
     """,
 )
 
@@ -192,6 +208,8 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             (op.id, op.domain, op.begun),
         )
         run("UPDATE operation SET ended = ?, record = ? WHERE id = ?", (op.ended, dumps(op), op.id))
+        if op.ended is not None:
+            run("DELETE FROM claim WHERE operation = ?", (op.id,))
         if change.plan is not None:
             run("UPDATE operation SET plan = ? WHERE id = ?", (change.plan, op.id))
         files = [(path, domain, op.id) for domain, paths in change.files.items() for path in paths]
@@ -203,6 +221,12 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
 def files_of(snapshots: Iterable[SnapshotRecord]) -> Iterator[FileRecord]:
     """Yield the records of all images that snapshots are kept in."""
     return (file for record in snapshots for file in record.frozen)
+
+
+def _release_claims(connection: sqlite3.Connection, operation: str) -> None:
+    unfinished = "SELECT 1 FROM operation WHERE id = claim.operation AND ended IS NULL"
+    query = f"DELETE FROM claim WHERE operation = ? AND NOT EXISTS ({unfinished})"  # noqa: S608 - there is no input in it
+    connection.execute(query, (operation,))
 
 
 def past_checkpoints(connection: sqlite3.Connection, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
@@ -347,6 +371,34 @@ class Catalog:
             return {path: loads(row[0], FileRecord) for path, row in found if row is not None}
 
         return await self.read(work)
+
+    async def frozen_but(self, domains: Collection[str]) -> dict[str, list[tuple[str, str, int]]]:
+        """Return, by domain, the files that snapshots of all domains but these are in.
+
+        Each with the snapshot's name, and the inode that it had when it was sealed (0: not known).
+        """
+        query = """
+            SELECT DISTINCT s.domain, s.name, json_extract(image.value, '$.path'),
+                coalesce(json_extract(image.value, '$.identity[1]'), 0)
+            FROM snapshot AS s, json_each(s.record, '$.images') AS chain, json_each(chain.value) AS image
+            WHERE s.domain NOT IN (SELECT value FROM json_each(?1))
+            UNION SELECT s.domain, s.name, json_extract(image.value, '$.path'), 0
+            FROM snapshot AS s, json_each(s.record, '$.inside') AS image
+            WHERE s.domain NOT IN (SELECT value FROM json_each(?1))
+        """
+
+        def work(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str, int]]]:
+            found: dict[str, list[tuple[str, str, int]]] = {}
+            for domain, *row in connection.execute(query, (json.dumps(list(domains)),)):
+                found.setdefault(domain, []).append((row[0], row[1], row[2]))
+            return found
+
+        return await self.read(work)
+
+    async def release_claims(self, operation: str) -> None:
+        """Give up the claims of an operation, unless it is in the journal and has not ended."""
+        if await self._rows("SELECT 1 FROM claim WHERE operation = ? LIMIT 1", operation):
+            await self.transact(lambda connection: _release_claims(connection, operation))
 
     async def own_files(self, domain: str) -> frozenset[str]:
         """Return the paths of the files that snaporch made for a domain."""

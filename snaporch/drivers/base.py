@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 
 from snaporch.errors import Unsupported
+from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Handle, MachineShape
 from snaporch.model.formats import versioned
 from snaporch.model.record import FileRecord
@@ -287,6 +288,10 @@ class Machine(abc.ABC):
         """Return what the machine is made of."""
         return MachineShape(self.capabilities.ram, 0, await self.disks())
 
+    async def oddities(self) -> Mapping[str, tuple[Traced, ...]]:
+        """Return, by target, what stands between a disk and a plain image, as a snapshot cannot hold that."""
+        return {}
+
     async def settings(self) -> dict[str, Any]:
         """Return those of the hypervisor's settings that a stream changes, for the journal (JSON)."""
         return {}
@@ -515,6 +520,36 @@ class Storage(abc.ABC):
             Refused: a link is missing or is no image; or, where it is to be `still`, a process has one of them open
                 for writing.
         """
+
+    async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
+        """Return every file that is read by whoever opens the image at `path`, itself first, as it is this moment.
+
+        Raises:
+            Refused: one cannot be looked at, or is not what it is said to be.
+        """
+        raise Unsupported(f"{path}: this driver cannot tell what it reads ({format_})")
+
+    async def identities(self, paths: Collection[str]) -> Mapping[str, str]:
+        """Return what files are (`Traced.identity`), by path; those that are not there are left out.
+
+        Raises:
+            Refused: one cannot be looked at.
+        """
+        raise Unsupported(f"this driver cannot tell one file from another ({', '.join(paths)})")
+
+    async def openers(self, identities: Collection[str]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002 - see below
+        """Return, by identity, the other processes that have a file open, as far as they can be seen."""
+        return {}
+
+    async def mark(self, path: str, root: str) -> None:  # noqa: B027 - nothing where there are no marks
+        """Mark an image as frozen for a root directory, for others to see, where it can be marked. Idempotent."""
+
+    async def unmark(self, path: str, root: str) -> None:  # noqa: B027 - as above
+        """Take a root's mark off an image. Idempotent."""
+
+    async def marks(self, path: str) -> tuple[str, ...]:  # noqa: ARG002 - as above
+        """Return the root directories for which an image is marked as frozen."""
+        return ()
 
     @abc.abstractmethod
     async def check_image(self, path: str, format_: str) -> None:

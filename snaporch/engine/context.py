@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -19,6 +19,7 @@ from snaporch.model.domain import DiskStatus, DomainRecord, Handle
 from snaporch.model.names import check_name
 
 DYING_SECONDS = 2.0
+at_work: set[str] = set()  # ids of the operations of this process, in whichever orchestrator
 
 
 @attrs.frozen
@@ -54,24 +55,11 @@ class Context:
         """Return the directory for the process that an operation launches."""
         return self.root / domain / f"run-{operation}"
 
-    async def read_elsewhere(self, domain: str) -> dict[str, list[str]]:
-        """Return, by name of every other domain, the images that it reads: of its snapshots and of its disks."""
-        paths: dict[str, list[str]] = {}
-        for record in await self.catalog.domains():
-            if record.name == domain:
-                continue
-            reads = [path for snapshot in await self.catalog.snapshots(record.name) for path in snapshot.paths]
-            for disk in record.disks:
-                reads.append(disk.path)
-                with suppress(Refused):  # an image that cannot be read is nobody's to be kept whole
-                    links = await self.driver(record).storage.chain(disk.path, disk.format)
-                    reads += [link.path for link in links]
-            paths[record.name] = reads
-        return paths
-
     @asynccontextmanager
     async def locked(self, operation: Operation, *, wait: bool = False) -> AsyncIterator[None]:
         """Hold the lock of an operation's domain, of a group's all; see `domain_lock`.
+
+        Its claims of images (`snaporch.operations.claims`) end with it, unless it is to be recovered.
 
         Raises:
             Busy: another operation holds one; no other is then kept.
@@ -81,16 +69,24 @@ class Context:
         for name in operation.members:
             check_name(name, "domain")  # it becomes part of a path, before anybody knows it
         running = f"{operation.kind} {operation.subject}"
+        at_work.add(operation.id)
         try:
             async with AsyncExitStack() as stack:
                 for name in operation.members:
                     lock = domain_lock(self.root / "locks", name, operation.id, running, wait=wait)
                     await stack.enter_async_context(lock)
+                stack.push_async_callback(self._release, operation)
                 yield
         except OSError as error:
             what = f"{running} of {operation.domain} failed".replace("  ", " ")
             words = error.strerror or str(error)
             raise OperationFailed(f"{what}: {words} ({error.filename}); nothing was touched") from error
+        finally:
+            at_work.discard(operation.id)
+
+    async def _release(self, operation: Operation) -> None:
+        with trio.CancelScope(shield=True):
+            await self.catalog.release_claims(operation.id)
 
     @asynccontextmanager
     async def machine_of(

@@ -74,6 +74,7 @@ class Operation:
         phases: seconds each phase took, in order.
         notes: by domain, what its actor needs to go on after a crash of ours; each row of the journal carries it.
         moved: by domain, how many bytes are done, and of how many.
+        claimed: images, by what they are, that it has claimed to write to (`snaporch.operations.claims`).
     """
 
     kind: OperationKind
@@ -86,6 +87,7 @@ class Operation:
     phases: dict[str, float] = attrs.field(factory=dict)
     notes: dict[str, str] = attrs.field(factory=dict)
     moved: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    claimed: set[str] = attrs.field(factory=set)
 
     @property
     def members(self) -> tuple[str, ...]:

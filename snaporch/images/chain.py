@@ -5,7 +5,7 @@ when it must stay exactly as it is: another domain reads it, it is a file of som
 inside, or such an image is backed by it. All others that are here are *surplus*: they are there only because
 something that is held is backed by them.
 
-Paths are compared as strings, so whoever builds a graph resolves symbolic links first.
+Paths are compared as strings: two names of one image are two images, each of which needs the other as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cached_property
 import attrs
 
 from snaporch.errors import DamagedSnapshot, InvalidInput, NotFound
+from snaporch.images.kinds import TABLE, Kind, Verb
 from snaporch.model.domain import DomainRecord
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeleteFlag
@@ -36,6 +37,8 @@ class Image:
         own: snaporch made it, so snaporch may unlink it.
         original: not own, but the user's disk of this very domain: the guest has written to it, so a merge may.
         inside: names of snapshots inside it that no snapshot of the domain knows.
+        identity: what it is, whatever its name (`snaporch.images.kinds.Traced`).
+        odd: why an image of its kinds is not merged, or an empty string.
     """
 
     path: str
@@ -46,6 +49,8 @@ class Image:
     own: bool = True
     original: bool = False
     inside: tuple[str, ...] = ()
+    identity: str = ""
+    odd: str = ""
 
 
 @attrs.frozen
@@ -83,7 +88,7 @@ class Graph:
         points: what its snapshots hold.
         active: by target, the image that each of its disks is on.
         running: a hypervisor has the chains of all active images open (a paused guest counts).
-        needed: images of other domains, each with the name of one that reads it.
+        needed: images that others read, each with one of these in words.
 
     Raises:
         DamagedSnapshot: an image is missing under another one or under a holder, or a chain has no end.
@@ -139,7 +144,7 @@ class Graph:
         What a pinned image reads is pinned as well: a merge under it would change a file in its chain, which
         another program may have open, or (a snapshot inside an image reads through the image's backing) lose data.
         """
-        found = {path: f"domain {name} needs it" for path, name in self.needed.items()}
+        found = {path: f"{who} needs it" for path, who in self.needed.items()}
         for point in self.points:
             if point.internal:
                 found.setdefault(point.path, f"it has snapshot {point.snapshot} inside")
@@ -147,7 +152,10 @@ class Graph:
             if not image.own and not image.original:
                 found.setdefault(image.path, "it is not snaporch's")
             if image.inside:
-                found.setdefault(image.path, f"it has {', '.join(image.inside)} inside, which is not snaporch's")
+                words = TABLE[Kind.INSIDE][Verb.MERGE]
+                found.setdefault(image.path, words.format(detail=", ".join(image.inside)))
+            if image.odd:
+                found.setdefault(image.path, image.odd)
         for path in reversed(self.order):
             backing = self.images[path].backing
             if path in found and backing is not None:
@@ -196,7 +204,7 @@ def graph_of(
     images: Iterable[Image],
     *,
     running: bool,
-    others: Mapping[str, Iterable[str]],
+    needed: Mapping[str, str],
 ) -> Graph:
     """Return the graph of a domain from what the catalog and the images say.
 
@@ -205,7 +213,7 @@ def graph_of(
         snapshots: all of its snapshots.
         images: all images in the chains of its disks, its points and its own files; `original` is found here.
         running: whether it has a hypervisor, running or paused.
-        others: by name of every other domain, all images in the chains of its disks, its points and its own files.
+        needed: those of them that others read, each with one of these in words.
     """
     records, found = tuple(snapshots), {image.path: image for image in images}
     points = [
@@ -231,7 +239,7 @@ def graph_of(
         # A medium that nothing is backed by and that need not be there (a CD-ROM) may be left out of `images`.
         active={disk.target: disk.path for disk in domain.disks if disk.path in found or not disk.readonly},
         running=running,
-        needed={path: name for name, paths in others.items() for path in paths if path in found},
+        needed=needed,
     )
 
 

@@ -62,6 +62,7 @@ from snaporch.model.record import FileRecord, Group, OperationKind, SnapshotReco
 from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
+from snaporch.operations.disks import check_taken, release_marks
 from snaporch.operations.estimate import LOOK_BACK
 from snaporch.operations.internal import forget
 from snaporch.operations.planning import CreatePlan, Scene, at_one_point, plan_create
@@ -407,6 +408,8 @@ class Participant(Actor):
         await self._seal(target, self._overlay(target).base.chain)
 
     async def _seal(self, target: str, chain: Sequence[str]) -> None:
+        for path in chain:  # before: a mark changes the file's ctime
+            await self.storage.mark(path, str(self.context.root))
         sealed = tuple([await self.storage.seal(path, self.known.get(path)) for path in chain])
         self._note(images=self.held.images | {target: sealed})
 
@@ -516,6 +519,7 @@ class Participant(Actor):
         if self._unmerged:
             raise OperationFailed(f"{path} holds what the guest has written and is kept")
         await self._remove(path)
+        await release_marks(self.context, self.storage, self._overlay(target).base.chain)
 
     async def remove_memory_file(self) -> None:
         """Remove the memory file, if we made it."""
@@ -591,6 +595,8 @@ async def create(
             Participant(plan, operation, context, context.driver(plan.domain), machine, bandwidth=bandwidth)
             for plan, (_, machine) in zip(plans, scenes, strict=True)
         ]
+        for each in participants:
+            await check_taken(context, operation, each.plan.domain, each.machine, each.plan.bases)
         await check_create(participants)
         for machine in (each.machine for each in participants if each.plan.quiesce and each.machine is not None):
             await machine.check_agent()

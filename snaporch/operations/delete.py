@@ -32,6 +32,7 @@ from snaporch.model.names import joined
 from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeleteFlag
+from snaporch.operations.disks import release_marks
 from snaporch.operations.group import check_alone
 from snaporch.operations.internal import check_forgettable, forget, points_inside
 from snaporch.operations.merging import MergeJournal, Merging, merging
@@ -77,6 +78,8 @@ async def _go_on(context: Context, operation: Operation, journal: MergeJournal) 
             farewell = _farewell(merges.record, snapshots, merges.doomed, gone)
             left = None if last else dumps(_linked(journal.then))
             await context.catalog.write(attrs.evolve(farewell, operation=operation.record(ended=last), plan=left))
+            frozen = (file.path for s in snapshots if s.name in merges.doomed for file in s.frozen)
+            await release_marks(context, merges.driver.storage, frozen)
     context.events.publish(operation.event())
     return attrs.evolve(plan, unlink=gone)
 
@@ -172,10 +175,10 @@ async def _plan(context: Context, operation: Operation, journal: MergeJournal, *
     async with merging(context, operation, journal, look_only=True) as merges:
         going = [s for s in await context.catalog.snapshots(journal.domain) if s.name in merges.doomed]
         await check_forgettable(context, journal.domain, merges.machine, points_inside(going))
-        graph = await merges.look()
-        plan = plan_delete(graph, merges.doomed)
-        if not dry_run:
-            await merges.check_still(graph, plan)
+        if dry_run:
+            plan = plan_delete(await merges.look(), merges.doomed)
+        else:
+            _, plan = await merges.look_and_claim()
         return attrs.evolve(plan, unlink=(*plan.unlink, *await _memory(merges)))
 
 

@@ -16,6 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -65,8 +66,8 @@ async def _check_space(merges: Merging, plan: MergePlan) -> None:
 
 async def _copy(merges: Merging, tops: Iterable[str], depth: int, limit: int) -> MergePlan:
     """Copy, merge, remove, record."""
-    graph = await merges.look()
-    await merges.carry_out(graph, plan_flatten(graph, tops, depth, limit=limit))
+    graph, plan = await merges.look_and_claim(partial(plan_flatten, tops=tops, depth=depth, limit=limit))
+    await merges.carry_out(graph, plan)
     plan = await merges.merge_surplus()
     operation = merges.operation
     operation.machine.send(Signal.COMMIT)
@@ -132,10 +133,13 @@ async def flatten(
         journal = MergeJournal(domain, options=options)
         async with merging(context, operation, journal, look_only=True) as merges:
             tops = await _tops(context, merges.record, name)
-            graph = await merges.look()
-            plan = plan_flatten(graph, tops, depth, limit=limit)
+            shorten = partial(plan_flatten, tops=tops, depth=depth, limit=limit)
+            if dry_run:
+                graph = await merges.look()
+                plan = shorten(graph)
+            else:
+                graph, plan = await merges.look_and_claim(shorten)
             await _check_space(merges, plan)
-            await merges.check_still(graph, plan)
         if dry_run or not plan.steps:
             return one_after_the_other(plan, plan_delete(apply(graph, plan), ())) if plan.steps else plan
         operation.machine.send(Signal.PREPARE)

@@ -20,6 +20,7 @@ from snaporch.engine.run import Operation
 from snaporch.errors import Busy, DamagedSnapshot, HypervisorError, Refused, SnaporchError
 from snaporch.model.domain import DomainRecord, Handle
 from snaporch.model.record import FileRecord, Finding, OperationKind, SnapshotRecord, Trouble
+from snaporch.operations.readers import kept_for, processes_of, tips
 from snaporch.operations.recover import recover, sweep
 from snaporch.operations.verify import check_chains
 
@@ -50,10 +51,10 @@ class Scene:
     async def needed(self) -> set[str]:
         """Return the files that the domain and its snapshots are made of, as far as their chains can be read."""
         paths = set[str]().union(*(snapshot.paths for snapshot in self.snapshots))
-        for disk in self.record.disks:
+        for disk in tips(self.record):
             paths.add(disk.path)
             with suppress(Refused):
-                paths |= {link.path for link in await self.driver.storage.chain(disk.path, disk.format)}
+                paths |= {link.path for link in await self.driver.storage.trace(disk.path, disk.format)}
         return paths
 
 
@@ -184,8 +185,10 @@ async def _files(scene: Scene, *, repair: bool) -> list[Finding]:
     needed = {os.path.realpath(path) for path in await scene.needed()}
     storage = scene.driver.storage
     found, gone = [], []
-    for path in sorted(scene.own):
-        if os.path.realpath(path) in needed:
+    surplus = [path for path in sorted(scene.own) if os.path.realpath(path) not in needed]
+    kept = await _kept(scene, surplus)
+    for path in surplus:
+        if path in kept:
             continue
         if there := await storage.exists(path):
             if repair:
@@ -200,6 +203,19 @@ async def _files(scene: Scene, *, repair: bool) -> list[Finding]:
     strangers = [path for path in _in_directory(scene) if os.path.realpath(path) not in needed | scene.own]
     text = "it is in the domain's directory, and nobody knows it; remove it by hand if you do"
     return found + [scene.finding(Trouble.ORPHAN_FILE, path, text) for path in strangers]
+
+
+async def _kept(scene: Scene, surplus: list[str]) -> dict[str, str]:
+    """Return the files that the domain needs no more and that others read, or may read.
+
+    What cannot be seen through in the domain's own chains may read them as well.
+    """
+    try:
+        for disk in tips(scene.record):
+            await scene.driver.storage.trace(disk.path, disk.format)
+    except Refused as error:
+        return dict.fromkeys(surplus, str(error))
+    return await kept_for(scene.context, scene.record.name, surplus, processes_of(scene.driver, scene.record))
 
 
 def _in_directory(scene: Scene) -> list[str]:

@@ -10,6 +10,7 @@ from snaporch.errors import ConnectionGone, OutcomeUnknown, Unsupported
 from snaporch.model.domain import Handle
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeviceDisk
+from snaporch.operations.readers import readers
 
 
 async def forget(
@@ -53,7 +54,8 @@ async def check_forgettable(
         Unsupported: an image is open below another one, or another domain reads it.
     """
     chains = [disk.chain for disk in await machine.disks()] if machine is not None else []
-    elsewhere = await context.read_elsewhere(domain)
+    elsewhere = await readers(context, {domain})
+    storage = context.driver(await context.catalog.domain(domain)).storage
     for image, tag in points:
         for active, *below in chains:
             if image.path in below:
@@ -61,6 +63,7 @@ async def check_forgettable(
                     f"{tag} is inside {image.path}, which the running {domain} reads below {active} and nobody can "
                     "write to; shut it down first"
                 )
-        for name, paths in elsewhere.items():
-            if image.path in paths:
-                raise Unsupported(f"{tag} is inside {image.path}, which domain {name} reads too")
+        elsewhere.check_seen(f"{tag} is inside {image.path}")
+        identity = (await storage.identities([image.path])).get(image.path, "")
+        if who := elsewhere.of(identity):
+            raise Unsupported(f"{tag} is inside {image.path}, which {who} reads too")

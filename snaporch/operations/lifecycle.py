@@ -14,6 +14,7 @@ from snaporch.engine.run import Operation
 from snaporch.errors import HypervisorError, Refused, SnaporchError
 from snaporch.model.domain import DiskStatus, DomainInfo, DomainRecord, DomainState
 from snaporch.model.record import OperationKind
+from snaporch.operations.disks import check_drives, check_start
 from snaporch.operations.recover import sweep
 from snaporch.operations.shape import WantedDisk, check_shape
 
@@ -22,11 +23,13 @@ AT_ONCE = 64  # domains that are looked at side by side
 
 async def start(context: Context, name: str, *, paused: bool) -> None:
     """See `snaporch.Orchestrator.start`."""
-    async with context.locked(Operation(OperationKind.START, name, "")):
+    operation = Operation(OperationKind.START, name, "")
+    async with context.locked(operation):
         async with context.machine_of(name) as (record, machine):
             if machine is not None:
                 raise Refused(f"{name} is {await machine.state()} already")
         await sweep(context, record, end=True)
+        await check_start(context, operation, record)
         await _check_frozen(context, record)
         await _launch(context, attrs.evolve(record, frozen=False), paused=paused)
 
@@ -56,6 +59,7 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
         await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
         async with driver.connect(handle, record.name) as machine:
             check_shape(record.name, await _wanted(context, record), None, await machine.shape())
+            await check_drives(record, machine, driver.storage)
             if not paused:
                 await machine.resume()
     except BaseException:

@@ -8,7 +8,7 @@ written to (their checksums are no longer right), and which go in the end (what 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -21,6 +21,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import NotConverging, Unsupported
 from snaporch.images.chain import Graph, Image, graph_of
+from snaporch.images.kinds import Verb
 from snaporch.images.merge import MergeKind, MergePlan, MergeStep, Where, plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
@@ -28,6 +29,8 @@ from snaporch.model.formats import versioned
 from snaporch.model.record import EventKind, FileRecord, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot
+from snaporch.operations.claims import claim
+from snaporch.operations.readers import Readers, check_unopened, kept_for, marked_elsewhere, processes_of, readers
 
 
 @versioned("merge-journal")
@@ -73,6 +76,7 @@ async def _images(
         if tip.path in found or (tip.path in given_up and not await driver.storage.exists(tip.path)):
             continue
         chain = await driver.storage.inspect(tip.path, tip.format)
+        traced = {link.path: link for link in await driver.storage.trace(tip.path, tip.format)}
         for link, backing in zip(chain, [*chain[1:], None], strict=True):
             found[link.path] = Image(
                 link.path,
@@ -82,8 +86,19 @@ async def _images(
                 virtual_size=link.virtual_size,
                 own=link.path in own,
                 inside=await driver.storage.inside(link.path) if link.path in own else (),
+                identity=traced[link.path].identity,
+                odd=traced[link.path].refused(Verb.MERGE).partition(": ")[2],
             )
     return found
+
+
+def _other_names(images: Iterable[Image]) -> dict[str, str]:
+    """Return the images that are in the chains under two names, each with the other one in words."""
+    names: dict[str, list[str]] = {}
+    for image in images:
+        names.setdefault(image.identity, []).append(image.path)
+    pairs = ((found[number], found[number - 1]) for found in names.values() for number in range(len(found)))
+    return {path: f"who knows it as {other}" for path, other in pairs if path != other}
 
 
 def _points(snapshots: Iterable[SnapshotRecord]) -> list[DeviceDisk]:
@@ -114,6 +129,11 @@ def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> Domain
             base = graph.images[step.base]
             active[disk.target] = attrs.evolve(disk, path=base.path, format=base.format)
     return attrs.evolve(record, active=active)
+
+
+def _touched(plan: MergePlan) -> set[str]:
+    """Return the images that a plan writes to or removes."""
+    return set(plan.unlink).union(*({step.top, step.base, *_written(step)} for step in plan.steps))
 
 
 def _written(step: MergeStep) -> set[str]:
@@ -151,6 +171,7 @@ class Merging:
         journal: what it says now.
         done: the merges so far.
         outrun: images that the guest would not let merge with what it writes to.
+        others: who else reads what, as the last look has found it.
         sealed: images that were merged, and that the catalog knows as they are now.
     """
 
@@ -161,6 +182,7 @@ class Merging:
     journal: MergeJournal
     done: list[MergeStep] = attrs.field(factory=list)
     outrun: set[str] = attrs.field(factory=set)
+    others: Readers = attrs.field(factory=Readers)
     sealed: set[str] = attrs.field(factory=set)
 
     @property
@@ -185,21 +207,59 @@ class Merging:
             disk.path for disk in [*self.record.disks, *_points(s for s in snapshots if not s.deleting)]
         }
         images = await _images(self.driver, [*self.record.disks, *_points(snapshots)], own, given_up)
-        others = await self.context.read_elsewhere(self.record.name)
         there = [s for s in snapshots if all(disk.path in images for disk in _points([s]))]
-        return graph_of(self.record, there, images.values(), running=self.machine is not None, others=others)
+        needed = _other_names(images.values()) | await self._needed(images.values())
+        return graph_of(self.record, there, images.values(), running=self.machine is not None, needed=needed)
 
-    async def check_still(self, graph: Graph, plan: MergePlan) -> None:
-        """Raise Refused where somebody else has an image open that is to be merged offline."""
+    async def _needed(self, images: Iterable[Image]) -> dict[str, str]:
+        """Return the images that others read, each with one of these in words."""
+        self.others = await readers(self.context, {self.record.name})
+        found = {image.path: self.others.of(image.identity) for image in images}
+        for path in [path for path, who in found.items() if not who]:
+            found[path] = await marked_elsewhere(self.context, self.driver.storage, path)
+        return {path: who for path, who in found.items() if who}
+
+    async def check_alone(self, graph: Graph, plan: MergePlan) -> None:
+        """Raise Refused where anyone else may read what is to be written to or removed."""
+        what = f"{self.operation.kind} {self.operation.subject} of {self.record.name}".replace("  ", " ")
+        touched = _touched(plan)
+        if touched:
+            self.others.check_seen(what)
         for step in plan.steps:
             if step.where is Where.OFFLINE:
                 await self.driver.storage.chain(step.top, graph.images[step.top].format, still=True)
+        images = {graph.images[path].identity: path for path in touched}
+        await check_unopened(self.driver.storage, images, self._processes, what)
+
+    @property
+    def _processes(self) -> set[int]:
+        return processes_of(self.driver, self.record)
+
+    async def look_and_claim(self, plans: Callable[[Graph], MergePlan] | None = None) -> tuple[Graph, MergePlan]:
+        """Return the images and what is to be done with them, by `plans`, when all of it is claimed.
+
+        Whoever has begun to read one of them meanwhile has either claimed it before, which is Busy, or is seen by
+        the look after the claim.
+
+        Raises:
+            Busy: another operation reads or writes one of these images.
+            Refused: somebody else reads one, or may read it.
+        """
+        make = plans or (lambda graph: plan_delete(graph, self.doomed, frozenset(self.outrun)))
+        while True:
+            graph = await self.look()
+            plan = make(graph)
+            images = {graph.images[path].identity: path for path in _touched(plan)}
+            if images.keys() <= self.operation.claimed:
+                await self.check_alone(graph, plan)
+                return graph, plan
+            await claim(self.context, self.operation, images, write=True)
+            self.operation.claimed.update(images)
 
     async def merge_surplus(self) -> MergePlan:
         """Merge and give up whatever nobody needs, but what the guest outruns; return the plan as carried out."""
         while True:
-            graph = await self.look()
-            plan = plan_delete(graph, self.doomed, frozenset(self.outrun))
+            graph, plan = await self.look_and_claim()
             try:
                 await self.carry_out(graph, plan)
             except NotConverging as error:
@@ -316,10 +376,10 @@ class Merging:
         snapshots = await self.context.catalog.snapshots(self.record.name)
         points = _points(s for s in snapshots if s.name not in self.doomed)
         images = await _images(self.driver, [*self.record.disks, *points], frozenset())
-        others = await self.context.read_elsewhere(self.record.name)
-        kept = {*images, *(path for paths in others.values() for path in paths)}
         own = await self.context.catalog.own_files(self.record.name)
-        return tuple(path for path in unlink if path in own and path not in kept)
+        going = tuple(path for path in unlink if path in own and path not in images)
+        kept = await kept_for(self.context, self.record.name, going, self._processes)
+        return tuple(path for path in going if path not in kept)
 
     async def remove(self, paths: Iterable[str]) -> None:
         """Remove files."""

@@ -393,23 +393,20 @@ def fresh_disks(
     return tuple(disks), frozen
 
 
-def inside_blocker(
-    record: SnapshotRecord, others: Iterable[SnapshotRecord], elsewhere: Mapping[str, Iterable[str]]
-) -> str:
+def inside_blocker(record: SnapshotRecord, others: Iterable[SnapshotRecord], needed: Mapping[str, str]) -> str:
     """Return why images cannot go back in place to a snapshot that is inside them, or an empty string.
 
     Args:
         record: the snapshot.
         others: the domain's other snapshots.
-        elsewhere: by name of every other domain, the images that it reads.
+        needed: images that others read, each with one of these in words.
     """
     for image in {file.path for file in record.inside.values()}:
         for other in others:
             if other.name != record.name and image in {file.path for file in other.frozen}:
                 return f"snapshot {other.name} is in what {image} holds now; delete that one first"
-        for name, paths in elsewhere.items():
-            if image in paths:
-                return f"domain {name} reads {image}"
+        if image in needed:
+            return f"{needed[image]} reads {image}"
     return ""
 
 

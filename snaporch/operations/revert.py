@@ -49,8 +49,10 @@ from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way
 from snaporch.operations.create import STREAM_BYTES, create
+from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.internal import forget
 from snaporch.operations.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
+from snaporch.operations.readers import kept_for, read_by_others
 from snaporch.operations.shape import check_shape, wanted_disks
 
 OVERLAY_BYTES = 2**20  # an empty overlay is less; what the guest writes later is not this operation's
@@ -420,7 +422,9 @@ class Reverter(Actor):
         held = frozenset[str]().union(*(record.paths for record in await catalog.snapshots(self.name)))
         held |= {disk.path for disk in domain.disks}
         own = await catalog.own_files(self.name)
-        gone = tuple(disk.path for disk in plan.domain.disks if disk.path in own - held)
+        going = [disk.path for disk in plan.domain.disks if disk.path in own - held]
+        kept = await kept_for(self.context, self.name, going)
+        gone = tuple(path for path in going if path not in kept)
         for path in gone:
             await self.driver.storage.remove(path)
         await catalog.write(Change(gone=gone))
@@ -476,7 +480,8 @@ async def _check_free(context: Context, snapshot: SnapshotRecord) -> None:
     if not snapshot.inside:
         return
     others = await context.catalog.snapshots(snapshot.domain)
-    if why := inside_blocker(snapshot, others, await context.read_elsewhere(snapshot.domain)):
+    needed = await read_by_others(context, snapshot.domain, {file.path for file in snapshot.inside.values()})
+    if why := inside_blocker(snapshot, others, needed):
         raise Unsupported(f"{snapshot.domain} cannot go back to {snapshot.name}, which is inside an image: {why}")
 
 
@@ -521,6 +526,7 @@ async def _reverter(
     was = await _present(old, force=force)
     if old is None and record.handle is not None:
         was = DomainState.RUNNING
+    await claim_snapshot(context, operation, snapshot)
     await _check_free(context, snapshot)
     plan = plan_revert(record, was, snapshot, flags, directory=context.directory(name), operation=operation.id)
     await check_revert(driver, plan)

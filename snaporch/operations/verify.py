@@ -26,6 +26,7 @@ from snaporch.model.domain import DomainRecord, DomainState
 from snaporch.model.record import OperationKind, SnapshotRecord, VerifyReport
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way
+from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.planning import RevertPlan, fresh_disks
 from snaporch.operations.revert import Reverter, chain_problem, check_space
 
@@ -175,6 +176,7 @@ async def verify(context: Context, domain: str, name: str, *, boot: bool = False
         domain_record = await context.catalog.domain(domain)
         record = await context.catalog.snapshot(domain, name)
         driver = context.driver(domain_record)
+        await claim_snapshot(context, operation, record)
         problems = await check_files(driver, record)
         booted = None
         if boot and not problems:

@@ -1,4 +1,4 @@
-"""Snapshots inside a qcow2 image, read without QEMU. Nothing is ever written here.
+"""The header of a qcow2 image and the snapshots inside it, read without QEMU. Nothing is ever written here.
 
 What a snapshot refers to has a reference of its own: whoever writes to the image copies it first. So all of a
 snapshot can be read while a QEMU has the image open and writes to it: its tables, its data, and its memory, which
@@ -25,10 +25,38 @@ _HEADER = struct.Struct(">IIQIIQIIQQIIQ")
 _ENTRY = struct.Struct(">QIHHIIQII")
 _EXTRA = struct.Struct(">QQ")  # of an entry: size of the memory, of the disk
 _V3, _FEATURES = 3, struct.Struct(">Q")
+_V2_LENGTH, _V3_LENGTH = 72, struct.Struct(">I")
+_AT_FEATURES, _AT_LENGTH = 72, 100
+_EXTENSION = struct.Struct(">II")
+_BACKING_FORMAT, _DATA_FILE, _BITMAPS = 0xE2792ACA, 0x44415441, 0x23852875
+_BITMAP_LIST = struct.Struct(">IIQQ")
+_BITMAP = struct.Struct(">QIIBBHI")
+_HAS_DATA_FILE = 1 << 2
+_CRYPT = {1: "AES", 2: "LUKS"}
+_HEAD = 64 * 1024  # a header and its extensions are in the first cluster; no sane one is longer
 _EXTENDED_L2 = 1 << 4
 _COPIED, _COMPRESSED = 1 << 63, 1 << 62
 _OFFSET = 0x00FF_FFFF_FFFF_FE00
 _SECTOR = 512
+
+
+@attrs.frozen
+class Header:
+    """What the header of an image says.
+
+    Attributes:
+        backing: what it is over, as it is written there, or an empty string.
+        backing_format: the format of that; empty: it is not said.
+        data_file: the second file that holds the data, as it is written there; empty: there is none.
+        encryption: by what it is encrypted, or an empty string.
+        bitmaps: names of its persistent bitmaps.
+    """
+
+    backing: str = ""
+    backing_format: str = ""
+    data_file: str = ""
+    encryption: str = ""
+    bitmaps: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -122,6 +150,59 @@ class Qcow2:
         if name not in self.snapshots:
             raise DamagedSnapshot(f"{self.path} has no snapshot {name!r} inside any more", self.path)
         return self.snapshots[name]
+
+
+def _extensions(head: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    while offset + _EXTENSION.size <= len(head):
+        kind, length = _EXTENSION.unpack_from(head, offset)
+        if not kind:
+            return
+        offset += _EXTENSION.size
+        yield kind, head[offset : offset + length]
+        offset += -(-length // 8) * 8
+
+
+def _text(words: bytes) -> str:
+    return os.fsdecode(words)
+
+
+def _bitmaps(fd: int, extension: bytes) -> Iterator[str]:
+    count, _, size, offset = _BITMAP_LIST.unpack_from(extension)
+    entries, at = os.pread(fd, size, offset), 0
+    for _ in range(count):
+        *_, name, extra = _BITMAP.unpack_from(entries, at)
+        start = at + _BITMAP.size + extra
+        yield _text(entries[start : start + name])
+        at += -(-(_BITMAP.size + extra + name) // 8) * 8
+
+
+def header(path: str) -> Header:
+    """Return what the header of an image says, which may be in use.
+
+    Raises:
+        DamagedSnapshot: it is no qcow2 image, or cannot be read.
+        OSError: there is no such file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.pread(fd, _HEAD, 0)
+        magic, version, at, length, _, _, crypt, *_ = _HEADER.unpack_from(head.ljust(_HEADER.size, b"\0"))
+        if magic != _MAGIC:
+            raise DamagedSnapshot(f"{path} is no qcow2 image", path)
+        new = version >= _V3
+        features = _FEATURES.unpack_from(head, _AT_FEATURES)[0] if new else 0
+        found = dict(_extensions(head, _V3_LENGTH.unpack_from(head, _AT_LENGTH)[0] if new else _V2_LENGTH))
+        return Header(
+            backing=_text(os.pread(fd, length, at)) if at else "",
+            backing_format=_text(found.get(_BACKING_FORMAT, b"")),
+            data_file=_text(found.get(_DATA_FILE, b"unnamed")) if features & _HAS_DATA_FILE else "",
+            encryption=_CRYPT.get(crypt, str(crypt)) if crypt else "",
+            bitmaps=tuple(_bitmaps(fd, found[_BITMAPS])) if _BITMAPS in found else (),
+        )
+    except struct.error:
+        raise DamagedSnapshot(f"{path}: its header cannot be read", path) from None
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
+import trio
 import xxhash
 
 from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, untold
 from snaporch.drivers.simulated.client import Client, SimulatedKill
 from snaporch.drivers.simulated.files import Image, Inside, os_error
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
+from snaporch.images.kinds import Kind, Traced
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
@@ -77,6 +79,26 @@ class SimulatedStorage(Storage):
             return links
 
         return await self._call("chain", chain)
+
+    async def _look(self) -> None:
+        """Look at what is there; a few system calls, in which nothing is ever cut short."""
+        self._client.check_alive()
+        await trio.lowlevel.checkpoint()
+        self._host.settle_files()
+
+    async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
+        """See Storage."""
+        await self._look()
+        return tuple(
+            Traced(image.path, str(image.inode), {Kind.RAW if image.format == "raw" else Kind.QCOW2: ""})
+            for image in self._disk.chain(path, format_)
+        )
+
+    async def identities(self, paths: Collection[str]) -> Mapping[str, str]:
+        """See Storage."""
+        await self._look()
+        by_path = self._disk.by_path
+        return {path: str(by_path[path].inode) for path in paths if path in by_path}
 
     async def check_image(self, path: str, format_: str) -> None:
         """See Storage; damage is seen in a qcow2 image only, a raw one has no structure."""

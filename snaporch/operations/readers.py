@@ -1,0 +1,220 @@
+"""Whose file is this? Who reads an image, of all that a root knows: looked up anew each time, by what files are.
+
+Rule 1: an image is known by its identity (`snaporch.images.kinds.Traced`), never by a name or by what the catalog
+has. Rule 2: a reader that cannot be looked at does not disappear: what it may read is written to by nobody.
+Rule 3: a disk that is read only is a reader as any other.
+
+Readers are the disks of domains (as defined, and as they are now) with their whole chains, snapshots with all of
+their frozen images, processes of this host that have a file open, and other root directories, by their marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import attrs
+import trio
+
+from snaporch.drivers.base import Driver, Storage
+from snaporch.engine.context import Context
+from snaporch.errors import Refused
+from snaporch.model.domain import DomainRecord
+from snaporch.model.rfc import DeviceDisk
+
+TRANSIENT_SECONDS = 1.0  # whoever only looks at an image has it open for milliseconds
+_LOOK_AGAIN_SECONDS = 0.05
+
+
+@attrs.frozen
+class Readers:
+    """Who reads which images.
+
+    Attributes:
+        by_identity: for each image, in words, one that reads it.
+        unseen: what may read anything, as it cannot be looked at: a sentence each.
+        lost: by inode, snapshots whose image is not there: it may be there again under another name.
+    """
+
+    by_identity: Mapping[str, str] = attrs.field(factory=dict)
+    unseen: tuple[str, ...] = ()
+    lost: Mapping[int, str] = attrs.field(factory=dict)
+
+    def of(self, identity: str) -> str:
+        """Return, in words, who reads an image; an empty string: nobody."""
+        found = self.by_identity.get(identity, "")
+        if not found and self.lost and (inode := identity.rpartition(" ")[2]).isdecimal():
+            return self.lost.get(int(inode), "")
+        return found
+
+    def check_seen(self, what: str) -> None:
+        """Raise Refused where somebody who may read anything cannot be looked at."""
+        if self.unseen:
+            raise Refused(
+                f"{what}: it cannot be seen what others read: {'; '.join(self.unseen)}; bring that back, or "
+                "undefine "
+                "the domain or delete the snapshot that needs it"
+            )
+
+
+def tips(record: DomainRecord) -> tuple[DeviceDisk, ...]:
+    """Return all images that a domain's chains begin with: as it is defined, and as it is now."""
+    disks = (*record.disks, *record.active.values(), *record.definition.disks)
+    return tuple({disk.path: disk for disk in disks}.values())
+
+
+async def readers(context: Context, but: Collection[str]) -> Readers:
+    """Return who reads what, of all domains but these and of all their snapshots."""
+    found: dict[str, str] = {}
+    unseen: list[str] = []
+    for record in await context.catalog.domains():
+        if record.name not in but:
+            unseen += await _domain(context.driver(record).storage, record, found)
+    lost = await _snapshots(context, but, found)
+    return Readers(found, tuple(unseen), lost)
+
+
+async def _domain(storage: Storage, record: DomainRecord, found: dict[str, str]) -> list[str]:
+    unseen = []
+    for disk in tips(record):
+        try:
+            for link in await storage.trace(disk.path, disk.format):
+                found.setdefault(link.identity, f"domain {record.name}")
+        except Refused as error:
+            unseen.append(f"disk {disk.target} of domain {record.name}: {error}")
+    return unseen
+
+
+async def _snapshots(context: Context, but: Collection[str], found: dict[str, str]) -> dict[int, str]:
+    lost: dict[int, str] = {}
+    for domain, rows in (await context.catalog.frozen_but(but)).items():
+        storage = context.driver(await context.catalog.domain(domain)).storage
+        there = await storage.identities({path for _, path, _ in rows})
+        for name, path, inode in rows:
+            who = f"snapshot {name} of domain {domain}"
+            if path in there:
+                found.setdefault(there[path], who)
+            elif inode:
+                lost.setdefault(inode, who)
+    return lost
+
+
+async def mine(context: Context, record: DomainRecord) -> Mapping[str, str]:
+    """Return, by identity, what the domain's own snapshots hold frozen, each with one of them in words."""
+    storage, found = context.driver(record).storage, dict[str, str]()
+    snapshots = await context.catalog.snapshots(record.name)
+    there = await storage.identities({file.path for snapshot in snapshots for file in snapshot.frozen})
+    for snapshot in snapshots:
+        for file in snapshot.frozen:
+            if file.path in there:
+                found.setdefault(there[file.path], f"snapshot {snapshot.name} of domain {record.name}")
+    return found
+
+
+def processes_of(driver: Driver, record: DomainRecord) -> set[int]:
+    """Return the ids of the processes that run a domain."""
+    pid = driver.pid(record.handle) if record.handle is not None else None
+    return set() if pid is None else {pid}
+
+
+# --- who has it open ----------------------------------------------------------------------------------------------
+
+
+async def check_unopened(storage: Storage, images: Mapping[str, str], but: Collection[int], what: str) -> None:
+    """Refuse to write to images that another process has open.
+
+    Args:
+        storage: where they are.
+        images: identity to path.
+        but: processes that may: the domain's own.
+        what: is to be done, for the error.
+
+    Raises:
+        Refused: a process has one open, and not for a moment only.
+    """
+    end = trio.current_time() + TRANSIENT_SECONDS
+    while opened := _others(await storage.openers(frozenset(images)), but):
+        if trio.current_time() >= end:
+            identity, pid = opened[0]
+            raise Refused(
+                f"{what}: process {pid} has {images[identity]} open, which would be written to; end it first, "
+                "or wait "
+                "for it"
+            )
+        await trio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _others(found: Mapping[str, tuple[int, ...]], but: Collection[int]) -> list[tuple[str, int]]:
+    return [(identity, pid) for identity, pids in found.items() for pid in pids if pid not in but]
+
+
+async def marked_elsewhere(context: Context, storage: Storage, path: str) -> str:
+    """Return, in words, another root for which an image is frozen, or an empty string."""
+    others = [root for root in await storage.marks(path) if root != str(context.root)]
+    return f"the root directory {others[0]}" if others else ""
+
+
+# --- who may write to it ------------------------------------------------------------------------------------------
+
+
+async def check_writable(context: Context, record: DomainRecord) -> None:
+    """Refuse to let a domain's guest write to an image that anyone else reads, or that a snapshot holds.
+
+    Raises:
+        Refused: in words, who reads which image, and what to do.
+    """
+    storage = context.driver(record).storage
+    others, own = await readers(context, {record.name}), await mine(context, record)
+    written: dict[str, str] = {}
+    for disk in record.disks:
+        chain = await storage.trace(disk.path, disk.format)
+        for link in chain[: 0 if disk.readonly else 1]:
+            who = others.of(link.identity) or own.get(link.identity, "")
+            who = who or written.get(link.identity, "") or await marked_elsewhere(context, storage, link.path)
+            if who:
+                raise Refused(_taken(record.name, disk, who))
+            written[link.identity] = f"disk {disk.target} of it, too"
+    for disk in record.disks:
+        for link in (await storage.trace(disk.path, disk.format))[0 if disk.readonly else 1 :]:
+            if link.identity in written:
+                raise Refused(_taken(record.name, disk, written[link.identity]))
+
+
+def _taken(domain: str, disk: DeviceDisk, who: str) -> str:
+    return (
+        f"{domain} would write to {disk.path} ({disk.target}), which {who} reads: give the domain an image of "
+        "its own, "
+        f"for example an overlay (`qemu-img create -f qcow2 -b {disk.path} -F {disk.format} NEW.qcow2`)"
+    )
+
+
+async def read_by_others(context: Context, domain: str, paths: Collection[str]) -> dict[str, str]:
+    """Return those of these images that others than the domain read, each with one of these in words.
+
+    Raises:
+        Refused: somebody who may read them cannot be looked at.
+    """
+    others = await readers(context, {domain})
+    others.check_seen(f"{', '.join(sorted(paths))} would be written to")
+    there = await context.driver(await context.catalog.domain(domain)).storage.identities(paths)
+    return {path: who for path, identity in there.items() if (who := others.of(identity))}
+
+
+async def kept_for(
+    context: Context, domain: str, paths: Iterable[str], processes: Collection[int] = ()
+) -> dict[str, str]:
+    """Return those of a domain's own files that others read, each with who; with one unseen reader all of them are.
+
+    For whoever is about to remove files that the domain itself needs no more; `processes` are its own.
+    """
+    storage = context.driver(await context.catalog.domain(domain)).storage
+    there = await storage.identities(list(paths))
+    others = await readers(context, {domain}) if there else Readers()
+    opened = await storage.openers(frozenset(there.values()))
+    kept = {}
+    for path, identity in there.items():
+        who = others.of(identity) or next(iter(others.unseen), "") or await marked_elsewhere(context, storage, path)
+        if not who and (strangers := [pid for pid in opened.get(identity, ()) if pid not in processes]):
+            who = f"process {strangers[0]}"
+        if who:
+            kept[path] = who
+    return kept
