@@ -165,7 +165,7 @@ async def test_an_overlay_that_a_clone_needs_stays(place: Place) -> None:
 
 
 async def test_a_reader_that_cannot_be_looked_at_blocks(place: Place) -> None:
-    """While it cannot be seen what another domain reads nothing is merged; then it is. Looking goes on all the time."""
+    """While it cannot be seen what another domain reads nothing is merged; then it is. Looking goes on."""
     disk = place.image("disk.qcow2")
     await place.define("one", disk)
     write(await place.snapshot("one", "s1"), 0x66)
@@ -203,14 +203,14 @@ async def test_a_process_that_has_it_open(place: Place) -> None:
     disk = place.image("disk.qcow2")
     await place.define("one", disk)
     write(await place.snapshot("one", "s1"), 0x66)
-    with disk.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:  # noqa: ASYNC220, ASYNC230
+    with disk.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:
         with pytest.raises(Refused, match=rf"process {process.pid} has .*disk\.qcow2 open"):
             await place.orch.delete("one", "s1")
         process.kill()
     assert (await place.orch.delete("one", "s1")).steps
 
 
-# --- claims ---------------------------------------------------------------------------------------------------------
+# --- claims ---------------------------------------------------------------------------------------------------
 
 
 async def claimed(place: Place, path: str | Path, operation: Operation, *, write: bool) -> None:
@@ -242,7 +242,7 @@ async def test_claims_of_the_dead(place: Place, unfinished: bool) -> None:
     """The claims of a process that is gone are dropped, but not those of an operation that is to be recovered."""
     disk, catalog = place.image("disk.qcow2"), place.orch.catalog
     (identity,) = (link.identity for link in trace(str(disk), "qcow2"))
-    process = subprocess.Popen(["true"])  # noqa: ASYNC220 - it is gone at once
+    process = subprocess.Popen(["true"])
     gone = started(process.pid) or 0
     process.wait()
     row = ("0badcafe", identity, str(disk), True, "x", "delete s", process.pid, gone, boot())
@@ -286,7 +286,7 @@ async def test_a_delete_that_is_cut_short_keeps_its_claims(place: Place, monkeyp
     await place.define("two", clone)
 
 
-# --- roots ----------------------------------------------------------------------------------------------------------
+# --- roots ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_second_root_respects_what_is_frozen(place: Place) -> None:
@@ -319,7 +319,7 @@ async def test_one_root_by_two_names(place: Place) -> None:
     assert await place.orch.fsck() == ()
 
 
-# --- definitions ----------------------------------------------------------------------------------------------------
+# --- definitions ----------------------------------------------------------------------------------------------
 
 
 async def on_an_overlay(place: Place) -> tuple[Path, str]:
