@@ -425,9 +425,10 @@ class Client:
         """See `Orchestrator.estimate`."""
         return cast("Estimate", await self._get(Estimate, f"{_domain(domain)}/estimate", strategy=strategy))
 
-    async def doctor(self, domain: str | None = None) -> dict[str, Any]:
-        """See `Orchestrator.doctor`."""
-        return cast("dict[str, Any]", await self._ask("GET", "doctor", params={"domain": domain} if domain else {}))
+    async def doctor(self, domain: str | None = None, *, measure: bool = True) -> dict[str, Any]:
+        """See `Orchestrator.doctor`; for a viewer nothing is measured."""
+        query = ({"domain": domain} if domain else {}) | ({} if measure else {"measure": "false"})
+        return cast("dict[str, Any]", await self._ask("GET", "doctor", params=query))
 
 
 def _read(document: Any, kind: Any) -> Any:

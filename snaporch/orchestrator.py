@@ -436,7 +436,7 @@ class Orchestrator:
             Stranded: merging was cut short; `recover` finishes all of it, see `delete`.
         """
         joined(domains)  # each once
-        for domain in domains:
+        for domain in domains if not dry_run else ():
             await self._mended(domain)
         names = (name,) if isinstance(name, str) else tuple(name)
         chosen: dict[str, list[str]] = {domain: [] for domain in domains}
@@ -471,7 +471,8 @@ class Orchestrator:
             OperationFailed: it was given up, as when the call is cancelled: all snapshots are whole, chains that
                 are not short yet are as they were.
         """
-        await self._mended(domain)
+        if not dry_run:
+            await self._mended(domain)
         return await flatten(self._context, domain, name, depth, options or MergeOptions(), dry_run=dry_run)
 
     async def limit_depth(self, domain: str, depth: int) -> DomainInfo:
@@ -614,13 +615,20 @@ class Orchestrator:
         """
         return await foretell(self._context, domain, strategy)
 
-    async def doctor(self, domain: str | None = None) -> dict[str, Any]:
+    async def doctor(self, domain: str | None = None, *, measure: bool = True) -> dict[str, Any]:
         """Return what this host, and a domain, can do, and what stands in the way.
+
+        Args:
+            domain: the domain's name, or None.
+            measure: watch a running guest for a second, for which no operation may run on it; without, nothing is
+                asked that could get into an operation's way.
 
         Raises:
             Busy: an operation runs on the domain, which is not to be asked by trying things out.
         """
-        return await doctor(self._context, None if domain is None else await self.domain_info(domain))
+        return await doctor(
+            self._context, None if domain is None else await self.domain_info(domain), measure=measure
+        )
 
 
 def default_root() -> Path:

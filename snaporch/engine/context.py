@@ -56,10 +56,17 @@ class Context:
         return self.root / domain / f"run-{operation}"
 
     @asynccontextmanager
-    async def locked(self, operation: Operation, *, wait: bool = False) -> AsyncIterator[None]:
+    async def locked(
+        self, operation: Operation, *, wait: bool = False, only_looks: bool = False
+    ) -> AsyncIterator[None]:
         """Hold the lock of an operation's domain, of a group's all; see `domain_lock`.
 
         Its claims of images (`snaporch.operations.claims`) end with it, unless it is to be recovered.
+
+        Args:
+            operation: what is done.
+            wait: for another operation, instead of raising.
+            only_looks: it changes nothing, and takes no lock: nobody who may only look keeps others from working.
 
         Raises:
             Busy: another operation holds one; no other is then kept.
@@ -72,10 +79,11 @@ class Context:
         at_work.add(operation.id)
         try:
             async with AsyncExitStack() as stack:
-                for name in operation.members:
+                for name in operation.members if not only_looks else ():
                     lock = domain_lock(self.root / "locks", name, operation.id, running, wait=wait)
                     await stack.enter_async_context(lock)
-                stack.push_async_callback(self._release, operation)
+                if not only_looks:
+                    stack.push_async_callback(self._release, operation)
                 yield
         except OSError as error:
             what = f"{running} of {operation.domain} failed".replace("  ", " ")
@@ -124,6 +132,22 @@ class Context:
             record = attrs.evolve(record, handle=None)
             await self.catalog.write(Change(domains=(record,)))
         yield record, None
+
+    @asynccontextmanager
+    async def seen(self, name: str) -> AsyncIterator[tuple[DomainRecord, Machine | None]]:
+        """As `machine_of`, without the domain's lock, for a look beside whatever runs: nothing is noted.
+
+        Raises:
+            NotFound: there is no such domain.
+            HypervisorError: its process does not answer beside what it is asked by others.
+        """
+        record = await self.catalog.domain(name)
+        driver, handle = self.driver(record), record.handle
+        if handle is None or not await driver.alive(handle):
+            yield attrs.evolve(record, handle=None), None
+            return
+        async with driver.query(handle, name) as machine:
+            yield record, machine
 
     async def disks_of(
         self, record: DomainRecord, machine: Machine | None, *, unread: list[str] | None = None

@@ -145,7 +145,7 @@ async def delete(
     """Delete snapshots, chosen by domain; see `snaporch.Orchestrator.delete_group`."""
     subject = ", ".join(dict.fromkeys(chain.from_iterable(chosen.values())))
     operation = Operation(OperationKind.DELETE, joined(chosen), subject)
-    async with context.locked(operation):
+    async with context.locked(operation, only_looks=dry_run):
         doomed = {name: await _doomed(context, name, chosen[name], flags) for name in operation.members}
         marked = tuple(chain.from_iterable(doomed.values()))
         if DeleteFlag.ALONE not in flags:
@@ -172,7 +172,7 @@ def _journal(domain: str, going: Sequence[SnapshotRecord], options: MergeOptions
 
 async def _plan(context: Context, operation: Operation, journal: MergeJournal, *, dry_run: bool) -> MergePlan:
     """Return what is to be done with a domain, or refuse; touches nothing."""
-    async with merging(context, operation, journal, look_only=True) as merges:
+    async with merging(context, operation, journal, look_only=True, unlocked=dry_run) as merges:
         going = [s for s in await context.catalog.snapshots(journal.domain) if s.name in merges.doomed]
         await check_forgettable(context, journal.domain, merges.machine, points_inside(going))
         if dry_run:

@@ -35,11 +35,11 @@ async def foretell(context: Context, domain: str, strategy: Strategy) -> Estimat
 
 
 async def _estimates(
-    context: Context, record: DomainRecord, machine: Machine, *strategies: Strategy
+    context: Context, record: DomainRecord, machine: Machine, *strategies: Strategy, measure: bool = True
 ) -> Sequence[Estimate]:
     earlier = await context.catalog.checkpoints(record.name, LOOK_BACK)
     running, dirty_rate = await machine.state() is DomainState.RUNNING, None
-    if running:
+    if running and measure:
         with suppress(Unsupported):
             dirty_rate = await machine.dirty_rate()
     ram = machine.capabilities.ram
@@ -47,20 +47,21 @@ async def _estimates(
     return found if running else [attrs.evolve(each, pause=None) for each in found]
 
 
-async def doctor(context: Context, domain: DomainInfo | None) -> dict[str, Any]:
+async def doctor(context: Context, domain: DomainInfo | None, *, measure: bool) -> dict[str, Any]:
     """See `snaporch.Orchestrator.doctor`."""
     findings: dict[str, Any] = {name: await driver.doctor() for name, driver in context.drivers.items()}
     if domain is None:
         return findings
     found: dict[str, Any] = {"state": domain.state}
+    look = context.machine_of if measure else context.seen
     async with (
-        context.locked(Operation(OperationKind.DOCTOR, domain.name, "")),
-        context.machine_of(domain.name) as (record, machine),
+        context.locked(Operation(OperationKind.DOCTOR, domain.name, ""), only_looks=not measure),
+        look(domain.name) as (record, machine),
     ):
         storage = context.driver(record).storage
         found |= {f"chain of {disk.target}": await chain_cost(storage, disk) for disk in domain.disks}
         if machine is not None:
             found |= attrs.asdict(machine.capabilities)
-            for each in await _estimates(context, record, machine, *_FORETOLD):
+            for each in await _estimates(context, record, machine, *_FORETOLD, measure=measure):
                 found[f"expected of {each.strategy}"] = attrs.asdict(each)
     return findings | {domain.name: found}

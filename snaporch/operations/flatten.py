@@ -129,9 +129,9 @@ async def flatten(
     if depth < 1:
         raise InvalidInput("flatten: a chain has at least one image")
     operation = Operation(OperationKind.FLATTEN, domain, name)
-    async with context.locked(operation):
+    async with context.locked(operation, only_looks=dry_run):
         journal = MergeJournal(domain, options=options)
-        async with merging(context, operation, journal, look_only=True) as merges:
+        async with merging(context, operation, journal, look_only=True, unlocked=dry_run) as merges:
             tops = await _tops(context, merges.record, name)
             shorten = partial(plan_flatten, tops=tops, depth=depth, limit=limit)
             if dry_run:

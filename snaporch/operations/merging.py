@@ -389,7 +389,12 @@ class Merging:
 
 @asynccontextmanager
 async def merging(
-    context: Context, operation: Operation, journal: MergeJournal, *, look_only: bool = False
+    context: Context,
+    operation: Operation,
+    journal: MergeJournal,
+    *,
+    look_only: bool = False,
+    unlocked: bool = False,
 ) -> AsyncIterator[Merging]:
     """Give what an operation merges a domain's images with; ends what earlier merges have left.
 
@@ -398,8 +403,10 @@ async def merging(
         operation: it has the domain's lock.
         journal: of the domain, as it is.
         look_only: touch nothing, end nothing.
+        unlocked: the same, and the operation has no lock.
     """
-    async with context.machine_of(journal.domain) as (record, machine):
-        if machine is not None and not look_only:
+    look = context.seen if unlocked else context.machine_of
+    async with look(journal.domain) as (record, machine):
+        if machine is not None and not (look_only or unlocked):
             await machine.settle_merges({disk.target: disk.path for disk in record.disks})
         yield Merging(context, operation, await _as_it_is(record, machine), machine, journal)

@@ -167,8 +167,11 @@ async def estimate(call: Call) -> Estimate:
 
 
 async def doctor(call: Call) -> dict[str, Any]:
-    """Say what this host, and a domain, can do, and what stands in the way."""
-    return await call.service.orchestrator.doctor(call.query.get("domain"))
+    """Say what this host, and a domain, can do, and what stands in the way; for a viewer nothing is measured."""
+    measure = call.caller.role is not None and call.caller.role >= Role.OPERATOR
+    measure = measure and call.query.get("measure") != "false"
+    async with call.service.doctors:
+        return await call.service.orchestrator.doctor(call.query.get("domain"), measure=measure)
 
 
 async def schedules(call: Call) -> tuple[ScheduleInfo, ...]:
@@ -225,16 +228,24 @@ ROUTES: tuple[Route, ...] = (
         status=202,
         query=("wait",),
     ),
-    Route("POST", f"{_GROUPS}/delete/plan", V, plan_delete_group, shapes.DeleteGroup, dict[str, MergePlan]),
+    Route(
+        "POST",
+        f"{_GROUPS}/delete/plan",
+        V,
+        plan_delete_group,
+        shapes.DeleteGroup,
+        dict[str, MergePlan],
+        only_reads=True,
+    ),
     Route("GET", _SNAPSHOT, V, snapshot, answer=SnapshotRecord),
     Route("GET", f"{_SNAPSHOT}/intact", V, intact, answer=dict[str, bool]),
     Route("PUT", f"{_SNAPSHOT}/pin", O, pin, shapes.Pin, SnapshotRecord),
     Route("POST", f"{_SNAPSHOT}/revert", O, revert, shapes.Revert, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_SNAPSHOT}/verify", O, verify, shapes.Verify, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_DOMAIN}/delete", O, delete, shapes.Delete, OperationStatus, status=202, query=("wait",)),
-    Route("POST", f"{_DOMAIN}/delete/plan", V, plan_delete, shapes.Delete, MergePlan),
+    Route("POST", f"{_DOMAIN}/delete/plan", V, plan_delete, shapes.Delete, MergePlan, only_reads=True),
     Route("POST", f"{_DOMAIN}/flatten", O, flatten, shapes.Flatten, OperationStatus, status=202, query=("wait",)),
-    Route("POST", f"{_DOMAIN}/flatten/plan", V, plan_flatten, shapes.Flatten, MergePlan),
+    Route("POST", f"{_DOMAIN}/flatten/plan", V, plan_flatten, shapes.Flatten, MergePlan, only_reads=True),
     Route("PUT", f"{_DOMAIN}/depth", O, depth, shapes.Depth, DomainInfo),
     Route("GET", f"{_DOMAIN}/tree", V, tree, answer=list[Any]),
     Route("GET", f"{_DOMAIN}/estimate", O, estimate, answer=Estimate, query=("strategy",)),
@@ -243,7 +254,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/operations/{id}/cancel", O, cancel, answer=OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/recover", A, recover, shapes.Recover, OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/fsck", A, fsck, shapes.Fsck, OperationStatus, status=202, query=("wait",)),
-    Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain",)),
+    Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain", "measure")),
     Route("GET", "/v1/schedules", V, schedules, answer=list[ScheduleInfo]),
     Route("GET", "/v1/whoami", V, whoami, answer=dict[str, str]),
 )

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.routing import Route as Path_
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from snaporch.engine.run import leaves
 from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
 from snaporch.model.convert import dumps, structured
 from snaporch.service.api import ROUTES
@@ -103,7 +104,8 @@ def _guarded(service: Service, role: Role | None, answering: Answering) -> Calla
             check_origin(request.headers, local=caller.local)
             if role is not None:
                 caller.must_be(role)
-            response = await answering(request)
+            with service.asking(caller):
+                response = await answering(request)
         except SnaporchError as error:
             response = problem_response(error)
             if request.method not in _READING or response.status_code in {401, 403}:
@@ -153,7 +155,31 @@ async def _defect(_: Request, error: Exception) -> Response:
 
 
 async def _answer(service: Service, row: Route, request: Request) -> Response:
+    """Answer a request; whoever goes away ends what it waits for, and what only reads."""
     raw = b"" if request.method == "GET" else await _body(request, service.config.body_bytes)
+    gone, found = trio.Event(), None
+    reads = request.method == "GET" or row.only_reads
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+        if reads:
+            watching.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as watching:
+            watching.start_soon(until_gone)
+            found = await _answered(service, row, request, raw, gone)
+            watching.cancel_scope.cancel()
+    except* Exception as group:  # noqa: BLE001 - it is raised again, without the group around it
+        raise next(leaves(group)) from None
+    if found is None:
+        raise ClientDisconnect
+    return found
+
+
+async def _answered(service: Service, row: Route, request: Request, raw: bytes, gone: trio.Event) -> Response:
     key = request.headers.get("idempotency-key", "")
     call = Call(
         service,
@@ -163,6 +189,7 @@ async def _answer(service: Service, row: Route, request: Request) -> Response:
         _parsed(raw, row.body) if row.body else None,
         key,
         hashlib.sha256(b"\0".join([row.path.encode(), str(request.url).encode(), raw])).hexdigest() if key else "",
+        gone,
     )
     found = await row.handler(call)
     if isinstance(found, Response):
@@ -212,10 +239,11 @@ def _parsed(raw: bytes, kind: Any) -> Any:
 
 
 def _events(service: Service, request: Request) -> Response:
+    caller: Caller = request.state.caller
     if service.streams >= service.config.streams:
         raise Unavailable(f"{service.streams} clients follow events, which is as many as may; try again later")
     last = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
-    return EventStream(service, last, request.query_params.get("domain"))
+    return EventStream(service, caller, last, request.query_params.get("domain"))
 
 
 class EventStream(Response):
@@ -223,10 +251,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, service: Service, last: str | None, domain: str | None) -> None:
+    def __init__(self, service: Service, caller: Caller, last: str | None, domain: str | None) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._service = service
+        self._caller = caller
         self._follower = service.feed.follow(last, domain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -235,11 +264,12 @@ class EventStream(Response):
         self._service.streams += 1
         self._service.metrics.figures.followers.inc()
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_gone, receive, nursery.cancel_scope)
-                await self._send_all(send)
-                nursery.cancel_scope.cancel()
+            with self._service.asking(self._caller, at_all_costs=True):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._until_gone, receive, nursery.cancel_scope)
+                    await self._send_all(send)
+                    nursery.cancel_scope.cancel()
         finally:
             self._service.streams -= 1
             self._service.metrics.figures.followers.dec()

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import trio
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from snaporch.errors import InvalidInput
@@ -29,6 +31,7 @@ class Call:
         body: what was sent, structured; None where the table says that there is none.
         key: the idempotency key, or nothing.
         request: tells this request from another one under the same key.
+        gone: set when the client has gone.
     """
 
     service: Service
@@ -38,6 +41,26 @@ class Call:
     body: Any = None
     key: str = ""
     request: str = ""
+    gone: trio.Event = attrs.field(factory=trio.Event)
+
+    async def wait_for(self, event: trio.Event, seconds: float) -> None:
+        """Wait for something, but no longer than that, nor than the client is there.
+
+        Raises:
+            ClientDisconnect: it has gone.
+        """
+
+        async def until_gone() -> None:
+            await self.gone.wait()
+            nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(until_gone)
+                await event.wait()
+                nursery.cancel_scope.cancel()
+        if self.gone.is_set():
+            raise ClientDisconnect
 
     @property
     def domain(self) -> str:
@@ -86,6 +109,7 @@ class Route:
         page: the answer is a page of those.
         status: of the answer.
         query: names of parameters.
+        only_reads: nothing is changed, though it is a POST.
     """
 
     method: str
@@ -97,6 +121,7 @@ class Route:
     page: bool = False
     status: int = 200
     query: tuple[str, ...] = ()
+    only_reads: bool = False
 
 
 def json_page(items: Sequence[str], following: str | None) -> Response:

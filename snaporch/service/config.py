@@ -36,7 +36,10 @@ class Config:
         running: operations that run at once.
         queued: operations that wait for that.
         streams: followers of events at once.
-        connections: connections at once.
+        connections: connections at once over TCP, and as many of other users over the unix socket; root and our own
+            user have places of their own.
+        per_peer: of these for one address, or one user.
+        per_user: requests of one token, or one user, at once: those that wait and follow events, too.
         body_bytes: the largest request body.
         stop_seconds: on a stop, how long operations may take to come to where they can be left.
         log: ``json`` or ``console``.
@@ -55,6 +58,8 @@ class Config:
     queued: int = 100
     streams: int = 500
     connections: int = 1_000
+    per_peer: int = 500
+    per_user: int = 250
     body_bytes: int = 1 << 20
     stop_seconds: float = 60.0
     log: str = "json"
@@ -68,7 +73,7 @@ class Config:
             raise InvalidInput(f"log: {self.log!r} is neither json nor console")
         if bool(self.certificate) != bool(self.key):
             raise InvalidInput("certificate and key: one is nothing without the other")
-        for name in ("running", "streams", "connections", "body_bytes"):
+        for name in ("running", "streams", "connections", "per_peer", "per_user", "body_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name}: must be at least 1")
         if any(not path.startswith("/") for path in self.directories):

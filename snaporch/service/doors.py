@@ -1,21 +1,24 @@
-"""Where connections come in: who is at the other end is noted, no more come in than may, and none holds us up."""
+"""Where connections come in: who is at the other end is noted, and no more come in than may."""
 
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
+import attrs
 import trio
 
 from snaporch.errors import InvalidInput
 from snaporch.service.config import Config
 from snaporch.service.owner import address
-from snaporch.service.roles import connected_peer, peer_of
+from snaporch.service.places import OWN_PLACES, Place, Pool, is_own, tcp_peer
+from snaporch.service.roles import Peer, connected_peer, peer_of
 from snaporch.service.systemd import activated
 
 BACKLOG = 512
@@ -25,9 +28,10 @@ SEND_SECONDS = 30.0  # for a client to read what it has asked for; the server it
 class Visitor(trio.abc.HalfCloseableStream):
     """A connection, which gives its place back when it is closed, and whose client must read."""
 
-    def __init__(self, stream: trio.SocketStream, places: trio.Semaphore) -> None:
+    def __init__(self, stream: trio.SocketStream, pool: Pool) -> None:
         self._stream = stream
-        self._places: trio.Semaphore | None = places
+        self._pool = pool
+        self.place: Place | None = None
         self.socket = stream.socket  # the server asks it for its addresses
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -50,32 +54,79 @@ class Visitor(trio.abc.HalfCloseableStream):
         """See trio."""
         await self._stream.send_eof()
 
+    def leave(self) -> None:
+        """End the connection, from whatever task: whoever reads from it finds it closed."""
+        self._stream.socket.close()
+
+    def set_idle(self, *, idle: bool) -> None:
+        """Note whether something is asked for by it."""
+        if self.place is not None:
+            self._pool.set_idle(self.place, idle=idle)
+
     async def aclose(self) -> None:
         """See trio."""
-        if self._places is not None:
-            self._places.release()
-            self._places = None
+        if self.place is not None:
+            self._pool.give_back(self.place)
         await self._stream.aclose()
+
+
+@attrs.frozen
+class Pools:
+    """The places of all doors; see `snaporch.service.places`."""
+
+    own: Pool
+    unix: Pool
+    tcp: Pool
+
+    @classmethod
+    def of(cls, config: Config) -> Pools:
+        """Return those that a configuration says, as far as there are descriptors for them."""
+        most = min(config.connections, _descriptors() // 3)
+        each = min(config.per_peer, most)
+        return cls(Pool(OWN_PLACES, OWN_PLACES), Pool(most, each), Pool(most, each))
+
+    def chosen(self, sock: socket.socket, peer: Peer | None) -> tuple[Pool, Hashable]:
+        """Return where a connection has its place, and as whose."""
+        if peer is None:
+            return self.tcp, tcp_peer(str(sock.getpeername()[0]))
+        return (self.own if is_own(peer) else self.unix), peer.uid
+
+
+def _descriptors() -> int:
+    """Return how many files may be open; as many are asked for as may be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20
 
 
 class Door(trio.abc.Listener[Visitor]):
     """A listening socket."""
 
-    def __init__(self, sock: socket.socket, places: trio.Semaphore) -> None:
+    def __init__(self, sock: socket.socket, pools: Pools) -> None:
         sock.setblocking(False)
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        self._places = places
+        self._pools = pools
 
     async def accept(self) -> Visitor:
         """See trio; whatever is done for this connection, in tasks begun by its own, finds who is there."""
-        await self._places.acquire()
-        try:
+        while True:
             stream = await self._listener.accept()
-        except BaseException:
-            self._places.release()
-            raise
-        connected_peer.set(peer_of(cast("socket.socket", stream.socket)))
-        return Visitor(stream, self._places)
+            sock = cast("socket.socket", stream.socket)
+            try:
+                peer = peer_of(sock)
+                pool, whose = self._pools.chosen(sock, peer)
+            except OSError:  # it is gone already
+                stream.socket.close()
+                continue
+            visitor = Visitor(stream, pool)
+            visitor.place = pool.take(whose, visitor.leave)
+            if visitor.place is None:
+                visitor.leave()
+                continue
+            connected_peer.set(peer)
+            return visitor
 
     async def aclose(self) -> None:
         """See trio."""
@@ -177,10 +228,10 @@ def doors(
     Raises:
         InvalidInput: a socket from systemd is for all the world, and there is no certificate.
     """
-    places = trio.Semaphore(config.connections, max_value=config.connections)
+    pools = Pools.of(config)
     found: list[trio.abc.Listener[trio.abc.Stream]] = []
     for sock in sockets:
-        door = Door(sock, places)
+        door = Door(sock, pools)
         if sock.family == socket.AF_UNIX or tls is None:
             found.append(door)
         else:

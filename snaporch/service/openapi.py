@@ -30,6 +30,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "after": {"type": "string"},
     "domain": {"type": "string"},
     "strategy": {"type": "string", "enum": ["background", "precopy", "paused", "internal"]},
+    "measure": {"type": "boolean"},
     "wait": {"type": "number", "minimum": 0, "maximum": 3600},
 }
 

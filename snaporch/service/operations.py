@@ -6,7 +6,6 @@ import math
 from functools import partial
 from typing import Any
 
-import trio
 from starlette.responses import Response
 
 from snaporch.errors import NotFound
@@ -179,8 +178,7 @@ async def _begin(
         if call.key:
             new.work = partial(_kept_first, call, new.id, work)
         job = jobs.submit(new, key=call.key, request=call.request)
-    with trio.move_on_after(wait):
-        await (job.over if "wait" in call.query else job.under_way).wait()
+    await call.wait_for(job.over if "wait" in call.query else job.under_way, wait)
     if job.error is not None:
         raise job.error
     return await _status(call, job)
@@ -228,8 +226,7 @@ async def operation(call: Call) -> OperationStatus:
     """Show an operation; with `wait`, when it has ended, or after that many seconds."""
     identifier = call.path["id"]
     if (job := call.service.jobs.get(identifier)) is not None:
-        with trio.move_on_after(call.number("wait", 0, WAIT_SECONDS)):
-            await job.over.wait()
+        await call.wait_for(job.over, call.number("wait", 0, WAIT_SECONDS))
         return await _status(call, job)
     if (record := await call.service.orchestrator.catalog.operation(identifier)) is None:
         raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` shows those that there are")

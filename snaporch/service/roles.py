@@ -77,11 +77,13 @@ class Caller:
         name: for the audit log: ``token:ci`` or ``uid:1000``.
         role: what it may do; None: nothing, as it is unknown.
         local: it is at the other end of our unix socket.
+        own: it is root, or the service's own user, there.
     """
 
     name: str
     role: Role | None
     local: bool = False
+    own: bool = False
 
     def must_be(self, role: Role) -> None:
         """Refuse one who may not.
@@ -188,7 +190,7 @@ def identify(peer: Peer | None, secret: str, tokens: Tokens, users: Mapping[str,
         return Caller("anonymous", None)
     name = f"uid:{peer.uid}"
     if peer.uid in {0, os.geteuid()}:
-        return Caller(name, Role.ADMIN, local=True)
+        return Caller(name, Role.ADMIN, local=True, own=True)
     role = users.get(_user_name(peer.uid))
     return Caller(name, role_of(role) if role else None, local=True)
 

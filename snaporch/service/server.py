@@ -16,7 +16,6 @@ import attrs
 import hypercorn
 import structlog
 import trio
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import wrap_app
@@ -29,12 +28,13 @@ from snaporch.service.adopt import adopt
 from snaporch.service.app import make_app
 from snaporch.service.config import Config, load_config
 from snaporch.service.doors import doors, listening, load_certificate, tls_context
+from snaporch.service.http1 import Connection
 from snaporch.service.owner import SOCKET, owned, tell
 from snaporch.service.service import Service, open_service
 from snaporch.service.stop import settle
 
 CLOSE_SECONDS = 5.0  # for answers that are on their way when the service stops
-IDLE_SECONDS = 30.0  # for a connection without a request, and for the headers of one to arrive
+IDLE_SECONDS = 30.0  # for a connection between two requests, and for the headers of the next to arrive
 HEADER_BYTES = 32 * 1024
 
 _log = structlog.get_logger("snaporch.service")
@@ -132,7 +132,7 @@ async def run_http(
     config.h11_max_incomplete_size = HEADER_BYTES
     context = WorkerContext(None)
     app: ASGIFramework = make_app(service)  # type: ignore[assignment]
-    server = partial(TCPServer, wrap_app(app, 0, "asgi"), config, context, ConnectionState({}))
+    server = partial(Connection, wrap_app(app, 0, "asgi"), config, context, ConnectionState({}))
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             accepting.start_soon(partial(trio.serve_listeners, server, listeners, handler_nursery=connections))

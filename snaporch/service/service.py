@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
@@ -12,6 +13,7 @@ import trio
 
 from snaporch.batch.schedule import Scheduler
 from snaporch.drivers.local.confine import Confinement
+from snaporch.errors import Unavailable
 from snaporch.model.record import Event
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.config import Config, owner_ids
@@ -22,6 +24,7 @@ from snaporch.service.quiet import Quiet
 from snaporch.service.roles import TOKENS, Caller, Tokens
 
 PLANS = "plans"
+DOCTORS = 2
 
 _audit = structlog.get_logger("snaporch.audit")
 
@@ -41,6 +44,7 @@ class Service:
         nursery: for what runs beside all requests: schedules, watchdogs.
         scheduler: runs plans when they are due; None where there is no directory of them.
         streams: followers at present.
+        doctors: lets few examine at once: it takes time of a CPU.
     """
 
     orchestrator: Orchestrator
@@ -53,6 +57,32 @@ class Service:
     nursery: trio.Nursery
     scheduler: Scheduler | None = None
     streams: int = 0
+    doctors: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(DOCTORS))
+    _asking: Counter[str] = attrs.field(factory=Counter)
+
+    @contextmanager
+    def asking(self, caller: Caller, *, at_all_costs: bool = False) -> Iterator[None]:
+        """Count a request among those of its caller while the body runs.
+
+        Args:
+            caller: who asks.
+            at_all_costs: it has been counted and let in before: it only goes on.
+
+        Raises:
+            Unavailable: it has as many under way as one may have.
+        """
+        if self._asking[caller.name] >= self.config.per_user and not (caller.own or at_all_costs):
+            raise Unavailable(
+                f"{caller.name} has {self.config.per_user} requests under way, as many as one user may have; "
+                "wait for some of them"
+            )
+        self._asking[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._asking[caller.name] -= 1
+            if not self._asking[caller.name]:
+                del self._asking[caller.name]
 
     @property
     def confinement(self) -> Confinement:
