@@ -67,13 +67,13 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         port = free.getsockname()[1]
     config = Config(listen=f"127.0.0.1:{port}", connections=PLACES, per_peer=EACH, per_user=8)
     path = tmp_path / "s"
-    async with (
-        open_simulated_world(tmp_path / "root") as world,
-        open_service(world.orchestrator, config) as service,
-        trio.open_nursery() as nursery,
-    ):
-        stopping = trio.Event()
-        with listening(config, str(path)) as sockets:
+    with listening(config, str(path)) as sockets:
+        async with (
+            open_simulated_world(tmp_path / "root") as world,
+            open_service(world.orchestrator, config) as service,
+            trio.open_nursery() as nursery,
+        ):
+            stopping = trio.Event()
             nursery.start_soon(partial(run_http, service, doors(sockets, config, None), stopping))
             secrets = {role: service.tokens.make(role.name.lower(), role) for role in Role}
             yield House(service, port, path, secrets)
