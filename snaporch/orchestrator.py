@@ -153,20 +153,23 @@ class Orchestrator:
             driver: the hypervisor driver's name.
 
         Raises:
+            InvalidInput: there is no such driver, or the socket is one of the root's own.
             TargetExists: there is a domain of that name, and it runs.
             HypervisorError: nothing answers at the socket.
         """
         check_domain_name(name)
+        chosen = self._context.driver_of(name, driver)
+        await chosen.storage.check_place(str(self.root), name, os.path.abspath(socket), "socket")
         operation = Operation(OperationKind.ATTACH, name, "")
         async with self._context.locked(operation):
             with suppress(NotFound):
                 async with self._context.machine_of(name) as (_, machine):
                     if machine is not None:
                         raise TargetExists(f"there is a running domain {name!r} already; choose another name")
-            definition, handle = await self._context.drivers[driver].attach(name, socket)
+            definition, handle = await chosen.attach(name, socket)
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
-            async with self._context.drivers[driver].connect(handle, name) as machine:
+            async with chosen.connect(handle, name) as machine:
                 shape = await machine.shape()
             record = DomainRecord(definition, current=current, handle=handle, template=handle, shape=shape)
             await check_attached(self._context, operation, record)

@@ -42,9 +42,16 @@ class Context:
 
     def driver(self, domain: DomainRecord) -> Driver:
         """Return the driver of a domain."""
-        name = domain.definition.driver
+        return self.driver_of(domain.name, domain.definition.driver)
+
+    def driver_of(self, domain: str, name: str) -> Driver:
+        """Return a driver by its name.
+
+        Raises:
+            InvalidInput: there is none of that name; the domain is in the error.
+        """
         if name not in self.drivers:
-            raise InvalidInput(f"{domain.name}: there is no driver {name!r}; there are {', '.join(self.drivers)}")
+            raise InvalidInput(f"{domain}: there is no driver {name!r}; there are {', '.join(self.drivers)}")
         return self.drivers[name]
 
     def directory(self, domain: str) -> str:
