@@ -288,7 +288,7 @@ class Machine(abc.ABC):
         """Return what the machine is made of."""
         return MachineShape(self.capabilities.ram, 0, await self.disks())
 
-    async def oddities(self) -> Mapping[str, tuple[Traced, ...]]:
+    async def oddities(self) -> Mapping[str, Traced]:
         """Return, by target, what stands between a disk and a plain image, as a snapshot cannot hold that."""
         return {}
 

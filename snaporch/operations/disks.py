@@ -236,7 +236,7 @@ async def check_taken(
     images: dict[str, str] = {}
     for disk in disks:
         if why := odd.get(disk.target):
-            raise Unsupported(f"{record.name} ({disk.target}): {why[0].refused(Verb.CREATE)}")
+            raise Unsupported(f"{record.name} ({disk.target}): {why.refused(Verb.CREATE)}")
         chain = await _trace_taken(storage, record, disk)
         images |= {link.identity: link.path for link in chain}
         if who := await marked_elsewhere(context, storage, disk.active):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -42,8 +43,13 @@ _CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is mos
 
 
 def identity(path: str) -> tuple[int, ...]:
-    """Return what changes whenever a file is written to: device, inode, size, mtime and ctime in nanoseconds."""
+    """Return what changes whenever a file is written to: device, inode, size, mtime and ctime in nanoseconds.
+
+    Nothing at all for a block device: it can be written to by many ways that leave no trace, so it is always read.
+    """
     status = os.stat(path)
+    if stat.S_ISBLK(status.st_mode):
+        return ()
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -89,7 +95,8 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
     try:
         if sync:
             os.fsync(fd)
-        before = identity(path)
+        before, size = identity(path), os.lseek(fd, 0, os.SEEK_END)
+        os.lseek(fd, 0, os.SEEK_SET)
         digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
         view = memoryview(buffer)
         while count := os.readv(fd, [view]):
@@ -100,7 +107,7 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
         os.close(fd)
     if identity(path) != before:
         raise OperationFailed(f"{path} changed while its checksum was computed: something else writes to it")
-    return FileRecord(path, before[2], f"xxh3-128:{digest.hexdigest()}", before)
+    return FileRecord(path, size, f"xxh3-128:{digest.hexdigest()}", before)
 
 
 @attrs.define
@@ -391,7 +398,7 @@ class LocalStorage(Storage):
 
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""
-        if known is not None and known.path == path and known.identity == identity(path):
+        if known is not None and known.path == path and known.identity and known.identity == identity(path):
             return known
         return await trio.to_thread.run_sync(lambda: _checksum(path, sync=True))
 
@@ -399,10 +406,10 @@ class LocalStorage(Storage):
         """See Storage."""
         path = record.path
         try:
-            now = identity(path)
-            if now[2] != record.size:
-                raise DamagedSnapshot(f"{path} has {now[2]:,} bytes instead of {record.size:,}", path)
-            if now == record.identity and not thorough:
+            now, size = identity(path), _size(path)
+            if size != record.size:
+                raise DamagedSnapshot(f"{path} has {size:,} bytes instead of {record.size:,}", path)
+            if now and now == record.identity and not thorough:
                 return
             found = await trio.to_thread.run_sync(lambda: _checksum(path, sync=False))
         except FileNotFoundError:
@@ -435,6 +442,14 @@ def _throttled(path: str) -> str:
     """Return a qcow2 as ``--image-opts`` has it, its file in the throttle group ``limit``."""
     throttle = "file.driver=throttle,file.throttle-group=limit,file.file.driver=file"
     return f"driver=qcow2,{throttle},{_FILENAME}{path.replace(',', ',,')}"
+
+
+def _size(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
 
 
 def _sync_file(path: str) -> None:

@@ -6,20 +6,24 @@ Every value goes to QEMU as JSON or as an argument of its own: a path may hold c
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import DeviceDisk
 
 
-def blockdev(disk: DeviceDisk, node: str) -> str:
-    """Return the ``-blockdev`` argument that opens a disk's image under a node name."""
+def blockdev(disk: DeviceDisk, node: str, *, device: bool = False) -> str:
+    """Return the ``-blockdev`` argument that opens a disk's image, a file or a block device, under a node name."""
     options = {
         "driver": disk.format,
         "node-name": node,
         "read-only": disk.readonly,
         "discard": "unmap",
-        "file": {"driver": "file", "filename": disk.path, "read-only": disk.readonly},
+        "file": {
+            "driver": "host_device" if device else "file",
+            "filename": disk.path,
+            "read-only": disk.readonly,
+        },
     }
     return json.dumps(options)
 
@@ -65,6 +69,7 @@ def command_line(
     pidfile: str,
     incoming: bool,
     agent: int | None = None,
+    devices: Collection[str] = (),
 ) -> list[str]:
     """Return the arguments after the emulator's name; the CPUs are stopped at first.
 
@@ -97,7 +102,7 @@ def command_line(
             "chardev:serial0",
         ]
     for disk in disks:
-        arguments += ["-blockdev", blockdev(disk, f"{disk.target}-image")]
+        arguments += ["-blockdev", blockdev(disk, f"{disk.target}-image", device=disk.path in devices)]
         arguments += ["-device", f"virtio-blk-pci,id={disk.target},drive={disk.target}-image"]
     if agent is not None:
         arguments += _agent_arguments(agent)

@@ -17,6 +17,7 @@ import trio
 from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan, Writer
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.qemu import attach, kvm
 from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qmp import open_qmp
@@ -122,6 +123,7 @@ class QemuDriver(Driver):
             pidfile=pidfile,
             incoming=launch.incoming,
             agent=fds[2] if definition.guest_agent else None,
+            devices={disk.path for disk in launch.disks if is_block_device(disk.path)},
         )
         return [emulator, *arguments]
 

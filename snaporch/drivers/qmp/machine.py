@@ -30,10 +30,12 @@ from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import QMPClient, agent, internal
 from snaporch.drivers.qmp.leash import QemuGuard
 from snaporch.drivers.qmp.merge import Merger
+from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, Unsupported
+from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 from snaporch.model.names import TARGET
 from snaporch.model.request import MergeOptions
@@ -176,13 +178,26 @@ class QemuMachine(Machine):
             found[target] = DiskStatus(
                 target=target,
                 active=chain[0],
-                format="raw" if inserted["drv"] == "file" else inserted["drv"],
+                format="raw" if inserted["drv"] in {"file", "host_device"} else inserted["drv"],
                 readonly=inserted["ro"],
                 virtual_size=image["virtual-size"],
                 chain=chain,
                 node=inserted["node-name"],
             )
         return tuple(found.values())
+
+    async def oddities(self) -> dict[str, Traced]:
+        """See Machine."""
+        found: dict[str, Traced] = {}
+        taken: set[str] = set()
+        for block in await self.qmp.execute("query-block"):
+            if (inserted := block.get("inserted")) is not None:
+                target = _target_of(block, taken, ours=not self._process.attached)
+                taken.add(target)
+                path = next(_chain(inserted["image"], self._process.cwd))
+                if odd := oddity(path, inserted["drv"], inserted["image"]):
+                    found[target] = odd
+        return found
 
     async def shape(self) -> MachineShape:
         """See Machine; a device without an id of its own is known by its place among its like."""
