@@ -33,7 +33,15 @@ from snaporch.errors import InvalidInput, ServiceGone, SnaporchError
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import lenient, load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord, DomainState
-from snaporch.model.record import Estimate, Event, Finding, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.record import (
+    Estimate,
+    Event,
+    Finding,
+    OperationRecord,
+    SnapshotRecord,
+    Unreadable,
+    VerifyReport,
+)
 from snaporch.model.request import CreateOptions, MergeOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
@@ -340,6 +348,11 @@ class Client:
 
     # --- the rest ---
 
+    async def unreadable(self, domain: str | None = None) -> tuple[Unreadable, ...]:
+        """See `Orchestrator.unreadable`."""
+        found = await self._get(tuple[Unreadable, ...], "unreadable", **({"domain": domain} if domain else {}))
+        return cast("tuple[Unreadable, ...]", found)
+
     async def recover(
         self, *, domain: str | None = None, patience: float = math.inf
     ) -> tuple[OperationRecord, ...]:
@@ -354,13 +367,21 @@ class Client:
         found = await self._operate(tuple[Finding, ...], "fsck", domain=domain, repair=repair)
         return cast("tuple[Finding, ...]", found)
 
-    async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
+    async def operations(
+        self,
+        domain: str | None = None,
+        *,
+        last: int | None = None,
+        since: float | None = None,
+        outcome: str | None = None,
+    ) -> tuple[OperationRecord, ...]:
         """See `Orchestrator.operations`: those that the journal has, without what was refused."""
         if domain is not None:
             await self.domain_info(domain)
-        wanted: dict[str, Any] = {"domain": domain} if domain else {}
-        statuses = await self._all(OperationStatus, "operations", **wanted)
-        return tuple(_record(status) for status in statuses if status.journaled)
+        asked = {"domain": domain, "since": since, "outcome": outcome}
+        query = {name: value for name, value in asked.items() if value is not None}
+        statuses = await self._all(OperationStatus, "operations", limit=last, **query)
+        return tuple(_record(status) for status in reversed(statuses) if status.journaled)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
@@ -483,7 +504,7 @@ def _snapshot(domain: str, name: str) -> str:
 
 def _record(status: OperationStatus) -> OperationRecord:
     error = status.error["detail"] if status.error else ""
-    kept = status.id, status.kind, status.domain, status.subject, status.state, status.begun, status.ended
+    kept = status.id, status.kind, status.domains, status.subject, status.state, status.begun, status.ended
     return OperationRecord(*kept, phases=status.phases, error=error)
 
 

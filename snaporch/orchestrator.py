@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from snaporch.catalog import Catalog, open_catalog
-from snaporch.catalog.store import Change
+from snaporch.catalog.store import Change, Page
 from snaporch.drivers.base import Driver
 from snaporch.drivers.local.confine import Confinement
 from snaporch.drivers.local.files import LocalStorage
@@ -25,7 +25,7 @@ from snaporch.errors import Busy, InvalidInput, NotFound, Refused, SnaporchError
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
-from snaporch.model.names import check_name, joined
+from snaporch.model.names import check_name, in_order, new_uuid
 from snaporch.model.record import (
     Estimate,
     Event,
@@ -33,6 +33,7 @@ from snaporch.model.record import (
     OperationKind,
     OperationRecord,
     SnapshotRecord,
+    Unreadable,
     VerifyReport,
 )
 from snaporch.model.request import CreateOptions, MergeOptions, Strategy
@@ -121,7 +122,7 @@ class Orchestrator:
                         raise Refused(f"{definition.name} is running: shut it down before it is defined anew")
                     record = await redefined(self._context, known, definition)
             except NotFound:
-                record = DomainRecord(definition)
+                record = DomainRecord(definition, uuid=new_uuid())
             self._context.driver(record)
             await check_new(self._context, operation, record)
             yours = await adopted(self._context, record)
@@ -367,7 +368,7 @@ class Orchestrator:
             OperationFailed: all are exactly as they were, their running guests included.
             Stranded: with FORCE only: an old guest is gone and its new one did not come up.
         """
-        joined(domains)  # each once
+        in_order(domains)  # each once
         for domain in domains:
             await self._mended(domain)
         records = [await self.catalog.snapshot(domain, name) for domain in domains]
@@ -438,7 +439,7 @@ class Orchestrator:
             Busy: another operation runs on one of them, which the error names.
             Stranded: merging was cut short; `recover` finishes all of it, see `delete`.
         """
-        joined(domains)  # each once
+        in_order(domains)  # each once
         for domain in domains if not dry_run else ():
             await self._mended(domain)
         names = (name,) if isinstance(name, str) else tuple(name)
@@ -525,9 +526,9 @@ class Orchestrator:
         return record
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
-        """Return a domain's snapshots, oldest first."""
+        """Return a domain's snapshots, oldest first; what cannot be read is in `unreadable`."""
         await self._context.catalog.domain(domain)
-        return await self._context.catalog.snapshots(domain)
+        return await self._context.catalog.readable_snapshots(domain)
 
     async def current(self, domain: str) -> str | None:
         """Return the name of the snapshot that a domain descends from now; None where there is none."""
@@ -545,6 +546,14 @@ class Orchestrator:
         return children
 
     # --- the rest ---
+
+    async def unreadable(self, domain: str | None = None) -> tuple[Unreadable, ...]:
+        """Return what there is of one domain, or of all, whose record cannot be read, with the reason.
+
+        A record that is damaged, or that a newer snaporch has written, stands in the way of what depends on it, and
+        of nothing else.
+        """
+        return await self._context.catalog.unreadable(domain)
 
     async def recover(
         self, *, domain: str | None = None, patience: float = float("inf")
@@ -587,11 +596,27 @@ class Orchestrator:
         """
         return await fsck(self._context, domain, repair=repair)
 
-    async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
-        """Return running and past operations, oldest first."""
+    async def operations(
+        self,
+        domain: str | None = None,
+        *,
+        last: int | None = None,
+        since: float | None = None,
+        outcome: str | None = None,
+    ) -> tuple[OperationRecord, ...]:
+        """Return running and past operations, oldest first.
+
+        Args:
+            domain: only of this one.
+            last: only so many, the newest.
+            since: only those that began at this instant or later, in seconds since the epoch.
+            outcome: ``complete``, ``rolled-back`` or ``stranded``; ``running``: those that have not ended;
+                ``failed``: those that ended otherwise than complete.
+        """
         if domain is not None:
             await self._context.catalog.domain(domain)
-        return await self._context.catalog.operations(domain)
+        page = Page(-1 if last is None else last, domain=domain, since=since, outcome=outcome)
+        return (await self._context.catalog.operations_page(page))[::-1]
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:

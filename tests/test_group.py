@@ -293,7 +293,7 @@ async def test_one_change(tmp_path: Path, autojump_clock: MockClock, threads_hol
             assert await catalog.own_files(name) == {disk.path for disk in active.values()} | {record.memory.path}
             (operation,) = await group.orch.operations(name)
             assert (operation.state, operation.ended is None) == (State.COMPLETE, False)
-            assert operation.members == tuple(group.names)
+            assert operation.domains == tuple(group.names)
             assert not await catalog.unfinished(name)
         await trio.sleep(1)
         await group.orch.revert("web1", "g1", RevertFlag.ALONE)
@@ -390,7 +390,7 @@ async def test_revert(tmp_path: Path, autojump_clock: MockClock, threads_hold_ti
             assert memory is not None
             (process,) = group.host.processes(name)
             assert group.host.guest(process).ticks - group.host.number(memory.path) < 100_000
-            assert (await group.orch.operations(name))[-1].domain == "web0,web1,web2"
+            assert (await group.orch.operations(name))[-1].domains == ("web0", "web1", "web2")
         await group.create(name="g2")
         await group.orch.revert_group(group.names, "g1", RevertFlag.PAUSED)
         assert [(await group.orch.domain_info(name)).state for name in group.names] == ["paused"] * 3

@@ -16,7 +16,6 @@ from benchlib.member import SECONDS, Member, Wrong
 from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, Orchestrator, RevertFlag
 from snaporch.drivers.local.process import LocalProcess, wait_gone
 from snaporch.engine.states import State
-from snaporch.model.names import joined
 from snaporch.model.record import OperationRecord
 from snaporch.testing import dying
 from snaporch.testing.dying import FAILING, NEVER, Mortals
@@ -144,7 +143,9 @@ class Bench:
             return await self.mortals.ended()
 
     async def _begin(self, where: str, victim: str, command: Sequence[str]) -> int:
-        return await self.mortals.start(str(self.guest.root), joined(self._domains), where, victim, *command)
+        return await self.mortals.start(
+            str(self.guest.root), ",".join(sorted(self._domains)), where, victim, *command
+        )
 
     async def _named(self, command: Sequence[str]) -> tuple[str, ...]:
         """Return a command with real names in it."""

@@ -18,13 +18,13 @@ from snaporch.batch.timing import Cron, parse_clock, parse_duration, parse_zone
 from snaporch.errors import InvalidInput
 from snaporch.model.convert import parse_size, strict, structured
 from snaporch.model.formats import versioned
-from snaporch.model.names import check_name
+from snaporch.model.names import SHORT, check_name
 from snaporch.model.request import OnTimeout, Strategy
 
 Seconds = NewType("Seconds", float)
 Size = NewType("Size", int)
 
-_SAMPLE = {"plan": "p", "time": "20260101T000000Z", "batch": "01234567"}
+_SAMPLE = {"plan": "p", "time": "20260101T000000Z", "batch": "0" * SHORT}
 
 
 class OnFailure(enum.StrEnum):

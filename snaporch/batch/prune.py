@@ -10,7 +10,7 @@ from snaporch.batch import store
 from snaporch.batch.plan import Plan, Retention
 from snaporch.batch.retention import Candidate, Verdict, plan_retention
 from snaporch.batch.store import ItemRecord
-from snaporch.model.names import joined, members_of
+from snaporch.model.names import in_order
 from snaporch.operations.group import siblings
 from snaporch.orchestrator import Orchestrator
 
@@ -46,7 +46,7 @@ async def prune(
         SnaporchError: as `Orchestrator.delete`.
     """
     found = {domain: await _verdict(orch, policy, domain, taken, now) for domain in domains}
-    verdicts, going = {}, dict[str, dict[str, None]]()
+    verdicts, going = {}, dict[tuple[str, ...], dict[str, None]]()
     for domain, verdict in found.items():
         verdicts[domain] = verdict
         for name in verdict.delete:
@@ -55,9 +55,9 @@ async def prune(
             if keeper := next((each for each in others if name not in found.get(each, Verdict()).delete), None):
                 verdicts[domain] = _kept(verdicts[domain], name, f"one point with that of {keeper}, which stays")
             else:
-                going.setdefault(joined([domain, *others]), {})[name] = None
+                going.setdefault(in_order([domain, *others]), {})[name] = None
     for together, names in going.items() if not dry_run else ():
-        await orch.delete_group(members_of(together), tuple(names))
+        await orch.delete_group(together, tuple(names))
     return verdicts
 
 

@@ -8,7 +8,6 @@ the snapshot of that name is there or it is not.
 from __future__ import annotations
 
 import enum
-import secrets
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -20,12 +19,12 @@ import attrs
 from snaporch.batch.plan import Plan
 from snaporch.batch.select import Item, places, selects
 from snaporch.catalog import Catalog
-from snaporch.catalog.store import past_checkpoints
+from snaporch.catalog.store import past_checkpoints, readable
 from snaporch.errors import InvalidInput, NotFound
 from snaporch.model.convert import converter, dumps, loads
 from snaporch.model.domain import DomainRecord
 from snaporch.model.formats import versioned
-from snaporch.model.names import check_name
+from snaporch.model.names import check_name, new_id, short
 from snaporch.operations.estimate import ASSUMED_RATE, LOOK_BACK
 
 T = TypeVar("T")
@@ -114,7 +113,7 @@ class BatchRecord:
     """A batch.
 
     Attributes:
-        id: eight hexadecimal digits.
+        id: 32 hexadecimal digits; eight in what snaporch 0.1 has written.
         name: the plan's.
         snapshot: the name of all its snapshots.
         stage: where it is.
@@ -151,8 +150,8 @@ class BatchRecord:
 
 def _domains(connection: sqlite3.Connection) -> Iterator[DomainRecord]:
     """Yield all domains; one at a time is in memory."""
-    for (text,) in connection.execute("SELECT record FROM domain ORDER BY name"):
-        yield loads(text, DomainRecord)
+    for row in connection.execute("SELECT record FROM domain ORDER BY name"):
+        yield from readable([row], DomainRecord)
 
 
 Selected = tuple[Item, Sequence[DomainRecord]]
@@ -224,12 +223,17 @@ async def select(catalog: Catalog, root: str, plan: Plan) -> tuple[Item, ...]:
 
 def _name(plan: Plan, batch: str, now: float) -> str:
     at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-    return check_name(plan.snapshot.name.format(plan=plan.name, time=at, batch=batch))
+    return check_name(plan.snapshot.name.format(plan=plan.name, time=at, batch=short(batch)))
 
 
 def _put(connection: sqlite3.Connection, batch: BatchRecord) -> None:
+    row = (batch.name, batch.ended, dumps(batch), batch.id)
+    connection.execute("UPDATE batch SET name = ?, ended = ?, record = ? WHERE id = ?", row)
+
+
+def _insert(connection: sqlite3.Connection, batch: BatchRecord) -> None:
     row = (batch.id, batch.name, batch.begun, batch.ended, dumps(batch))
-    connection.execute("INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?, ?)", row)
+    connection.execute("INSERT INTO batch VALUES (?, ?, ?, ?, ?)", row)
 
 
 async def begin(
@@ -240,11 +244,11 @@ async def begin(
     Raises:
         NotFound: a domain that the plan names is not there, or it selects none.
     """
-    id_ = secrets.token_hex(4)
+    id_ = new_id()
     batch = BatchRecord(id_, plan.name, _name(plan, id_, now), begun=now, due=due, plan=converter.unstructure(plan))
 
     def work(connection: sqlite3.Connection) -> None:
-        _put(connection, batch)
+        _insert(connection, batch)
         for position, (expected, item) in enumerate(_in_order(connection, root, plan, took)):
             record = ItemRecord(batch.id, position, item, batch.snapshot, expected=expected)
             row = (batch.id, position, item.name, batch.snapshot, End.WAITING, dumps(record))
@@ -264,14 +268,14 @@ async def save(catalog: Catalog, batch: BatchRecord) -> None:
 async def unfinished(catalog: Catalog, name: str) -> BatchRecord | None:
     """Return a plan's batch that was cut short, or None."""
     query = "SELECT record FROM batch WHERE name = ? AND ended IS NULL ORDER BY begun DESC"
-    row = await catalog.transact(lambda connection: connection.execute(query, (name,)).fetchone())
+    row = await catalog.read(lambda connection: connection.execute(query, (name,)).fetchone())
     return loads(row[0], BatchRecord) if row else None
 
 
 async def latest(catalog: Catalog, name: str) -> BatchRecord | None:
     """Return a plan's last batch, or None."""
     query = "SELECT record FROM batch WHERE name = ? ORDER BY begun DESC LIMIT 1"
-    row = await catalog.transact(lambda connection: connection.execute(query, (name,)).fetchone())
+    row = await catalog.read(lambda connection: connection.execute(query, (name,)).fetchone())
     return loads(row[0], BatchRecord) if row else None
 
 
@@ -280,15 +284,15 @@ async def last_due(catalog: Catalog, name: str) -> BatchRecord | None:
     query = (
         "SELECT record FROM batch WHERE name = ? AND json_extract(record, '$.due') > 0 ORDER BY begun DESC LIMIT 1"
     )
-    row = await catalog.transact(lambda connection: connection.execute(query, (name,)).fetchone())
+    row = await catalog.read(lambda connection: connection.execute(query, (name,)).fetchone())
     return loads(row[0], BatchRecord) if row else None
 
 
 async def batches(catalog: Catalog) -> tuple[BatchRecord, ...]:
     """Return all batches, oldest first."""
     query = "SELECT record FROM batch ORDER BY begun"
-    rows = await catalog.transact(lambda connection: connection.execute(query).fetchall())
-    return tuple(loads(text, BatchRecord) for (text,) in rows)
+    rows = await catalog.read(lambda connection: connection.execute(query).fetchall())
+    return readable(rows, BatchRecord)
 
 
 # --- items --------------------------------------------------------------------------------------------------------
@@ -305,7 +309,7 @@ async def page(catalog: Catalog, batch: str, after: int = -1, end: End | None = 
     """Return the next few items after a position: all, or those that have come to an end."""
     where, values = ("AND state = ?", (end,)) if end else ("", ())
     query = f"SELECT record FROM batch_item WHERE batch = ? {where} AND position > ? ORDER BY position LIMIT {PAGE}"  # noqa: S608 - there is no input in it
-    rows = await catalog.transact(lambda connection: connection.execute(query, (batch, *values, after)).fetchall())
+    rows = await catalog.read(lambda connection: connection.execute(query, (batch, *values, after)).fetchall())
     return tuple(loads(text, ItemRecord) for (text,) in rows)
 
 
@@ -334,7 +338,7 @@ async def skip_the_rest(catalog: Catalog, batch: str, why: str) -> None:
 async def counts(catalog: Catalog, batch: str) -> dict[str, int]:
     """Return how many items have come to which end."""
     query = "SELECT state, count(*) FROM batch_item WHERE batch = ? GROUP BY state ORDER BY state"
-    return dict(await catalog.transact(lambda connection: connection.execute(query, (batch,)).fetchall()))
+    return dict(await catalog.read(lambda connection: connection.execute(query, (batch,)).fetchall()))
 
 
 async def lengths(catalog: Catalog, batch: str) -> tuple[int, int]:
@@ -343,7 +347,7 @@ async def lengths(catalog: Catalog, batch: str) -> tuple[int, int]:
         "SELECT coalesce(sum(json_array_length(record, '$.deleted')), 0), "
         "coalesce(sum(json_array_length(record, '$.problems') > 0), 0) FROM batch_item WHERE batch = ?"
     )
-    row: tuple[int, int] = await catalog.transact(lambda connection: connection.execute(query, (batch,)).fetchone())
+    row: tuple[int, int] = await catalog.read(lambda connection: connection.execute(query, (batch,)).fetchone())
     return row
 
 
@@ -353,6 +357,6 @@ async def taken_by(catalog: Catalog, plan: str, item: str) -> dict[str, ItemReco
         "SELECT batch_item.record FROM batch_item JOIN batch ON batch.id = batch_item.batch "
         "WHERE batch_item.name = ? AND batch.name = ? ORDER BY batch.begun"
     )
-    rows = await catalog.transact(lambda connection: connection.execute(query, (item, plan)).fetchall())
+    rows = await catalog.read(lambda connection: connection.execute(query, (item, plan)).fetchall())
     records = (loads(json_text, ItemRecord) for (json_text,) in rows)
     return {record.snapshot: record for record in records if record.taken}

@@ -7,115 +7,37 @@ Rules:
 2. What is written is durable on return (synchronous=FULL): the journal is the reverter, it must not lag behind.
 3. Writes run in one worker thread at a time; reads at once, on a connection of their own: what is only asked waits
    for no disk. Nothing here is ever called while a guest stands for a LIVE point.
-4. Records are JSON by the one converter; columns are only what is searched for. A schema has a version
-   (``user_version``) and each step from one to the next is an entry of `_MIGRATIONS`, never changed once released.
+4. Records are JSON by the one converter; columns are only what is searched for. See `snaporch.catalog.schema`.
+5. A record that cannot be read is one record: what lists passes over it, and `unreadable` tells of it. Where it
+   would be wrong to go on without it, `UnreadableRecord` is raised.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import trio
 
-from snaporch.errors import NotFound, SnaporchError, TargetExists
+from snaporch.catalog.schema import connect, connect_read_only, connect_reader
+from snaporch.errors import NotFound, SnaporchError, TargetExists, UnreadableRecord
 from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import DomainRecord
-from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord
+from snaporch.model.names import new_id, new_uuid
+from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord, Unreadable
 from snaporch.model.request import Strategy
 
 T = TypeVar("T")
 
-_BUSY_MS = 10_000  # another process may be in its transaction; they are all short
-_MIGRATIONS = (
-    """
-    CREATE TABLE domain (name TEXT PRIMARY KEY, record TEXT NOT NULL);
-    CREATE TABLE snapshot (
-        id INTEGER PRIMARY KEY,
-        domain TEXT NOT NULL REFERENCES domain (name),
-        name TEXT NOT NULL,
-        record TEXT NOT NULL,
-        UNIQUE (domain, name)
-    );
-    CREATE TABLE operation (
-        id TEXT PRIMARY KEY,
-        domain TEXT NOT NULL,
-        begun REAL NOT NULL,
-        ended REAL,
-        record TEXT NOT NULL,
-        plan TEXT NOT NULL DEFAULT ''
-    );
-    CREATE INDEX operation_domain ON operation (domain, begun);
-    CREATE TABLE file (path TEXT PRIMARY KEY, domain TEXT NOT NULL, operation TEXT NOT NULL);
-    """,
-    # What one operation asks takes the same time whatever else is in the catalog.
-    """
-    CREATE TABLE sealed (path TEXT PRIMARY KEY, record TEXT NOT NULL);
-    INSERT OR REPLACE INTO sealed
-        SELECT json_extract(image.value, '$.path'), image.value
-        FROM snapshot, json_each(snapshot.record, '$.images') AS chain, json_each(chain.value) AS image
-        ORDER BY snapshot.id;
-    CREATE INDEX operation_unfinished ON operation (domain) WHERE ended IS NULL;
-    CREATE INDEX snapshot_name ON snapshot (name);
-    """,
-    """
-    CREATE TABLE batch (
-        id TEXT PRIMARY KEY, name TEXT NOT NULL, begun REAL NOT NULL, ended REAL, record TEXT NOT NULL
-    );
-    CREATE INDEX batch_name ON batch (name, begun);
-    CREATE TABLE batch_item (
-        batch TEXT NOT NULL REFERENCES batch (id),
-        position INTEGER NOT NULL,
-        name TEXT NOT NULL,
-        snapshot TEXT NOT NULL,
-        state TEXT NOT NULL,
-        record TEXT NOT NULL,
-        PRIMARY KEY (batch, position)
-    ) WITHOUT ROWID;
-    CREATE INDEX batch_item_state ON batch_item (batch, state, position);
-    CREATE INDEX batch_item_name ON batch_item (name);
-    """,
-    # Operations on several domains have all names in one; they are few, and a domain's are looked for among them.
-    """
-    CREATE INDEX operation_group ON operation (ended, domain) WHERE instr(domain, ',') > 0
-    """,
-    # Pages of operations; and what the idempotency keys of a service's clients stand for.
-    """
-    CREATE INDEX operation_begun ON operation (begun, id);
-    CREATE TABLE idempotency (
-        caller TEXT NOT NULL,
-        key TEXT NOT NULL,
-        request TEXT NOT NULL,
-        operation TEXT NOT NULL,
-        used REAL NOT NULL,
-        PRIMARY KEY (caller, key)
-    ) WITHOUT ROWID;
-    CREATE INDEX idempotency_used ON idempotency (used)
-    """,
-    # Which images operations read or write while they last: see snaporch.operations.claims.
-    """
-    CREATE TABLE claim (
-        operation TEXT NOT NULL,
-        image TEXT NOT NULL,
-        path TEXT NOT NULL,
-        written INTEGER NOT NULL,
-        domain TEXT NOT NULL,
-        running TEXT NOT NULL,
-        pid INTEGER NOT NULL,
-        started INTEGER NOT NULL,
-        boot TEXT NOT NULL,
-        PRIMARY KEY (operation, image)
-    ) WITHOUT ROWID;
-    CREATE INDEX claim_image ON claim (image)
-    """,
-)
+PRUNED_AT_ONCE = 1_000  # rows of the journal that one transaction forgets
+_PATH = re.compile(r'"/(?:[^"\\]|\\.)*"')  # a string of JSON that begins as a path does
 
 
 @attrs.frozen
@@ -127,8 +49,9 @@ class Change:
         snapshots: added.
         updated: snapshots that are there, written anew.
         dropped: (domain, name) of snapshots that go.
-        operation: written, new or not.
-        plan: the operation's plan as JSON, when it is new.
+        operation: written.
+        begins: the operation is a new one.
+        plan: the operation's plan as JSON, when it is new or has changed.
         files: by domain, paths of files that the operation made: snaporch's own from now on.
         gone: paths that are no longer there.
     """
@@ -138,6 +61,7 @@ class Change:
     updated: tuple[SnapshotRecord, ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()
     operation: OperationRecord | None = None
+    begins: bool = False
     plan: str | None = None
     files: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     gone: tuple[str, ...] = ()
@@ -152,70 +76,59 @@ def merged(changes: Sequence[Change]) -> Change:
     )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite would use the umask
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    _migrate(connection, path)
-    return connection
-
-
-def _connect_reader(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-    connection.execute("PRAGMA query_only = ON")
-    return connection
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(_MIGRATIONS):
-        connection.execute("ROLLBACK")
-        connection.close()
-        raise SnaporchError(f"{path} was written by a newer snaporch (schema {version}); use that one")
-    for step in _MIGRATIONS[version:]:
-        for statement in step.split(";"):
-            connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-    connection.execute("COMMIT")
-
-
 def _apply(connection: sqlite3.Connection, change: Change) -> None:
     run = connection.execute
     for domain in change.domains:
         run("INSERT OR IGNORE INTO domain VALUES (?, '')", (domain.name,))
-        run("UPDATE domain SET record = ? WHERE name = ?", (dumps(domain), domain.name))
+        run("UPDATE domain SET record = ? WHERE name = ?", (dumps(_with_uuid(connection, domain)), domain.name))
     for snapshot in change.snapshots:
+        whole = attrs.evolve(snapshot, id=snapshot.id or new_id())
         run(
-            "INSERT INTO snapshot (domain, name, record) VALUES (?, ?, ?)",
-            (snapshot.domain, snapshot.name, dumps(snapshot)),
+            "INSERT INTO snapshot (domain, name, record, uid) VALUES (?, ?, ?, ?)",
+            (snapshot.domain, snapshot.name, dumps(whole), whole.id),
         )
     for record in change.updated:
         run(
-            "UPDATE snapshot SET record = ? WHERE domain = ? AND name = ?",
+            "UPDATE snapshot SET record = json_set(?, '$.id', uid) WHERE domain = ? AND name = ?",
             (dumps(record), record.domain, record.name),
         )
     seals = [(file.path, dumps(file)) for file in files_of((*change.snapshots, *change.updated))]
     connection.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?)", seals)
     connection.executemany("DELETE FROM snapshot WHERE domain = ? AND name = ?", change.dropped)
     if (op := change.operation) is not None:
-        run(
-            "INSERT OR IGNORE INTO operation (id, domain, begun, record) VALUES (?, ?, ?, '')",
-            (op.id, op.domain, op.begun),
-        )
-        run("UPDATE operation SET ended = ?, record = ? WHERE id = ?", (op.ended, dumps(op), op.id))
-        if op.ended is not None:
-            run("DELETE FROM claim WHERE operation = ?", (op.id,))
-        if change.plan is not None:
-            run("UPDATE operation SET plan = ? WHERE id = ?", (change.plan, op.id))
+        _put_operation(connection, op, change.plan, begins=change.begins)
         files = [(path, domain, op.id) for domain, paths in change.files.items() for path in paths]
         connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", files)
     connection.executemany("DELETE FROM file WHERE path = ?", [(path,) for path in change.gone])
     connection.executemany("DELETE FROM sealed WHERE path = ?", [(path,) for path in change.gone])
+
+
+def _with_uuid(connection: sqlite3.Connection, domain: DomainRecord) -> DomainRecord:
+    """Return a domain's record with its id: one that an operation of snaporch 0.1 has kept in its plan has none."""
+    if domain.uuid:
+        return domain
+    query = "SELECT json_extract(record, '$.uuid') FROM domain WHERE name = ? AND json_valid(record)"
+    (known,) = connection.execute(query, (domain.name,)).fetchone() or ("",)
+    return attrs.evolve(domain, uuid=known or new_uuid())
+
+
+def _put_operation(connection: sqlite3.Connection, op: OperationRecord, plan: str | None, *, begins: bool) -> None:
+    """Write an operation's row; it never takes the place of another one's, even of the same id."""
+    known = 0
+    if not begins:
+        row = (op.ended, dumps(op), op.id, op.begun)
+        query = "UPDATE operation SET ended = ?, record = ? WHERE id = ? AND begun = ?"
+        known = connection.execute(query, row).rowcount
+    if not known:
+        query = "INSERT INTO operation (id, begun, ended, record) VALUES (?, ?, ?, ?)"
+        connection.execute(query, (op.id, op.begun, op.ended, dumps(op)))
+        rows = [(domain, op.begun, op.id) for domain in op.domains]
+        connection.executemany("INSERT INTO operation_member VALUES (?, ?, ?)", rows)
+    if op.ended is not None:
+        plan = ""  # nobody goes on with it
+        connection.execute("DELETE FROM claim WHERE operation = ?", (op.id,))
+    if plan is not None:
+        connection.execute("UPDATE operation SET plan = ? WHERE id = ?", (plan, op.id))
 
 
 def files_of(snapshots: Iterable[SnapshotRecord]) -> Iterator[FileRecord]:
@@ -240,7 +153,9 @@ def past_checkpoints(connection: sqlite3.Connection, domain: str, limit: int) ->
             ),
             json_extract(record, '$.timings.total'),
             json_extract(record, '$.timings.pause')
-        FROM snapshot WHERE domain = ? AND json_extract(record, '$.snapshot.memory') ORDER BY id DESC LIMIT ?
+        FROM snapshot
+        WHERE domain = ? AND CASE WHEN json_valid(record) THEN json_extract(record, '$.snapshot.memory') END
+        ORDER BY id DESC LIMIT ?
     """
     rows = connection.execute(query, (domain, limit)).fetchall()
     return tuple(PastCheckpoint(Strategy(strategy), *rest) for strategy, *rest in reversed(rows))
@@ -251,7 +166,7 @@ class Catalog:
     """An open catalog; `open_catalog` makes one."""
 
     path: Path
-    _connection: sqlite3.Connection
+    _connection: sqlite3.Connection | None
     _reader: sqlite3.Connection
     _writing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
 
@@ -269,8 +184,10 @@ class Catalog:
 
         Raises:
             TargetExists: something of that name is there already.
-            SnaporchError: SQLite cannot (disk full, locked for too long).
+            SnaporchError: SQLite cannot (disk full, locked for too long), or the catalog is open to be read only.
         """
+        if (writer := self._connection) is None:
+            raise SnaporchError(f"{self.path} is open to be read only")
 
         def transaction(connection: sqlite3.Connection) -> T:
             connection.execute("BEGIN IMMEDIATE")
@@ -284,7 +201,7 @@ class Catalog:
             return result
 
         try:
-            return await trio.to_thread.run_sync(transaction, self._connection, limiter=self._writing)
+            return await trio.to_thread.run_sync(transaction, writer, limiter=self._writing)
         except sqlite3.IntegrityError as error:
             raise TargetExists(f"the catalog has it already: {error}") from None
         except sqlite3.Error as error:
@@ -300,30 +217,54 @@ class Catalog:
 
         return await self.read(work)
 
+    # --- domains ---
+
     async def domains(self) -> tuple[DomainRecord, ...]:
-        """Return all domains, by name."""
-        rows = await self._rows("SELECT record FROM domain ORDER BY name")
-        return tuple(loads(text, DomainRecord) for (text,) in rows)
+        """Return all domains that can be read, by name."""
+        return readable(await self._rows("SELECT record FROM domain ORDER BY name"), DomainRecord)
 
     async def domain(self, name: str) -> DomainRecord:
         """Return one domain.
 
         Raises:
             NotFound: there is none of that name.
+            UnreadableRecord: its record cannot be read.
         """
         rows = await self._rows("SELECT record FROM domain WHERE name = ?", name)
         if not rows:
             raise NotFound(f"no domain {name!r}; `snaporch domain list` shows those that there are")
-        return loads(rows[0][0], DomainRecord)
+        return _read(rows[0][0], DomainRecord, f"the record of domain {name}")
 
     async def drop_domain(self, name: str) -> None:
         """Forget a domain; its snapshots must be gone."""
         await self.transact(lambda connection: connection.execute("DELETE FROM domain WHERE name = ?", (name,)))
 
+    # --- snapshots ---
+
     async def snapshots(self, domain: str) -> tuple[SnapshotRecord, ...]:
-        """Return a domain's snapshots, oldest first."""
+        """Return all of a domain's snapshots, oldest first.
+
+        Raises:
+            UnreadableRecord: one's record cannot be read: what depends on which image is not known then.
+        """
+        rows = await self._rows("SELECT name, record FROM snapshot WHERE domain = ? ORDER BY id", domain)
+        return tuple(
+            _read(text, SnapshotRecord, f"the record of snapshot {name} of {domain}") for name, text in rows
+        )
+
+    async def readable_snapshots(self, domain: str) -> tuple[SnapshotRecord, ...]:
+        """Return those of a domain's snapshots that can be read, oldest first: to be shown."""
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? ORDER BY id", domain)
-        return tuple(loads(text, SnapshotRecord) for (text,) in rows)
+        return readable(rows, SnapshotRecord)
+
+    async def has_snapshot(self, domain: str, name: str) -> bool:
+        """Return whether a domain has a snapshot of a name, though its record may be one that cannot be read."""
+        return bool(await self._rows("SELECT 1 FROM snapshot WHERE domain = ? AND name = ?", domain, name))
+
+    async def paths_of_snapshots(self, domain: str) -> frozenset[str]:
+        """Return all files that a domain's snapshots are in; of records that cannot be read, all that they name."""
+        rows = await self._rows("SELECT record FROM snapshot WHERE domain = ?", domain)
+        return frozenset(path for (text,) in rows for path in _paths_of(text))
 
     async def checkpoints(self, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
         """Return how the last few of a domain's snapshots went that have memory, oldest first."""
@@ -355,12 +296,15 @@ class Catalog:
 
         Raises:
             NotFound: the domain or the snapshot is not there.
+            UnreadableRecord: its record cannot be read.
         """
         await self.domain(domain)
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? AND name = ?", domain, name)
         if not rows:
             raise NotFound(f"{domain} has no snapshot {name!r}; `snaporch list {domain}` shows those that it has")
-        return loads(rows[0][0], SnapshotRecord)
+        return _read(rows[0][0], SnapshotRecord, f"the record of snapshot {name} of {domain}")
+
+    # --- files ---
 
     async def sealed(self, paths: Iterable[str]) -> dict[str, FileRecord]:
         """Return the records of those of `paths` that were sealed, by path: what need not be read again."""
@@ -368,7 +312,9 @@ class Catalog:
         def work(connection: sqlite3.Connection) -> dict[str, FileRecord]:
             query = "SELECT record FROM sealed WHERE path = ?"
             found = ((path, connection.execute(query, (path,)).fetchone()) for path in set(paths))
-            return {path: loads(row[0], FileRecord) for path, row in found if row is not None}
+            return {
+                path: record for path, row in found if row is not None for record in readable([row], FileRecord)
+            }
 
         return await self.read(work)
 
@@ -378,12 +324,13 @@ class Catalog:
         Each with the snapshot's name, and the inode that it had when it was sealed (0: not known).
         """
         query = """
+            WITH s AS MATERIALIZED (SELECT domain, name, record FROM snapshot WHERE json_valid(record))
             SELECT DISTINCT s.domain, s.name, json_extract(image.value, '$.path'),
                 coalesce(json_extract(image.value, '$.identity[1]'), 0)
-            FROM snapshot AS s, json_each(s.record, '$.images') AS chain, json_each(chain.value) AS image
+            FROM s, json_each(s.record, '$.images') AS chain, json_each(chain.value) AS image
             WHERE s.domain NOT IN (SELECT value FROM json_each(?1))
             UNION SELECT s.domain, s.name, json_extract(image.value, '$.path'), 0
-            FROM snapshot AS s, json_each(s.record, '$.inside') AS image
+            FROM s, json_each(s.record, '$.inside') AS image
             WHERE s.domain NOT IN (SELECT value FROM json_each(?1))
         """
 
@@ -391,6 +338,9 @@ class Catalog:
             found: dict[str, list[tuple[str, str, int]]] = {}
             for domain, *row in connection.execute(query, (json.dumps(list(domains)),)):
                 found.setdefault(domain, []).append((row[0], row[1], row[2]))
+            for domain, name, text in connection.execute(_NO_JSON):
+                if domain not in domains:
+                    found.setdefault(domain, []).extend((name, path, 0) for path in _paths_in(text))
             return found
 
         return await self.read(work)
@@ -405,57 +355,219 @@ class Catalog:
         rows = await self._rows("SELECT path FROM file WHERE domain = ?", domain)
         return frozenset(path for (path,) in rows)
 
+    # --- operations ---
+
     async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:
-        """Return operations, oldest first, of one domain (those of its groups too) or all."""
-        rows = await self._operations("record", "", domain)
-        return tuple(loads(text, OperationRecord) for (text,) in rows)
+        """Return operations that can be read, oldest first, of one domain (those of its groups too) or all."""
+        if domain is None:
+            rows = await self._rows("SELECT record FROM operation ORDER BY begun, id")
+        else:
+            query = (
+                "SELECT record FROM operation_member AS member JOIN operation ON id = member.operation "
+                "WHERE domain = ? ORDER BY member.begun, id"
+            )
+            rows = await self._rows(query, domain)
+        return readable(rows, OperationRecord)
 
-    async def operations_after(
-        self, position: tuple[float, str], limit: int, domain: str | None = None, but: Iterable[str] = ()
-    ) -> tuple[OperationRecord, ...]:
-        """Return no more than `limit` operations, oldest first, as `operations` does.
-
-        Args:
-            position: when the last one before them began, and its id.
-            limit: how many.
-            domain: of this one only.
-            but: ids of operations that are left out.
-        """
-        query = (
-            "SELECT record FROM operation WHERE (begun, id) > (?, ?) AND id NOT IN (SELECT value FROM json_each(?))"
-            " AND (? IS NULL OR instr(',' || domain || ',', ',' || ? || ',') > 0) ORDER BY begun, id LIMIT ?"
-        )
-        rows = await self._rows(query, *position, json.dumps(list(but)), domain, domain, limit)
-        return tuple(loads(text, OperationRecord) for (text,) in rows)
+    async def operations_page(self, page: Page) -> tuple[OperationRecord, ...]:
+        """Return the operations of a page that can be read, newest first."""
+        query, values = page.query()
+        return readable(await self._rows(query, *values), OperationRecord)
 
     async def operations_of(self, identifiers: Iterable[str]) -> dict[str, OperationRecord]:
         """Return those operations that there are, by id."""
         query = "SELECT record FROM operation WHERE id IN (SELECT value FROM json_each(?))"
         rows = await self._rows(query, json.dumps(list(identifiers)))
-        return {record.id: record for record in (loads(text, OperationRecord) for (text,) in rows)}
+        return {record.id: record for record in readable(rows, OperationRecord)}
 
     async def operation(self, identifier: str) -> OperationRecord | None:
-        """Return one operation, or None."""
+        """Return one operation, or None.
+
+        Raises:
+            UnreadableRecord: its record cannot be read.
+        """
         rows = await self._rows("SELECT record FROM operation WHERE id = ?", identifier)
-        return loads(rows[0][0], OperationRecord) if rows else None
+        return _read(rows[0][0], OperationRecord, f"the record of operation {identifier}") if rows else None
 
     async def unfinished(self, domain: str | None = None) -> tuple[tuple[OperationRecord, str], ...]:
-        """Return the operations, of one domain or all, that were cut short (or still run), with their plans."""
-        rows = await self._operations("record, plan", "AND ended IS NULL", domain)
-        return tuple((loads(text, OperationRecord), plan) for text, plan in rows)
+        """Return the operations, of one domain or all, that were cut short (or still run), with their plans.
 
-    async def _operations(self, columns: str, condition: str, domain: str | None) -> list[tuple[str, ...]]:
-        alone = f"SELECT {columns}, begun FROM operation WHERE"  # noqa: S608 - there is no input in it
+        Those whose records cannot be read are in `unreadable`.
+        """
+        query = "SELECT record, plan FROM operation WHERE ended IS NULL"
         if domain is None:
-            return [row[:-1] for row in await self._rows(f"{alone} TRUE {condition} ORDER BY begun")]
-        group = f"{alone} instr(domain, ',') > 0 AND instr(',' || domain || ',', ',' || ? || ',') > 0 {condition}"
-        query = f"{alone} domain = ? {condition} UNION ALL {group} ORDER BY begun"
-        return [row[:-1] for row in await self._rows(query, domain, domain)]
+            rows = await self._rows(f"{query} ORDER BY begun")
+        else:
+            query += (
+                " AND EXISTS (SELECT 1 FROM operation_member WHERE operation = id AND domain = ?) ORDER BY begun"
+            )
+            rows = await self._rows(query, domain)
+        return tuple((record, plan) for text, plan in rows for record in readable([(text,)], OperationRecord))
+
+    async def unfinished_unreadable(self, domain: str | None = None) -> tuple[Unreadable, ...]:
+        """Return those of `unfinished` whose records cannot be read, once for each of their domains."""
+        query = (
+            "SELECT domain, id, record FROM operation JOIN operation_member ON operation = id "
+            "WHERE ended IS NULL AND (? IS NULL OR EXISTS "
+            "(SELECT 1 FROM operation_member WHERE operation = id AND domain = ?)) ORDER BY operation.begun"
+        )
+        rows = await self._rows(query, domain, domain)
+        return tuple(_failing("operation", OperationRecord, rows))
+
+    async def prune_journal(self, before: float, most: int) -> int:
+        """Forget operations that ended before an instant, and the oldest of those that ended and are beyond `most`.
+
+        Returns:
+            How many were forgotten; no more than a few thousand at once.
+        """
+
+        def work(connection: sqlite3.Connection) -> int:
+            query = (
+                "DELETE FROM operation WHERE id IN (SELECT id FROM operation WHERE ended IS NOT NULL AND "
+                "(ended < ? OR begun < (SELECT begun FROM operation ORDER BY begun DESC LIMIT 1 OFFSET ?)) "
+                "ORDER BY begun LIMIT ?)"
+            )
+            return connection.execute(query, (before, most - 1, PRUNED_AT_ONCE)).rowcount
+
+        return await self.transact(work)
+
+    # --- what cannot be read ---
+
+    async def unreadable(self, domain: str | None = None) -> tuple[Unreadable, ...]:
+        """Return what there is of one domain, or of all, whose record cannot be read."""
+        return await self.read(lambda connection: tuple(_unreadable(connection, domain)))
+
+
+@attrs.frozen
+class Page:
+    """Which operations, newest first.
+
+    Attributes:
+        limit: how many at most; -1: all.
+        before: when the oldest one after them began, and its id.
+        domain: of this one only.
+        since: that began at this instant or later.
+        outcome: an ended one's state; ``running``: those that have not ended; ``failed``: those that ended in
+            another state than complete.
+        but: ids of operations that are left out.
+    """
+
+    limit: int = -1
+    before: tuple[float, str] | None = None
+    domain: str | None = None
+    since: float | None = None
+    outcome: str | None = None
+    but: tuple[str, ...] = ()
+
+    def has(self, outcome: str | None) -> bool:
+        """Return whether an operation that ended so, or not yet, is one of them."""
+        if self.outcome is None:
+            return True
+        if self.outcome == "running":
+            return outcome is None
+        return outcome not in {None, "complete"} if self.outcome == "failed" else outcome == self.outcome
+
+    def query(self) -> tuple[str, list[object]]:
+        """Return it as SQL and its values."""
+        where, values = ["TRUE"], list[object]()
+        state = "CASE WHEN json_valid(record) THEN json_extract(record, '$.state') END"
+        if self.before is not None:
+            where.append("(operation.begun, id) < (?, ?)")
+            values += self.before
+        if self.since is not None:
+            where.append("operation.begun >= ?")
+            values.append(self.since)
+        if self.but:
+            where.append("id NOT IN (SELECT value FROM json_each(?))")
+            values.append(json.dumps(self.but))
+        if self.outcome == "running":
+            where += ["ended IS NULL", f"{state} <> 'stranded'"]
+        elif self.outcome == "failed":
+            where.append(f"{state} IN ('rolled-back', 'stranded')")
+        elif self.outcome is not None:
+            where.append(f"{state} = ?")
+            values.append(self.outcome)
+        source = "operation"
+        if self.domain is not None:
+            source = "operation_member AS member JOIN operation ON id = member.operation"
+            where.append("member.domain = ?")
+            values.append(self.domain)
+        order = "member.begun DESC, id DESC" if self.domain is not None else "begun DESC, id DESC"
+        condition = " AND ".join(where)
+        query = f"SELECT record FROM {source} WHERE {condition} ORDER BY {order} LIMIT ?"  # noqa: S608 - nothing of a caller's is in it
+        return query, [*values, self.limit]
+
+
+def _read(text: str, kind: type[T], what: str) -> T:
+    try:
+        return loads(text, kind)
+    except UnreadableRecord as error:
+        raise UnreadableRecord(f"{what} cannot be read: {error}; nothing was touched") from None
+
+
+def readable(rows: Iterable[tuple[str, ...]], kind: type[T]) -> tuple[T, ...]:
+    """Return what can be read of rows of one column; what cannot is told by `Catalog.unreadable`."""
+    found = []
+    for (text,) in rows:
+        with suppress(UnreadableRecord):
+            found.append(loads(text, kind))
+    return tuple(found)
+
+
+_NO_JSON = "SELECT domain, name, record FROM snapshot WHERE NOT json_valid(record)"
+_NAMED = (  # what has records: their names and the domains that they are of
+    ("domain", DomainRecord, "SELECT name, name, record FROM domain ORDER BY name"),
+    ("snapshot", SnapshotRecord, "SELECT domain, name, record FROM snapshot ORDER BY domain, id"),
+    (
+        "operation",
+        OperationRecord,
+        "SELECT domain, id, record FROM operation JOIN operation_member ON operation = id ORDER BY operation.begun",
+    ),
+)
+
+
+def _unreadable(connection: sqlite3.Connection, domain: str | None) -> Iterator[Unreadable]:
+    for what, kind, query in _NAMED:
+        rows = ((owner, name, text) for owner, name, text in connection.execute(query) if domain in {None, owner})
+        yield from _failing(what, kind, rows)
+
+
+def _failing(what: str, kind: type[Any], rows: Iterable[tuple[str, ...]]) -> Iterator[Unreadable]:
+    """Yield what cannot be read of rows of a domain's name, a name, and a record."""
+    for owner, name, text in rows:
+        try:
+            loads(text, kind)
+        except UnreadableRecord as error:
+            yield Unreadable(what, owner, name, str(error), tuple(sorted(_paths_in(text))))
+
+
+def _paths_of(text: str) -> Iterable[str]:
+    try:
+        return loads(text, SnapshotRecord).paths
+    except UnreadableRecord:
+        return _paths_in(text)
+
+
+def _paths_in(text: str) -> Iterator[str]:
+    """Yield every path that a record names, as far as can be seen: it may be no JSON at all."""
+    for found in set(_PATH.findall(text)):
+        with suppress(ValueError):
+            yield json.loads(found)
 
 
 @asynccontextmanager
-async def open_catalog(path: Path) -> AsyncIterator[Catalog]:
-    """Open a catalog, made or brought to the present schema where needed."""
-    connection = await trio.to_thread.run_sync(_connect, path)
-    with closing(connection), closing(_connect_reader(path)) as reader:
+async def open_catalog(path: Path, *, read_only: bool = False) -> AsyncIterator[Catalog]:
+    """Open a catalog, made or brought to the present schema where needed.
+
+    Args:
+        path: the database.
+        read_only: write nothing at all, also not where it would have to be made or brought to the present schema:
+            it is then read from a copy in memory.
+    """
+    if read_only:
+        with closing(await trio.to_thread.run_sync(connect_read_only, path)) as reader:
+            yield Catalog(path, None, reader)
+        return
+    connection = await trio.to_thread.run_sync(connect, path)
+    with closing(connection), closing(connect_reader(path)) as reader:
         yield Catalog(path, connection, reader)

@@ -153,7 +153,7 @@ def recovered(records: Sequence[OperationRecord]) -> RenderableType:
     """Return a line for each operation that was finished or undone."""
     if not records:
         return line("nothing to recover")
-    return Group(*(_text(f"{r.kind} {r.domain} {r.subject} ({r.id}): {r.state}") for r in records))
+    return Group(*(_text(f"{r.kind} {r.who} {r.subject} ({r.id}): {r.state}") for r in records))
 
 
 def checked(found: Sequence[Finding]) -> RenderableType:
@@ -300,7 +300,7 @@ def operations(records: Sequence[OperationRecord]) -> RenderableType:
     for record in records:
         table.add_row(
             record.id,
-            _text(f"{record.kind} {record.domain} {record.subject}".strip()),
+            _text(f"{record.kind} {record.who} {record.subject}".strip()),
             _text(record.state, _OPERATION_STYLES.get(State(record.state), "cyan")),
             age(record.begun),
             human_duration(record.ended - record.begun if record.ended else None),

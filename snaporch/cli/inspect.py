@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Literal
 
 from cyclopts import App
 
+from snaporch.batch.timing import parse_duration
 from snaporch.cli import output
 from snaporch.cli.session import Answer, Here
+from snaporch.errors import InvalidInput
 
 
-async def operations(domain: str | None = None, /, *, session: Here) -> Answer:
+def instant(text: str) -> float:
+    """Return the seconds since the epoch of a date (UTC, unless it says otherwise), or of so long ago.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    with suppress(ValueError):
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
+    try:
+        return time.time() - parse_duration(text)
+    except InvalidInput:
+        raise InvalidInput(
+            f"{text!r} is no instant: write for example 2h, 3d, 2026-01-31 or 2026-01-31T12:00:00Z"
+        ) from None
+
+
+async def operations(
+    domain: str | None = None,
+    /,
+    *,
+    last: int | None = None,
+    since: str | None = None,
+    running: bool = False,
+    failed: bool = False,
+    session: Here,
+) -> Answer:
     """List running and past operations, oldest first: state, phases with their times, outcome.
 
     Parameters
     ----------
     domain
         Only of this domain.
+    last
+        Only so many, the newest.
+    since
+        Only those that began then or later: 2h, 3d, or a date as 2026-01-31 or 2026-01-31T12:00:00Z.
+    running
+        Only those that have not ended.
+    failed
+        Only those that ended otherwise than complete.
     """
+    if running and failed:
+        raise InvalidInput("--running and --failed exclude each other: what runs has not failed")
+    if last is not None and last < 1:
+        raise InvalidInput(f"--last {last}: at least 1")
+    outcome = "running" if running else "failed" if failed else None
+    begun = None if since is None else instant(since)
     async with session.open() as orchestrator:
-        records = await orchestrator.operations(domain)
+        records = await orchestrator.operations(domain, last=last, since=begun, outcome=outcome)
     return Answer([output.operation(record) for record in records], lambda human: human.operations(records))
 
 

@@ -46,7 +46,7 @@ def print_document(document: Any) -> None:
     print(json.dumps(converter.unstructure(document), indent=2), flush=True)  # noqa: T201 - this is the output
 
 
-def error_document(error: SnaporchError, subject: Mapping[str, str]) -> dict[str, Any]:
+def error_document(error: SnaporchError, subject: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``--json`` says of an error; `subject` is what a create, revert or delete was about."""
     details = {name: value for name, value in vars(error).items() if not name.startswith("_")}
     said = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}

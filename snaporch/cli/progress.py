@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def shown(orchestrator: Orchestrator | Client, domain: str) -> AsyncIterator[None]:
-    """Show what happens to a domain while the body runs; nothing where standard error is no terminal."""
+async def shown(orchestrator: Orchestrator | Client, domains: Sequence[str]) -> AsyncIterator[None]:
+    """Show what happens to domains while the body runs; nothing where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield
         return
     async with orchestrator.events() as events, trio.open_nursery() as nursery:
-        nursery.start_soon(_show, events, domain)
+        nursery.start_soon(_show, events, tuple(domains))
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _show(events: trio.MemoryReceiveChannel[Event], domain: str) -> None:
+async def _show(events: trio.MemoryReceiveChannel[Event], domains: Sequence[str]) -> None:
     with _bar() as progress:
         task = progress.add_task("starting", total=None)
         async for event in events:
-            if event.domain != domain:
+            if event.domains != domains:
                 continue
             if event.kind is EventKind.PROGRESS:
                 # Before the first pages nobody knows how much it is: then the bar only moves.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -35,8 +35,13 @@ class Session:
     root: Path | None = None
     as_json: bool = False
     verbose: int = 0
-    subject: dict[str, str] = attrs.field(factory=dict)
+    subject: dict[str, Any] = attrs.field(factory=dict)
     interrupted: str = "ended"
+
+    def about(self, domains: Sequence[str], name: str) -> None:
+        """Say what a create, revert or delete is about."""
+        names = {"domain": domains[0]} if len(domains) == 1 else {"domains": list(domains)}
+        self.subject = names | {"name": name}
 
     @asynccontextmanager
     async def open(self, *, recover: bool = True) -> AsyncIterator[Orchestrator | Client]:

@@ -16,7 +16,7 @@ from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput
 from snaporch.model.convert import parse_size
 from snaporch.model.domain import DomainInfo
-from snaporch.model.names import joined
+from snaporch.model.names import in_order
 from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 
@@ -189,8 +189,8 @@ async def create(
     members, name = _subject("create", domain, name, group)
     if group and internal:
         raise InvalidInput("--group, and --internal: choose one")
-    session.subject.update(domain=joined(members), name=name)
-    async with session.open() as orchestrator, progress.shown(orchestrator, joined(members)):
+    session.about(members, name)
+    async with session.open() as orchestrator, progress.shown(orchestrator, in_order(members)):
         if internal:
             request = all_internal(request, await orchestrator.domain_info(domain))
         file = os.path.abspath(memory_file) if memory_file else ""
@@ -242,10 +242,10 @@ async def revert(
     flags |= RevertFlag.FORCE if force else RevertFlag(0)
     flags |= RevertFlag.ALONE if alone else RevertFlag(0)
     members, name = _known("revert", domain, name, group)
-    session.subject.update(domain=joined(members), name=name)
+    session.about(members, name)
     began = trio.current_time()
     async with session.open() as orchestrator:
-        async with progress.shown(orchestrator, joined(members)):
+        async with progress.shown(orchestrator, in_order(members)):
             if group:
                 records = await orchestrator.revert_group(members, name, flags, save_current=save_current)
             else:
@@ -305,8 +305,8 @@ async def delete(
     flags |= DeleteFlag.CHILDREN_ONLY if children_only else DeleteFlag(0)
     flags |= DeleteFlag.ALONE if alone else DeleteFlag(0)
     members, name = _known("delete", domain, name, group)
-    session.subject.update(domain=joined(members), name=name)
-    async with session.open() as orchestrator, progress.shown(orchestrator, joined(members)):
+    session.about(members, name)
+    async with session.open() as orchestrator, progress.shown(orchestrator, in_order(members)):
         if group:
             plans = await orchestrator.delete_group(members, name, flags, options, dry_run=dry_run)
         else:
@@ -341,7 +341,7 @@ async def flatten(
     bandwidth
         What copying may write a second, for example 100MiB.
     """
-    session.subject.update(domain=domain, name=name)
+    session.about((domain,), name)
     options = MergeOptions(_rate(bandwidth))
     async with session.open() as orchestrator, progress.shown(orchestrator, domain):
         plan = await orchestrator.flatten(domain, name, depth, options, dry_run=dry_run)

@@ -16,7 +16,7 @@ from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
 from snaporch.errors import HypervisorError, InvalidInput, OperationFailed, Refused
 from snaporch.model.domain import DiskStatus, DomainRecord, Handle
-from snaporch.model.names import check_name
+from snaporch.model.names import check_name, short
 
 DYING_SECONDS = 2.0
 at_work: set[str] = set()  # ids of the operations of this process, in whichever orchestrator
@@ -60,7 +60,7 @@ class Context:
 
     def run_directory(self, domain: str, operation: str) -> Path:
         """Return the directory for the process that an operation launches."""
-        return self.root / domain / f"run-{operation}"
+        return self.root / domain / f"run-{short(operation)}"
 
     @asynccontextmanager
     async def locked(
@@ -80,20 +80,20 @@ class Context:
             OperationFailed: a file could not be looked at, before anything was touched: the engine, which knows
                 what to undo, lets no other error of the system out.
         """
-        for name in operation.members:
+        for name in operation.domains:
             check_name(name, "domain")  # it becomes part of a path, before anybody knows it
         running = f"{operation.kind} {operation.subject}"
         at_work.add(operation.id)
         try:
             async with AsyncExitStack() as stack:
-                for name in operation.members if not only_looks else ():
+                for name in operation.domains if not only_looks else ():
                     lock = domain_lock(self.root / "locks", name, operation.id, running, wait=wait)
                     await stack.enter_async_context(lock)
                 if not only_looks:
                     stack.push_async_callback(self._release, operation)
                 yield
         except OSError as error:
-            what = f"{running} of {operation.domain} failed".replace("  ", " ")
+            what = f"{running} of {operation.who} failed".replace("  ", " ")
             words = error.strerror or str(error)
             raise OperationFailed(f"{what}: {words} ({error.filename}); nothing was touched") from error
         finally:

@@ -13,7 +13,6 @@ knows no hypervisor and no file. It guarantees:
 from __future__ import annotations
 
 import gc
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -33,7 +32,7 @@ from snaporch.engine.replay import phases_begun, phases_left
 from snaporch.engine.states import OperationState, Signal, State
 from snaporch.engine.steps import Phase, Step, Undo, steps_of
 from snaporch.errors import Left, OperationFailed, Refused, SnaporchError, Stranded
-from snaporch.model.names import members_of
+from snaporch.model.names import new_id, one_or_more, short
 from snaporch.model.record import Event, EventKind, OperationKind, OperationRecord
 
 T = TypeVar("T")
@@ -47,11 +46,11 @@ _log = structlog.get_logger("snaporch")
 _next_id: ContextVar[str] = ContextVar("snaporch_next_id", default="")
 
 
-def new_id() -> str:
-    """Return the id for an operation, eight hexadecimal digits: a new one, or what `name_next` has said."""
+def next_id() -> str:
+    """Return the id for an operation: a new one, or what `name_next` has said."""
     named = _next_id.get()
     _next_id.set("")
-    return named or secrets.token_hex(4)
+    return named or new_id()
 
 
 def name_next(identifier: str) -> None:
@@ -65,9 +64,10 @@ class Operation:
 
     Attributes:
         kind: what it does.
-        domain: what it works on; see `snaporch.model.names.joined`.
+        domains: the names of the domains that it works on, in everybody's order (`snaporch.model.names.in_order`):
+            they are locked so, and nobody waits for ever.
         subject: the snapshot's name.
-        id: eight hexadecimal digits.
+        id: 32 hexadecimal digits.
         begun: by the host's clock.
         clock: the same instant by Trio's, which durations are taken from: the host's may be set meanwhile.
         machine: its state.
@@ -78,9 +78,9 @@ class Operation:
     """
 
     kind: OperationKind
-    domain: str
+    domains: tuple[str, ...] = attrs.field(converter=one_or_more)
     subject: str
-    id: str = attrs.field(factory=new_id)
+    id: str = attrs.field(factory=next_id)
     begun: float = attrs.field(factory=time.time)
     clock: float = attrs.field(factory=trio.current_time)
     machine: OperationState = attrs.field(factory=OperationState)
@@ -90,16 +90,21 @@ class Operation:
     claimed: set[str] = attrs.field(factory=set)
 
     @property
-    def members(self) -> tuple[str, ...]:
-        """The names of the domains, in everybody's order: they are locked so, and nobody waits for ever."""
-        return members_of(self.domain)
+    def short(self) -> str:
+        """What of its id names nodes and files."""
+        return short(self.id)
+
+    @property
+    def who(self) -> str:
+        """The names of the domains, for people."""
+        return ", ".join(self.domains)
 
     def record(self, *, ended: bool = False, error: str = "") -> OperationRecord:
         """Return what the catalog is to say of it now."""
         return OperationRecord(
             id=self.id,
             kind=self.kind,
-            domain=self.domain,
+            domains=self.domains,
             subject=self.subject,
             state=self.machine.state,
             begun=self.begun,
@@ -111,7 +116,7 @@ class Operation:
 
     def event(self, kind: EventKind = EventKind.STATE, *, done: int = 0, total: int = 0, text: str = "") -> Event:
         """Return an event of this operation, now."""
-        return Event(self.id, self.domain, kind, time.time(), self.machine.state, done, total, text)
+        return Event(self.id, self.domains, kind, time.time(), self.machine.state, done, total, text)
 
     def progress(self, domain: str, done: int, total: int) -> Event:
         """Return an event of how far one domain is, which tells of all together."""
@@ -189,7 +194,7 @@ class Engine:
             finally:
                 self._left.discard(scope)
         if scope.cancelled_caught:
-            what = f"{operation.kind} {operation.subject} of {operation.domain}"
+            what = f"{operation.kind} {operation.subject} of {operation.who}"
             raise Left(f"{what} goes on without us, and is completed at the next start")
 
     async def run(
@@ -335,10 +340,11 @@ class Engine:
             quiet: not in the journal: recovery does the same in this state as in the one before.
             plan: what `recover` needs to know.
         """
-        plan = plan if operation.machine.state is State.NEW else None
+        begins = operation.machine.state is State.NEW
         operation.machine.send(signal)
         if not quiet:
-            await self.catalog.write(Change(operation=operation.record(), plan=plan))
+            change = Change(operation=operation.record(), begins=begins, plan=plan if begins else None)
+            await self.catalog.write(change)
         self.events.publish(operation.event())
 
     async def _roll_back(
@@ -354,7 +360,7 @@ class Engine:
         self.events.publish(operation.event())
         cause = _cause(error)
         why = str(cause) if cause else "cancelled"
-        _log.info("rolling back", operation=operation.id, domain=operation.domain, why=why)
+        _log.info("rolling back", operation=operation.id, domains=operation.domains, why=why)
         remains: list[str] = []
         with trio.CancelScope(shield=True), operation.timed(operation.machine.state):
             with trio.move_on_after(ROLLBACK_SECONDS) as scope:
@@ -387,7 +393,7 @@ def _translated(operation: Operation, cause: Exception) -> Exception:
         return cause
     words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
     where = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
-    what = f"{operation.kind} {operation.subject} of {operation.domain} failed: {words}{where}"
+    what = f"{operation.kind} {operation.subject} of {operation.who} failed: {words}{where}"
     return OperationFailed(f"{what}; everything is as it was before")
 
 

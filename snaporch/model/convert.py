@@ -209,6 +209,8 @@ def _in_words(error: BaseException, type_: Any) -> str:
         return "; ".join(_unknown(key, known) for key in sorted(error.extra_fields))
     if isinstance(error, KeyError):
         return f"{error} is missing"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}"
     if isinstance(error, InvalidInput | NewerFormat):
         return str(error)
     return f"not a table, or a value of the wrong kind ({getattr(type_, '__name__', type_)})"

@@ -114,6 +114,7 @@ class DomainRecord:
         frozen: the guest, which stands, went back to a point at which its file systems were frozen: to be thawed.
         shape: what its machine was made of when it was attached to, or at the point that it went back to; None:
             that is not known.
+        uuid: tells it from every other domain for ever; the name may change.
     """
 
     definition: DomainDefinition
@@ -125,6 +126,7 @@ class DomainRecord:
     max_depth: int = 0
     frozen: bool = False
     shape: MachineShape | None = None
+    uuid: str = ""
 
     @property
     def name(self) -> str:

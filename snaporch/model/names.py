@@ -1,8 +1,10 @@
-"""The names that people give, and what they may be; of several domains, all names in one word."""
+"""The names that people give, and what they may be."""
 
 from __future__ import annotations
 
 import re
+import secrets
+import uuid
 from collections.abc import Iterable
 
 from snaporch.errors import InvalidInput
@@ -10,7 +12,7 @@ from snaporch.errors import InvalidInput
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-# A target becomes part of QEMU node names, which end at 31 characters: "sp-" + 8 of the operation's id + "-".
+# A target becomes part of QEMU node names, which end at 31 characters: "sp-", `SHORT` of the operation's id, "-".
 TARGET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,15}")
 
 
@@ -28,8 +30,8 @@ def check_name(name: str, what: str = "snapshot") -> str:
     return name
 
 
-def joined(domains: Iterable[str]) -> str:
-    """Return what an operation on these domains has as its domain: their names, sorted, joined by commas.
+def in_order(domains: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the domains of an operation, sorted: the order in which their locks are taken.
 
     Raises:
         InvalidInput: one is no domain's name, or is there twice; or there is none.
@@ -37,9 +39,28 @@ def joined(domains: Iterable[str]) -> str:
     names = sorted(check_name(name, "domain") for name in domains)
     if not names or len(set(names)) < len(names):
         raise InvalidInput("a group is of one domain or more, each named once")
-    return ",".join(names)
+    return tuple(names)
 
 
-def members_of(domain: str) -> tuple[str, ...]:
-    """Return the names that `joined` has joined."""
-    return tuple(domain.split(","))
+def one_or_more(domains: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names as a tuple; a string is one name."""
+    return (domains,) if isinstance(domains, str) else tuple(domains)
+
+
+SHORT = 11
+"""Characters of an operation's id that are part of the names of nodes and files: no two operations share them."""
+
+
+def new_id() -> str:
+    """Return a new id of an operation, a batch or a snapshot: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def new_uuid() -> str:
+    """Return a new id of a domain: a random UUID."""
+    return str(uuid.uuid4())
+
+
+def short(identifier: str) -> str:
+    """Return the part of an operation's id that names nodes and files."""
+    return identifier[:SHORT]

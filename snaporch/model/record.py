@@ -13,10 +13,9 @@ import attrs
 
 from snaporch.model.domain import DomainDefinition, DomainState, Handle, MachineShape
 from snaporch.model.formats import versioned
-from snaporch.model.names import members_of
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DomainSnapshot
-from snaporch.model.upcasts import with_handles
+from snaporch.model.upcasts import domains_listed, with_handles
 
 
 class Outcome(enum.StrEnum):
@@ -144,6 +143,7 @@ class SnapshotRecord:
         group: of which it is a part, when several domains were taken at this one point.
         expected: what it was expected to take, before it was begun; None without memory.
         shape: what the machine was made of at the point; None: it was inactive, or that is not known.
+        id: 32 hexadecimal digits, never used again, though the name may be.
     """
 
     domain: str
@@ -167,6 +167,7 @@ class SnapshotRecord:
     group: Group | None = None
     expected: Estimate | None = None
     shape: MachineShape | None = None
+    id: str = ""
 
     @property
     def name(self) -> str:
@@ -248,6 +249,8 @@ class Trouble(enum.StrEnum):
     """A running domain is on another image than it was left on."""
     DAMAGED_SNAPSHOT = "damaged-snapshot"
     """A file of a snapshot is missing or is not what was saved."""
+    UNREADABLE = "unreadable"
+    """A record in the catalog cannot be read: it is damaged, or a newer snaporch has written it."""
     FROZEN_WRITTEN = "frozen-written"
     """A process has an image of a snapshot open for writing."""
 
@@ -272,6 +275,26 @@ class Finding:
     text: str
     certain: bool = False
     repaired: bool = False
+
+
+@versioned("unreadable")
+@attrs.frozen
+class Unreadable:
+    """Something in the catalog whose record cannot be read: damaged, or written by a newer snaporch.
+
+    Attributes:
+        kind: ``domain``, ``snapshot`` or ``operation``.
+        domain: the name of the domain that it is of.
+        name: the domain's or snapshot's name, or the operation's id.
+        reason: why.
+        paths: all paths that the record names: nothing that is there is removed.
+    """
+
+    kind: str
+    domain: str
+    name: str
+    reason: str
+    paths: tuple[str, ...] = ()
 
 
 class OperationKind(enum.StrEnum):
@@ -316,15 +339,15 @@ class EventKind(enum.StrEnum):
     """Something for people."""
 
 
-@versioned("operation")
+@versioned("operation", domains_listed)
 @attrs.frozen
 class OperationRecord:
     """A running or past operation.
 
     Attributes:
-        id: eight hexadecimal digits.
+        id: 32 hexadecimal digits; eight in what snaporch 0.1 has written.
         kind: what it does.
-        domain: what it works on; of a group the names of all, sorted and joined by commas.
+        domains: the names of the domains that it works on, sorted; more than one: of a group.
         subject: the snapshot's name.
         state: a state of `snaporch.engine.states`.
         begun: by the host's clock.
@@ -336,7 +359,7 @@ class OperationRecord:
 
     id: str
     kind: OperationKind
-    domain: str
+    domains: tuple[str, ...]
     subject: str
     state: str
     begun: float
@@ -346,19 +369,19 @@ class OperationRecord:
     notes: dict[str, str] = attrs.field(factory=dict)
 
     @property
-    def members(self) -> tuple[str, ...]:
-        """The names of the domains."""
-        return members_of(self.domain)
+    def who(self) -> str:
+        """The names of the domains, for people."""
+        return ", ".join(self.domains)
 
 
-@versioned("event")
+@versioned("event", domains_listed)
 @attrs.frozen
 class Event:
     """Something that happened in an operation; `Orchestrator.events` yields them.
 
     Attributes:
         operation: the operation's id.
-        domain: what it works on.
+        domains: the names of the domains that it works on.
         kind: what it tells.
         time: by the host's clock.
         state: the operation's state.
@@ -368,7 +391,7 @@ class Event:
     """
 
     operation: str
-    domain: str
+    domains: tuple[str, ...]
     kind: EventKind
     time: float
     state: str

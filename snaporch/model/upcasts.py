@@ -21,3 +21,9 @@ def without_node(document: dict[str, Any]) -> dict[str, Any]:
     """Of an overlay that is planned: its driver finds the name of its block node by itself."""
     document.pop("node", None)
     return document
+
+
+def domains_listed(document: dict[str, Any]) -> dict[str, Any]:
+    """Of an operation or its event: names with commas between are a list; no name was all domains."""
+    names = document.pop("domain")
+    return document | {"domains": names.split(",") if names else []}

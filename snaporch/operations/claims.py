@@ -49,7 +49,7 @@ def _take(connection: sqlite3.Connection, operation: Operation, images: Mapping[
             raise Busy(domain, other, f"{running}, which needs {images[identity]} as it is,")
     what = f"{operation.kind} {operation.subject}".strip()
     rows = [
-        (operation.id, identity, path, write, operation.domain, what, os.getpid(), started(os.getpid()), boot())
+        (operation.id, identity, path, write, operation.who, what, os.getpid(), started(os.getpid()), boot())
         for identity, path in images.items()
     ]
     connection.executemany(

@@ -57,7 +57,7 @@ from snaporch.errors import (
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
 from snaporch.model.formats import versioned
-from snaporch.model.names import joined
+from snaporch.model.names import in_order, new_id
 from snaporch.model.record import FileRecord, Group, OperationKind, SnapshotRecord, Timings
 from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
@@ -112,7 +112,7 @@ async def check_create(participants: Sequence[Participant]) -> None:
 
 async def _check_name(participant: Participant) -> None:
     name = participant.plan.snapshot.name
-    if name in {known.name for known in await participant.context.catalog.snapshots(participant.name)}:
+    if await participant.context.catalog.has_snapshot(participant.name, name):
         raise TargetExists(f"{participant.name} has a snapshot {name!r} already; choose another name")
     for point in participant.plan.inside:
         if point.tag in await participant.storage.inside(point.base.active):
@@ -568,7 +568,8 @@ class Participant(Actor):
                 between=held.between,
                 phases=dict(self.operation.phases),
             ),
-            group=Group(self.operation.id, members) if len(members := self.operation.members) > 1 else None,
+            group=Group(self.operation.id, members) if len(members := self.operation.domains) > 1 else None,
+            id=new_id(),
         )
 
 
@@ -586,9 +587,9 @@ async def create(
         bandwidth = SharedBandwidth(options.bandwidth)
     if bandwidth is not None:
         options = attrs.evolve(options, bandwidth=bandwidth.next_share)
-    operation = Operation(OperationKind.CREATE, joined(domains), snapshot.name or "snapshot")
+    operation = Operation(OperationKind.CREATE, in_order(domains), snapshot.name or "snapshot")
     async with context.locked(operation, wait=options.wait), AsyncExitStack() as stack:
-        scenes = [await _scene(context, name, operation, stack) for name in operation.members]
+        scenes = [await _scene(context, name, operation, stack) for name in operation.domains]
         plans = at_one_point([plan_create(scene, snapshot, flags, options) for scene, _ in scenes])
         operation.subject = plans[0].snapshot.name
         participants = [

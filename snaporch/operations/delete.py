@@ -28,7 +28,7 @@ from snaporch.images.chain import doomed_by, heir
 from snaporch.images.merge import MergePlan, plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
-from snaporch.model.names import joined
+from snaporch.model.names import in_order
 from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeleteFlag
@@ -128,7 +128,7 @@ async def _cut_short(context: Context, operation: Operation, why: str) -> Strand
         await context.catalog.write(Change(operation=operation.record(error=why)))
     context.events.publish(operation.event(text=why))
     return Stranded(
-        f"delete {operation.subject} of {operation.domain} was cut short: {why}",
+        f"delete {operation.subject} of {operation.who} was cut short: {why}",
         operation.id,
         ("every remaining snapshot is whole, merging is not finished",),
     )
@@ -144,9 +144,9 @@ async def delete(
 ) -> dict[str, MergePlan]:
     """Delete snapshots, chosen by domain; see `snaporch.Orchestrator.delete_group`."""
     subject = ", ".join(dict.fromkeys(chain.from_iterable(chosen.values())))
-    operation = Operation(OperationKind.DELETE, joined(chosen), subject)
+    operation = Operation(OperationKind.DELETE, in_order(chosen), subject)
     async with context.locked(operation, only_looks=dry_run):
-        doomed = {name: await _doomed(context, name, chosen[name], flags) for name in operation.members}
+        doomed = {name: await _doomed(context, name, chosen[name], flags) for name in operation.domains}
         marked = tuple(chain.from_iterable(doomed.values()))
         if DeleteFlag.ALONE not in flags:
             await check_alone(context.catalog, marked, "delete")
@@ -160,7 +160,8 @@ async def delete(
         operation.machine.send(Signal.MERGE)
         going = tuple(attrs.evolve(snapshot, deleting=True) for snapshot in marked)
         journal = _linked(journals)
-        await context.catalog.write(Change(updated=going, operation=operation.record(), plan=dumps(journal)))
+        begun = Change(updated=going, operation=operation.record(), begins=True, plan=dumps(journal))
+        await context.catalog.write(begun)
         context.events.publish(operation.event())
         return plans | await _forward(context, operation, journal)
 

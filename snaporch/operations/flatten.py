@@ -112,7 +112,7 @@ async def _stuck(context: Context, operation: Operation, why: str) -> Stranded:
         await context.catalog.write(Change(operation=operation.record(error=why)))
     context.events.publish(operation.event(text=why))
     remains = ("every snapshot is whole, what was left over is not tidied up",)
-    return Stranded(f"flatten of {operation.domain} failed: {why}", operation.id, remains)
+    return Stranded(f"flatten of {operation.who} failed: {why}", operation.id, remains)
 
 
 async def flatten(
@@ -144,7 +144,7 @@ async def flatten(
             return one_after_the_other(plan, plan_delete(apply(graph, plan), ())) if plan.steps else plan
         operation.machine.send(Signal.PREPARE)
         operation.machine.send(Signal.MERGE)
-        await context.catalog.write(Change(operation=operation.record(), plan=dumps(journal)))
+        await context.catalog.write(Change(operation=operation.record(), begins=True, plan=dumps(journal)))
         context.events.publish(operation.event())
         try:
             async with merging(context, operation, journal) as merges:

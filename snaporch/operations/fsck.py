@@ -19,7 +19,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, DamagedSnapshot, HypervisorError, Refused, SnaporchError
 from snaporch.model.domain import DomainRecord, Handle
-from snaporch.model.record import FileRecord, Finding, OperationKind, SnapshotRecord, Trouble
+from snaporch.model.record import FileRecord, Finding, OperationKind, SnapshotRecord, Trouble, Unreadable
 from snaporch.operations.readers import kept_for, processes_of, tips
 from snaporch.operations.recover import recover, sweep
 from snaporch.operations.verify import check_chains
@@ -50,7 +50,7 @@ class Scene:
 
     async def needed(self) -> set[str]:
         """Return the files that the domain and its snapshots are made of, as far as their chains can be read."""
-        paths = set[str]().union(*(snapshot.paths for snapshot in self.snapshots))
+        paths = set(await self.context.catalog.paths_of_snapshots(self.record.name))
         for disk in tips(self.record):
             paths.add(disk.path)
             with suppress(Refused):
@@ -61,7 +61,7 @@ class Scene:
 async def fsck(context: Context, domain: str | None = None, *, repair: bool = False) -> tuple[Finding, ...]:
     """Check one domain or all; see `snaporch.Orchestrator.fsck`."""
     records = await context.catalog.domains() if domain is None else [await context.catalog.domain(domain)]
-    found: list[Finding] = []
+    found = [_unreadable(each) for each in await context.catalog.unreadable(domain)]
     for record in records:
         found += await _unfinished(context, record.name, repair=repair)
         try:
@@ -70,6 +70,12 @@ async def fsck(context: Context, domain: str | None = None, *, repair: bool = Fa
         except Busy as error:
             found.append(Finding(record.name, Trouble.BUSY, error.operation, f"not looked at: {error}"))
     return tuple(found)
+
+
+def _unreadable(each: Unreadable) -> Finding:
+    """Report a record that cannot be read."""
+    text = f"the record of {each.kind} {each.name} cannot be read: {each.reason}"
+    return Finding(each.domain, Trouble.UNREADABLE, each.name, text)
 
 
 async def _unfinished(context: Context, domain: str, *, repair: bool) -> list[Finding]:
@@ -91,7 +97,7 @@ async def _unfinished(context: Context, domain: str, *, repair: bool) -> list[Fi
 async def _domain(context: Context, domain: str, *, repair: bool) -> list[Finding]:
     before = await context.catalog.domain(domain)
     async with context.machine_of(domain, hung_is_none=True) as (record, machine):
-        snapshots, own = await context.catalog.snapshots(domain), await context.catalog.own_files(domain)
+        snapshots, own = await context.catalog.readable_snapshots(domain), await context.catalog.own_files(domain)
         scene = Scene(context, record, snapshots, machine, own)
         found = _gone_process(scene, before)
         found += await _processes(scene, repair=repair)

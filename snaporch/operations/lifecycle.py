@@ -42,7 +42,7 @@ async def _check_frozen(context: Context, record: DomainRecord) -> None:
         Refused: somebody else has one of the images open for writing.
     """
     storage = context.driver(record).storage
-    snapshots = await context.catalog.snapshots(record.name)
+    snapshots = await context.catalog.readable_snapshots(record.name)
     frozen = {file.path: file for snapshot in snapshots for file in snapshot.frozen}
     for disk in record.disks if frozen else ():
         for link in await storage.chain(disk.path, disk.format, still=True):

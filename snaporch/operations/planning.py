@@ -18,7 +18,7 @@ from snaporch.drivers.base import Capabilities, Inside, Overlay, StreamPlan
 from snaporch.errors import InvalidInput, Unsupported
 from snaporch.model.domain import DiskStatus, DomainRecord, DomainState, MachineShape
 from snaporch.model.formats import versioned
-from snaporch.model.names import check_name
+from snaporch.model.names import check_name, short
 from snaporch.model.record import Estimate, PastCheckpoint, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
@@ -228,7 +228,7 @@ def _one_disk(
         tag = tag_of(asked.name or name)
         return DiskSnapshot(frozen, tag, external=False), Inside(status, tag)
     path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""
-    path = os.path.abspath(path or f"{scene.directory}/{status.target}.{scene.operation}.qcow2")
+    path = os.path.abspath(path or f"{scene.directory}/{status.target}.{short(scene.operation)}.qcow2")
     overlay = Overlay(base=status, path=path)
     return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
 
@@ -385,7 +385,7 @@ def fresh_disks(
     frozen = {disk.disk.target: disk.disk for disk in record.snapshot.disks if disk.external}
     inside = {disk.disk.target: disk.disk for disk in record.snapshot.disks if not disk.external}
     disks = (
-        attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation}.qcow2", format="qcow2")
+        attrs.evolve(disk, path=f"{directory}/{disk.target}.{short(operation)}.qcow2", format="qcow2")
         if disk.target in frozen
         else inside.get(disk.target, disk)
         for disk in attrs.evolve(domain, definition=record.definition).disks
@@ -433,9 +433,9 @@ def plan_revert(
         )
     disks, frozen = fresh_disks(domain, record, directory, operation)
     inside = {disk.disk.target: disk.name for disk in record.snapshot.disks if not disk.external}
-    place = f"{directory}/run-{operation}"
+    place = f"{directory}/run-{short(operation)}"
     if inside:
-        way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{operation}"
+        way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{short(operation)}"
         return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, inside, kept)
     shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:

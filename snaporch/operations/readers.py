@@ -11,14 +11,16 @@ their frozen images, processes of this host that have a file open, and other roo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 
 import attrs
 import trio
 
 from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
-from snaporch.errors import Refused
+from snaporch.errors import Refused, UnreadableRecord
 from snaporch.model.domain import DomainRecord
+from snaporch.model.record import Unreadable
 from snaporch.model.rfc import DeviceDisk
 
 TRANSIENT_SECONDS = 1.0  # whoever only looks at an image has it open for milliseconds
@@ -69,6 +71,9 @@ async def readers(context: Context, but: Collection[str]) -> Readers:
     for record in await context.catalog.domains():
         if record.name not in but:
             unseen += await _domain(context.driver(record).storage, record, found)
+    for each in await context.catalog.unreadable():
+        if each.kind == "domain" and each.domain not in but:
+            await _unreadable(context, each, found)
     lost = await _snapshots(context, but, found)
     return Readers(found, tuple(unseen), lost)
 
@@ -84,11 +89,31 @@ async def _domain(storage: Storage, record: DomainRecord, found: dict[str, str])
     return unseen
 
 
+async def _unreadable(context: Context, each: Unreadable, found: dict[str, str]) -> None:
+    """Note what a domain may read whose record cannot be read: all that it names, and what is below that."""
+    who = f"domain {each.domain}, whose record cannot be read"
+    for driver in context.drivers.values():
+        for identity in (await driver.storage.identities(each.paths)).values():
+            found.setdefault(identity, who)
+        for path in each.paths:
+            with suppress(Refused):  # it is no image
+                for link in await driver.storage.trace(path, "qcow2"):
+                    found.setdefault(link.identity, who)
+
+
+async def _storages(context: Context, domain: str) -> list[Storage]:
+    """Return where a domain's images may be: of one whose record cannot be read, with every driver."""
+    with suppress(UnreadableRecord):
+        return [context.driver(await context.catalog.domain(domain)).storage]
+    return [driver.storage for driver in context.drivers.values()]
+
+
 async def _snapshots(context: Context, but: Collection[str], found: dict[str, str]) -> dict[int, str]:
     lost: dict[int, str] = {}
     for domain, rows in (await context.catalog.frozen_but(but)).items():
-        storage = context.driver(await context.catalog.domain(domain)).storage
-        there = await storage.identities({path for _, path, _ in rows})
+        there: dict[str, str] = {}
+        for storage in await _storages(context, domain):
+            there |= await storage.identities({path for _, path, _ in rows})
         for name, path, inode in rows:
             who = f"snapshot {name} of domain {domain}"
             if path in there:

@@ -21,7 +21,7 @@ from snaporch.engine.replay import Action, after_create, after_revert
 from snaporch.engine.run import Operation
 from snaporch.engine.states import OperationState, State
 from snaporch.engine.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY, create_phases
-from snaporch.errors import Busy, OperationFailed, Refused, SnaporchError
+from snaporch.errors import Busy, OperationFailed, Refused, SnaporchError, UnreadableRecord
 from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord, DomainState, Handle
 from snaporch.model.record import OperationKind, OperationRecord
@@ -51,6 +51,7 @@ async def recover(
 
     Raises:
         Stranded: one could not be undone; the others were dealt with.
+        UnreadableRecord: the record of one cannot be read; likewise.
     """
     ended: list[OperationRecord] = []
     failure: SnaporchError | None = None
@@ -69,6 +70,11 @@ async def recover(
         except SnaporchError as error:
             failure = error
         ended.append(operation.record(ended=mended))
+    for each in await context.catalog.unfinished_unreadable(domain):
+        failure = UnreadableRecord(
+            f"operation {each.name} on {each.domain} was cut short, and its record cannot be read: {each.reason}; "
+            "nothing can be begun on top of it: use the snaporch that wrote it"
+        )
     if failure is not None:
         raise failure
     return tuple(ended)
@@ -101,7 +107,7 @@ async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[H
 def _recalled(record: OperationRecord) -> Operation:
     return Operation(
         record.kind,
-        record.domain,
+        record.domains,
         record.subject,
         id=record.id,
         begun=record.begun,

@@ -43,7 +43,7 @@ from snaporch.errors import (
 )
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord, DomainState, Handle
-from snaporch.model.names import check_name, joined, members_of
+from snaporch.model.names import check_name, in_order, short
 from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
@@ -419,8 +419,7 @@ class Reverter(Actor):
             await self._take_place(domain, old)
             await self.driver.forget(old)
         await self._forget_all((await catalog.domain(self.name)).handle)
-        held = frozenset[str]().union(*(record.paths for record in await catalog.snapshots(self.name)))
-        held |= {disk.path for disk in domain.disks}
+        held = await catalog.paths_of_snapshots(self.name) | {disk.path for disk in domain.disks}
         own = await catalog.own_files(self.name)
         going = [disk.path for disk in plan.domain.disks if disk.path in own - held]
         kept = await kept_for(self.context, self.name, going)
@@ -493,12 +492,12 @@ async def revert(
         wanted_state(snapshot, flags)
         if snapshot.deleting:
             raise Unsupported(f"{snapshot.name} is being deleted; `snaporch recover` finishes that")
-    domains, name = joined(snapshot.domain for snapshot in snapshots), snapshots[0].name
+    domains, name = in_order(snapshot.domain for snapshot in snapshots), snapshots[0].name
     operation = Operation(
         OperationKind.REVERT, domains, name
     )  # before the one that saves: who asked knows the first one's id
     if save_current:
-        await _save(context, members_of(domains), save_current, snapshots[0])
+        await _save(context, domains, save_current, snapshots[0])
     async with context.locked(operation), AsyncExitStack() as stack:
         reverters = [await _reverter(context, each, flags, operation, stack) for each in snapshots]
         reverters = _alike(reverters)
@@ -577,7 +576,7 @@ def _renamed(plan: RevertPlan, operation: str) -> tuple[DeviceDisk, ...]:
     """Return the disks with overlays of a new operation's name."""
     directory = os.path.dirname(plan.directory)
     return tuple(
-        attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation}.qcow2")
+        attrs.evolve(disk, path=f"{directory}/{disk.target}.{short(operation)}.qcow2")
         if disk.target in plan.frozen
         else disk
         for disk in plan.disks

@@ -156,7 +156,7 @@ def _plan_trial(context: Context, domain: DomainRecord, record: SnapshotRecord, 
         state=DomainState.RUNNING,
         was=DomainState.INACTIVE,
         disks=tuple(
-            attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation.id}.qcow2")
+            attrs.evolve(disk, path=f"{directory}/{disk.target}.{operation.short}.qcow2")
             if disk.target in inside
             else disk
             for disk in disks

@@ -21,10 +21,10 @@ async def adopt(service: Service) -> None:
     """Begin to recover every operation that was cut short; of a domain, all that there are with the first."""
     domains: set[str] = set()
     for record, _ in await service.orchestrator.catalog.unfinished():
-        if record.domain not in domains:
-            domains.add(record.domain)
+        if not domains.issuperset(record.domains):
+            domains.update(record.domains)
             work = partial(_recover, service, record)
-            service.jobs.submit(Job(record.kind, record.domain, record.subject, ADOPTED, work, id=record.id))
+            service.jobs.submit(Job(record.kind, record.domains, record.subject, ADOPTED, work, id=record.id))
 
 
 async def _recover(service: Service, record: OperationRecord) -> Any:
@@ -35,12 +35,14 @@ async def _recover(service: Service, record: OperationRecord) -> Any:
         Busy: it was not cut short: another process does it.
     """
     what = f"{record.kind} {record.subject}"
-    await service.orchestrator.recover(domain=record.domain)
+    for domain in record.domains:
+        await service.orchestrator.recover(domain=domain)
     now = await service.orchestrator.catalog.operation(record.id)
     if now is None or now.ended is None:
-        raise Busy(record.domain, record.id, what)
+        raise Busy(record.who, record.id, what)
     if now.state == State.ROLLED_BACK:
-        raise OperationFailed(f"{what} of {record.domain} was cut short; everything is as it was before")
+        raise OperationFailed(f"{what} of {record.who} was cut short; everything is as it was before")
     if record.kind is OperationKind.CREATE:
-        return await service.orchestrator.show(record.domain, now.subject)
+        found = [await service.orchestrator.show(domain, now.subject) for domain in record.domains]
+        return found if len(found) > 1 else found[0]
     return None

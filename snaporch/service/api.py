@@ -6,6 +6,7 @@ who asks: the table says what that takes.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -13,11 +14,11 @@ import trio
 from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
-from snaporch.errors import InvalidInput
+from snaporch.errors import InvalidInput, UnreadableRecord
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
-from snaporch.model.record import Estimate, SnapshotRecord
+from snaporch.model.record import Estimate, SnapshotRecord, Unreadable
 from snaporch.model.request import Strategy
 from snaporch.service import shapes
 from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor
@@ -116,13 +117,19 @@ async def snapshots(call: Call) -> Response:
     if rows is None:
         raise no_cursor(after)
     part = rows[:limit]
-    return json_page([_snapshot(text) for _, text in part], part[-1][0] if len(rows) > limit else None)
+    told = [found for _, text in part if (found := _snapshot(text))]
+    return json_page(told, part[-1][0] if len(rows) > limit else None)
 
 
 @lru_cache(maxsize=1_000)
 def _snapshot(text: str) -> str:
-    """Return a record as it is told: what was written by an older version has all that is told today, too."""
-    return dumps(loads(text, SnapshotRecord))
+    """Return a record as it is told: what was written by an older version has all that is told today, too.
+
+    One that cannot be read is nothing here; ``/v1/unreadable`` tells of it.
+    """
+    with suppress(UnreadableRecord):
+        return dumps(loads(text, SnapshotRecord))
+    return ""
 
 
 async def snapshot(call: Call) -> SnapshotRecord:
@@ -174,6 +181,11 @@ async def doctor(call: Call) -> dict[str, Any]:
         return await call.service.orchestrator.doctor(call.query.get("domain"), measure=measure)
 
 
+async def unreadable(call: Call) -> tuple[Unreadable, ...]:
+    """List what there is, of one domain or all, whose record cannot be read, with the reason."""
+    return await call.service.orchestrator.unreadable(call.query.get("domain"))
+
+
 async def schedules(call: Call) -> tuple[ScheduleInfo, ...]:
     """List the plans of the service's directory: when each runs next, and how its last batch ended."""
     await trio.lowlevel.checkpoint()
@@ -191,6 +203,7 @@ _DOMAIN = "/v1/domains/{domain}"
 _GROUPS = "/v1/groups"
 _SNAPSHOT = "/v1/domains/{domain}/snapshots/{name}"
 _PAGED = ("limit", "after")
+_SOME = ("domain", "outcome", "since", *_PAGED)
 V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741 - the width of a column
 
 ROUTES: tuple[Route, ...] = (
@@ -249,11 +262,20 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", f"{_DOMAIN}/depth", O, depth, shapes.Depth, DomainInfo),
     Route("GET", f"{_DOMAIN}/tree", V, tree, answer=list[Any]),
     Route("GET", f"{_DOMAIN}/estimate", O, estimate, answer=Estimate, query=("strategy",)),
-    Route("GET", "/v1/operations", V, operations, answer=OperationStatus, page=True, query=("domain", *_PAGED)),
+    Route(
+        "GET",
+        "/v1/operations",
+        V,
+        operations,
+        answer=OperationStatus,
+        page=True,
+        query=_SOME,
+    ),
     Route("GET", "/v1/operations/{id}", V, operation, answer=OperationStatus, query=("wait",)),
     Route("POST", "/v1/operations/{id}/cancel", O, cancel, answer=OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/recover", A, recover, shapes.Recover, OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/fsck", A, fsck, shapes.Fsck, OperationStatus, status=202, query=("wait",)),
+    Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain",)),
     Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain", "measure")),
     Route("GET", "/v1/schedules", V, schedules, answer=list[ScheduleInfo]),
     Route("GET", "/v1/whoami", V, whoami, answer=dict[str, str]),

@@ -17,7 +17,6 @@ import attrs
 import trio
 
 from snaporch.model.convert import dumps
-from snaporch.model.names import members_of
 from snaporch.model.record import Event
 
 CAPACITY = 10_000  # events, of about 300 bytes
@@ -26,10 +25,10 @@ GAP, DRAINING = "gap", "draining"
 
 @attrs.frozen
 class Entry:
-    """An event in the ring: its number, its domain, and the bytes that are sent for it."""
+    """An event in the ring: its number, its domains, and the bytes that are sent for it."""
 
     number: int
-    domain: str
+    domains: tuple[str, ...]
     frame: bytes
 
 
@@ -57,7 +56,7 @@ class Feed:
         """Give an event its number; returns at once."""
         number = self._next
         self._next += 1
-        self._ring.append(Entry(number, event.domain, frame(f"{self.boot}-{number}", event.kind, dumps(event))))
+        self._ring.append(Entry(number, event.domains, frame(f"{self.boot}-{number}", event.kind, dumps(event))))
         if len(self._ring) > self.capacity:
             self._ring.popleft()
         self._wake()
@@ -111,7 +110,7 @@ class Follower:
         entries = self.feed.since(self.position)
         before = self.position - 1
         self.position += len(entries)
-        frames = [entry.frame for entry in entries if self.domain in {None, *members_of(entry.domain)}]
+        frames = [entry.frame for entry in entries if self.domain in {None, *entry.domains}]
         if self.lost:
             self.lost = False
             frames.insert(0, frame(f"{self.feed.boot}-{before}", GAP, _data(boot=self.feed.boot, next=before + 1)))

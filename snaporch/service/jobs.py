@@ -16,11 +16,11 @@ import attrs
 import structlog
 import trio
 
-from snaporch.engine.run import leaves, name_next, new_id
+from snaporch.engine.run import leaves, name_next
 from snaporch.engine.states import State
 from snaporch.errors import Busy, Left, NotFound, OperationFailed, Refused, SnaporchError, Stranded, Unavailable
 from snaporch.model.convert import converter, dumps
-from snaporch.model.names import members_of
+from snaporch.model.names import new_id
 from snaporch.model.record import Event, EventKind, OperationKind, OperationRecord
 from snaporch.service.keys import check_same
 from snaporch.service.problems import problem
@@ -51,7 +51,7 @@ class Job:
 
     Attributes:
         kind: what it does.
-        domain: what it works on; empty: all; of several the names with commas between.
+        domains: the names of the domains that it works on; none: all.
         subject: the snapshot's name.
         by: who asked.
         work: does it.
@@ -60,7 +60,7 @@ class Job:
     """
 
     kind: OperationKind
-    domain: str
+    domains: tuple[str, ...]
     subject: str
     by: str
     work: Work
@@ -79,9 +79,9 @@ class Job:
     over: trio.Event = attrs.field(factory=trio.Event)
 
     @property
-    def members(self) -> frozenset[str]:
-        """The names of the domains."""
-        return frozenset(members_of(self.domain))
+    def who(self) -> str:
+        """The names of the domains, for people."""
+        return ", ".join(self.domains)
 
     @property
     def outcome(self) -> str | None:
@@ -97,7 +97,7 @@ class Job:
         return OperationStatus(
             id=self.id,
             kind=self.kind,
-            domain=self.domain,
+            domains=self.domains,
             subject=self.subject or (record.subject if record else ""),
             state=self.state,
             begun=self.begun,
@@ -129,7 +129,7 @@ def past(record: OperationRecord) -> OperationStatus:
     return OperationStatus(
         record.id,
         record.kind,
-        record.domain,
+        record.domains,
         record.subject,
         record.state,
         record.begun,
@@ -222,8 +222,8 @@ class Jobs:
         if len(others) >= self.queued + int(self.limiter.total_tokens):
             raise Unavailable(f"{len(others)} operations run or wait, which is as many as may; try again later")
         for other in others:
-            if other.members & job.members and not job.waits:
-                raise Busy(job.domain, other.id, f"{other.kind} {other.subject}".strip())
+            if set(other.domains) & set(job.domains) and not job.waits:
+                raise Busy(job.who, other.id, f"{other.kind} {other.subject}".strip())
         self._jobs[job.id] = job
         if key:
             self._keys[job.by, key] = request, job
@@ -251,7 +251,7 @@ class Jobs:
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asked, not to the service
                 job.error = _failure(job, error)
         if job.scope.cancelled_caught:
-            what = f"{job.kind} {job.subject} of {job.domain}".replace("  ", " ")
+            what = f"{job.kind} {job.subject} of {job.who}".replace("  ", " ")
             job.error = OperationFailed(f"{what} was cancelled; everything is as it was before")
         job.ended = time.time()
         job.under_way.set()
@@ -262,7 +262,7 @@ class Jobs:
             "operation ended",
             operation=job.id,
             kind=job.kind,
-            domain=job.domain,
+            domains=job.domains,
             subject=job.subject,
             outcome=job.outcome,
             by=job.by,
@@ -271,5 +271,5 @@ class Jobs:
 
     def _say(self, job: Job, state: str) -> None:
         text = str(job.error) if job.error else f"{job.kind} {job.subject}".strip()
-        self.tell(Event(job.id, job.domain, EventKind.STATE, time.time(), state, text=text))
+        self.tell(Event(job.id, job.domains, EventKind.STATE, time.time(), state, text=text))
         job.state = state

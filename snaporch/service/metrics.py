@@ -10,6 +10,7 @@ docs/metrics.md says what each is for; the files under contrib/ use them, and a 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from math import inf
@@ -22,7 +23,6 @@ from prometheus_client.exposition import choose_encoder
 
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, SnaporchError
-from snaporch.model.names import members_of
 from snaporch.model.record import Event, EventKind, OperationKind
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.jobs import QUEUED, Jobs
@@ -96,7 +96,7 @@ class Metrics:
     async def run(self) -> None:
         """Account for what has ended, for ever."""
         for domain in await self.orchestrator.catalog.domains():
-            for record in (await self.orchestrator.catalog.snapshots(domain.name))[-1:]:
+            for record in (await self.orchestrator.catalog.readable_snapshots(domain.name))[-1:]:
                 self.figures.newest.labels(record.domain).set(record.point)
         async for event in self._ended[1]:
             try:
@@ -114,14 +114,14 @@ class Metrics:
             return
         strategy = ""
         if operation.kind is OperationKind.CREATE:
-            strategy, moved = await self._created(operation.domain, operation.subject)
+            strategy, moved = await self._created(operation.domains, operation.subject)
         self.figures.seconds.labels(operation.kind, strategy).observe(event.time - operation.begun)
         self.figures.moved.labels(operation.kind).inc(moved)
 
-    async def _created(self, domains: str, name: str) -> tuple[str, int]:
+    async def _created(self, domains: Sequence[str], name: str) -> tuple[str, int]:
         """Account for the snapshots of a create; return the strategy and the bytes of memory."""
         strategy, saved = "", 0
-        for domain in members_of(domains):
+        for domain in domains:
             try:
                 record = await self.orchestrator.show(domain, name)
             except NotFound:  # it is gone already

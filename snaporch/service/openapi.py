@@ -29,6 +29,8 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
     "after": {"type": "string"},
     "domain": {"type": "string"},
+    "outcome": {"type": "string", "enum": ["complete", "rolled-back", "stranded", "running", "failed"]},
+    "since": {"type": "number", "minimum": 0},
     "strategy": {"type": "string", "enum": ["background", "precopy", "paused", "internal"]},
     "measure": {"type": "boolean"},
     "wait": {"type": "number", "minimum": 0, "maximum": 3600},

@@ -6,12 +6,14 @@ import math
 from functools import partial
 from typing import Any
 
+import attrs
 from starlette.responses import Response
 
+from snaporch.catalog.store import Page
 from snaporch.errors import NotFound
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import dumps
-from snaporch.model.names import joined
+from snaporch.model.names import in_order
 from snaporch.model.record import Finding, OperationKind, OperationRecord, SnapshotRecord
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
 from snaporch.service import shapes
@@ -21,6 +23,7 @@ from snaporch.service.jobs import BEGIN_SECONDS, Job, Work, past
 from snaporch.service.keys import keep, kept
 from snaporch.service.shapes import OperationStatus, flags_of
 
+FAR_FUTURE = 2.0**40
 WAIT_SECONDS = 3_600.0  # the longest that a request waits for an operation
 
 
@@ -34,7 +37,7 @@ async def create(call: Call) -> OperationStatus:
         return await call.service.orchestrator.create(call.domain, asked.snapshot, flags, asked.options)
 
     return await _begin(
-        call, OperationKind.CREATE, call.domain, asked.snapshot.name, work, waits=asked.options.wait
+        call, OperationKind.CREATE, (call.domain,), asked.snapshot.name, work, waits=asked.options.wait
     )
 
 
@@ -49,7 +52,7 @@ async def create_group(call: Call) -> OperationStatus:
         orchestrator = call.service.orchestrator
         return await orchestrator.create_group(asked.domains, asked.snapshot, flags, asked.options)
 
-    group, waits = joined(asked.domains), asked.options.wait
+    group, waits = in_order(asked.domains), asked.options.wait
     return await _begin(call, OperationKind.CREATE, group, asked.snapshot.name, work, waits=waits)
 
 
@@ -62,7 +65,7 @@ async def revert(call: Call) -> OperationStatus:
         orchestrator = call.service.orchestrator
         return await orchestrator.revert(call.domain, call.name, flags, save_current=asked.save_current)
 
-    return await _begin(call, OperationKind.REVERT, call.domain, call.name, work)
+    return await _begin(call, OperationKind.REVERT, (call.domain,), call.name, work)
 
 
 async def revert_group(call: Call) -> OperationStatus:
@@ -74,7 +77,7 @@ async def revert_group(call: Call) -> OperationStatus:
         orchestrator = call.service.orchestrator
         return await orchestrator.revert_group(asked.domains, asked.name, flags, save_current=asked.save_current)
 
-    return await _begin(call, OperationKind.REVERT, joined(asked.domains), asked.name, work)
+    return await _begin(call, OperationKind.REVERT, in_order(asked.domains), asked.name, work)
 
 
 async def verify(call: Call) -> OperationStatus:
@@ -83,7 +86,7 @@ async def verify(call: Call) -> OperationStatus:
     async def work() -> Any:
         return await call.service.orchestrator.verify(call.domain, call.name, boot=call.body.boot)
 
-    return await _begin(call, OperationKind.VERIFY, call.domain, call.name, work)
+    return await _begin(call, OperationKind.VERIFY, (call.domain,), call.name, work)
 
 
 async def delete(call: Call) -> OperationStatus:
@@ -94,7 +97,7 @@ async def delete(call: Call) -> OperationStatus:
     async def work() -> MergePlan:
         return await call.service.orchestrator.delete(call.domain, asked.names, flags, asked.options)
 
-    return await _begin(call, OperationKind.DELETE, call.domain, ", ".join(asked.names), work)
+    return await _begin(call, OperationKind.DELETE, (call.domain,), ", ".join(asked.names), work)
 
 
 async def plan_delete(call: Call) -> MergePlan:
@@ -112,7 +115,7 @@ async def delete_group(call: Call) -> OperationStatus:
     async def work() -> dict[str, MergePlan]:
         return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, asked.options)
 
-    return await _begin(call, OperationKind.DELETE, joined(asked.domains), ", ".join(asked.names), work)
+    return await _begin(call, OperationKind.DELETE, in_order(asked.domains), ", ".join(asked.names), work)
 
 
 async def plan_delete_group(call: Call) -> dict[str, MergePlan]:
@@ -129,7 +132,7 @@ async def flatten(call: Call) -> OperationStatus:
     async def work() -> MergePlan:
         return await call.service.orchestrator.flatten(call.domain, asked.snapshot, asked.depth, asked.options)
 
-    return await _begin(call, OperationKind.FLATTEN, call.domain, asked.snapshot, work)
+    return await _begin(call, OperationKind.FLATTEN, (call.domain,), asked.snapshot, work)
 
 
 async def plan_flatten(call: Call) -> MergePlan:
@@ -146,7 +149,7 @@ async def recover(call: Call) -> OperationStatus:
         patience = math.inf if asked.patience is None else asked.patience
         return await call.service.orchestrator.recover(domain=asked.domain, patience=patience)
 
-    return await _begin(call, OperationKind.RECOVER, asked.domain or "", "", work)
+    return await _begin(call, OperationKind.RECOVER, (asked.domain,) if asked.domain else (), "", work)
 
 
 async def fsck(call: Call) -> OperationStatus:
@@ -156,11 +159,11 @@ async def fsck(call: Call) -> OperationStatus:
     async def work() -> tuple[Finding, ...]:
         return await call.service.orchestrator.fsck(asked.domain, repair=asked.repair)
 
-    return await _begin(call, OperationKind.FSCK, asked.domain or "", "", work)
+    return await _begin(call, OperationKind.FSCK, (asked.domain,) if asked.domain else (), "", work)
 
 
 async def _begin(
-    call: Call, kind: OperationKind, domain: str, subject: str, work: Work, *, waits: bool = False
+    call: Call, kind: OperationKind, domains: tuple[str, ...], subject: str, work: Work, *, waits: bool = False
 ) -> OperationStatus:
     """Take a job, or find the one that the key stands for; answer when it is under way, or as `wait` says.
 
@@ -174,7 +177,7 @@ async def _begin(
     if job is None and earlier is not None and (record := await catalog.operation(earlier)) is not None:
         return past(record)
     if job is None:
-        new = Job(kind, domain, subject, by, work, waits=waits)
+        new = Job(kind, domains, subject, by, work, waits=waits)
         if call.key:
             new.work = partial(_kept_first, call, new.id, work)
         job = jobs.submit(new, key=call.key, request=call.request)
@@ -194,17 +197,18 @@ async def _status(call: Call, job: Job) -> OperationStatus:
 
 
 async def operations(call: Call) -> Response:
-    """List running and past operations, oldest first."""
+    """List running and past operations, newest first."""
     wanted, catalog = call.query.get("domain"), call.service.orchestrator.catalog
     if wanted is not None:
         await catalog.domain(wanted)
-    limit = limit_of(call)
-    position = await _position(call)
+    limit, outcome = limit_of(call), call.query.get("outcome")
+    since = call.number("since", 0.0, FAR_FUTURE) if "since" in call.query else None
+    page = Page(limit + 1, await _position(call), wanted, since, outcome)
     known = call.service.jobs.all()  # whatever the journal has of them, they know more
-    jobs = [job for job in known if wanted in {None, *job.members} and (job.begun, job.id) > position]
-    records = await catalog.operations_after(position, limit + 1, wanted, but=[job.id for job in known])
+    jobs = [job for job in known if _is_on(job, page)]
+    records = await catalog.operations_page(attrs.evolve(page, but=tuple(job.id for job in known)))
     both: list[Job | OperationRecord] = [*jobs, *records]
-    found = sorted(both, key=lambda each: (each.begun, each.id))
+    found = sorted(both, key=lambda each: (each.begun, each.id), reverse=True)
     part = found[:limit]
     lacking = [job.id for job in part if isinstance(job, Job) and job.final is None]
     journal = await catalog.operations_of(lacking) if lacking else {}
@@ -212,10 +216,20 @@ async def operations(call: Call) -> Response:
     return json_page(items, part[-1].id if len(found) > limit else None)
 
 
-async def _position(call: Call) -> tuple[float, str]:
-    """Return where the page of operations begins: after when the last one before it began, and its id."""
+def _is_on(job: Job, page: Page) -> bool:
+    """Return whether a job is one of those that a page is of."""
+    return (
+        page.domain in {None, *job.domains}
+        and (page.before is None or (job.begun, job.id) < page.before)
+        and (page.since is None or job.begun >= page.since)
+        and page.has(job.outcome)
+    )
+
+
+async def _position(call: Call) -> tuple[float, str] | None:
+    """Return where the page of operations begins: when the last one of the page before began, and its id."""
     if (after := call.query.get("after")) is None:
-        return -math.inf, ""
+        return None
     last = call.service.jobs.get(after) or await call.service.orchestrator.catalog.operation(after)
     if last is None:
         raise no_cursor(after)

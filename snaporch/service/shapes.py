@@ -13,6 +13,7 @@ from snaporch.model.formats import versioned
 from snaporch.model.record import OperationKind
 from snaporch.model.request import CreateOptions, MergeOptions
 from snaporch.model.rfc import DomainSnapshot
+from snaporch.model.upcasts import domains_listed
 
 F = TypeVar("F", bound=enum.Flag)
 
@@ -186,15 +187,15 @@ class Fsck:
     repair: bool = False
 
 
-@versioned("operation-status")
+@versioned("operation-status", domains_listed)
 @attrs.frozen
 class OperationStatus:
     """An operation that was asked for.
 
     Attributes:
-        id: eight hexadecimal digits.
+        id: 32 hexadecimal digits; eight in what snaporch 0.1 has written.
         kind: what it does.
-        domain: what it works on; empty: all.
+        domains: the names of the domains that it works on; none: all.
         subject: the snapshot's name.
         state: ``queued``, a state of `snaporch.engine.states`, ``running`` where there is none, or ``refused``.
         begun: seconds since the epoch.
@@ -212,7 +213,7 @@ class OperationStatus:
 
     id: str
     kind: OperationKind
-    domain: str
+    domains: tuple[str, ...]
     subject: str
     state: str
     begun: float

@@ -40,7 +40,6 @@ from snaporch.drivers.qmp import QMPClient
 from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.engine import events
 from snaporch.errors import OperationFailed, SnaporchError
-from snaporch.model.names import members_of
 from snaporch.model.record import Event, EventKind
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
@@ -90,7 +89,7 @@ class Death:
     def strike(self) -> None:
         """Let it happen."""
         self.came = True
-        members, power = members_of(self._domain), self._victim.startswith(POWER)
+        members, power = self._domain.split(","), self._victim.startswith(POWER)
         struck = () if self._victim == "us" else members if power else members[:1]
         doomed = [pid for name in struck for pid in hypervisors(self._root, name)]
         if power:
@@ -150,7 +149,7 @@ async def _fails(_actor: Participant | Reverter) -> Change:
 
 async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -> None:
     """Do what is to be interrupted; a verb that begins with FAILING fails at its end, and is rolled back."""
-    domains = members_of(domain)
+    domains = domain.split(",")
     if verb.startswith(FAILING):
         Participant.commit = Reverter.commit = _fails  # type: ignore[assignment,method-assign]
         verb = verb.removeprefix(FAILING)

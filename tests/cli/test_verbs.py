@@ -156,7 +156,7 @@ def test_recover_says_what_was_recovered(
 
     async def recover(_: object, **_limits: object) -> tuple[OperationRecord, ...]:
         await trio.lowlevel.checkpoint()
-        calls.append(OperationRecord("0123abcd", OperationKind.DELETE, "web", "one", "complete", 1000.0, 1001.0))
+        calls.append(OperationRecord("0123abcd", OperationKind.DELETE, ("web",), "one", "complete", 1000.0, 1001.0))
         return tuple(calls)
 
     monkeypatch.setattr("snaporch.orchestrator.recover", recover)
@@ -333,9 +333,9 @@ def test_groups_that_make_no_sense(words: list[str], tmp_path: Path, capsys: pyt
 
 def test_an_operation_has_an_outcome_when_it_has_ended() -> None:
     """One that runs has none."""
-    ran = OperationRecord("0123abcd", OperationKind.CREATE, "web", "one", "streaming", 1000.0)
+    ran = OperationRecord("0123abcd", OperationKind.CREATE, ("web",), "one", "streaming", 1000.0)
     assert output.operation(ran)["outcome"] is None
-    done = OperationRecord("0123abcd", OperationKind.CREATE, "web", "one", "rolled-back", 1000.0, 1001.0)
+    done = OperationRecord("0123abcd", OperationKind.CREATE, ("web",), "one", "rolled-back", 1000.0, 1001.0)
     assert output.operation(done)["outcome"] == "rolled-back"
     assert "1.00 s" in printed(human.operations([ran, done]))
 

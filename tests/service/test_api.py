@@ -52,7 +52,7 @@ async def test_the_whole_story(lab: Lab, autojump_clock: MockClock, threads_hold
         answer = await lab.http.post(f"{WEB}/{url}?wait", json=body)
         assert (answer.status_code, answer.json()["outcome"]) == (200, "complete"), answer.text
     known = (await lab.http.get("/v1/operations?domain=web1")).json()["items"]
-    assert [each["kind"] for each in known] == ["create", "create", "revert", "verify"]
+    assert [each["kind"] for each in known] == ["verify", "revert", "create", "create"]
     assert {each["by"] for each in known} == {"uid:0"}
     assert len({each["id"] for each in known}) == 4
 
@@ -271,7 +271,7 @@ async def test_results_are_kept_for_a_while(
         await lab.http.post(f"{WEB}/snapshots?wait", json={"snapshot": {"name": name}, "flags": ["live"]})
         items = (await lab.http.get("/v1/operations")).json()["items"]
     assert [each["outcome"] for each in items] == ["complete"] * 3
-    assert [each["result"] is not None for each in items] == [False, True, True]
+    assert [each["result"] is not None for each in items] == [True, True, False]
 
 
 async def test_pages(lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
@@ -293,7 +293,7 @@ async def test_pages(lab: Lab, autojump_clock: MockClock, threads_hold_time: Thr
 async def test_operations_come_in_pages(
     lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
-    """Those of this service, in the journal or not, and those of others beside it: all, once, as they began."""
+    """Those of this service, in the journal or not, and those of others beside it: all, once, newest first."""
     names = ["a", "b", "c", "d"]
     for index, name in enumerate(names):
         if index % 2:
@@ -301,7 +301,7 @@ async def test_operations_come_in_pages(
             await lab.http.post("/v1/fsck?wait", json={})
         else:
             await lab.world.orchestrator.create("web1", DomainSnapshot(name), CreateFlag.LIVE)
-    for domain, wanted in (("", ["a", "b", "", "c", "d", ""]), ("&domain=web1", names)):
+    for domain, wanted in (("", ["", "d", "c", "", "b", "a"]), ("&domain=web1", names[::-1])):
         found, after = [], ""
         while True:
             page = (await lab.http.get(f"/v1/operations?limit=2{domain}{after}")).json()

@@ -325,7 +325,7 @@ async def test_a_follower_goes_while_more_comes(served: Served, monkeypatch: pyt
     with trio.fail_after(10), trio.CancelScope() as scope:
         async with served.client.events() as events:
             for number in range(10):
-                served.service.feed.publish(Event("0", "web1", EventKind.PROGRESS, 0.0, "streaming", number))
+                served.service.feed.publish(Event("0", ("web1",), EventKind.PROGRESS, 0.0, "streaming", number))
             assert (await events.receive()).done == 0
             await trio.testing.wait_all_tasks_blocked(0.1)
             if by == "cancelling":
@@ -361,7 +361,7 @@ async def test_slow_clients_hold_nothing_up(served: Served, monkeypatch: pytest.
         while served.service.streams < len(slow):  # noqa: ASYNC110 - nothing tells that a follower has come
             await trio.sleep(0.01)
         for number in range(5_000):
-            served.service.feed.publish(Event("0", "web1", EventKind.PROGRESS, 0.0, "streaming", number))
+            served.service.feed.publish(Event("0", ("web1",), EventKind.PROGRESS, 0.0, "streaming", number))
         for _ in range(50):
             assert (await served.client.domain_info("web1")).name == "web1"
         assert served.service.streams == len(slow)

@@ -13,7 +13,7 @@ from snaporch.service.quiet import PASSAGES, PATIENCE_SECONDS, Quiet
 
 
 def event(number: int, state: str = "streaming", domain: str = "web1", operation: str = "0") -> Event:
-    return Event(operation, domain, EventKind.PROGRESS, 0.0, state, done=number)
+    return Event(operation, (domain,), EventKind.PROGRESS, 0.0, state, done=number)
 
 
 def numbers(data: bytes) -> list[int]:

@@ -11,6 +11,7 @@ export class Problem extends Error {
 }
 
 const PATIENCE = 20; // seconds
+const SHOWN = 100; // operations: the page has no place for more
 const PAGE = 1000; // as many as a page may have
 
 const at = (...parts) => `v1/${parts.map(encodeURIComponent).join("/")}`;
@@ -80,7 +81,12 @@ export class Api {
   whoami = () => this.#get(at("whoami"));
   domains = () => this.#all(at("domains"));
   snapshots = (domain) => this.#all(at("domains", domain, "snapshots"));
-  operations = () => this.#all(at("operations"));
+  /** The newest operations, of one domain or all; and those that run, however old they are. */
+  operations = async (domain) => {
+    const of = domain ? `&domain=${encodeURIComponent(domain)}` : "";
+    const asked = ["", "&outcome=running"].map((more) => this.#get(`${at("operations")}?limit=${SHOWN}${of}${more}`));
+    return (await Promise.all(asked)).flatMap(({ items }) => items);
+  };
   /** As soon as it has ended. */
   ended = (id) => this.#get(`${at("operations", id)}?wait=${PATIENCE}`);
 

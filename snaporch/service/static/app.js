@@ -168,9 +168,9 @@ function Domains({ domains, state, shown }) {
 
 // --- one domain ---
 
-/** Whether an operation is on a domain; that of a group has the names of all. */
+/** Whether an operation is on a domain. */
 function concerns(operation, name) {
-  return operation.domain.split(",").includes(name);
+  return operation.domains.includes(name);
 }
 
 function Legend() {

@@ -67,9 +67,15 @@ export class Store {
 
   async #fetch() {
     const [domains, operations] = await Promise.all([this.#api.domains(), this.#api.operations()]);
-    const known = this.state.operations;
-    this.#set({ domains, operations: by("id", operations.map((each) => ({ ...known[each.id], ...each }))) });
+    const over = Object.fromEntries(Object.entries(this.state.operations).filter(([, { outcome }]) => outcome));
+    this.#set({ domains, operations: this.#with(over, operations) });
     if (domains.some(({ name }) => name === this.shown)) await this.show(this.shown);
+  }
+
+  /** Operations by id, with those that were fetched; of what is known of these, nothing is forgotten. */
+  #with(operations, fetched) {
+    const known = this.state.operations;
+    return { ...operations, ...by("id", fetched.map((each) => ({ ...known[each.id], ...each }))) };
   }
 
   /** As refresh; what fails is seen by the events' connection, which is what says so. */
@@ -81,8 +87,9 @@ export class Store {
   async show(domain) {
     this.shown = domain;
     if (!domain) return;
-    const found = (await this.#api.snapshots(domain)).map(withSize);
-    this.#set({ snapshots: { ...this.state.snapshots, [domain]: found } });
+    const [found, operations] = await Promise.all([this.#api.snapshots(domain), this.#api.operations(domain)]);
+    const snapshots = { ...this.state.snapshots, [domain]: found.map(withSize) };
+    this.#set({ snapshots, operations: this.#with(this.state.operations, operations) });
   }
 
   #happened({ operation: id, kind, state, done, total, time }) {
@@ -102,14 +109,14 @@ export class Store {
   async #ended(id) {
     const operation = await this.#api.ended(id);
     this.take(operation);
-    const what = `${operation.domain}: ${operation.kind} ${operation.subject}`;
+    const what = `${operation.domains.join(", ")}: ${operation.kind} ${operation.subject}`;
     if (operation.outcome !== "complete") this.tell(operation.error?.detail ?? `${what} is ${operation.outcome}`, true);
     else if (operation.kind === "verify") this.#judged(operation);
     else this.tell(`${what} is complete`, false);
     this.#refresh();
   }
 
-  #judged({ domain, subject, result }) {
+  #judged({ domains: [domain], subject, result }) {
     this.#set({ verdicts: { ...this.state.verdicts, [`${domain} ${subject}`]: result } });
     this.tell(result.ok ? `${subject} is what was saved` : `${subject} is damaged`, !result.ok);
   }
