@@ -22,6 +22,10 @@ PURE = [
     "snaporch.images.merge",
     "snaporch.drivers.qemu.command",
     "snaporch.drivers.qemu.attach",
+    "snaporch.drivers.qemu.blocks",
+    "snaporch.drivers.qemu.options",
+    "snaporch.drivers.qemu.hostside",
+    "snaporch.operations.shape",
 ]
 
 

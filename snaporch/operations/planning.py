@@ -388,9 +388,19 @@ def fresh_disks(
         attrs.evolve(disk, path=f"{directory}/{disk.target}.{short(operation)}.qcow2", format="qcow2")
         if disk.target in frozen
         else inside.get(disk.target, disk)
-        for disk in attrs.evolve(domain, definition=record.definition).disks
+        for disk in _media(attrs.evolve(domain, definition=record.definition), record)
     )
     return tuple(disks), frozen
+
+
+def _media(domain: DomainRecord, record: SnapshotRecord) -> Iterable[DeviceDisk]:
+    """Yield a domain's disks; one that is only read has the medium of the point, where that is known."""
+    known = {disk.target: disk for disk in record.shape.disks} if record.shape and record.template else None
+    for disk in domain.disks:
+        if known is None or not disk.readonly:
+            yield disk
+        elif (then := known.get(disk.target)) is not None:
+            yield attrs.evolve(disk, path=then.active, format=then.format)
 
 
 def inside_blocker(record: SnapshotRecord, others: Iterable[SnapshotRecord], needed: Mapping[str, str]) -> str:

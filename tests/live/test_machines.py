@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,7 +14,7 @@ import trio
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qmp import open_qmp
-from snaporch.errors import Refused
+from snaporch.errors import ConnectionGone, Refused
 from snaporch.model.domain import MachineShape
 from snaporch.model.rfc import DomainSnapshot, RevertFlag
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -64,9 +64,16 @@ class Lab:
         process = subprocess.Popen(command, cwd=self.place, stdin=subprocess.DEVNULL, start_new_session=True)
         self._processes.append(process)
         with trio.fail_after(SECONDS):
-            while not self.socket.exists():
+            while not await self._answers():
                 assert process.poll() in {None, 0}, "QEMU does not start"
                 await trio.sleep(0.02)
+
+    async def _answers(self) -> bool:
+        try:
+            async with open_qmp(self.socket, label=NAME) as qmp:
+                return bool(await qmp.execute("query-status"))
+        except ConnectionGone:
+            return False
 
     async def attach(self) -> None:
         """Attach to it."""
@@ -97,6 +104,20 @@ class Lab:
         assert await self.shape() == before
         assert await self.orch.catalog.domain(NAME) == record
 
+    async def check_goes_back(self) -> None:
+        """Assert that a revert leads to the same machine, on fresh overlays where it writes."""
+        await self.attach()
+        before = await self.shape()
+        await self.create()
+        await self.revert()
+        after = await self.shape()
+        assert (after.memory, after.vcpus, after.devices) == (before.memory, before.vcpus, before.devices)
+        for old, new in zip(before.disks, after.disks, strict=True):
+            assert (new.target, new.readonly, new.virtual_size) == (old.target, old.readonly, old.virtual_size)
+            assert new.chain[0 if old.readonly else 1 :] == old.chain, new
+        async with open_qmp(self.socket, label=NAME) as qmp:
+            await qmp.execute("query-status")  # in its old place
+
     async def end(self) -> None:
         """End what was started, and what has taken its place."""
         for process in self._processes:
@@ -125,30 +146,114 @@ def blockdev(**options: object) -> tuple[str, str]:
     return "-blockdev", json.dumps({key.replace("_", "-"): value for key, value in options.items()})
 
 
-def file_node(path: str) -> dict[str, str]:
-    return {"driver": "file", "filename": path}
+def node(driver: str, path: str, **more: object) -> tuple[str, ...]:
+    """Return a -blockdev with a file inside, and a device on it."""
+    file = {"driver": "file", "filename": path}
+    return *blockdev(driver=driver, node_name="n0", file=file, **more), "-device", "virtio-blk-pci,drive=n0,id=vda"
 
 
-async def test_backing_null(lab: Lab) -> None:
-    """As libvirt writes the last layer of a chain: kept, it would cut the new overlay off from what it is over."""
-    image = lab.image("a.qcow2")
-    await lab.start(
-        *blockdev(driver="file", filename=image, node_name="s1"),
-        *blockdev(driver="qcow2", file="s1", node_name="f1", backing=None),
-        *("-device", "virtio-blk-pci,drive=f1,id=vda"),
+def libvirt(lab: Lab) -> tuple[str, ...]:
+    """As libvirt writes a chain: each file and each layer a node, and the last one cut off with a null."""
+    base = lab.image("base.qcow2")
+    top = lab.image("top.qcow2", base=base)
+    return (
+        *blockdev(driver="file", filename=base, node_name="libvirt-2-storage", read_only=True),
+        *blockdev(driver="qcow2", file="libvirt-2-storage", node_name="libvirt-2", read_only=True, backing=None),
+        *blockdev(driver="file", filename=top, node_name="libvirt-1-storage", auto_read_only=True, discard="unmap"),
+        *blockdev(driver="qcow2", file="libvirt-1-storage", node_name="libvirt-1", backing="libvirt-2"),
+        *("-device", json.dumps({"driver": "virtio-blk-pci", "drive": "libvirt-1", "id": "vda", "bootindex": 1})),
     )
-    await lab.attach()
-    await lab.create()
-    await lab.check_refused(r"vda is to be on .* over .*a\.qcow2, and is on ")
 
 
-async def test_file_without_format(lab: Lab) -> None:
-    """A raw disk without a format layer: the new one would show the guest the overlay's own header."""
-    image = lab.image("a.raw", "raw")
-    await lab.start("-blockdev", f"driver=file,node-name=n0,filename={image}", "-device", "virtio-blk-pci,drive=n0")
+def configured(lab: Lab) -> tuple[str, ...]:
+    """All in a file."""
+    text = f'[drive "d0"]\n  if = "virtio"\n  file = "{lab.image("a.qcow2")}"\n[memory]\n  size = "48"\n'
+    (lab.place / "vm.cfg").write_text(text)
+    return "-readconfig", "vm.cfg"
+
+
+TYPED = "driver=qcow2,node-name=n0,detect-zeroes=on,l2-cache-size=1048576,file.driver=file,file.locking=off"
+
+# Command lines that a machine comes back with.
+STYLES: dict[str, Callable[[Lab], Sequence[str]]] = {
+    "libvirt": libvirt,
+    "backing null": lambda lab: node("qcow2", lab.image("a.qcow2"), backing=None),
+    "raw without a layer": lambda lab: (
+        *("-blockdev", f"driver=file,node-name=n0,filename={lab.image('a.raw', 'raw')}"),
+        *("-device", "virtio-blk-pci,drive=n0"),
+    ),
+    "key=value": lambda lab: (
+        *("-blockdev", f"{TYPED},file.filename={lab.image('a.qcow2')}"),
+        *("-device", "virtio-blk-pci,drive=n0"),
+    ),
+    "cdrom": lambda lab: (
+        *("-cdrom", lab.image("x.iso", "raw")),
+        *("-drive", f"driver=qcow2,if=virtio,file={lab.image('a.qcow2')}"),
+    ),
+    "dotted": lambda lab: (
+        *("-drive", f"if=none,id=d0,driver=qcow2,file.driver=file,file.filename={lab.image('a.qcow2')}"),
+        *("-device", "virtio-blk-pci,drive=d0"),
+    ),
+    "prefix, relative": lambda lab: ("-drive", f"if=virtio,file=file:{Path(lab.image('a.qcow2')).name}"),
+    "short": lambda lab: ("-hda", lab.image("a.qcow2"), "-hdb", lab.image("b,1.qcow2")),
+    "configured": configured,
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_a_machine_that_comes_back(lab: Lab, style: str) -> None:
+    await lab.start(*STYLES[style](lab), machine="pc" if style == "short" else "q35")
+    await lab.check_goes_back()
+
+
+async def test_media(lab: Lab) -> None:
+    """A medium that was changed since the start is the one of the point; one that was taken out is out."""
+    first, second = lab.image("one.iso", "raw"), lab.image("two.iso", "raw")
+    await lab.start(*("-drive", f"if=none,id=cd,media=cdrom,file={first}", "-device", "ide-cd,drive=cd,id=cd0"))
+    await lab.attach()
+    for command, image in (("blockdev-change-medium", second), ("eject", "")):
+        async with open_qmp(lab.socket, label=NAME) as qmp:
+            await qmp.execute(command, {"id": "cd0"} | ({"filename": image} if image else {"force": True}))
+        before = await lab.shape()
+        name = f"c-{command}"
+        await lab.create(name)
+        await lab.revert(name)
+        assert [disk.chain for disk in (await lab.shape()).disks] == [disk.chain for disk in before.disks]
+
+
+async def test_pretty(lab: Lab) -> None:
+    """A monitor that writes for people."""
+    pretty = ("-qmp-pretty", f"unix:{lab.socket},server=on,wait=off")
+    await lab.start("-drive", f"if=virtio,file={lab.image('a.qcow2')}", *pretty, qmp=False)
+    await lab.check_goes_back()
+
+
+async def test_logs_are_appended_to(lab: Lab) -> None:
+    """In whichever way they are written."""
+    logs = {name: lab.place / f"{name}.log" for name in ("serial", "debug", "chardev")}
+    await lab.start(
+        *("-serial", f"file:{logs['serial']}", "-debugcon", f"file:{logs['debug']}"),
+        *("-chardev", f"null,id=c1,logfile={logs['chardev']}", "-device", "isa-serial,chardev=c1,index=1"),
+    )
+    for path in logs.values():
+        path.write_text("before\n")
+    await lab.check_goes_back()
+    assert {path.read_text() for path in logs.values()} == {"before\n"}
+
+
+async def test_shared_memory(lab: Lab) -> None:
+    """A file that the memory is shared by is the running guest's alone; a new one takes its name with its place."""
+    path = lab.place / "ram"
+    memory = f"memory-backend-file,id=m0,size=32M,share=on,mem-path={path}"
+    await lab.start("-object", memory, machine="q35,memory-backend=m0")
     await lab.attach()
     await lab.create()
-    await lab.check_refused("is to be read as qcow2, and is read as raw")
+    inode = path.stat().st_ino
+    await lab.orch.verify(NAME, "c1")
+    assert path.stat().st_ino == inode
+    await lab.revert()
+    assert path.stat().st_ino != inode
+    assert sorted(each.name for each in lab.place.glob("ram*")) == ["ram"]
 
 
 async def test_plugged_in(lab: Lab) -> None:

@@ -98,7 +98,7 @@ def test_event_without_data_and_with_time() -> None:
     [
         b"SSH-2.0-OpenSSH_9.2",
         b"",
-        b"{",
+        b"{1}",
         b'"text"',
         b"[]",
         b"{}",
@@ -206,3 +206,15 @@ def test_imports_no_io() -> None:
     )
     wire = Path(sys.modules[Decoder.__module__].__file__ or "")
     subprocess.run([sys.executable, "-c", program, wire, wire.parents[2]], check=True)
+
+
+def test_what_is_written_for_people() -> None:
+    """Of ``-qmp-pretty`` a message is many lines; however the bytes are cut, and up to the limit."""
+    text = json.dumps(json.loads(GREETING), indent=4).encode().replace(b"\n", b"\r\n") + b"\r\n"
+    for size in (1, 7, len(text)):
+        decoder = Decoder()
+        pieces = [(text * 2)[start : start + size] for start in range(0, 2 * len(text), size)]
+        found = [message for piece in pieces for message in decoder.feed(piece)]
+        assert found == Decoder().feed(GREETING) * 2
+    with pytest.raises(ProtocolError, match="more than"):
+        Decoder(len(text) // 2).feed(text)

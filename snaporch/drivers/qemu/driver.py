@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -18,8 +20,10 @@ from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan, Writer
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.trace import is_block_device
-from snaporch.drivers.qemu import attach, kvm
+from snaporch.drivers.qemu import attach, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
+from snaporch.drivers.qemu.options import expand, parse
+from snaporch.drivers.qemu.surroundings import foreign, untrusted
 from snaporch.drivers.qmp import open_qmp
 from snaporch.drivers.qmp.machine import QemuMachine, image_file
 from snaporch.drivers.qmp.process import CONTROL, QemuProcess
@@ -61,13 +65,13 @@ def _listening(directory: Path, *names: str) -> Iterator[list[int]]:
             listener.close()
 
 
-def _spawn(command: list[str], fds: list[int], log: Path) -> int:
+def _spawn(command: attach.Relaunch, fds: list[int], log: Path) -> int:
     """Start a process in a session of its own, its words appended to `log`; return its id."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     return os.posix_spawnp(
-        command[0],
-        command,
-        os.environ,
+        command.argv[0],
+        command.argv,
+        os.environ | command.environment,
         setsid=True,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -98,18 +102,40 @@ class QemuDriver(Driver):
             return definition.accel
         return "tcg" if await kvm.cached_probe(emulator) else "kvm"
 
-    async def _command(self, launch: Launch, fds: list[int]) -> list[str]:
+    def _like(self, template: QemuProcess, launch: Launch, fds: list[int]) -> attach.Relaunch:
+        """Return how a process like an attached one is started, in the surroundings that that one had."""
+        made = attach.relaunch(
+            template,
+            launch.definition.disks,
+            launch.disks,
+            fds=fds,
+            pidfile=str(launch.directory / PID),
+            incoming=launch.incoming,
+            isolated=launch.isolated,
+            suffix=f".{launch.directory.name}",
+        )
+        wanted: dict[str, Any] = {"cwd": template.cwd}
+        program = made.argv[0]
+        if template.surroundings:
+            wanted |= template.surroundings | {"cwd": template.cwd}
+            program = template.surroundings["program"]
+        else:  # attached to by an earlier version
+            program = shutil.which(program) or program
+        if not os.access(program, os.X_OK):
+            raise Unsupported(f"QEMU's program {program} is not there any more")
+        if why := untrusted(program):
+            raise Unsupported(why)
+        wanted |= {"program": program, "private_network": made.private_network}
+        return attrs.evolve(
+            made,
+            argv=(sys.executable, "-I", "-S", launcher.__file__, *made.argv),
+            environment={"SNAPORCH_SURROUNDINGS": json.dumps(wanted)},
+        )
+
+    async def _command(self, launch: Launch, fds: list[int]) -> attach.Relaunch:
         pidfile = str(launch.directory / PID)
         if launch.template is not None:
-            template = QemuProcess.of(launch.template)
-            return attach.relaunch(
-                attach.isolated_process(template) if launch.isolated else template,
-                launch.definition.disks,
-                launch.disks,
-                fds=fds,
-                pidfile=pidfile,
-                incoming=launch.incoming,
-            )
+            return self._like(QemuProcess.of(launch.template), launch, fds)
         emulator = launch.definition.emulator or default_emulator()
         if shutil.which(emulator) is None:
             raise Unsupported(f"{emulator} is not installed (Debian: apt install qemu-system-x86)")
@@ -125,7 +151,7 @@ class QemuDriver(Driver):
             agent=fds[2] if definition.guest_agent else None,
             devices={disk.path for disk in launch.disks if is_block_device(disk.path)},
         )
-        return [emulator, *arguments]
+        return attach.Relaunch((emulator, *arguments))
 
     async def launch(self, launch: Launch) -> Handle:
         """See Driver."""
@@ -138,8 +164,6 @@ class QemuDriver(Driver):
         with _listening(launch.directory, CONTROL, QUERY, *agent) as fds:
             command = await self._command(launch, fds)
             template = QemuProcess.of(launch.template) if launch.template is not None else None
-            if template is not None:  # relative paths are relative to where the first one was started
-                command = ["env", "-C", template.cwd, *command]
             pid = _spawn(command, fds, log)
         made = QemuProcess(
             process.process_of(pid) or process.LocalProcess(pid, 0),
@@ -148,6 +172,8 @@ class QemuDriver(Driver):
             argv=template.argv if template else (),
             cwd=template.cwd if template else "/",
             directory=str(launch.directory),
+            surroundings=template.surroundings if template else {},
+            renames=command.renames,
         )
         handle = made.handle(self.name)
         try:
@@ -232,9 +258,11 @@ class QemuDriver(Driver):
         before, after = QemuProcess.of(old), QemuProcess.of(new)
         if not before.attached or not after.attached:
             return new
-        if os.path.exists(after.socket):  # else that was done before a crash of ours
-            os.replace(after.socket, before.socket)
-        return attrs.evolve(after, socket=before.socket).handle(self.name)
+        # What is not there any more was renamed before a crash of ours.
+        for made, final in ((after.socket, before.socket), *after.renames):
+            if os.path.exists(made):
+                os.replace(made, final)
+        return attrs.evolve(after, socket=before.socket, renames=()).handle(self.name)
 
     async def alive(self, handle: Handle) -> bool:
         """See Driver."""
@@ -267,6 +295,8 @@ class QemuDriver(Driver):
             if pid is None or found is None:
                 raise Refused(f"{name}: the process at the other end of {path} cannot be seen")
             argv, cwd = process.command_line(pid), os.readlink(f"/proc/{pid}/cwd")
+            if why := foreign(pid):
+                raise Refused(f"{name}: QEMU (process {pid}) cannot be taken charge of: {why}")
             if "qemu" not in os.path.basename(argv[0]):
                 # The kernel names whoever made the socket: a manager may have handed it to its QEMU.
                 raise Refused(
@@ -280,7 +310,14 @@ class QemuDriver(Driver):
                     if before is None:
                         raise Refused(f"{name}: cannot see where {relative[0]} is: start it with absolute paths")
                     cwd = before
-            made = QemuProcess(found, path, attached=True, argv=argv, cwd=cwd)
+            made = QemuProcess(
+                found,
+                path,
+                attached=True,
+                argv=_expanded(argv, cwd),
+                cwd=cwd,
+                surroundings=attrs.asdict(surroundings.look(pid)),
+            )
             async with QemuMachine(qmp, made).opened() as machine:
                 disks = tuple(
                     DeviceDisk(disk.target, disk.active, disk.format, disk.readonly)
@@ -307,6 +344,15 @@ class QemuDriver(Driver):
         )
         findings["userfaultfd"] = _userfaultfd()
         return findings
+
+
+def _expanded(argv: tuple[str, ...], cwd: str) -> tuple[str, ...]:
+    """Return a command line with what the files for -readconfig say in place of that."""
+    try:
+        options = list(expand(parse(argv), lambda name: Path(cwd, name).read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"a file that QEMU was started with cannot be read: {error}") from None
+    return (argv[0], *(word for option in options for word in option.words()))
 
 
 def _agent_of(process: QemuProcess) -> str:

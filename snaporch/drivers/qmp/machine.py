@@ -51,6 +51,7 @@ _LEFT_PAUSED = (
     "the guest has not run since its last checkpoint, and this QEMU cannot save its memory again before it has; "
     "resume it first"
 )
+_PROTOCOLS = frozenset({"file", "host_device", "host_cdrom"})  # a disk on one has no format layer
 _GUEST_NAME = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+")
 
 
@@ -136,13 +137,18 @@ class QemuMachine(Machine):
             background=not blocker,
             background_blocker=blocker,
             precopy_caveat=_LOSES_PAGES if tcg and "mapped-ram" not in names else "",
-            memory_blocker=_LEFT_PAUSED if status == "postmigrate" else "",
+            memory_blocker=_LEFT_PAUSED if status == "postmigrate" else await self._memory_blocker(),
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},
             versions={"machine": machine.removesuffix("-machine")},
             ram=memory["base-memory"],
             agent=bool(self._agent),
             features=tuple(sorted(names | ({"blockdev-set-active"} & commands))),
         )
+
+    async def _memory_blocker(self) -> str:
+        """Return why QEMU cannot save this machine's memory now, in its words, or an empty string."""
+        reasons = (await self.qmp.execute("query-migrate")).get("blocked-reasons", [])
+        return f"QEMU cannot save its memory: {'; '.join(reasons)}" if reasons else ""
 
     async def _background_blocker(self) -> str:
         """Return QEMU's reason against a background snapshot: it checks when the capability is set."""
@@ -169,16 +175,21 @@ class QemuMachine(Machine):
     async def disks(self) -> tuple[DiskStatus, ...]:
         """See Machine."""
         found: dict[str, DiskStatus] = {}
+        taken: set[str] = set()
         for block in await self.qmp.execute("query-block"):
-            if (inserted := block.get("inserted")) is None:
+            inserted = block.get("inserted")
+            if inserted is None and not block.get("qdev"):
+                continue  # a drive that no device uses
+            target = _target_of(block, taken, ours=not self._process.attached)
+            taken.add(target)  # also where there is no medium: the others keep their names when it is taken out
+            if inserted is None:
                 continue
-            target = _target_of(block, set(found), ours=not self._process.attached)
             image = inserted["image"]
             chain = tuple(_chain(image, self._process.cwd))
             found[target] = DiskStatus(
                 target=target,
                 active=chain[0],
-                format="raw" if inserted["drv"] in {"file", "host_device"} else inserted["drv"],
+                format="raw" if inserted["drv"] in _PROTOCOLS else inserted["drv"],
                 readonly=inserted["ro"],
                 virtual_size=image["virtual-size"],
                 chain=chain,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -25,6 +26,8 @@ class QemuProcess:
         argv: see `attached`; empty where snaporch started it.
         cwd: the directory that relative paths in `argv` are relative to.
         directory: that it was launched with; empty where something else started it.
+        surroundings: of an attached one: beside its command line, what a process like it needs; JSON.
+        renames: files that it has made under another name, and the names that they take with another one's place.
     """
 
     local: LocalProcess
@@ -33,6 +36,8 @@ class QemuProcess:
     argv: tuple[str, ...] = ()
     cwd: str = "/"
     directory: str = ""
+    surroundings: dict[str, Any] = attrs.field(factory=dict)
+    renames: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, handle: Handle) -> QemuProcess:
@@ -49,9 +54,15 @@ class QemuProcess:
             data.get("cwd", "/"),
             # Version 0.1 did not keep it.
             data.get("directory", directory if launched else ""),
+            data.get("surroundings", {}),
+            tuple((made, final) for made, final in data.get("renames", ())),
         )
 
     def handle(self, driver: str) -> Handle:
         """Return the handle of the process."""
         data = attrs.asdict(self.local) | attrs.asdict(self, filter=lambda field, _: field.name != "local")
-        return Handle(driver, f"{self.local.pid}:{self.local.started}", data | {"argv": list(self.argv)})
+        return Handle(
+            driver,
+            f"{self.local.pid}:{self.local.started}",
+            data | {"argv": list(self.argv), "renames": list(self.renames)},
+        )

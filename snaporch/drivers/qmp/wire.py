@@ -79,15 +79,19 @@ class Decoder:
     """Turns bytes, cut anywhere, into messages.
 
     Args:
-        limit: the longest line, in bytes without its newline, that is accepted.
+        limit: the longest message, in bytes without its newline, that is accepted.
+
+    A message is a line or, of a monitor that is to be read by people (``-qmp-pretty``), the lines from one with
+    nothing but a brace to the next one such.
     """
 
-    __slots__ = ("_broken", "_limit", "_tail")
+    __slots__ = ("_broken", "_limit", "_pretty", "_tail")
 
     def __init__(self, limit: int = LINE_LIMIT) -> None:
         self._limit = limit
         # The line that is not ended yet; it holds no newline, which is why it is never searched again.
         self._tail = bytearray()
+        self._pretty = bytearray()  # the lines of a message that is not ended yet
         self._broken: str | None = None
 
     def feed(self, data: bytes | bytearray) -> list[Message]:
@@ -104,7 +108,8 @@ class Decoder:
             try:
                 # Not a comprehension or `extend`: what precedes a bad line must survive it.
                 for line in self._lines(data):
-                    messages.append(_parse(line))  # noqa: PERF401
+                    if (whole := self._whole(line)) is not None:
+                        messages.append(_parse(whole))  # noqa: PERF401
             except ProtocolError as error:
                 self._broken = str(error)
                 self._tail = bytearray()
@@ -126,9 +131,19 @@ class Decoder:
         self._check_room(len(data) - start)
         self._tail += data[start:]
 
+    def _whole(self, line: bytes | bytearray) -> bytes | bytearray | None:
+        """Return the message that a line completes."""
+        if not self._pretty and line.rstrip() != b"{":
+            return line
+        self._pretty += line
+        if line.rstrip() != b"}":
+            return None
+        message, self._pretty = self._pretty, bytearray()
+        return message
+
     def _check_room(self, more: int) -> None:
         # Before the bytes are added, never after: a peer that sends no newline must not fill our memory.
-        if len(self._tail) + more > self._limit:
+        if len(self._tail) + len(self._pretty) + more > self._limit:
             raise ProtocolError(f"a line of more than {self._limit:,} bytes")
 
 

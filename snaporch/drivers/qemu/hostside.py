@@ -1,0 +1,435 @@
+"""What a QEMU's command line holds of the host, what a second process gets in its place, and what it cannot get.
+
+Logs go on in the same files, never cut. What one process alone can have (a port, a socket's path, a tap interface)
+keeps a second one from coming up beside the first. A *trial*, a throw-away copy that shows whether memory loads,
+has a *stand-in* for it: an interface in a private network namespace, character devices connected to nothing, memory
+that is not shared. What there is no stand-in for, or what no process can be started with again, is said with
+the word of the command line that stands in the way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import attrs
+
+from snaporch.drivers.qemu.options import Keys, Option, Tree
+
+_DROPPED = frozenset({"S", "daemonize", "pidfile", "incoming", "loadvm", "D"})
+# Options whose value is a character device in its old form: "unix:/path,server", "file:/path", "pty", …
+_STREAMS = frozenset({"serial", "parallel", "monitor", "debugcon", "qmp", "qmp-pretty"})
+_MONITORS = frozenset({"monitor", "qmp", "qmp-pretty", "gdb", "s", "mon"})
+_REFUSED = {
+    "snapshot": "its disks are temporary files that cannot be followed",
+    "preconfig": "its machine is not built yet",
+    "chroot": "it cannot open files any more",
+    "xen-domid": "it serves a Xen domain",
+    "xen-attach": "it serves a Xen domain",
+    "qtest": "it is driven from outside, by qtest",
+    "dump-vmstate": "it would only write a file and end",
+    "semihosting": "the guest can reach files of the host",
+    "semihosting-config": "the guest can reach files of the host",
+    "add-fd": "it was started with inherited descriptors",
+    "set": "it changes other options, in words that are not followed",
+}
+_DEVICES_OF_THE_HOST = {
+    "vfio-pci": "a device of the host, whose state cannot be saved",
+    "usb-host": "a device of the host, whose state cannot be saved",
+    "vhost-user-blk-pci": "its disk is in another process, and no snapshot would hold it",
+    "vhost-user-scsi-pci": "its disks are in another process, and no snapshot would hold them",
+    "vhost-scsi-pci": "its disks are in the kernel, and no snapshot would hold them",
+    "vhost-user-fs-pci": "a folder of the host, which another process serves",
+}
+_FD_KEYS = frozenset({"fd", "fds", "vhostfd", "vhostfds", "sock_fd"})
+
+
+@attrs.frozen
+class Held:
+    """Something of the host that one process alone can have.
+
+    Attributes:
+        what: in words, for example ``port 127.0.0.1:2222``.
+        word: the option that says so.
+        stand_in: what a trial has in its place; empty: there is nothing.
+        again: a process that takes this one's place can have it, once this one is gone.
+    """
+
+    what: str
+    word: str
+    stand_in: str = "a private one"
+    again: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.word})"
+
+
+# --- character devices ---------------------------------------------------------------------------------------
+
+
+def _stream(text: str) -> Keys:
+    """Return a character device in its old form as the keys of a -chardev (qemu_chr_parse_compat)."""
+    text = text.removeprefix("mon:")
+    kind, _, rest = text.partition(":")
+    if kind == "unix":
+        return Keys((("backend", "socket"), *Keys.parse(rest, "path").pairs))
+    if kind in {"tcp", "telnet", "websocket", "tn3270"}:
+        address = Keys.parse(rest, "address")
+        host, _, port = address.get("address").rpartition(":")
+        return address.without(lambda key: key == "address").having(backend="socket", host=host, port=port)
+    if kind == "udp":
+        local = rest.partition("@")[2].rpartition(":")
+        return Keys((("backend", "udp"), ("localaddr", local[0]), ("localport", local[2])))
+    if kind in {"file", "pipe"}:
+        return Keys((("backend", kind), ("path", rest)))
+    if text.startswith("/dev/"):
+        return Keys((("backend", "serial"), ("path", text)))
+    return Keys((("backend", kind.partition(",")[0]),))
+
+
+def character_device(option: Option) -> Keys | None:
+    """Return the character device that an option makes, as the keys of a -chardev."""
+    value = option.value or ""
+    if option.name == "chardev":
+        return Keys.parse(value, "backend")
+    if option.name == "s":
+        return _stream("tcp::1234,server=on")
+    if option.name == "gdb":
+        return _stream(f"{value},server=on")
+    if option.name in _STREAMS and not value.startswith("chardev:"):
+        return _stream(value)
+    return None
+
+
+def unix_server(option: Option, cwd: str) -> str | None:
+    """Return the path of the unix socket that an option makes QEMU listen on."""
+    device = character_device(option)
+    if device is None or device.get("backend") != "socket" or not device.is_on("server"):
+        return None
+    path = device.get("path")
+    return os.path.normpath(os.path.join(cwd, path)) if path else None
+
+
+def _held_by_stream(device: Keys, option: Option, cwd: str) -> Iterator[Held]:
+    backend, word = device.get("backend"), option.text
+    if path := unix_server(option, cwd):
+        yield Held(f"socket {path}", word)
+    elif backend == "socket" and device.is_on("server") and "port" in device and "to" not in device:
+        yield Held(f"port {device.get('host')}:{device.get('port')}", word, "one in a private network")
+    elif backend == "udp" and device.get("localport"):
+        yield Held(f"port {device.get('localaddr')}:{device.get('localport')}", word, "one in a private network")
+    elif backend in {"pipe", "serial", "parallel", "tty", "parport"}:
+        yield Held(f"{backend} {device.get('path')}", word, "none")
+    if _FD_KEYS & {key for key, _ in device.pairs}:
+        yield Held("an inherited descriptor", word, "none", again=False)
+
+
+# --- networks, screens, devices ------------------------------------------------------------------------------
+
+
+def _held_by_network(option: Option, cwd: str) -> Iterator[Held]:
+    value, word = option.value or "", option.text
+    tree = Tree.parse(value, "type")
+    kind = tree.get("type")
+    if _FD_KEYS & tree.options.keys() or _address(tree.options, "fd"):
+        yield Held("an inherited descriptor", word, "an interface in a private network", again=False)
+    if kind == "tap" and tree.get("ifname"):
+        yield Held(f"interface {tree.get('ifname')}", word, "one in a private network")
+    for port in _forwards(value, tree):
+        yield Held(f"port {port}", word, "one in a private network")
+    if kind == "socket" and (port := tree.get("listen") or tree.get("udp")):
+        yield Held(f"port {port}", word, "one in a private network")
+    if kind in {"stream", "dgram"} and (kind == "dgram" or tree.get("server") in {"on", "true", "yes"}):
+        address = tree.options.get("addr" if kind == "stream" else "local")
+        if isinstance(address, dict) and address.get("type") == "inet":
+            yield Held(f"port {address.get('host')}:{address.get('port')}", word, "one in a private network")
+        elif isinstance(address, dict) and address.get("type") == "unix":
+            path = os.path.normpath(os.path.join(cwd, str(address.get("path"))))
+            yield Held(f"socket {path}", word)
+
+
+def _address(options: dict[str, Any], kind: str) -> bool:
+    return any(isinstance(each, dict) and each.get("type") == kind for each in options.values())
+
+
+def _forwards(value: str, tree: Tree) -> list[str]:
+    """Return what a user network forwards from the host."""
+    if not tree.json:
+        return Keys.parse(value, "type").all("hostfwd")
+    found = tree.options.get("hostfwd", [])
+    return [str(each.get("str", each) if isinstance(each, dict) else each) for each in found]
+
+
+def _held_by_screen(option: Option, cwd: str) -> Iterator[Held]:
+    keys = Keys.parse(option.value or "", "vnc" if option.name == "vnc" else "port")
+    if option.name == "vnc":
+        address = keys.get("vnc")
+        if address.startswith("unix:"):
+            yield Held(f"socket {os.path.join(cwd, address[5:])}", option.text)
+        elif (display := address.rpartition(":")[2]).isdecimal() and "to" not in keys and not keys.is_on("reverse"):
+            yield Held(f"port {5900 + int(display)}", option.text, "one in a private network")
+        return
+    for key in ("port", "tls-port"):
+        if key in keys:
+            yield Held(f"port {keys.get(key)}", option.text, "none")
+    if keys.is_on("unix"):
+        yield Held(f"socket {os.path.join(cwd, keys.get('addr'))}", option.text, "none")
+
+
+def _held_by_device(option: Option) -> Iterator[Held]:
+    tree = Tree.parse(option.value or "", "driver")
+    if tree.get("driver").startswith("vhost-vsock") and (cid := tree.get("guest-cid")):
+        yield Held(f"vsock address {cid}", option.text, "another address")
+    if _FD_KEYS & tree.options.keys():
+        yield Held("an inherited descriptor", option.text, "", again=False)
+
+
+def holds(options: Iterable[Option], cwd: str, control: str) -> list[Held]:
+    """Return what one process alone can have of all that options make QEMU take.
+
+    Args:
+        options: all of a command line.
+        cwd: what relative paths are relative to.
+        control: the socket that snaporch uses, which each process has in turn.
+    """
+    found: list[Held] = []
+    tpm: dict[str, str] = {}
+    for option in options:
+        if (device := character_device(option)) is not None:
+            if unix_server(option, cwd) != control:
+                found += _held_by_stream(device, option, cwd)
+            if option.name == "chardev":
+                tpm[device.get("id")] = device.get("path")
+        elif option.name in {"netdev", "nic", "net"}:
+            found += _held_by_network(option, cwd)
+        elif option.name in {"vnc", "spice"}:
+            found += _held_by_screen(option, cwd)
+        elif option.name == "device":
+            found += _held_by_device(option)
+        elif option.name == "tpmdev":
+            tree = Tree.parse(option.value or "", "type")
+            path = tpm.get(tree.get("chardev"), "")
+            found.append(Held(f"TPM {path}", option.text, "", again=False))
+        elif option.name == "drive" and Keys.parse(option.value or "", "file").is_on("copy-on-read"):
+            found.append(
+                Held("the right to write to its images (copy-on-read)", option.text, "a copy that does not")
+            )
+    return found
+
+
+def refusal(options: Iterable[Option]) -> str:
+    """Return why no process like this one can be started at all, or an empty string."""
+    for option in options:
+        if why := _REFUSED.get(option.name):
+            return f"QEMU was started with {option.text}: {why}"
+        value = option.value or ""
+        if option.name == "run-with" and "chroot" in Keys.parse(value):
+            return f"QEMU was started with {option.text}: {_REFUSED['chroot']}"
+        if option.name == "icount" and "rr" in Keys.parse(value, "shift"):
+            return f"QEMU was started with {option.text}: what it records or replays cannot be gone back in"
+        if option.name == "device":
+            driver = Tree.parse(value, "driver").get("driver")
+            if why := _DEVICES_OF_THE_HOST.get(driver) or _DEVICES_OF_THE_HOST.get(f"{driver}-pci"):
+                return f"QEMU was started with {option.text}: {why}"
+        if option.name == "tpmdev" and Tree.parse(value, "type").get("type") == "passthrough":
+            return f"QEMU was started with {option.text}: the state of the host's TPM cannot be saved"
+    return ""
+
+
+def folders(options: Iterable[Option]) -> list[str]:
+    """Return the folders of the host that the guest sees: they are in no snapshot."""
+    shared = (Keys.parse(each.value or "", "fsdriver") for each in options if each.name in {"virtfs", "fsdev"})
+    return [keys.get("path") for keys in shared if "path" in keys]
+
+
+# --- the next process ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Followed:
+    """How a process that is to take the place of another is started.
+
+    Attributes:
+        options: what it is started with.
+        renames: files that it makes under another name, and the names that they are to take with its place.
+    """
+
+    options: tuple[Option, ...]
+    renames: tuple[tuple[str, str], ...] = ()
+
+
+def follow(options: Sequence[Option], cwd: str, control: str, suffix: str) -> Followed:
+    """Return how the next process is started: logs are appended to, what is one process's own is another's.
+
+    Args:
+        options: the command line, its disks on other images already.
+        cwd: what relative paths are relative to.
+        control: the socket that snaporch uses; its monitor is left out.
+        suffix: of the names of files that the new process has in place of the old one's.
+    """
+    monitors = {
+        Keys.parse(option.value or "", "backend").get("id")
+        for option in options
+        if option.name == "chardev" and unix_server(option, cwd) == control
+    }
+    found: list[Option] = []
+    renames: list[tuple[str, str]] = []
+    for number, option in enumerate(options):
+        value = option.value or ""
+        if option.name in _DROPPED or unix_server(option, cwd) == control:
+            continue
+        if option.name == "mon" and Keys.parse(value, "chardev").get("chardev") in monitors:
+            continue
+        if option.name == "object" and (path := _shared_file(value, cwd)):
+            tree = Tree.parse(value, "qom-type")
+            tree.options["mem-path"] = path + suffix
+            renames.append((path + suffix, path))
+            found.append(Option("object", tree.text()))
+            continue
+        found += _appending(option, number)
+    return Followed(tuple(found), tuple(renames))
+
+
+def _shared_file(value: str, cwd: str) -> str:
+    """Return the file that memory is shared by, or an empty string."""
+    tree = Tree.parse(value, "qom-type")
+    if tree.get("qom-type") != "memory-backend-file" or tree.get("share") not in {"on", "true", "yes"}:
+        return ""
+    path = os.path.join(cwd, tree.get("mem-path"))
+    return "" if os.path.isdir(path) or path.startswith("/dev/dax") else path
+
+
+def _appending(option: Option, number: int) -> tuple[Option, ...]:
+    """Return an option so that it appends to the logs that it writes."""
+    device, value = character_device(option), option.value or ""
+    if option.name == "trace":
+        return (Option("trace", re.sub(r"(^|,)file=[^,]*", "", value)),)
+    if device is None:
+        return (option,)
+    new = device
+    if device.get("backend") == "file" and "append" not in device:
+        new = new.having(append="on")
+    if "logfile" in device and "logappend" not in device:
+        new = new.having(logappend="on")
+    if new == device:
+        return (option,)
+    if option.name == "chardev":
+        return (Option("chardev", new.text()),)
+    if option.name == "debugcon":  # what QEMU makes of it, with names of its own
+        chardev = Option("chardev", new.having(id="debugcon").text())
+        return chardev, Option("device", "isa-debugcon,id=debugcon,chardev=debugcon")
+    name = f"snaporch-{option.name}-{number}"
+    return Option("chardev", new.having(id=name).text()), Option(option.name, f"chardev:{name}")
+
+
+# --- a trial -------------------------------------------------------------------------------------------------
+
+
+def isolate(options: Iterable[Option]) -> Iterator[Option]:
+    """Yield the options of a throw-away copy: all that reaches outside has a stand-in, the devices are the same.
+
+    It is to be started in a network namespace of its own: in it ports and interfaces are as they are.
+    """
+    for option in options:
+        yield from _isolated(option)
+
+
+_CUT = frozenset(
+    {"mon", "qmp", "qmp-pretty", "vnc", "spice", "display", "gdb", "s", "trace", "mem-path", "mem-prealloc"}
+)
+
+
+def _isolated(option: Option) -> tuple[Option, ...]:
+    name, value = option.name, option.value or ""
+    device = character_device(option)
+    if name in _CUT or (name == "monitor" and value != "none"):
+        return ()
+    if name == "chardev" and device is not None:
+        return (Option(name, Keys((("backend", "null"), ("id", device.get("id")))).text()),)
+    if name in {"serial", "parallel", "debugcon"} and device is not None:
+        return (Option(name, "none" if value == "none" else "null"),)
+    new = _PRIVATE.get(name, lambda text: text)(value)
+    return (option if new == value else Option(name, new),)
+
+
+def _private_network(value: str) -> str:
+    """Return a -netdev whose device finds what it found before, connected to nothing."""
+    tree = Tree.parse(value, "type")
+    kind, identity = tree.get("type"), tree.get("id")
+    if kind in {"tap", "bridge"}:  # the guest's device knows what a tap interface can do
+        kept = {
+            key: value for key, value in tree.options.items() if key in {"vhost", "vnet_hdr", "queues", "sndbuf"}
+        }
+        if queues := tree.get("fds"):
+            kept["queues"] = str(len(queues.split(":")))
+        made = {"type": "tap", "id": identity, "script": "no", "downscript": "no"} | kept
+        return Tree(made, json=tree.json).text()
+    return Keys((("type", "user"), ("id", identity), ("restrict", "on"))).text()
+
+
+def _private_nic(value: str) -> str:
+    keys = Keys.parse(value, "type")
+    kind = keys.get("type")
+    if kind in {"none", "nic", "hubport"}:
+        return value
+    kept = [pair for pair in keys.pairs if pair[0] in {"id", "mac", "model", "netdev", "addr"}]
+    if kind in {"tap", "bridge"}:
+        return Keys((("type", "tap"), ("script", "no"), ("downscript", "no"), *kept)).text()
+    return Keys((("type", "user"), ("restrict", "on"), *kept)).text()
+
+
+def _private_memory(value: str) -> str:
+    """Return an object without a file or huge pages under guest memory; a stream knows it by the same name."""
+    tree = Tree.parse(value, "qom-type")
+    if tree.get("qom-type") == "filter-dump":
+        tree.options["file"] = os.devnull
+        return tree.text()
+    if tree.get("qom-type") not in {"memory-backend-file", "memory-backend-memfd"}:
+        return value
+    kept = {"id", "size", "host-nodes", "policy", "x-use-canonical-path-for-ramblock-id"}
+    shared = {"share": tree.options["share"]} if "share" in tree.options else {}
+    made = (
+        {"qom-type": "memory-backend-memfd"} | {key: v for key, v in tree.options.items() if key in kept} | shared
+    )
+    return Tree(made, json=tree.json).text()
+
+
+def _private_device(value: str) -> str:
+    tree = Tree.parse(value, "driver")
+    if not tree.get("driver").startswith("vhost-vsock"):
+        return value
+    address = 2**31 + os.getpid()
+    tree.options["guest-cid"] = address if tree.json else str(address)
+    return tree.text()
+
+
+def _private_drive(value: str) -> str:
+    keys = Keys.parse(value, "file")
+    return keys.without(lambda key: key == "copy-on-read").text() if "copy-on-read" in keys else value
+
+
+_PRIVATE = {
+    "netdev": _private_network,
+    "nic": _private_nic,
+    "net": _private_nic,
+    "object": _private_memory,
+    "device": _private_device,
+    "drive": _private_drive,
+}
+
+
+def wants_network(options: Iterable[Option]) -> bool:
+    """Return whether a throw-away copy needs a network namespace of its own: it makes an interface."""
+    kinds = (
+        Tree.parse(each.value or "", "type").get("type")
+        for each in options
+        if each.name in {"netdev", "nic", "net"}
+    )
+    return "tap" in kinds
+
+
+def stand_ins(held: Iterable[Held]) -> list[str]:
+    """Return in words what a trial has in place of what a process holds: so much it does not prove."""
+    return [f"{each.what}: {each.stand_in}" for each in held if each.stand_in]
