@@ -153,9 +153,11 @@ class Client:
         """See `Orchestrator.undefine`."""
         await self._ask("DELETE", _domain(name))
 
-    async def attach(self, name: str, socket: str, *, driver: str = "qemu") -> DomainInfo:
+    async def attach(
+        self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
+    ) -> DomainInfo:
         """See `Orchestrator.attach`."""
-        return await self._act(name, "attach", socket=socket, driver=driver)
+        return await self._act(name, "attach", socket=socket, driver=driver, uri=uri, of=of)
 
     async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
         """See `Orchestrator.start`."""

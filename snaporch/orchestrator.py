@@ -14,10 +14,10 @@ import trio
 
 from snaporch.catalog import Catalog, open_catalog
 from snaporch.catalog.store import Change, Page
-from snaporch.drivers.base import Driver
+from snaporch.drivers.base import Address, Driver
 from snaporch.drivers.local.confine import Confinement
 from snaporch.drivers.local.files import LocalStorage
-from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.drivers.registry import Registry
 from snaporch.engine.context import Context
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
@@ -86,9 +86,12 @@ class Orchestrator:
 
     def confine(self, confinement: Confinement) -> None:
         """Follow images only to where `confinement` allows, from now on; for a service."""
-        for driver in self._context.drivers.values():
+
+        def follow(driver: Driver) -> None:
             if isinstance(driver.storage, LocalStorage):
                 driver.storage.confinement = confinement
+
+        self._context.drivers.set_up(follow)
 
     async def _mended(self, domain: str) -> None:
         """Finish or undo what a crash left of this domain; a memory stream is waited for.
@@ -145,29 +148,35 @@ class Orchestrator:
             await check_forgettable(self._context, record)
             await self._context.catalog.drop_domain(name)
 
-    async def attach(self, name: str, socket: str, *, driver: str = "qemu") -> DomainInfo:
-        """Take charge of a domain in a process that something else started.
+    async def attach(
+        self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
+    ) -> DomainInfo:
+        """Take charge of a domain that something else started.
 
         Args:
             name: the name it is to have here.
             socket: its control socket (QEMU: ``-qmp unix:PATH,server=on,wait=off``).
             driver: the hypervisor driver's name.
+            uri: of the manager that has it, where the driver has managers.
+            of: its name there, where that is another one.
 
         Raises:
-            InvalidInput: there is no such driver, or the socket is one of the root's own.
+            InvalidInput: there is no such driver, it takes no such address, or the socket is one of the root's own.
             TargetExists: there is a domain of that name, and it runs.
-            HypervisorError: nothing answers at the socket.
+            HypervisorError: nothing answers there.
         """
+        address = Address(socket, uri, of)
         check_domain_name(name)
         chosen = self._context.driver_of(name, driver)
-        await chosen.storage.check_place(str(self.root), name, os.path.abspath(socket), "socket")
+        if socket:
+            await chosen.storage.check_place(str(self.root), name, os.path.abspath(socket), "socket")
         operation = Operation(OperationKind.ATTACH, name, "")
         async with self._context.locked(operation):
             with suppress(NotFound):
                 async with self._context.machine_of(name) as (_, machine):
                     if machine is not None:
                         raise TargetExists(f"there is a running domain {name!r} already; choose another name")
-            definition, handle = await chosen.attach(name, socket)
+            definition, handle = await chosen.attach(name, address)
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
             async with chosen.connect(handle, name) as machine:
@@ -230,7 +239,7 @@ class Orchestrator:
     async def is_active(self, name: str) -> bool:
         """Return whether a domain has a process: whether there is any memory to take."""
         record = await self._context.catalog.domain(name)
-        return record.handle is not None and await self._context.driver(record).alive(record.handle)
+        return await self._context.driver(record).present(record) is not None
 
     async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
         """Give a domain these tags, in place of those that it has: batches select domains by them."""
@@ -680,7 +689,7 @@ async def open_orchestrator(
 
     Args:
         root: holds the catalog and, by default, all files; `default_root` when None.
-        drivers: hypervisor drivers by name; by default QEMU's.
+        drivers: hypervisor drivers by name; by default all of `snaporch.drivers.registry`, made when they are used.
         recover: first finish or undo what a crash left; without, it is for the caller to do.
         realtime: while a guest stands this thread has real-time priority, where it may have that, so that it is not
             a CPU that the guest waits for. No other thread or process gets it.
@@ -696,9 +705,8 @@ async def open_orchestrator(
         raise InvalidInput(f"cannot use {root}: {error.strerror}") from None
     events = Broadcast()
     async with open_catalog(root / "catalog.sqlite3") as catalog:
-        chosen = drivers if drivers is not None else {"qemu": QemuDriver()}
         engine = Engine(catalog, events, realtime)
-        orchestrator = Orchestrator(Context(root, catalog, chosen, events, engine))
+        orchestrator = Orchestrator(Context(root, catalog, Registry(drivers), events, engine))
         if recover:
             try:
                 await orchestrator.recover(patience=ADOPTION_SECONDS)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from snaporch.drivers.base import Capabilities
+from snaporch.drivers.base import Capabilities, OverlayPlace, Trait
 from snaporch.errors import InvalidInput, Refused, Unsupported
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, DomainState
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
-from snaporch.operations.planning import CreatePlan, Scene, plan_create, plan_revert
+from snaporch.operations.planning import CreatePlan, Scene, at_one_point, plan_create, plan_revert
 
 ANY = CreateFlag(0)
 DISKS = (
@@ -22,9 +22,12 @@ DISKS = (
 DOMAIN = DomainRecord(
     DomainDefinition("web1", disks=tuple(DeviceDisk(d.target, d.active, d.format, d.readonly) for d in DISKS))
 )
-CAPABLE = Capabilities(hypervisor="QEMU", background=True, ram=2**29)
+ALL = frozenset(Trait)
+CAPABLE = Capabilities(hypervisor="QEMU", background=True, ram=2**29, traits=ALL)
 UNABLE = attrs.evolve(CAPABLE, background=False, background_blocker="RAM is a shared file")
-RUNNING = Scene(DOMAIN, DomainState.RUNNING, DISKS, CAPABLE, {}, "/root/web1", "0a1b2c3d", 1_000_000_000.5)
+RUNNING = Scene(
+    DOMAIN, DomainState.RUNNING, DISKS, CAPABLE, {}, "/root/web1", "0a1b2c3d", 1_000_000_000.5, traits=ALL
+)
 PAUSED = attrs.evolve(RUNNING, state=DomainState.PAUSED)
 INACTIVE = attrs.evolve(RUNNING, state=DomainState.INACTIVE, capabilities=None)
 
@@ -208,3 +211,58 @@ def test_a_disk_that_the_snapshot_does_not_hold_cannot_be_had_by_two_guests() ->
     assert forced.way == "displace"
     idle = plan_revert(DOMAIN, DomainState.INACTIVE, target, RevertFlag(0), directory="/r", operation="1")
     assert idle.way == "beside"
+
+
+@pytest.mark.parametrize(
+    ("lacking", "state", "snapshot", "flags"),
+    [
+        (Trait.MEMORY_STREAMS, DomainState.RUNNING, DomainSnapshot("s"), ANY),
+        (Trait.OVERLAYS, DomainState.RUNNING, DomainSnapshot("s"), ANY),
+        (Trait.POINTS_INSIDE, DomainState.RUNNING, disks("vda", external=False), ANY),
+        (Trait.IMAGE_POINTS, DomainState.INACTIVE, disks("vda", external=False), CreateFlag.DISK_ONLY),
+        (Trait.GUEST_AGENT, DomainState.RUNNING, DomainSnapshot("s"), CreateFlag.QUIESCE),
+    ],
+)
+def test_what_the_record_does_not_name_is_refused(
+    lacking: Trait, state: DomainState, snapshot: DomainSnapshot, flags: CreateFlag
+) -> None:
+    """Before anything is touched, and with words; with the trait it is not."""
+    exclude = CreateOptions(exclude=frozenset({"vdb"}))
+    for traits in (ALL, ALL - {lacking}):
+        can = attrs.evolve(CAPABLE, traits=traits) if state is DomainState.RUNNING else None
+        scene = attrs.evolve(RUNNING, state=state, capabilities=can, traits=traits)
+        if lacking in traits:
+            assert plan(scene, snapshot, flags, exclude).bases
+        else:
+            with pytest.raises(Unsupported, match="web1: its hypervisor"):
+                plan(scene, snapshot, flags, exclude)
+
+
+def test_a_stream_that_stops_the_guest_begins_while_it_runs() -> None:
+    """A create without LIVE takes the steps of a precopy, and can be of no group and not quiesced."""
+    scene = attrs.evolve(RUNNING, capabilities=attrs.evolve(CAPABLE, stops_itself=True))
+    made = plan(scene)
+    assert (made.strategy, made.order) == (Strategy.PAUSED, Strategy.PRECOPY)
+    assert plan().order is Strategy.PAUSED
+    with pytest.raises(Unsupported, match="at one point"):
+        at_one_point([made, plan(attrs.evolve(scene, directory="/root/web2"))])
+    with pytest.raises(Unsupported, match="QUIESCE would keep the file systems"):
+        plan(scene, flags=CreateFlag.QUIESCE)
+
+
+def test_a_stream_that_keeps_to_no_bandwidth_is_given_none() -> None:
+    """A limit that nobody keeps to is refused."""
+    scene = attrs.evolve(RUNNING, capabilities=attrs.evolve(CAPABLE, limits_streams=False))
+    assert plan(scene).stream
+    with pytest.raises(Unsupported, match="bandwidth"):
+        plan(scene, options=CreateOptions(bandwidth=2**20))
+
+
+def test_overlays_are_where_the_driver_wants_them() -> None:
+    """But for one whose file was named."""
+    places = {disk.target: OverlayPlace("/pool", (64055, 64055)) for disk in DISKS}
+    made = plan(attrs.evolve(RUNNING, places=places), disks("vdb", path="/mine.qcow2"))
+    assert [(o.path, o.owner) for o in made.overlays] == [
+        ("/pool/vda.0a1b2c3d.qcow2", (64055, 64055)),
+        ("/mine.qcow2", (64055, 64055)),
+    ]

@@ -17,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from snaporch.drivers.base import Launch, Machine, Overlay, PivotNote, StreamPlan, untold
+from snaporch.drivers.base import Address, Launch, Overlay, PivotNote, StreamPlan, untold
 from snaporch.drivers.simulated import (
     POINTS,
     GuestModel,
@@ -27,6 +27,7 @@ from snaporch.drivers.simulated import (
     SimulatedSpeed,
     ThreadsHoldTime,
 )
+from snaporch.drivers.simulated.machine import SimulatedMachine
 from snaporch.errors import (
     CommandRefused,
     ConnectionGone,
@@ -73,7 +74,7 @@ async def running(driver: SimulatedDriver, definition: DomainDefinition = WEB) -
     return process
 
 
-async def overlays(driver: SimulatedDriver, machine: Machine, name: str = "s1") -> list[Overlay]:
+async def overlays(driver: SimulatedDriver, machine: SimulatedMachine, name: str = "s1") -> list[Overlay]:
     """Make and open an overlay for each disk."""
     await driver.storage.make_directory("/snapshots")
     made = []
@@ -81,13 +82,13 @@ async def overlays(driver: SimulatedDriver, machine: Machine, name: str = "s1") 
         overlay = Overlay(disk, f"/snapshots/{name}-{disk.target}")
         base = DeviceDisk(disk.target, disk.active, disk.format)
         await driver.storage.make_overlay(overlay.path, base, disk.virtual_size)
-        await machine.add_node(overlay)
+        await machine.open_overlay(overlay)
         made.append(overlay)
     return made
 
 
 async def background(
-    driver: SimulatedDriver, machine: Machine, *, name: str = "s1", too_early: bool = False
+    driver: SimulatedDriver, machine: SimulatedMachine, *, name: str = "s1", too_early: bool = False
 ) -> list[Overlay]:
     """Take a checkpoint, or what looks like one; its memory is in MEMORY-NAME."""
     made = await overlays(driver, machine, name)
@@ -314,7 +315,7 @@ async def test_a_paused_guest_stays_paused(
 
 
 async def merged_back(
-    driver: SimulatedDriver, machine: Machine, made: Sequence[Overlay], *, removed: bool = True
+    driver: SimulatedDriver, machine: SimulatedMachine, made: Sequence[Overlay], *, removed: bool = True
 ) -> None:
     """Merge overlays that disks are on into what is below, as a rollback does, which has them removed."""
     for overlay in made:
@@ -333,12 +334,12 @@ async def test_merging_back_loses_nothing_and_leaves_no_trace(
         made = await overlays(driver, machine)
         await machine.switch(made[:1])
         with pytest.raises(CommandRefused):
-            await machine.remove_node(made[0])
+            await machine.close_overlay(made[0])
         await trio.sleep(1)
         await merged_back(driver, machine, made[:1])
         for overlay in made:
-            await machine.remove_node(overlay)
-            await machine.remove_node(overlay)
+            await machine.close_overlay(overlay)
+            await machine.close_overlay(overlay)
             await driver.storage.remove(overlay.path)
         assert [disk.chain for disk in await machine.disks()] == [("/images/vda",), ("/images/vdb",)]
         await trio.sleep(1)
@@ -661,7 +662,7 @@ async def test_what_something_else_started_can_be_attached_to(
     autojump_clock: MockClock, host: SimulatedHost, driver: SimulatedDriver
 ) -> None:
     process = host.boot(WEB)
-    definition, found = await driver.attach("theirs", process.data["socket"])
+    definition, found = await driver.attach("theirs", Address(process.data["socket"]))
     assert found == process
     assert (definition.name, definition.disks, definition.memory) == ("theirs", DISKS, GIB)
     second = await driver.launch(
@@ -669,7 +670,7 @@ async def test_what_something_else_started_can_be_attached_to(
     )
     assert await driver.alive(second)
     with pytest.raises(ConnectionGone, match="no such socket"):
-        await driver.attach("theirs", "/run/nothing")
+        await driver.attach("theirs", Address("/run/nothing"))
 
 
 async def test_two_machines_never_write_to_one_image(

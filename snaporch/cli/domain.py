@@ -9,6 +9,7 @@ from cyclopts import App
 
 from snaporch.cli import output
 from snaporch.cli.session import Answer, Here
+from snaporch.errors import InvalidInput
 from snaporch.model.domain import DomainInfo
 
 app = App(name="domain", help="Define, start, stop and look at domains.")
@@ -106,7 +107,16 @@ async def depth(name: str, images: int, /, *, session: Here) -> Answer:
 
 
 @app.command
-async def attach(name: str, /, *, qmp: Path, session: Here) -> Answer:
+async def attach(
+    name: str,
+    /,
+    *,
+    qmp: Path | None = None,
+    driver: str = "",
+    uri: str = "",
+    of: str = "",
+    session: Here,
+) -> Answer:
     """Take charge of a domain that something else started.
 
     Parameters
@@ -115,9 +125,18 @@ async def attach(name: str, /, *, qmp: Path, session: Here) -> Answer:
         The name that it is to have here.
     qmp
         Its QMP socket (QEMU: -qmp unix:SOCKET,server=on,wait=off).
+    driver
+        The driver of the hypervisor that runs it; by default qemu.
+    uri
+        Of the manager that has it, where the driver has managers.
+    of
+        Its name there, where that is another one.
     """
+    if not (qmp or driver or uri or of):
+        raise InvalidInput(f"where is {name}? --qmp SOCKET says it of a QEMU, --driver DRIVER who else runs it")
+    socket = "" if qmp is None else os.path.abspath(qmp)
     async with session.open() as orchestrator:
-        return _state(await orchestrator.attach(name, os.path.abspath(qmp)))
+        return _state(await orchestrator.attach(name, socket, driver=driver or "qemu", uri=uri, of=of))
 
 
 @app.command(name="list")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import trio
 from snaporch.catalog import Catalog, domain_lock
 from snaporch.catalog.store import Change
 from snaporch.drivers.base import Driver, Machine
+from snaporch.drivers.registry import Registry
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
 from snaporch.errors import HypervisorError, InvalidInput, OperationFailed, Refused
@@ -36,7 +37,7 @@ class Context:
 
     root: Path
     catalog: Catalog
-    drivers: Mapping[str, Driver]
+    drivers: Registry
     events: Broadcast
     engine: Engine
 
@@ -109,7 +110,8 @@ class Context:
     ) -> AsyncIterator[tuple[DomainRecord, Machine | None]]:
         """Yield a domain's record and a connection to its machine, None when it is inactive.
 
-        To be used under the domain's lock: it also notes in the catalog that a process is gone.
+        To be used under the domain's lock: it also notes in the catalog that a machine is gone, or that
+        another one runs the domain.
 
         Args:
             name: the domain's name.
@@ -121,8 +123,9 @@ class Context:
         """
         record = await self.catalog.domain(name)
         driver = self.driver(record)
-        handle = record.handle
-        if handle is not None and await driver.alive(handle):
+        handle = await driver.present(record)
+        if handle is not None:
+            record = await self._found(record, handle)
             async with AsyncExitStack() as stack:
                 machine, failure = None, None
                 try:
@@ -134,11 +137,19 @@ class Context:
                         raise failure
                     yield record, machine
                     return
-        if handle is not None:
-            await driver.forget(handle)
+        if record.handle is not None:
+            await driver.forget(record.handle)
             record = attrs.evolve(record, handle=None)
             await self.catalog.write(Change(domains=(record,)))
         yield record, None
+
+    async def _found(self, record: DomainRecord, handle: Handle) -> DomainRecord:
+        """Return a domain's record with the machine that runs it at present, and note one that is news."""
+        if record.handle is not None and (record.handle, record.handle.data) == (handle, handle.data):
+            return record
+        record = attrs.evolve(record, handle=handle)
+        await self.catalog.write(Change(domains=(record,)))
+        return record
 
     @asynccontextmanager
     async def seen(self, name: str) -> AsyncIterator[tuple[DomainRecord, Machine | None]]:
@@ -149,11 +160,12 @@ class Context:
             HypervisorError: its process does not answer beside what it is asked by others.
         """
         record = await self.catalog.domain(name)
-        driver, handle = self.driver(record), record.handle
-        if handle is None or not await driver.alive(handle):
-            yield attrs.evolve(record, handle=None), None
+        driver = self.driver(record)
+        record = attrs.evolve(record, handle=await driver.present(record))
+        if record.handle is None:
+            yield record, None
             return
-        async with driver.query(handle, name) as machine:
+        async with driver.query(record.handle, name) as machine:
             yield record, machine
 
     async def disks_of(

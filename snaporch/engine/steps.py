@@ -57,7 +57,7 @@ class Step(enum.StrEnum):
 
     POST_GUARD = "post_guard"
     MAKE_OVERLAY = "make_overlay", Lane.DISK
-    ADD_NODE = "add_node", Lane.DISK
+    OPEN_OVERLAY = "open_overlay", Lane.DISK
     MAKE_MEMORY_FILE = "make_memory_file", Lane.MEMORY
     OPEN_STREAM = "open_stream", Lane.MEMORY
     DISMISS_GUARD = "dismiss_guard"
@@ -89,7 +89,7 @@ class Step(enum.StrEnum):
     REMOVE_MEMORY_FILE = "remove_memory_file", Lane.MEMORY
     SWITCH_BACK = "switch_back"
     FORGET_INSIDE = "forget_inside", Lane.INSIDE
-    REMOVE_NODE = "remove_node", Lane.DISK
+    CLOSE_OVERLAY = "close_overlay", Lane.DISK
     REMOVE_OVERLAY = "remove_overlay", Lane.DISK
     END_NEW = "end_new"
     LOAD_PRESENT = "load_present"
@@ -148,7 +148,7 @@ def all_steps(tables: Iterable[Iterable[Phase]], rollback: Iterable[Undo]) -> fr
 
 # The guard stands by from before the pause until the guest runs again, should we die in between.
 _PREPARE = Phase(
-    Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.ADD_NODE, Step.MAKE_MEMORY_FILE, Step.OPEN_STREAM
+    Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.OPEN_OVERLAY, Step.MAKE_MEMORY_FILE, Step.OPEN_STREAM
 )
 _PREPARE_OFFLINE = Phase(Signal.PREPARE, Step.MAKE_OVERLAY)
 _SEAL = Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE, Step.SEAL_MEMORY, goes_on=True)
@@ -222,7 +222,7 @@ QUIESCED: dict[Strategy, tuple[Phase, ...]] = {
     ),
     # The disks alone of a guest that runs.
     Strategy.NONE: (
-        Phase(Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.ADD_NODE),
+        Phase(Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.OPEN_OVERLAY),
         _FREEZE,
         Phase(Signal.SWITCH, Step.SWITCH, paused=True),
         _THAW,
@@ -245,7 +245,7 @@ ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo(Step.REMOVE_MEMORY_FILE, Step.MAKE_MEMORY_FILE),  # a full disk has room again
     Undo(Step.SWITCH_BACK, Step.SWITCH),
     Undo(Step.FORGET_INSIDE, Step.SAVE_INSIDE, Step.KEEP_INSIDE),
-    Undo(Step.REMOVE_NODE, Step.ADD_NODE),
+    Undo(Step.CLOSE_OVERLAY, Step.OPEN_OVERLAY),
     Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )
 

@@ -10,6 +10,7 @@ Paths are compared as strings: two names of one image are two images, each of wh
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
@@ -78,6 +79,14 @@ def _all_points(points: Iterable[Point]) -> tuple[Point, ...]:
     return tuple(points)
 
 
+class Copies(enum.StrEnum):
+    """Into which of the images that a hypervisor has open it copies up."""
+
+    INTO_ANY = "any"
+    INTO_ACTIVE = "active"
+    INTO_NONE = "none"
+
+
 @attrs.frozen
 class Graph:
     """The images of one domain, in whole chains, and who holds them.
@@ -89,6 +98,7 @@ class Graph:
         active: by target, the image that each of its disks is on.
         running: a hypervisor has the chains of all active images open (a paused guest counts).
         needed: images that others read, each with one of these in words.
+        copies: into which of the images that it has open the hypervisor copies up.
 
     Raises:
         DamagedSnapshot: an image is missing under another one or under a holder, or a chain has no end.
@@ -100,6 +110,7 @@ class Graph:
     active: Mapping[str, str] = attrs.field(factory=dict)
     running: bool = False
     needed: Mapping[str, str] = attrs.field(factory=dict)
+    copies: Copies = Copies.INTO_ANY
 
     def __attrs_post_init__(self) -> None:
         for image in self.images.values():
@@ -205,6 +216,7 @@ def graph_of(
     *,
     running: bool,
     needed: Mapping[str, str],
+    copies: Copies = Copies.INTO_ANY,
 ) -> Graph:
     """Return the graph of a domain from what the catalog and the images say.
 
@@ -214,6 +226,7 @@ def graph_of(
         images: all images in the chains of its disks, its points and its own files; `original` is found here.
         running: whether it has a hypervisor, running or paused.
         needed: those of them that others read, each with one of these in words.
+        copies: see Graph.
     """
     records, found = tuple(snapshots), {image.path: image for image in images}
     points = [
@@ -240,6 +253,7 @@ def graph_of(
         active={disk.target: disk.path for disk in domain.disks if disk.path in found or not disk.readonly},
         running=running,
         needed=needed,
+        copies=copies,
     )
 
 

@@ -38,7 +38,7 @@ from itertools import islice
 import attrs
 
 from snaporch.errors import Unsupported
-from snaporch.images.chain import Graph, Image
+from snaporch.images.chain import Copies, Graph, Image
 from snaporch.model.formats import versioned
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -267,9 +267,17 @@ class _Planner:
             run.append(self.graph.images[under])
         return run[::-1]
 
+    def _survivor(self, piece: Sequence[Image]) -> int:
+        """Return the index of the image that remains: the lowest one where the best one cannot be copied into."""
+        index, end = _survivor(piece), piece[-1].path
+        active = piece[index].path == end and end in self.graph.active.values()
+        copies = self.graph.copies
+        can = copies is Copies.INTO_ANY or (copies is Copies.INTO_ACTIVE and active)
+        return index if can or end not in self.graph.opened or piece[index].original else 0
+
     def _merge(self, piece: Sequence[Image]) -> None:
         """Plan that the images of a piece become one."""
-        index, top, under = _survivor(piece), piece[-1].path, piece[0].backing
+        index, top, under = self._survivor(piece), piece[-1].path, piece[0].backing
         survivor = piece[index]
         if under in self.last:
             self.last[top] = self.last[under]

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 import trio
@@ -31,14 +31,20 @@ from snaporch.catalog.store import Change, merged
 from snaporch.drivers.base import (
     Driver,
     Guard,
+    GuestAgent,
+    ImagePoints,
     Inside,
     Machine,
+    MemoryStreams,
     Overlay,
+    Overlays,
     PauseNote,
     PivotNote,
+    PointsInside,
     Storage,
     Stream,
-    untold,
+    has,
+    need,
 )
 from snaporch.engine.actor import Actor
 from snaporch.engine.context import Context
@@ -59,7 +65,7 @@ from snaporch.model.domain import DomainState
 from snaporch.model.formats import versioned
 from snaporch.model.names import in_order, new_id
 from snaporch.model.record import FileRecord, Group, OperationKind, SnapshotRecord, Timings
-from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
+from snaporch.model.request import CreateOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.operations.disks import check_taken, release_marks
@@ -67,14 +73,14 @@ from snaporch.operations.estimate import LOOK_BACK
 from snaporch.operations.internal import forget
 from snaporch.operations.planning import CreatePlan, Scene, at_one_point, plan_create
 
+T = TypeVar("T")
+
 # What an overlay may need while the stream runs; it grows with what the guest writes, for as long as it is used.
 OVERLAY_BYTES = 16 * 2**20
 # Stream headers and device state beside RAM itself.
 STREAM_BYTES = 16 * 2**20
 # While guests stand, streams that have begun already would take the CPUs by which the others are armed.
 HOLD_SECONDS = 0.25
-# Rolling back must end: a guest that outruns the merge, slowed down too, is paused for the rest of it.
-_TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
 DYING_SECONDS = 5.0  # from a lost connection to the end of a process with much memory
 
 
@@ -115,7 +121,7 @@ async def _check_name(participant: Participant) -> None:
     if await participant.context.catalog.has_snapshot(participant.name, name):
         raise TargetExists(f"{participant.name} has a snapshot {name!r} already; choose another name")
     for point in participant.plan.inside:
-        if point.tag in await participant.storage.inside(point.base.active):
+        if point.tag in await need(participant.storage, ImagePoints, participant.name).inside(point.base.active):
             raise TargetExists(f"{point.base.active} has a snapshot {point.tag!r} inside; choose another name")
 
 
@@ -221,13 +227,20 @@ class Participant(Actor):
             raise ConnectionGone(f"{self.name} is inactive")
         return self.machine
 
+    def _able(self, trait: type[T]) -> T:
+        return need(self._hypervisor, trait, self.name)
+
+    @property
+    def _points(self) -> ImagePoints:
+        return need(self.storage, ImagePoints, self.name)
+
     @property
     def stream(self) -> Stream:
         """The memory stream; made on first use."""
         if self._stream is None:
             if self.plan.stream is None:
                 raise AssertionError("a plan without memory has no memory lane")
-            self._stream = self._hypervisor.stream(self.plan.stream)
+            self._stream = self._able(MemoryStreams).stream(self.plan.stream)
         return self._stream
 
     def _note(self, **found: Any) -> None:
@@ -260,14 +273,14 @@ class Participant(Actor):
     async def freeze(self) -> None:
         """Have the guest's file systems frozen."""
         self.held = attrs.evolve(self.held, point=time.time())
-        await self._hypervisor.freeze()
+        await self._able(GuestAgent).freeze()
 
     async def thaw(self) -> None:
         """Have them thawed, if the guest is there; also undoes `freeze`."""
         if self.machine is None:
             return
         try:
-            await self.machine.thaw()
+            await self._able(GuestAgent).thaw()
         except (ConnectionGone, OutcomeUnknown):
             undoing = self.operation.machine.state is State.ROLLING_BACK
             if not undoing or not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
@@ -280,12 +293,12 @@ class Participant(Actor):
         overlay = self._overlay(target)
         base = DeviceDisk(target, overlay.base.active, overlay.base.format)
         await self.storage.make_directory(os.path.dirname(overlay.path))
-        await self.storage.make_overlay(overlay.path, base, overlay.base.virtual_size)
+        await self.storage.make_overlay(overlay.path, base, overlay.base.virtual_size, overlay.owner)
         self.made.add(overlay.path)
 
-    async def add_node(self, target: str) -> None:
+    async def open_overlay(self, target: str) -> None:
         """Let the hypervisor open it."""
-        await self._hypervisor.add_node(self._overlay(target))
+        await self._able(Overlays).open_overlay(self._overlay(target))
 
     # The memory lane, beside the running guest.
 
@@ -312,11 +325,11 @@ class Participant(Actor):
     async def switch(self) -> None:
         """Put all disks on their overlays, in one transaction."""
         began = trio.current_time()
-        if self.plan.strategy is Strategy.PRECOPY:  # the hypervisor has stopped the guest by itself
+        if self.plan.order is Strategy.PRECOPY:  # the hypervisor has stopped the guest by itself
             self._pause_began, self._commands = began, 0.0
             self.held = attrs.evolve(self.held, point=time.time())
         if self.plan.overlays:
-            await self._hypervisor.switch(self.plan.overlays)
+            await self._able(Overlays).switch(self.plan.overlays)
         self._commands += trio.current_time() - began
 
     async def start_stream(self) -> None:
@@ -353,7 +366,7 @@ class Participant(Actor):
                 raise
             return
         between = None
-        if self._pause_began is not None and self.plan.strategy is not Strategy.PAUSED:
+        if self._pause_began is not None and self.plan.order is not Strategy.PAUSED:
             between = now - self._pause_began - self._commands
         self._note(pause=self.machine.pause_times(), between=between)
         self._check_stood(changes=2, undoing=undoing)
@@ -374,12 +387,15 @@ class Participant(Actor):
             await self._streamed()
         if not scope.cancelled_caught:
             return
-        if self.plan.options.on_timeout is OnTimeout.FAIL:
+        stops_itself = self.plan.stops_itself
+        live = self.plan.strategy is not Strategy.PAUSED
+        if self.plan.options.on_timeout is OnTimeout.FAIL or (stops_itself and live):
             raise DeadlineExceeded(
                 f"create {self.plan.snapshot.name} of {self.name}: memory was not saved within {limit:g} s; "
                 "rolled back; allow more, let it pause the guest, or use the background strategy"
             )
-        await self._hypervisor.pause()
+        if not stops_itself:
+            await self._hypervisor.pause()
         await self._streamed()
 
     async def _streamed(self) -> None:
@@ -419,19 +435,19 @@ class Participant(Actor):
         """Let the hypervisor save memory and disks inside their images; it stops the guest for that by itself."""
         self.held = attrs.evolve(self.held, point=time.time())
         points = self.plan.inside
-        await self._hypervisor.save_inside(points[0].tag, [point.target for point in points])
+        await self._able(PointsInside).save_inside(points[0].tag, [point.target for point in points])
         self._note(pause=self._hypervisor.pause_times())
 
     async def keep_inside(self, target: str) -> None:
         """Keep an inactive disk inside its image."""
         point = self._inside(target)
-        await self.storage.save_inside(point.base.active, point.tag)
+        await self._points.save_inside(point.base.active, point.tag)
 
     async def seal_inside(self, target: str) -> None:
         """Take the checksum of the point, and seal what is below the image."""
         point = self._inside(target)
         await self._seal(target, point.base.chain[1:])
-        sealed = await self.storage.seal_inside(point.base.active, point.tag)
+        sealed = await self._points.seal_inside(point.base.active, point.tag)
         self._note(inside=self.held.inside | {target: sealed})
 
     async def forget_inside(self, target: str) -> None:
@@ -445,7 +461,7 @@ class Participant(Actor):
     async def is_whole(self) -> bool:
         """Return whether all is there that was made: else we have died in rolling it back, which no row says."""
         there = [await self.storage.exists(path) for path in self.plan.files]
-        there += [point.tag in await self.storage.inside(point.base.active) for point in self.plan.inside]
+        there += [point.tag in await self._points.inside(point.base.active) for point in self.plan.inside]
         return all(there)
 
     async def abort_stream(self) -> None:
@@ -465,7 +481,7 @@ class Participant(Actor):
         self._unmerged = True
         await self.remove_memory_file()
         try:
-            await self._merge_back(self._hypervisor)
+            await self._merge_back()
         except (ConnectionGone, OutcomeUnknown):
             if not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
                 raise
@@ -475,19 +491,17 @@ class Participant(Actor):
                     await self.storage.commit_overlay(overlay.path)
         self._unmerged = False
 
-    async def _merge_back(self, machine: Machine) -> None:
+    async def _merge_back(self) -> None:
+        machine = self._able(Overlays)
         noted = {
             overlay.target: overlay.path if await self.storage.exists(overlay.path) else overlay.base.active
             for overlay in self.plan.overlays
         }
         await machine.settle_merges(noted)
-        switched = {disk.active for disk in await machine.disks()}
+        switched = {disk.active for disk in await self._hypervisor.disks()}
         for overlay in self.plan.overlays:
             if overlay.path in switched:
-                note = PivotNote(partial(self._removed, overlay.path))
-                await machine.commit_image(
-                    overlay.path, overlay.base.active, note=note, options=_TO_THE_END, progress=untold
-                )
+                await machine.merge_back(overlay, PivotNote(partial(self._removed, overlay.path)))
 
     async def _removed(self, path: str) -> None:
         try:
@@ -496,10 +510,10 @@ class Participant(Actor):
             if await self.storage.exists(path):  # noqa: ASYNC120 - it re-raises where it matters
                 raise
 
-    async def remove_node(self, target: str) -> None:
+    async def close_overlay(self, target: str) -> None:
         """Let the hypervisor close the overlay."""
         try:
-            await self._hypervisor.remove_node(self._overlay(target))
+            await self._able(Overlays).close_overlay(self._overlay(target))
         except (ConnectionGone, OutcomeUnknown):
             if not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
                 raise
@@ -599,13 +613,14 @@ async def create(
         for each in participants:
             await check_taken(context, operation, each.plan.domain, each.machine, each.plan.bases)
         await check_create(participants)
-        for machine in (each.machine for each in participants if each.plan.quiesce and each.machine is not None):
-            await machine.check_agent()
+        for each in participants:
+            if each.plan.quiesce and each.machine is not None:
+                await need(each.machine, GuestAgent, each.name).check_agent()
         for each in participants:
             await each.get_ready()
         await context.engine.run(
             operation,
-            create_phases(plans[0].strategy, quiesce=plans[0].quiesce),
+            create_phases(plans[0].order, quiesce=plans[0].quiesce),
             ROLLBACK_CREATE,
             participants,
             plan=dumps(plans),
@@ -621,19 +636,30 @@ async def _scene(
     """Look at a domain; its machine stays connected for as long as `stack` is open."""
     record, machine = await stack.enter_async_context(context.machine_of(name))
     shape = await machine.shape() if machine else None
+    disks = shape.disks if shape else await context.disks_of(record, None)
+    driver, directory = context.driver(record), context.directory(name)
+    images = [DeviceDisk(disk.target, disk.active, disk.format) for disk in disks]
     scene = Scene(
         domain=record,
         state=await machine.state() if machine else DomainState.INACTIVE,
-        disks=shape.disks if shape else await context.disks_of(record, None),
+        disks=disks,
         capabilities=machine.capabilities if machine else None,
-        settings=await machine.settings() if machine else {},
-        directory=context.directory(name),
+        settings=await _settings(machine, name),
+        directory=directory,
         operation=operation.id,
         now=operation.begun,
         earlier=await context.catalog.checkpoints(name, LOOK_BACK),
         shape=shape,
+        traits=driver.traits,
+        places={image.target: await driver.overlay_place(record, image, directory) for image in images},
     )
     return scene, machine
+
+
+async def _settings(machine: Machine | None, name: str) -> dict[str, Any]:
+    if machine is None or not has(machine, MemoryStreams):
+        return {}
+    return await need(machine, MemoryStreams, name).settings()
 
 
 async def commit(participants: Sequence[Participant]) -> Change:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import attrs
 
-from snaporch.drivers.base import Machine
+from snaporch.drivers.base import DirtyRate, Machine, has, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, Refused, Unsupported
@@ -39,17 +38,24 @@ async def _estimates(
 ) -> Sequence[Estimate]:
     earlier = await context.catalog.checkpoints(record.name, LOOK_BACK)
     running, dirty_rate = await machine.state() is DomainState.RUNNING, None
-    if running and measure:
-        with suppress(Unsupported):
-            dirty_rate = await machine.dirty_rate()
+    if running and measure and has(machine, DirtyRate):
+        dirty_rate = await need(machine, DirtyRate, record.name).dirty_rate()
     ram = machine.capabilities.ram
     found = [estimate(strategy, ram, earlier, dirty_rate=dirty_rate) for strategy in strategies]
     return found if running else [attrs.evolve(each, pause=None) for each in found]
 
 
+async def _of_driver(context: Context, name: str) -> dict[str, Any]:
+    try:
+        driver = context.drivers[name]
+    except Unsupported as error:
+        return {"driver": str(error)}
+    return await driver.doctor() | {"traits": sorted(driver.traits)}
+
+
 async def doctor(context: Context, domain: DomainInfo | None, *, measure: bool) -> dict[str, Any]:
     """See `snaporch.Orchestrator.doctor`."""
-    findings: dict[str, Any] = {name: await driver.doctor() for name, driver in context.drivers.items()}
+    findings: dict[str, Any] = {name: await _of_driver(context, name) for name in context.drivers}
     if domain is None:
         return findings
     found: dict[str, Any] = {"state": domain.state}
@@ -61,7 +67,7 @@ async def doctor(context: Context, domain: DomainInfo | None, *, measure: bool) 
         storage = context.driver(record).storage
         found |= {f"chain of {disk.target}": await chain_cost(storage, disk) for disk in domain.disks}
         if machine is not None:
-            found |= attrs.asdict(machine.capabilities)
+            found |= attrs.asdict(machine.capabilities) | {"traits": sorted(machine.traits)}
             for each in await _estimates(context, record, machine, *_FORETOLD, measure=measure):
                 found[f"expected of {each.strategy}"] = attrs.asdict(each)
     return findings | {domain.name: found}

@@ -24,7 +24,7 @@ import structlog
 import trio
 
 from snaporch.catalog.store import Change
-from snaporch.drivers.base import Storage
+from snaporch.drivers.base import ChainCosts, Storage, need
 from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_flatten
 from snaporch.engine.run import ROLLBACK_SECONDS, Operation
@@ -206,8 +206,9 @@ async def chain_cost(storage: Storage, disk: DiskStatus) -> dict[str, Any]:
     cost: dict[str, Any] = {"images": len(disk.chain)}
     with suppress(Refused):  # an image is missing, or the driver cannot tell
         links = await storage.chain(disk.active, disk.format)
+        measure = need(storage, ChainCosts, disk.target)
         for what, link in (("", links[0]), ("_base_alone", links[-1])):
-            found = await storage.read_cost(link.path, link.format)
+            found = await measure.read_cost(link.path, link.format)
             cost |= {f"open_ms{what}": round(1e3 * found.open_seconds, 1)}
             cost |= {f"read_us{what}": round(1e6 * found.read_seconds, 1)}
     return cost

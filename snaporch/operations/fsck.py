@@ -229,5 +229,5 @@ def _in_directory(scene: Scene) -> list[str]:
     if not directory.is_dir():
         return []
     return sorted(
-        str(path) for path in directory.iterdir() if path.is_file() and path.name not in scene.driver.logs
+        str(path) for path in directory.iterdir() if path.is_file() and path.name not in scene.driver.info.logs
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from snaporch.drivers.base import Driver, Machine
+from snaporch.drivers.base import Driver, ImagePoints, Machine, PointsInside, need
 from snaporch.engine.context import Context, dies
 from snaporch.errors import ConnectionGone, OutcomeUnknown, Unsupported
 from snaporch.model.domain import Handle
@@ -31,12 +31,12 @@ async def forget(
     if machine is not None and handle is not None:
         try:
             if image.path in {disk.active for disk in await machine.disks() if disk.target == image.target}:
-                await machine.delete_inside(tag, [image.target])
+                await need(machine, PointsInside, image.target).delete_inside(tag, [image.target])
                 return
         except (ConnectionGone, OutcomeUnknown):
             if not await dies(driver, handle):  # noqa: ASYNC120 - it re-raises where it matters
                 raise
-    await driver.storage.delete_inside(image.path, tag)
+    await need(driver.storage, ImagePoints, image.target).delete_inside(image.path, tag)
 
 
 def points_inside(snapshots: Iterable[SnapshotRecord]) -> list[tuple[DeviceDisk, str]]:

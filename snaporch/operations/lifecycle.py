@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from snaporch.catalog.store import Change
-from snaporch.drivers.base import Launch, Machine
+from snaporch.drivers.base import GuestAgent, Launch, Machine, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import HypervisorError, Refused, SnaporchError
@@ -130,16 +130,17 @@ async def set_running(context: Context, name: str, *, running: bool) -> None:
 
 async def _thaw(context: Context, record: DomainRecord, machine: Machine) -> None:
     if record.frozen:
-        await machine.thaw()
+        await need(machine, GuestAgent, record.name).thaw()
         await context.catalog.write(Change(domains=(attrs.evolve(record, frozen=False),)))
 
 
 async def info(context: Context, record: DomainRecord) -> DomainInfo:
     """Return a domain as it is this moment; also while an operation runs on it."""
-    driver, handle = context.driver(record), record.handle
+    driver = context.driver(record)
+    handle = await driver.present(record)
     state, disks, pid = DomainState.INACTIVE, None, None
     problems: list[str] = []
-    if handle is not None and await driver.alive(handle):
+    if handle is not None:
         state, pid = DomainState.RUNNING, driver.pid(handle)  # all that is known of one that does not answer
         try:
             async with driver.query(handle, record.name) as machine:

@@ -16,11 +16,23 @@ import attrs
 import trio
 
 from snaporch.catalog.store import Change, files_of
-from snaporch.drivers.base import Driver, Machine, PivotNote, Progress
+from snaporch.drivers.base import (
+    Driver,
+    ImagePoints,
+    LiveCopies,
+    LiveMerges,
+    Machine,
+    OfflineMerges,
+    Overlays,
+    PivotNote,
+    Progress,
+    has,
+    need,
+)
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import NotConverging, Unsupported
-from snaporch.images.chain import Graph, Image, graph_of
+from snaporch.images.chain import Copies, Graph, Image, graph_of
 from snaporch.images.kinds import Verb
 from snaporch.images.merge import MergeKind, MergePlan, MergeStep, Where, plan_delete
 from snaporch.model.convert import dumps
@@ -72,6 +84,8 @@ async def _images(
 ) -> dict[str, Image]:
     """Return all images in the chains of `tips`, by path; of `given_up` ones only those that are still there."""
     found: dict[str, Image] = {}
+    storage = driver.storage
+    points = need(storage, ImagePoints, "images") if has(storage, ImagePoints) else None
     for tip in tips:
         if tip.path in found or (tip.path in given_up and not await driver.storage.exists(tip.path)):
             continue
@@ -85,7 +99,7 @@ async def _images(
                 allocated=link.allocated,
                 virtual_size=link.virtual_size,
                 own=link.path in own,
-                inside=await driver.storage.inside(link.path) if link.path in own else (),
+                inside=await points.inside(link.path) if points is not None and link.path in own else (),
                 identity=traced[link.path].identity,
                 odd=traced[link.path].refused(Verb.MERGE).partition(": ")[2],
             )
@@ -103,6 +117,12 @@ def _other_names(images: Iterable[Image]) -> dict[str, str]:
 
 def _points(snapshots: Iterable[SnapshotRecord]) -> list[DeviceDisk]:
     return [disk.disk for snapshot in snapshots for disk in snapshot.snapshot.disks]
+
+
+def _copies(machine: Machine | None) -> Copies:
+    if machine is None or (has(machine, LiveCopies) and machine.capabilities.copies_into_middle):
+        return Copies.INTO_ANY
+    return Copies.INTO_ACTIVE if has(machine, LiveCopies) else Copies.INTO_NONE
 
 
 async def _as_it_is(record: DomainRecord, machine: Machine | None) -> DomainRecord:
@@ -209,7 +229,8 @@ class Merging:
         images = await _images(self.driver, [*self.record.disks, *_points(snapshots)], own, given_up)
         there = [s for s in snapshots if all(disk.path in images for disk in _points([s]))]
         needed = _other_names(images.values()) | await self._needed(images.values())
-        return graph_of(self.record, there, images.values(), running=self.machine is not None, needed=needed)
+        running, copies = self.machine is not None, _copies(self.machine)
+        return graph_of(self.record, there, images.values(), running=running, needed=needed, copies=copies)
 
     async def _needed(self, images: Iterable[Image]) -> dict[str, str]:
         """Return the images that others read, each with one of these in words."""
@@ -220,12 +241,18 @@ class Merging:
         return {path: who for path, who in found.items() if who}
 
     async def check_alone(self, graph: Graph, plan: MergePlan) -> None:
-        """Raise Refused where anyone else may read what is to be written to or removed."""
+        """Refuse what can be seen to fail, before anything is touched.
+
+        Raises:
+            Unsupported: the hypervisor, or whoever merges what nobody has open, cannot merge that.
+            Refused: anyone else may read what is to be written to or removed, or has it open.
+        """
         what = f"{self.operation.kind} {self.operation.subject} of {self.record.name}".replace("  ", " ")
         touched = _touched(plan)
         if touched:
             self.others.check_seen(what)
         for step in plan.steps:
+            self._check_able(step)
             if step.where is Where.OFFLINE:
                 await self.driver.storage.chain(step.top, graph.images[step.top].format, still=True)
         images = {graph.images[path].identity: path for path in touched}
@@ -255,6 +282,17 @@ class Merging:
                 return graph, plan
             await claim(self.context, self.operation, images, write=True)
             self.operation.claimed.update(images)
+
+    def _check_able(self, step: MergeStep) -> None:
+        name, machine = self.record.name, self.machine
+        if step.where is Where.OFFLINE or machine is None:
+            need(self.driver.storage, OfflineMerges, name)
+            return
+        need(machine, LiveMerges if step.kind is MergeKind.COMMIT else LiveCopies, name)
+        if step.kind is MergeKind.STREAM and not (step.active or machine.capabilities.copies_into_middle):
+            raise Unsupported(
+                f"{name}: its hypervisor copies into active images only, and {step.top} is none; shut it down first"
+            )
 
     async def merge_surplus(self) -> MergePlan:
         """Merge and give up whatever nobody needs, but what the guest outruns; return the plan as carried out."""
@@ -312,17 +350,18 @@ class Merging:
             above = list(step.repoint)
         for path in above:
             base = DeviceDisk("", step.base, graph.images[step.base].format)
-            await self.driver.storage.rebase(path, base, content=False)
+            await need(self.driver.storage, OfflineMerges, self.record.name).rebase(path, base, content=False)
 
     async def _merge_live(self, machine: Machine, graph: Graph, step: MergeStep, progress: Progress) -> None:
         if step.kind is MergeKind.STREAM:
-            await machine.stream_image(step.top, step.new_backing, options=self.journal.options, progress=progress)
+            copier = need(machine, LiveCopies, self.record.name)
+            await copier.stream_image(step.top, step.new_backing, options=self.journal.options, progress=progress)
             return
 
         catalog, moved = self.context.catalog, Change(domains=(_moved_domain(self.record, step, graph),))
         note = PivotNote(partial(catalog.write, moved), catalog.path)
         try:
-            await machine.commit_image(
+            await need(machine, LiveMerges, self.record.name).commit_image(
                 step.top, step.base, note=note, options=self.journal.options, progress=progress
             )
         except NotConverging:
@@ -330,7 +369,7 @@ class Merging:
             raise
 
     async def _merge_offline(self, graph: Graph, step: MergeStep, progress: Progress) -> None:
-        storage, options = self.driver.storage, self.journal.options
+        storage, options = need(self.driver.storage, OfflineMerges, self.record.name), self.journal.options
         if step.kind is MergeKind.COMMIT:
             await storage.commit_image(step.top, step.base, options=options, progress=progress)
         else:
@@ -407,6 +446,8 @@ async def merging(
     """
     look = context.seen if unlocked else context.machine_of
     async with look(journal.domain) as (record, machine):
-        if machine is not None and not (look_only or unlocked):
-            await machine.settle_merges({disk.target: disk.path for disk in record.disks})
+        if machine is not None and not (look_only or unlocked) and has(machine, Overlays):
+            await need(machine, Overlays, record.name).settle_merges(
+                {disk.target: disk.path for disk in record.disks}
+            )
         yield Merging(context, operation, await _as_it_is(record, machine), machine, journal)

@@ -14,7 +14,20 @@ from typing import Any
 
 import attrs
 
-from snaporch.drivers.base import Capabilities, Inside, Overlay, StreamPlan
+from snaporch.drivers.base import (
+    Capabilities,
+    GuestAgent,
+    ImagePoints,
+    Inside,
+    MemoryStreams,
+    Overlay,
+    OverlayPlace,
+    Overlays,
+    PointsInside,
+    StreamPlan,
+    Trait,
+    require,
+)
 from snaporch.errors import InvalidInput, Unsupported
 from snaporch.model.domain import DiskStatus, DomainRecord, DomainState, MachineShape
 from snaporch.model.formats import versioned
@@ -43,6 +56,7 @@ class CreatePlan:
         inside: one for each disk that is taken inside its image; the first one's holds the memory as well.
         quiesce: the guest agent freezes the file systems around the point.
         expected: what it is expected to take; None without memory.
+        stops_itself: the memory stream stops the guest, see `Capabilities.stops_itself`.
         stream: how memory is streamed, when it is.
         options: the caller's.
         hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
@@ -61,7 +75,13 @@ class CreatePlan:
     inside: tuple[Inside, ...] = ()
     quiesce: bool = False
     expected: Estimate | None = None
+    stops_itself: bool = False
     shape: MachineShape | None = None
+
+    @property
+    def order(self) -> Strategy:
+        """The strategy by whose steps it is done."""
+        return order_of(self.strategy, stops_itself=self.stops_itself)
 
     @property
     def bases(self) -> tuple[DiskStatus, ...]:
@@ -96,6 +116,8 @@ class Scene:
         now: seconds since the epoch.
         earlier: how the domain's last checkpoints went.
         shape: what its machine is made of; None when inactive.
+        traits: of its driver.
+        places: where overlays go that have no path in the request, by target, if not in `directory`.
     """
 
     domain: DomainRecord
@@ -108,6 +130,8 @@ class Scene:
     now: float
     earlier: tuple[PastCheckpoint, ...] = ()
     shape: MachineShape | None = None
+    traits: frozenset[Trait] = frozenset()
+    places: Mapping[str, OverlayPlace] = attrs.field(factory=dict)
 
 
 def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
@@ -128,12 +152,15 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
     strategy, reason = Strategy.NONE, "disks only"
     if memory:
         strategy, reason = _choose_strategy(scene, flags, options) if not inside else _internal(scene, overlays)
-    if strategy is Strategy.PRECOPY and CreateFlag.QUIESCE in flags:
+    streamed = memory and not inside
+    _check_able(scene, flags, options, streamed=streamed, overlays=overlays, inside=inside)
+    can = scene.capabilities
+    stops_itself = streamed and can is not None and can.stops_itself
+    if order_of(strategy, stops_itself=stops_itself) is Strategy.PRECOPY and CreateFlag.QUIESCE in flags:
         raise Unsupported(
             f"QUIESCE would keep the file systems of {scene.domain.name} frozen for as long as its memory streams "
-            f"(precopy: {reason}); leave out LIVE, or QUIESCE"
+            f"({strategy}: {reason}); leave out LIVE, or QUIESCE"
         )
-    streamed = memory and not inside
     if snapshot.memory_file and not streamed:
         raise InvalidInput("there is no memory that a file is needed for: it is inside an image, or not saved")
     memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if streamed else ""
@@ -159,9 +186,46 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         hypervisor=_hypervisor(scene.capabilities),
         inside=inside,
         quiesce=CreateFlag.QUIESCE in flags,
+        stops_itself=stops_itself,
         expected=_expected(scene, strategy) if memory else None,
         shape=scene.shape,
     )
+
+
+def order_of(strategy: Strategy, *, stops_itself: bool) -> Strategy:
+    """Return by whose steps memory is saved: a stream that stops the guest by itself begins while that runs."""
+    return Strategy.PRECOPY if stops_itself and strategy is Strategy.PAUSED else strategy
+
+
+def _check_able(
+    scene: Scene,
+    flags: CreateFlag,
+    options: CreateOptions,
+    *,
+    streamed: bool,
+    overlays: Sequence[Overlay],
+    inside: Sequence[Inside],
+) -> None:
+    """Refuse what the driver's record, or the machine's, does not name."""
+    name, can = scene.domain.name, scene.capabilities
+    if inside:
+        require(scene.traits, ImagePoints, name)
+    if can is None:
+        return
+    if overlays:
+        require(can.traits, Overlays, name)
+    if inside:
+        require(can.traits, PointsInside, name)
+        if can.inside_memory_in_file:
+            raise Unsupported(f"{name}: its hypervisor keeps no memory inside images; leave out internal disks")
+    if streamed:
+        require(can.traits, MemoryStreams, name)
+        if options.bandwidth and not can.limits_streams:
+            raise Unsupported(
+                f"{name}: its hypervisor streams memory as quickly as it can; leave out the bandwidth"
+            )
+    if CreateFlag.QUIESCE in flags:
+        require(can.traits, GuestAgent, name)
 
 
 def _expected(scene: Scene, strategy: Strategy) -> Estimate:
@@ -228,8 +292,9 @@ def _one_disk(
         tag = tag_of(asked.name or name)
         return DiskSnapshot(frozen, tag, external=False), Inside(status, tag)
     path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""
-    path = os.path.abspath(path or f"{scene.directory}/{status.target}.{short(scene.operation)}.qcow2")
-    overlay = Overlay(base=status, path=path)
+    place = scene.places.get(status.target, OverlayPlace(scene.directory))
+    path = os.path.abspath(path or f"{place.directory}/{status.target}.{short(scene.operation)}.qcow2")
+    overlay = Overlay(base=status, path=path, owner=place.owner)
     return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
 
 
@@ -298,7 +363,7 @@ def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
         raise InvalidInput("two domains cannot have the same file: a group's files are named by snaporch")
     live = any(plan.strategy is Strategy.BACKGROUND for plan in plans)
     plans = [_as_background(plan) if live else plan for plan in plans]
-    chosen = {plan.strategy for plan in plans}
+    chosen = {plan.order for plan in plans}
     if len(chosen) > 1 or chosen & {Strategy.PRECOPY, Strategy.INTERNAL}:
         each = "; ".join(f"{plan.domain.name}: {plan.strategy}, {plan.reason}" for plan in plans)
         raise Unsupported(
@@ -335,6 +400,7 @@ class RevertPlan:
         operation: whose plan it is.
         inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
         kept: the name of the snapshot that holds, inside these images, what they held before.
+        owners: by target, whose the fresh overlay is, where it is not whoever runs snaporch.
     """
 
     domain: DomainRecord
@@ -348,6 +414,7 @@ class RevertPlan:
     operation: str
     inside: dict[str, str] = attrs.field(factory=dict)
     kept: str = ""
+    owners: dict[str, tuple[int, int]] = attrs.field(factory=dict)
 
     @property
     def memory_inside(self) -> bool:

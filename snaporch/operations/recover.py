@@ -150,8 +150,8 @@ async def _await_inside(context: Context, domain: str) -> None:
 
 async def _complete_or_undo(context: Context, operation: Operation, participants: list[Participant]) -> None:
     plan, state = participants[0].plan, operation.machine.state
-    phases = create_phases(plan.strategy, quiesce=plan.quiesce)
-    goes_on = after_create(plan.strategy, state, quiesce=plan.quiesce) is Action.GO_ON
+    phases = create_phases(plan.order, quiesce=plan.quiesce)
+    goes_on = after_create(plan.order, state, quiesce=plan.quiesce) is Action.GO_ON
     if not goes_on or not all([await each.is_whole() for each in participants]):
         await context.engine.undo(operation, phases, ROLLBACK_CREATE, participants)
         return

@@ -15,7 +15,8 @@ Several domains are several reverters: old and new guests of a group never run a
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import ClassVar
@@ -23,7 +24,25 @@ from typing import ClassVar
 import attrs
 
 from snaporch.catalog.store import Change, merged
-from snaporch.drivers.base import Driver, Guard, Journal, Launch, LoadNote, Machine, PauseNote, Storage
+from snaporch.drivers.base import (
+    Driver,
+    Guard,
+    GuestAgent,
+    ImagePoints,
+    Journal,
+    Launch,
+    LoadNote,
+    LoadsMemory,
+    Machine,
+    Overlays,
+    PauseNote,
+    PointsInside,
+    StartsBeside,
+    Storage,
+    check_versions,
+    has,
+    need,
+)
 from snaporch.engine.actor import Actor
 from snaporch.engine.context import Context, dies
 from snaporch.engine.run import Operation
@@ -75,16 +94,17 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
     for file in record.frozen:
         await storage.check(file)
     for target, tag in plan.inside.items():
-        await storage.check_inside(record.inside[target], tag)
+        await need(storage, ImagePoints, plan.domain.name).check_inside(record.inside[target], tag)
     for disk in record.snapshot.disks:
         # A guest of ours that runs may keep a frozen image open for writing without ever using it (QEMU could not
         # open it anew by a relative name, say). Nothing is lost if somebody else has it: the new one does not load.
         still = plan.was is DomainState.INACTIVE and (disk.external or plan.way is Way.INSIDE_INACTIVE)
         if problem := await chain_problem(storage, record, disk, still=still):
             raise DamagedSnapshot(problem, disk.disk.path)
-    directory = os.path.dirname(plan.directory)
-    await storage.check_writable(directory)
-    await check_space(storage, directory, OVERLAY_BYTES * len(plan.frozen))
+    overlays = Counter(os.path.dirname(disk.path) for disk in plan.disks if disk.target in plan.frozen)
+    for directory, count in overlays.items() or [(os.path.dirname(plan.directory), 0)]:
+        await storage.check_writable(directory)
+        await check_space(storage, directory, OVERLAY_BYTES * count)
     if plan.way is Way.INSIDE:
         image = next(iter(record.inside.values())).path
         await check_space(storage, os.path.dirname(image), record.definition.memory + STREAM_BYTES)
@@ -166,7 +186,8 @@ class Reverter(Actor):
         """Make a fresh overlay over the frozen image: the snapshot itself is never written to."""
         storage, base, path = self.driver.storage, self.plan.frozen[target], self._path(target)
         await storage.make_directory(os.path.dirname(path))
-        await storage.make_overlay(path, base, await storage.virtual_size(base.path, base.format))
+        size = await storage.virtual_size(base.path, base.format)
+        await storage.make_overlay(path, base, size, self.plan.owners.get(target))
         self.made.add(path)
 
     def _launch(self) -> Launch:
@@ -180,8 +201,9 @@ class Reverter(Actor):
         )
 
     async def launch(self) -> None:
-        """Start the new process, its CPUs stopped."""
-        self.new = await self.driver.launch(self._launch())
+        """Start the new process, its CPUs stopped, or leave that to `load`."""
+        if not self._in_one_call:
+            self.new = await self.driver.launch(self._launch())
 
     def _launched(self) -> Handle:
         if self.new is None:
@@ -195,28 +217,37 @@ class Reverter(Actor):
 
     async def load(self) -> None:
         """See that it is the machine that was wanted, and load the memory into it, where the snapshot has some."""
+        if self._in_one_call:
+            memory = self._memory_file()
+            self.new = await self.driver.restore(self._launch(), memory, versions=self._versions)
         async with self.driver.connect(self._launched(), self.name) as machine:
             shape = self.plan.snapshot.shape
             disks = wanted_disks(self.plan.disks, self._chains(), shape)
             check_shape(self.name, disks, shape, await machine.shape())
-            if self.plan.snapshot.snapshot.memory:
-                self._check_versions(machine)
+            if self.plan.snapshot.snapshot.memory and not self._in_one_call:
+                check_versions(machine, self._versions, self.plan.snapshot.name)
                 await self._load_memory(machine)
+
+    @property
+    def _in_one_call(self) -> bool:
+        """Whether the new machine is launched with its memory."""
+        return self.driver.info.one_call and self.plan.snapshot.memory is not None
+
+    def _memory_file(self) -> str:
+        if self.plan.snapshot.memory is None:
+            raise AssertionError("a snapshot without a memory file has none to load")
+        return self.plan.snapshot.memory.path
 
     async def _load_memory(self, machine: Machine) -> None:
         if self.plan.snapshot.memory is not None:
-            await machine.load(self.plan.snapshot.memory.path)
+            await need(machine, LoadsMemory, self.name).load(self._memory_file())
         else:
-            await machine.load_inside(self.plan.tag, list(self.plan.inside))
+            await need(machine, PointsInside, self.name).load_inside(self.plan.tag, list(self.plan.inside))
 
-    def _check_versions(self, machine: Machine) -> None:
-        record = self.plan.snapshot
-        for key, value in machine.capabilities.versions.items():
-            if record.hypervisor.get(key) != value:
-                raise Unsupported(
-                    f"{record.name} needs {key} {record.hypervisor.get(key)}, and this is {value}: "
-                    "its memory would not load"
-                )
+    @property
+    def _versions(self) -> Mapping[str, str]:
+        """What the snapshot's memory is bound to."""
+        return self.plan.snapshot.hypervisor
 
     async def post_guard(self) -> None:
         """Have somebody end the new guest and let the old one run, if we die before the revert is complete."""
@@ -225,7 +256,7 @@ class Reverter(Actor):
         plan, journal = self.plan, Journal(self.context.catalog.path, self.plan.operation)
         if plan.way is Way.INSIDE:
             run = plan.state is DomainState.RUNNING
-            self._guard = await self.old.load_guard(
+            self._guard = await need(self.old, PointsInside, self.name).load_guard(
                 LoadNote(plan.tag, plan.kept, tuple(plan.inside), journal, run=run)
             )
         else:
@@ -262,7 +293,7 @@ class Reverter(Actor):
         if await machine.state() is not self.plan.state:
             raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
         if self._frozen and self.plan.state is DomainState.RUNNING:
-            await machine.thaw()
+            await need(machine, GuestAgent, self.name).thaw()
 
     @property
     def _frozen(self) -> bool:
@@ -287,13 +318,17 @@ class Reverter(Actor):
             raise ConnectionGone(f"{self.name}: its hypervisor is gone")
         return self.old
 
+    @property
+    def _points(self) -> ImagePoints:
+        return need(self.driver.storage, ImagePoints, self.name)
+
     def _image(self, target: str) -> DeviceDisk:
         return next(disk for disk in self.plan.disks if disk.target == target)
 
     async def keep_present(self) -> None:
         """Keep what the guest, which stands, holds now: inside the images too."""
-        self._check_versions(self._old)
-        await self._old.save_inside(self.plan.kept, list(self.plan.inside))
+        check_versions(self._old, self._versions, self.plan.snapshot.name)
+        await need(self._old, PointsInside, self.name).save_inside(self.plan.kept, list(self.plan.inside))
 
     async def load_inside(self) -> None:
         """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
@@ -303,11 +338,11 @@ class Reverter(Actor):
 
     async def keep_image(self, target: str) -> None:
         """Keep what an image holds now, inside it."""
-        await self.driver.storage.save_inside(self._image(target).path, self.plan.kept)
+        await self._points.save_inside(self._image(target).path, self.plan.kept)
 
     async def go_back(self, target: str) -> None:
         """Put an image back to the point."""
-        await self.driver.storage.restore_inside(self._image(target).path, self.plan.inside[target])
+        await self._points.restore_inside(self._image(target).path, self.plan.inside[target])
 
     async def bring_up(self) -> None:
         """Launch, load and let run, unless the domain is to be inactive."""
@@ -331,12 +366,12 @@ class Reverter(Actor):
         if self.old is not None and await self.keeps_present():
             await self._unless_gone(partial(self._load, self.old, kept, targets))
         if self.old is not None:
-            await self._unless_gone(partial(self.old.delete_inside, kept, targets))
+            await self._unless_gone(partial(need(self.old, PointsInside, self.name).delete_inside, kept, targets))
 
     async def _load(self, machine: Machine, tag: str, targets: Sequence[str]) -> None:
         if await machine.state() is DomainState.RUNNING:
             await machine.pause()
-        await machine.load_inside(tag, targets)
+        await need(machine, PointsInside, self.name).load_inside(tag, targets)
 
     async def _unless_gone(self, call: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -348,12 +383,12 @@ class Reverter(Actor):
             self.old = None
 
     async def _inside(self, target: str) -> tuple[str, ...]:
-        return await self.driver.storage.inside(self._image(target).path)
+        return await self._points.inside(self._image(target).path)
 
     async def restore_image(self, target: str) -> None:
         """Put an image back to what it held before, where no process has it open any more."""
         if self.old is None and self.plan.kept in await self._inside(target):
-            await self.driver.storage.restore_inside(self._image(target).path, self.plan.kept)
+            await self._points.restore_inside(self._image(target).path, self.plan.kept)
 
     async def forget_kept(self, target: str) -> None:
         """Give up what was kept inside an image."""
@@ -456,6 +491,19 @@ async def _present(machine: Machine | None, *, force: bool) -> DomainState:
         raise
 
 
+async def in_their_places(driver: Driver, plan: RevertPlan) -> RevertPlan:
+    """Return the plan with its overlays where the driver wants them."""
+    directory, disks = os.path.dirname(plan.directory), []
+    owners: dict[str, tuple[int, int]] = {}
+    for disk in plan.disks:
+        if (frozen := plan.frozen.get(disk.target)) is not None:
+            place = await driver.overlay_place(plan.domain, frozen, directory)
+            disk = attrs.evolve(disk, path=f"{place.directory}/{os.path.basename(disk.path)}")  # noqa: PLW2901
+            owners |= {disk.target: place.owner} if place.owner is not None else {}
+        disks.append(disk)
+    return attrs.evolve(plan, disks=tuple(disks), owners=owners)
+
+
 async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: bool) -> RevertPlan:
     """Return the plan with the way that can be gone: beside the old guest, or, with FORCE, in its place."""
     if plan.way is Way.INSIDE and old is None:  # it does not answer, which only FORCE comes this far with
@@ -464,14 +512,22 @@ async def _way(driver: Driver, plan: RevertPlan, old: Machine | None, *, force: 
         return plan
     launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
     if old is not None:  # a merge that failed may have left images open for writing, which would bar the new guest
-        await old.settle_merges({disk.target: disk.path for disk in plan.domain.disks})
-    blocker = await driver.beside_blocker(launch) if old is not None else "the old process does not answer"
+        await need(old, Overlays, plan.domain.name).settle_merges(
+            {disk.target: disk.path for disk in plan.domain.disks}
+        )
+    blocker = await _beside_blocker(driver, launch) if old is not None else "the old process does not answer"
     if blocker and not force:
         raise Unsupported(
             f"{plan.domain.name}: the new guest cannot be made ready beside the old one: {blocker}; "
             "FORCE ends the old one first"
         )
     return attrs.evolve(plan, way=Way.DISPLACE) if blocker else plan
+
+
+async def _beside_blocker(driver: Driver, launch: Launch) -> str:
+    if not has(driver, StartsBeside):
+        return "its hypervisor runs one machine of a name"
+    return await need(driver, StartsBeside, launch.definition.name).beside_blocker(launch)
 
 
 async def _check_free(context: Context, snapshot: SnapshotRecord) -> None:
@@ -528,6 +584,7 @@ async def _reverter(
     await claim_snapshot(context, operation, snapshot)
     await _check_free(context, snapshot)
     plan = plan_revert(record, was, snapshot, flags, directory=context.directory(name), operation=operation.id)
+    plan = await in_their_places(driver, plan)
     await check_revert(driver, plan)
     return Reverter(await _way(driver, plan, old, force=force), context, driver, old)
 
@@ -574,9 +631,8 @@ async def clean_up(reverters: Sequence[Reverter]) -> None:
 
 def _renamed(plan: RevertPlan, operation: str) -> tuple[DeviceDisk, ...]:
     """Return the disks with overlays of a new operation's name."""
-    directory = os.path.dirname(plan.directory)
     return tuple(
-        attrs.evolve(disk, path=f"{directory}/{disk.target}.{short(operation)}.qcow2")
+        attrs.evolve(disk, path=f"{os.path.dirname(disk.path)}/{disk.target}.{short(operation)}.qcow2")
         if disk.target in plan.frozen
         else disk
         for disk in plan.disks

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from snaporch.catalog.store import Change
-from snaporch.drivers.base import Driver, Launch, Machine, Storage
+from snaporch.drivers.base import Driver, ImagePoints, Launch, LoadsMemory, Machine, Storage, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.steps import ROLLBACK_VERIFY, VERIFY, all_steps
@@ -28,7 +28,7 @@ from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way
 from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.planning import RevertPlan, fresh_disks
-from snaporch.operations.revert import Reverter, chain_problem, check_space
+from snaporch.operations.revert import Reverter, chain_problem, check_space, in_their_places
 
 RUN_SECONDS = 3.0  # a guest whose memory does not fit its devices or disks panics within its first timer ticks
 
@@ -49,7 +49,7 @@ class Trial(Reverter):
             return
         path = self._path(target)
         await self.driver.storage.make_directory(os.path.dirname(path))
-        await self.driver.storage.extract_disk(self.plan.frozen[target].path, self.plan.inside[target], path)
+        await self._points.extract_disk(self.plan.frozen[target].path, self.plan.inside[target], path)
         self.made.add(path)
 
     @property
@@ -67,8 +67,8 @@ class Trial(Reverter):
             return
         target, tag = next(iter(self.plan.inside.items()))
         await self.driver.storage.make_directory(self.plan.directory)
-        await self.driver.storage.extract_memory(self.plan.frozen[target].path, tag, self._memory)
-        await machine.load(self._memory)
+        await self._points.extract_memory(self.plan.frozen[target].path, tag, self._memory)
+        await need(machine, LoadsMemory, self.name).load(self._memory)
 
     async def end_new(self) -> None:
         """End the copy's process, and remove its memory."""
@@ -100,7 +100,11 @@ async def check_files(driver: Driver, record: SnapshotRecord) -> tuple[str, ...]
     problems: list[str] = []
     checks = [partial(driver.storage.check, file, thorough=True) for file in record.files]
     checks += [
-        partial(driver.storage.check_inside, record.inside[disk.disk.target], disk.name)
+        partial(
+            need(driver.storage, ImagePoints, record.domain).check_inside,
+            record.inside[disk.disk.target],
+            disk.name,
+        )
         for disk in record.snapshot.disks
         if not disk.external
     ]
@@ -180,7 +184,7 @@ async def verify(context: Context, domain: str, name: str, *, boot: bool = False
         problems = await check_files(driver, record)
         booted = None
         if boot and not problems:
-            plan = _plan_trial(context, domain_record, record, operation)
+            plan = await in_their_places(driver, _plan_trial(context, domain_record, record, operation))
             needed = sum(file.size for file in record.inside.values())
             await check_space(driver.storage, context.directory(domain), needed)
             trial = Trial(plan, context, driver, None)
@@ -207,7 +211,8 @@ async def intact(context: Context, record: SnapshotRecord) -> bool:
         for file in record.files:
             await storage.check(file)
         for disk in record.snapshot.disks:
-            if not disk.external and disk.name not in await storage.inside(disk.disk.path):
+            points = None if disk.external else need(storage, ImagePoints, record.domain)
+            if points is not None and disk.name not in await points.inside(disk.disk.path):
                 return False
     except DamagedSnapshot:
         return False

@@ -14,7 +14,7 @@ import trio
 from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
-from snaporch.errors import InvalidInput, UnreadableRecord
+from snaporch.errors import Forbidden, InvalidInput, UnreadableRecord
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
@@ -72,8 +72,14 @@ async def undefine(call: Call) -> None:
 
 async def attach(call: Call) -> DomainInfo:
     """Take charge of a domain that something else started."""
-    await check_path(call.service.confinement, call.body.socket, call.domain, "socket")
-    return await call.service.orchestrator.attach(call.domain, call.body.socket, driver=call.body.driver)
+    body = call.body
+    if body.uri and not call.caller.local:
+        raise Forbidden("a URI may name a program: only who asks over the unix socket may give one")
+    if body.socket:
+        await check_path(call.service.confinement, body.socket, call.domain, "socket")
+    return await call.service.orchestrator.attach(
+        call.domain, body.socket, driver=body.driver, uri=body.uri, of=body.of
+    )
 
 
 async def start(call: Call) -> DomainInfo:

@@ -43,10 +43,15 @@ def flags_of(kind: type[F], names: Iterable[str]) -> F:
 @versioned("attach-request")
 @attrs.frozen
 class Attach:
-    """Take charge of a domain that something else started: its control socket."""
+    """Take charge of a domain that something else started.
 
-    socket: str
+    By its control socket or, where the driver has managers, the URI of one and the domain's name there.
+    """
+
+    socket: str = ""
     driver: str = "qemu"
+    uri: str = ""
+    of: str = ""
 
 
 @versioned("start-request")

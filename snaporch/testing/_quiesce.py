@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from snaporch.drivers.base import Trait
 from snaporch.engine.states import State
 from snaporch.engine.steps import QUIESCED
 from snaporch.errors import InvalidInput, Unsupported
@@ -38,7 +39,7 @@ async def _take(world: World, name: str, strategy: Strategy) -> SnapshotRecord:
 
 async def check_quiesce(world: World) -> None:
     """With QUIESCE file systems are frozen around the point and thawed again; without an agent it is refused."""
-    if not (await world.orchestrator.doctor(world.domain))[world.domain]["agent"]:
+    if Trait.GUEST_AGENT not in (await world.orchestrator.doctor(world.domain))[world.domain]["traits"]:
         for strategy in _FLAGS:
             async with unchanged(world, "QUIESCE without an agent"):
                 with raises(Unsupported):

@@ -24,7 +24,7 @@ SECOND = 1.0
 
 _TROUBLES = (
     "storage.make_overlay",
-    "machine.add_node",
+    "machine.open_overlay",
     "storage.make_file",
     "stream.open",
     "machine.switch",

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,6 +167,19 @@ def test_wrong_use_is_refused(arguments: list[str], capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     assert json.loads(out)["error"]["exit_code"] == 2
     assert err.count("\n") == 1
+
+
+def test_an_unknown_driver_is_told_which_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2, and nothing is known afterwards that was not before."""
+    root = ["--json", "--root", str(tmp_path / "root")]
+    assert execute([*root, "domain", "attach", "web", "--qmp", "/run/q", "--driver", "qmeu"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["type"], "there is no driver 'qmeu'; there are qemu" in error["message"]) == (
+        "InvalidInput",
+        True,
+    )
+    assert execute([*root, "domain", "list"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["create", "--help"], ["domain", "start", "-h"], ["--version"]])

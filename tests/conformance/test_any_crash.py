@@ -417,7 +417,7 @@ async def die_while_recovery_merges_back(root: Path, place: str, how: str) -> No
 
 
 @pytest.mark.parametrize("how", ["us", "both"])
-@pytest.mark.parametrize("place", ["storage.remove", "machine.commit_image", "machine.remove_node"])
+@pytest.mark.parametrize("place", ["storage.remove", "machine.commit_image", "machine.close_overlay"])
 def test_die_while_recovery_merges_back(place: str, how: str, tmp_path: Path) -> None:
     """Killed once more, and the hypervisor too, about when a disk is merged back: what it has written is kept."""
     run(die_while_recovery_merges_back, tmp_path, place, how)

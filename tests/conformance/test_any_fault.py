@@ -35,7 +35,7 @@ CALLS = {
     "post_guard": "guard.post",
     "dismiss_guard": "guard.dismiss",
     "make_overlay": "storage.make_overlay",
-    "add_node": "machine.add_node",
+    "open_overlay": "machine.open_overlay",
     "make_memory_file": "storage.make_file",
     "open_stream": "stream.open",
     "pause": "machine.pause",

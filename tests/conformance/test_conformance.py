@@ -86,7 +86,7 @@ async def nothing(*_: object) -> None:
 BUGS: dict[str, tuple[type, str, Check]] = {
     "the point is not awaited": (SimulatedStream, "armed", check_background),
     "disks are not put back": (SimulatedMachine, "commit_image", check_cancelled_background),
-    "nodes stay open": (SimulatedMachine, "remove_node", check_cancelled_paused),
+    "nodes stay open": (SimulatedMachine, "close_overlay", check_cancelled_paused),
     "a stream goes on": (SimulatedStream, "abort", check_cancelled_precopy),
     "files are left": (SimulatedStorage, "remove", check_broken_background),
     "nothing is compared": (SimulatedStorage, "check", check_damaged_memory),

@@ -16,13 +16,23 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import trio
 import xxhash
 
-from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, untold
+from snaporch.drivers.base import (
+    ChainCost,
+    ChainCosts,
+    ImagePoints,
+    ImageStatus,
+    OfflineMerges,
+    Progress,
+    Storage,
+    Trait,
+    untold,
+)
 from snaporch.drivers.local import qcow2, trace
 from snaporch.drivers.local.confine import Confinement, check_own
 from snaporch.drivers.local.lineage import Link, Unread, lineage
@@ -111,7 +121,7 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
 
 
 @attrs.define
-class LocalStorage(Storage):
+class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
     """Files of this host.
 
     Attributes:
@@ -121,6 +131,7 @@ class LocalStorage(Storage):
 
     qemu_img: str = "qemu-img"
     confinement: Confinement | None = None
+    traits: ClassVar[frozenset[Trait]] = frozenset([Trait.OFFLINE_MERGES, Trait.IMAGE_POINTS, Trait.CHAIN_COSTS])
 
     async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
         command = [self.qemu_img, *arguments]
@@ -272,7 +283,9 @@ class LocalStorage(Storage):
         """See Storage."""
         await trio.to_thread.run_sync(_make_file, path)
 
-    async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
+    async def make_overlay(
+        self, path: str, base: DeviceDisk, size: int, owner: tuple[int, int] | None = None
+    ) -> None:
         """See Storage."""
         await self.make_file(path)
         try:
@@ -280,6 +293,8 @@ class LocalStorage(Storage):
             await self._qemu_img(
                 "create", "-q", "-u", "-f", "qcow2", "-b", base.path, "-F", base.format, path, str(size)
             )
+            if owner is not None:
+                os.chown(path, *owner)
             await trio.to_thread.run_sync(_sync_file, path)
         except BaseException:
             os.unlink(path)

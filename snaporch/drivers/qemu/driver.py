@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan, Writer
+from snaporch.drivers.base import Address, Driver, Info, Launch, StartsBeside, StreamPlan, Trait, Writer
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.trace import is_block_device
@@ -25,10 +25,10 @@ from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qemu.options import expand, parse
 from snaporch.drivers.qemu.surroundings import foreign, untrusted
 from snaporch.drivers.qmp import open_qmp
-from snaporch.drivers.qmp.machine import QemuMachine, image_file
+from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine, image_file
 from snaporch.drivers.qmp.process import CONTROL, QemuProcess
 from snaporch.drivers.qmp.stream import end_sinks
-from snaporch.errors import ConnectionGone, HypervisorError, Refused, Unsupported
+from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, Refused, Unsupported
 from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.rfc import DeviceDisk
 
@@ -89,12 +89,18 @@ def _last_words(log: Path, start: int) -> str:
     return ""
 
 
+INFO = Info(
+    "qemu",
+    MACHINE_TRAITS | {Trait.GUEST_AGENT, Trait.STARTS_BESIDE} | LocalStorage.traits,
+    logs=(LOG,),
+)
+
+
 @attrs.define
-class QemuDriver(Driver):
+class QemuDriver(Driver, StartsBeside):
     """Domains in QEMU processes of this host."""
 
-    name: str = attrs.field(default="qemu", init=False)
-    logs: tuple[str, ...] = attrs.field(default=(LOG,), init=False)
+    info: Info = attrs.field(default=INFO, init=False)
     storage: LocalStorage = attrs.field(factory=LocalStorage)
 
     async def _accel(self, definition: DomainDefinition, emulator: str) -> str:
@@ -201,14 +207,14 @@ class QemuDriver(Driver):
         return None
 
     @asynccontextmanager
-    async def connect(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
+    async def connect(self, handle: Handle, label: str) -> AsyncIterator[QemuMachine]:
         """See Driver."""
         found = QemuProcess.of(handle)
         async with self._connected(found, found.socket, label, CONNECT_SECONDS) as machine:
             yield machine
 
     @asynccontextmanager
-    async def query(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
+    async def query(self, handle: Handle, label: str) -> AsyncIterator[QemuMachine]:
         """See Driver: by the second socket of a QEMU of ours; one that was attached to has only the one."""
         found = QemuProcess.of(handle)
         beside = Path(found.socket).with_name(QUERY)
@@ -228,7 +234,7 @@ class QemuDriver(Driver):
     @asynccontextmanager
     async def _connected(
         self, found: QemuProcess, path: str, label: str, seconds: float, *, looking: bool = False
-    ) -> AsyncIterator[Machine]:
+    ) -> AsyncIterator[QemuMachine]:
         if not process.alive(found.local):
             raise ConnectionGone(f"{label}: its QEMU (process {found.local.pid}) is gone")
         async with (
@@ -286,9 +292,13 @@ class QemuDriver(Driver):
         found = process.writers({os.path.realpath(path) for path in paths})
         return tuple(Writer(f"process {pid}", path) for pid, path in found if pid != own)
 
-    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Handle]:
-        """See Driver."""
-        path = os.path.abspath(socket)
+    async def attach(self, name: str, address: Address) -> tuple[DomainDefinition, Handle]:
+        """See Driver; by the QMP socket."""
+        if not address.qmp or address.uri or address.of:
+            raise InvalidInput(
+                f"{name}: a QEMU is attached to by its QMP socket (--qmp SOCKET), and by nothing else"
+            )
+        path = os.path.abspath(address.qmp)
         async with open_qmp(path, label=name, timeout=CONNECT_SECONDS) as qmp:
             pid = qmp.peer_pid
             found = process.process_of(pid) if pid else None
@@ -327,7 +337,7 @@ class QemuDriver(Driver):
         return DomainDefinition(name=name, memory=memory, disks=disks, emulator=argv[0]), made.handle(self.name)
 
     async def beside_blocker(self, launch: Launch) -> str:
-        """See Driver: what both would hold shows when the second one starts, its CPUs stopped."""
+        """See StartsBeside: what both would hold shows when the second one starts, its CPUs stopped."""
         return attach.blocker(QemuProcess.of(launch.template)) if launch.template else ""
 
     async def doctor(self) -> dict[str, Any]:

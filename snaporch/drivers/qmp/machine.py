@@ -16,15 +16,25 @@ import xxhash
 
 from snaporch.drivers.base import (
     Capabilities,
+    DirtyRate,
     Guard,
+    GuestAgent,
+    LiveCopies,
+    LiveMerges,
     LoadNote,
+    LoadsMemory,
     Machine,
+    MemoryStreams,
     Overlay,
+    Overlays,
     PauseNote,
     PivotNote,
+    PointsInside,
     Progress,
     Stream,
     StreamPlan,
+    Trait,
+    untold,
 )
 from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import QMPClient, agent, internal
@@ -38,7 +48,7 @@ from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, Out
 from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 from snaporch.model.names import TARGET
-from snaporch.model.request import MergeOptions
+from snaporch.model.request import MergeOptions, OnTimeout
 
 # Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
@@ -52,6 +62,20 @@ _LEFT_PAUSED = (
     "resume it first"
 )
 _PROTOCOLS = frozenset({"file", "host_device", "host_cdrom"})  # a disk on one has no format layer
+# A guest agent is another question.
+MACHINE_TRAITS = frozenset(
+    [
+        Trait.MEMORY_STREAMS,
+        Trait.LOADS_MEMORY,
+        Trait.OVERLAYS,
+        Trait.LIVE_MERGES,
+        Trait.LIVE_COPIES,
+        Trait.POINTS_INSIDE,
+        Trait.DIRTY_RATE,
+    ]
+)
+# Undoing must end: a guest that outruns the merge, slowed down too, is paused for the rest of it.
+_TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
 _GUEST_NAME = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+")
 
 
@@ -92,7 +116,9 @@ def _node_of(overlay: Overlay) -> str:
     return f"sp-{xxhash.xxh3_64_hexdigest(overlay.path.encode())}"
 
 
-class QemuMachine(Machine):
+class QemuMachine(
+    Machine, MemoryStreams, LoadsMemory, Overlays, LiveMerges, LiveCopies, PointsInside, GuestAgent, DirtyRate
+):
     """See Machine."""
 
     def __init__(self, qmp: QMPClient, process: QemuProcess, agent: str = "") -> None:
@@ -141,7 +167,7 @@ class QemuMachine(Machine):
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},
             versions={"machine": machine.removesuffix("-machine")},
             ram=memory["base-memory"],
-            agent=bool(self._agent),
+            traits=MACHINE_TRAITS | ({Trait.GUEST_AGENT} if self._agent else set()),
             features=tuple(sorted(names | ({"blockdev-set-active"} & commands))),
         )
 
@@ -225,7 +251,7 @@ class QemuMachine(Machine):
         )
 
     async def settings(self) -> dict[str, Any]:
-        """See Machine: all migration capabilities, and the parameters that a stream sets."""
+        """See MemoryStreams: all migration capabilities, and the parameters that a stream sets."""
         parameters = await self.qmp.execute("query-migrate-parameters")
         return {
             "capabilities": await self.qmp.execute("query-migrate-capabilities"),
@@ -248,7 +274,7 @@ class QemuMachine(Machine):
         await self.qmp.execute("cont")
 
     async def dirty_rate(self, seconds: int = 1) -> float:
-        """See Machine: ``calc-dirty-rate``, which samples pages."""
+        """See DirtyRate: ``calc-dirty-rate``, which samples pages."""
         await self.qmp.execute("calc-dirty-rate", {"calc-time": seconds, "sample-pages": SAMPLE_PAGES})
         # QEMU has no event for it.
         while (found := await self.qmp.execute("query-dirty-rate"))["status"] != "measured":  # noqa: ASYNC110
@@ -260,7 +286,7 @@ class QemuMachine(Machine):
         return QemuGuard.of_the_pause(self._process.socket, note, self._agent)
 
     async def load_guard(self, note: LoadNote) -> Guard:
-        """See Machine."""
+        """See PointsInside."""
         nodes = {disk.target: disk.node for disk in await self.disks()}
         return QemuGuard.of_a_load(self._process.socket, note, [nodes[target] for target in note.targets])
 
@@ -269,7 +295,7 @@ class QemuMachine(Machine):
         return QemuGuard.of_a_pivot(self._process.socket, job, self.qmp.label, disk, note)
 
     async def check_agent(self) -> None:
-        """See Machine."""
+        """See GuestAgent."""
         if not self._agent:
             raise Unsupported(
                 f"{self.qmp.label} has no channel to a guest agent; `guest_agent = true` in a definition makes one"
@@ -281,12 +307,12 @@ class QemuMachine(Machine):
             raise Unsupported(str(error)) from None
 
     async def freeze(self) -> None:
-        """See Machine."""
+        """See GuestAgent."""
         if not await agent.freeze(self._agent, self.qmp.label):
             raise Unsupported(f"{self.qmp.label}: the guest agent has found no file system that it can freeze")
 
     async def thaw(self) -> None:
-        """See Machine."""
+        """See GuestAgent."""
         await agent.thaw(self._agent, self.qmp.label)
 
     def pause_times(self) -> tuple[float, float] | None:
@@ -312,8 +338,8 @@ class QemuMachine(Machine):
         self._times.clear()
         self._run_changes = 0
 
-    async def add_node(self, overlay: Overlay) -> None:
-        """See Machine; the overlay's backing is left open: the transaction puts it on the present node."""
+    async def open_overlay(self, overlay: Overlay) -> None:
+        """See Overlays; the overlay's backing is left open: the transaction puts it on the present node."""
         await self.qmp.execute(
             "blockdev-add",
             {
@@ -330,13 +356,13 @@ class QemuMachine(Machine):
         nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
         return {node["node-name"] for node in nodes}
 
-    async def remove_node(self, overlay: Overlay) -> None:
-        """See Machine."""
+    async def close_overlay(self, overlay: Overlay) -> None:
+        """See Overlays."""
         if (node := (await self.image_nodes()).get(overlay.path)) is not None:
             await self.qmp.execute("blockdev-del", {"node-name": node})
 
     async def switch(self, overlays: Sequence[Overlay]) -> None:
-        """See Machine."""
+        """See Overlays."""
         actions = [
             {"type": "blockdev-snapshot", "data": {"node": overlay.base.node, "overlay": _node_of(overlay)}}
             for overlay in overlays
@@ -378,21 +404,25 @@ class QemuMachine(Machine):
     async def commit_image(
         self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
     ) -> None:
-        """See Machine."""
+        """See LiveMerges."""
         await self._activate()
         await Merger(self).commit(top, base, note, options, progress)
 
+    async def merge_back(self, overlay: Overlay, note: PivotNote) -> None:
+        """See Overlays."""
+        await self.commit_image(overlay.path, overlay.base.active, note=note, options=_TO_THE_END, progress=untold)
+
     async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
-        """See Machine."""
+        """See LiveCopies."""
         await self._activate()
         await Merger(self).stream(top, base, options, progress)
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:
-        """See Machine."""
+        """See Overlays."""
         await Merger(self).settle(active)
 
     def stream(self, plan: StreamPlan) -> Stream:
-        """See Machine."""
+        """See MemoryStreams."""
         with suppress(trio.WouldBlock, ConnectionGone):  # what earlier streams said is no news
             while True:
                 self._migration.receive_nowait()
@@ -405,16 +435,16 @@ class QemuMachine(Machine):
             standing="blockdev-set-active" not in self.capabilities.features,  # both came with 10.0
         )
 
-    async def load(self, path: str) -> None:
-        """See Machine."""
+    async def load(self, path: str, offset: int = 0) -> None:
+        """See LoadsMemory."""
         capabilities = await self.qmp.execute("query-migrate-capabilities")
         wanted = [c | {"state": c["capability"] == "events"} for c in capabilities]
         await self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
         fdset = None
-        with _opened(path) as fd:
+        with _opened(path, offset) as fd:
             if "mapped-ram" in self.capabilities.features:  # the release after the one that brought file:
                 fdset = await self.qmp.execute("add-fd", {}, fds=(fd,))
-                uri = f"file:/dev/fdset/{fdset['fdset-id']}"
+                uri = f"file:/dev/fdset/{fdset['fdset-id']},offset={offset}"
             else:
                 await self.qmp.execute("getfd", {"fdname": "snaporch-incoming"}, fds=(fd,))
                 uri = "fd:snaporch-incoming"
@@ -445,15 +475,15 @@ class QemuMachine(Machine):
                     await internal.run(self.qmp, verb, arguments | {"vmstate": nodes[targets[0]]})
 
     async def save_inside(self, tag: str, targets: Sequence[str]) -> None:
-        """See Machine."""
+        """See PointsInside."""
         await self._inside("save", tag, targets)
 
     async def load_inside(self, tag: str, targets: Sequence[str]) -> None:
-        """See Machine."""
+        """See PointsInside."""
         await self._inside("load", tag, targets)
 
     async def delete_inside(self, tag: str, targets: Sequence[str]) -> None:
-        """See Machine."""
+        """See PointsInside."""
         await self._inside("delete", tag, targets)
 
     async def shutdown(self) -> None:
@@ -469,9 +499,10 @@ class QemuMachine(Machine):
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[int]:
+def _opened(path: str, offset: int) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        os.lseek(fd, offset, os.SEEK_SET)
         yield fd
     finally:
         os.close(fd)

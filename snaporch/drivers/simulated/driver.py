@@ -11,10 +11,10 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Driver, Launch, Machine, StreamPlan, Writer
+from snaporch.drivers.base import Address, Driver, Info, Launch, StartsBeside, StreamPlan, Trait, Writer
 from snaporch.drivers.simulated.client import Client, SimulatedKill
 from snaporch.drivers.simulated.host import SimulatedHost
-from snaporch.drivers.simulated.machine import SimulatedMachine
+from snaporch.drivers.simulated.machine import MACHINE_TRAITS, SimulatedMachine
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.drivers.simulated.storage import SimulatedStorage
 from snaporch.errors import ConnectionGone
@@ -22,7 +22,7 @@ from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.rfc import DeviceDisk
 
 
-class SimulatedDriver(Driver):
+class SimulatedDriver(Driver, StartsBeside):
     """A driver for domains that exist in a `SimulatedHost` only.
 
     It keeps the promises of `Driver`, and checks those of its caller: where snaporch would lose or mix up a guest's
@@ -30,7 +30,10 @@ class SimulatedDriver(Driver):
     AssertionError.
     """
 
-    name = "simulated"
+    info = Info(
+        "simulated",
+        MACHINE_TRAITS | {Trait.GUEST_AGENT, Trait.STARTS_BESIDE} | SimulatedStorage.traits,
+    )
 
     def __init__(self, host: SimulatedHost | None = None) -> None:
         self.host = SimulatedHost() if host is None else host
@@ -75,7 +78,7 @@ class SimulatedDriver(Driver):
         return await self._client.call("driver.find", "", look)
 
     @asynccontextmanager
-    async def connect(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
+    async def connect(self, handle: Handle, label: str) -> AsyncIterator[SimulatedMachine]:
         """See Driver; while another connection is open it waits for its end, up to `connect_deadline`."""
         found = await self._reached("driver.connect", handle, label)
         await self._wait_for_turn(found, label)
@@ -89,7 +92,7 @@ class SimulatedDriver(Driver):
             machine.close()
 
     @asynccontextmanager
-    async def query(self, handle: Handle, label: str) -> AsyncIterator[Machine]:
+    async def query(self, handle: Handle, label: str) -> AsyncIterator[SimulatedMachine]:
         """See Driver; only what asks is allowed."""
         machine = SimulatedMachine(
             self._client, await self._reached("driver.query", handle, label), label, observer=True
@@ -181,7 +184,7 @@ class SimulatedDriver(Driver):
             "driver.kill", found.name if found else "", end, self.host.speed.quit if found else 0
         )
 
-    async def attach(self, name: str, socket: str) -> tuple[DomainDefinition, Handle]:
+    async def attach(self, name: str, address: Address) -> tuple[DomainDefinition, Handle]:
         """See Driver.
 
         Raises:
@@ -189,9 +192,9 @@ class SimulatedDriver(Driver):
         """
 
         def look() -> tuple[DomainDefinition, Handle]:
-            found = self.host.listening(socket)
+            found = self.host.listening(address.qmp)
             if found is None:
-                raise ConnectionGone(f"{name}: cannot connect to {socket}: no such socket")
+                raise ConnectionGone(f"{name}: cannot connect to {address.qmp}: no such socket")
             disks = tuple(DeviceDisk(d.target, d.image.path, d.image.format, d.readonly) for d in found.drives)
             definition = attrs.evolve(found.launch.definition, name=name, disks=disks, driver=self.name)
             return definition, found.handle
@@ -199,7 +202,7 @@ class SimulatedDriver(Driver):
         return await self._client.call("driver.attach", name, look, self.host.speed.connect)
 
     async def beside_blocker(self, launch: Launch) -> str:
-        """See Driver: a port, or an image that is being written to."""
+        """See StartsBeside: a port, or an image that is being written to."""
 
         def look() -> str:
             reasons = (self.host.locks.writing(disk.path) for disk in launch.disks)

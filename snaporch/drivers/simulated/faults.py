@@ -18,22 +18,33 @@ from snaporch.drivers import base
 from snaporch.drivers.simulated.files import os_error
 from snaporch.errors import CommandRefused, Refused
 
-_FACES = {
-    "driver": base.Driver,
-    "machine": base.Machine,
-    "stream": base.Stream,
-    "guard": base.Guard,
-    "storage": base.Storage,
+_FACES: dict[str, tuple[type, ...]] = {
+    "driver": (base.Driver, base.StartsBeside),
+    "machine": (
+        base.Machine,
+        base.MemoryStreams,
+        base.LoadsMemory,
+        base.Overlays,
+        base.LiveMerges,
+        base.LiveCopies,
+        base.PointsInside,
+        base.GuestAgent,
+        base.DirtyRate,
+    ),
+    "stream": (base.Stream,),
+    "guard": (base.Guard,),
+    "storage": (base.Storage, base.OfflineMerges, base.ImagePoints, base.ChainCosts),
 }
-# They wait for nothing and ask nobody: nothing can happen in them.
-_SILENT = {"driver.alive", "driver.pid", "driver.take_place", "driver.forget"} | {
-    f"machine.{name}" for name in ("pause_times", "run_changes", "forget_pauses", "stream", "guard")
-}
+# They wait for nothing and ask nobody, or are made of others: nothing can happen in them.
+_SILENT = {
+    f"driver.{name}" for name in ("alive", "pid", "present", "restore", "take_place", "forget", "overlay_place")
+} | {f"machine.{name}" for name in ("pause_times", "run_changes", "forget_pauses", "stream", "guard", "merge_back")}
 _DISK = "machine.switch."
 
 POINTS = frozenset(
     f"{face}.{name}"
-    for face, class_ in _FACES.items()
+    for face, classes in _FACES.items()
+    for class_ in classes
     for name, value in vars(class_).items()
     if inspect.isfunction(value) and not name.startswith("_")
 ) - _SILENT | {"stream.half"}

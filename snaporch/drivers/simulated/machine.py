@@ -11,15 +11,25 @@ import trio
 
 from snaporch.drivers.base import (
     Capabilities,
+    DirtyRate,
     Guard,
+    GuestAgent,
+    LiveCopies,
+    LiveMerges,
     LoadNote,
+    LoadsMemory,
     Machine,
+    MemoryStreams,
     Overlay,
+    Overlays,
     PauseNote,
     PivotNote,
+    PointsInside,
     Progress,
     Stream,
     StreamPlan,
+    Trait,
+    untold,
 )
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.files import os_error
@@ -30,14 +40,28 @@ from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import ConnectionGone, SnaporchError, Unsupported
 from snaporch.model.domain import DiskStatus, DomainState
 from snaporch.model.record import FileRecord
-from snaporch.model.request import MergeOptions, Strategy
+from snaporch.model.request import MergeOptions, OnTimeout, Strategy
 
 T = TypeVar("T")
 
+MACHINE_TRAITS = frozenset(
+    [
+        Trait.MEMORY_STREAMS,
+        Trait.LOADS_MEMORY,
+        Trait.OVERLAYS,
+        Trait.LIVE_MERGES,
+        Trait.LIVE_COPIES,
+        Trait.POINTS_INSIDE,
+        Trait.DIRTY_RATE,
+    ]
+)
+_TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
 _LOOKS = {"state", "disks", "shape", "settings"}  # all that may be done beside a running operation
 
 
-class SimulatedMachine(Machine):
+class SimulatedMachine(
+    Machine, MemoryStreams, LoadsMemory, Overlays, LiveMerges, LiveCopies, PointsInside, GuestAgent, DirtyRate
+):
     """See Machine; got from `SimulatedDriver.connect`."""
 
     def __init__(self, client: Client, process: SimulatedProcess, label: str, *, observer: bool = False) -> None:
@@ -55,7 +79,7 @@ class SimulatedMachine(Machine):
             background_blocker=blocker,
             versions=process.versions,
             ram=process.ram,
-            agent=process.guest.model.agent,
+            traits=MACHINE_TRAITS | ({Trait.GUEST_AGENT} if process.guest.model.agent else set()),
         )
 
     def __repr__(self) -> str:
@@ -97,7 +121,7 @@ class SimulatedMachine(Machine):
         return await self._call("disks", self.process.status, self._speed.query)
 
     async def settings(self) -> dict[str, Any]:
-        """See Machine; only what is not the default is in it."""
+        """See MemoryStreams; only what is not the default is in it."""
         return await self._call("settings", lambda: dict(self.process.settings), self._speed.query)
 
     async def pause(self) -> None:
@@ -109,7 +133,7 @@ class SimulatedMachine(Machine):
         await self._call("resume", self.process.cont, self._speed.resume)
 
     async def dirty_rate(self, seconds: int = 1) -> float:
-        """See Machine."""
+        """See DirtyRate."""
         return await self._call("dirty_rate", lambda: self.process.guest.model.dirty_rate, float(seconds))
 
     def guard(self, note: PauseNote) -> Guard:
@@ -117,13 +141,13 @@ class SimulatedMachine(Machine):
         return pause_guard(self.client, self.process, note)
 
     async def load_guard(self, note: LoadNote) -> Guard:
-        """See Machine."""
+        """See PointsInside."""
         return await self._call(
             "load_guard", lambda: load_guard(self.client, self.process, note), self._speed.query
         )
 
     async def check_agent(self) -> None:
-        """See Machine."""
+        """See GuestAgent."""
 
         def answers() -> bool:
             return self.process.guest.model.agent and self.process.guest.runs
@@ -132,11 +156,11 @@ class SimulatedMachine(Machine):
             raise Unsupported(f"{self.label}: no guest agent answers")
 
     async def freeze(self) -> None:
-        """See Machine."""
+        """See GuestAgent."""
         await self._call("freeze", self.process.freeze, self._speed.query)
 
     async def thaw(self) -> None:
-        """See Machine; as a real one, it tries again while the guest stands for a save that was cut short."""
+        """See GuestAgent; as a real one, it tries again while the guest stands for a save that was cut short."""
         await self.client.wait(self.process.saving, self.process)
         await self._call("thaw", self.process.thaw, self._speed.query)
 
@@ -159,16 +183,16 @@ class SimulatedMachine(Machine):
         self.process.settle()
         self._pauses_from = self.process.guest.changes
 
-    async def add_node(self, overlay: Overlay) -> None:
-        """See Machine."""
-        await self._call("add_node", lambda: self.process.add_node(overlay), self._speed.node)
+    async def open_overlay(self, overlay: Overlay) -> None:
+        """See Overlays."""
+        await self._call("open_overlay", lambda: self.process.open_overlay(overlay), self._speed.node)
 
-    async def remove_node(self, overlay: Overlay) -> None:
-        """See Machine."""
-        await self._call("remove_node", lambda: self.process.remove_node(overlay), self._speed.node)
+    async def close_overlay(self, overlay: Overlay) -> None:
+        """See Overlays."""
+        await self._call("close_overlay", lambda: self.process.close_overlay(overlay), self._speed.node)
 
     async def switch(self, overlays: Sequence[Overlay]) -> None:
-        """See Machine."""
+        """See Overlays."""
 
         def check(target: str) -> None:
             for fault in self.client.host.faults.take(f"machine.switch.{target}", self.label):
@@ -185,15 +209,19 @@ class SimulatedMachine(Machine):
     async def commit_image(
         self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
     ) -> None:
-        """See Machine."""
+        """See LiveMerges."""
         await self._merge("commit_image", partial(Merger(self).commit, top, base, note, options, progress))
 
+    async def merge_back(self, overlay: Overlay, note: PivotNote) -> None:
+        """See Overlays."""
+        await self.commit_image(overlay.path, overlay.base.active, note=note, options=_TO_THE_END, progress=untold)
+
     async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
-        """See Machine."""
+        """See LiveCopies."""
         await self._merge("stream_image", partial(Merger(self).stream, top, base, options, progress))
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:
-        """See Machine."""
+        """See Overlays."""
 
         def settle() -> None:
             if (pivot := self.process.pivot) is not None:
@@ -202,16 +230,16 @@ class SimulatedMachine(Machine):
         await self._call("settle_merges", settle, self._speed.query)
 
     def stream(self, plan: StreamPlan) -> Stream:
-        """See Machine; a stream for the same plan as an earlier one takes that over, wherever it is."""
+        """See MemoryStreams; a stream for the same plan as an earlier one takes that over, wherever it is."""
         return SimulatedStream(self, plan)
 
-    async def load(self, path: str) -> None:
-        """See Machine; a machine that refuses a file may be given another."""
+    async def load(self, path: str, offset: int = 0) -> None:
+        """See LoadsMemory; a machine that refuses a file may be given another."""
         seconds = self.process.ram / self._speed.load_bandwidth
-        await self._call("load", lambda: self.process.load(path), seconds)
+        await self._call("load", lambda: self.process.load(path, offset), seconds)
 
     async def save_inside(self, tag: str, targets: Sequence[str]) -> None:
-        """See Machine."""
+        """See PointsInside."""
         seconds = self.process.ram / self._speed.bandwidth
 
         def save() -> None:
@@ -220,12 +248,12 @@ class SimulatedMachine(Machine):
         await self._call("save_inside", save, seconds)
 
     async def load_inside(self, tag: str, targets: Sequence[str]) -> None:
-        """See Machine."""
+        """See PointsInside."""
         seconds = self.process.ram / self._speed.load_bandwidth
         await self._call("load_inside", lambda: self.process.load_inside(tag, targets), seconds)
 
     async def delete_inside(self, tag: str, targets: Sequence[str]) -> None:
-        """See Machine; as a real one, it answers nothing before a save that was cut short is done."""
+        """See PointsInside; as a real one, it answers nothing before a save that was cut short is done."""
         await self.client.wait(self.process.saving, self.process)
         await self._call("delete_inside", lambda: self.process.delete_inside(tag, targets), self._speed.merge)
 

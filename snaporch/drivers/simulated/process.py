@@ -266,7 +266,7 @@ class SimulatedProcess:
             for drive in self.drives
         )
 
-    def add_node(self, overlay: Overlay) -> None:
+    def open_overlay(self, overlay: Overlay) -> None:
         """Open an overlay, which nobody else may have open."""
         if overlay.path in {*self.nodes, *(drive.node for drive in self.drives)}:
             raise self.refusal("blockdev-add", f"node {overlay.path} exists")
@@ -278,7 +278,7 @@ class SimulatedProcess:
         self.nodes[overlay.path] = image
         self.locks.hold(self.pid, "", [image], False)
 
-    def remove_node(self, overlay: Overlay) -> None:
+    def close_overlay(self, overlay: Overlay) -> None:
         """Close an overlay that no disk uses; nothing happens when it is not open."""
         if any(drive.node == overlay.path for drive in self.drives):
             raise self.refusal("blockdev-del", f"node {overlay.path} is in use")
@@ -422,14 +422,14 @@ class SimulatedProcess:
         self.settings = dict(settings)
         self.notify()
 
-    def load(self, path: str) -> None:
+    def load(self, path: str, offset: int) -> None:
         """Fill RAM from a memory file."""
         if self.guest.loaded:
             raise self.refusal("migrate-incoming", "the guest was not launched for it")
         file = self.files.by_path.get(path)
         if not isinstance(file, MemoryFile):
             raise self.refusal("migrate-incoming", f"could not open {path}")
-        if not file.complete or file.flips or file.ram != self.ram or file.versions != self.versions:
+        if offset or not file.complete or file.flips or file.ram != self.ram or file.versions != self.versions:
             raise self.refusal("migrate-incoming", f"error while loading state from {path}")
         self._fill(file.number, file.torn, frozen=file.frozen)
 

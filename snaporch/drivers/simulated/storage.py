@@ -10,7 +10,17 @@ from typing import TypeVar
 import trio
 import xxhash
 
-from snaporch.drivers.base import ChainCost, ImageStatus, Progress, Storage, untold
+from snaporch.drivers.base import (
+    ChainCost,
+    ChainCosts,
+    ImagePoints,
+    ImageStatus,
+    OfflineMerges,
+    Progress,
+    Storage,
+    Trait,
+    untold,
+)
 from snaporch.drivers.simulated.client import Client, SimulatedKill
 from snaporch.drivers.simulated.files import Image, Inside, os_error
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
@@ -22,8 +32,10 @@ from snaporch.model.rfc import DeviceDisk
 T = TypeVar("T")
 
 
-class SimulatedStorage(Storage):
+class SimulatedStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
     """See Storage."""
+
+    traits = frozenset([Trait.OFFLINE_MERGES, Trait.IMAGE_POINTS, Trait.CHAIN_COSTS])
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -132,7 +144,13 @@ class SimulatedStorage(Storage):
         """See Storage; when it raises, or is cancelled, it has left no file."""
         await self._make("make_file", path, lambda: self._disk.make_memory(path), self._host.speed.fsync)
 
-    async def make_overlay(self, path: str, base: DeviceDisk, size: int) -> None:
+    async def make_overlay(
+        self,
+        path: str,
+        base: DeviceDisk,
+        size: int,
+        owner: tuple[int, int] | None = None,  # noqa: ARG002 - files here are nobody's
+    ) -> None:
         """See Storage; as `make_file`. Like qemu-img told to do so, it does not look at the base."""
         seconds = self._host.speed.overlay
         await self._make("make_overlay", path, lambda: self._disk.make_image(path, size, base=base), seconds)

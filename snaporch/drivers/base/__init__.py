@@ -1,0 +1,102 @@
+"""The interface between snaporch and a hypervisor.
+
+A driver has three faces, each a small core that every driver has, and traits (`traits`) that it may have:
+
+- `Driver` launches, attaches to and connects to the machines that run domains;
+- `Machine` is an open connection to one of them, exclusive while it is open;
+- `Storage` is where its images and memory files live.
+
+The rest of snaporch asks the records, `Info` and `Capabilities`, never the driver's name. What a driver promises is
+what the conformance suite in `snaporch.testing` checks; the docstrings here give the details.
+
+Errors: a driver raises `CommandRefused` when the hypervisor said no (nothing was changed), `ConnectionGone` when
+it is gone, `OutcomeUnknown` when it did not answer. File errors are `OSError`.
+"""
+
+from snaporch.drivers.base.driver import Driver
+from snaporch.drivers.base.machine import Guard, Machine, Stream
+from snaporch.drivers.base.storage import Storage
+from snaporch.drivers.base.traits import (
+    TRAITS,
+    Bearer,
+    ChainCosts,
+    DirtyRate,
+    GuestAgent,
+    ImagePoints,
+    LiveCopies,
+    LiveMerges,
+    LoadsMemory,
+    MemoryStreams,
+    OfflineMerges,
+    Overlays,
+    PointsInside,
+    StartsBeside,
+    check_versions,
+    has,
+    need,
+    require,
+)
+from snaporch.drivers.base.values import (
+    Address,
+    Capabilities,
+    ChainCost,
+    ImageStatus,
+    Info,
+    Inside,
+    Journal,
+    Launch,
+    LoadNote,
+    Overlay,
+    OverlayPlace,
+    PauseNote,
+    PivotNote,
+    Progress,
+    StreamPlan,
+    Trait,
+    Writer,
+    untold,
+)
+
+__all__ = [
+    "TRAITS",
+    "Address",
+    "Bearer",
+    "Capabilities",
+    "ChainCost",
+    "ChainCosts",
+    "DirtyRate",
+    "Driver",
+    "Guard",
+    "GuestAgent",
+    "ImagePoints",
+    "ImageStatus",
+    "Info",
+    "Inside",
+    "Journal",
+    "Launch",
+    "LiveCopies",
+    "LiveMerges",
+    "LoadNote",
+    "LoadsMemory",
+    "Machine",
+    "MemoryStreams",
+    "OfflineMerges",
+    "Overlay",
+    "OverlayPlace",
+    "Overlays",
+    "PauseNote",
+    "PivotNote",
+    "PointsInside",
+    "Progress",
+    "StartsBeside",
+    "Storage",
+    "Stream",
+    "StreamPlan",
+    "Trait",
+    "Writer",
+    "check_versions",
+    "has",
+    "need",
+    "require",
+    "untold",
+]

@@ -1,0 +1,179 @@
+"""A hypervisor on this host."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from snaporch.drivers.base.machine import Machine
+from snaporch.drivers.base.storage import Storage
+from snaporch.drivers.base.traits import LoadsMemory, check_versions, need
+from snaporch.drivers.base.values import Address, Info, Launch, OverlayPlace, StreamPlan, Trait, Writer
+from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
+from snaporch.model.rfc import DeviceDisk
+
+KILL_SECONDS = 10.0  # a machine that is killed is gone at once but for a disk that hangs in the kernel
+
+
+class Driver(abc.ABC):
+    """A hypervisor on this host."""
+
+    info: Info
+    storage: Storage
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.info.name
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """All traits that it, its storage and its machines may have."""
+        return self.info.traits
+
+    @abc.abstractmethod
+    async def launch(self, launch: Launch) -> Handle:
+        """Start a machine, CPUs stopped; it outlives us. Whatever this raises, none is then left.
+
+        `Launch.directory` is made before anything else, and kept until `clear`.
+
+        Raises:
+            Refused: it cannot start; the error has its words.
+        """
+
+    async def restore(
+        self, launch: Launch, memory: str, *, offset: int = 0, versions: Mapping[str, str] | None = None
+    ) -> Handle:
+        """Start a machine with the memory of a file; it is PAUSED, at the point.
+
+        Whatever this raises, no machine is then left.
+
+        Args:
+            launch: what to start.
+            memory: the memory file.
+            offset: where memory begins in it.
+            versions: what the memory is bound to, as `Capabilities.versions` had it.
+
+        Raises:
+            Unsupported: what would load it is of another version.
+            Refused: it cannot start, or cannot load this; the error has its words.
+        """
+        label = launch.definition.name
+        handle = await self.launch(attrs.evolve(launch, incoming=True))
+        try:
+            async with self.connect(handle, label) as machine:
+                if versions is not None:
+                    check_versions(machine, versions, label)
+                await need(machine, LoadsMemory, label).load(memory, offset)
+        except BaseException:
+            with trio.move_on_after(KILL_SECONDS, shield=True):
+                await self.kill(handle)
+                await self.clear(launch.directory)
+            raise
+        return handle
+
+    @abc.abstractmethod
+    async def find(self, directory: Path) -> Handle | None:
+        """Return the machine that was launched with `directory`, if it runs: for one whose launch was cut short."""
+
+    async def present(self, record: DomainRecord) -> Handle | None:
+        """Return the machine that runs a domain at present; None where none does.
+
+        Where others may start, end, move or rename a domain's machine, this finds it whatever the record has.
+
+        Raises:
+            Refused: what runs the domain is not what the record knows, in a way that nobody may pass over.
+        """
+        return record.handle if record.handle is not None and await self.alive(record.handle) else None
+
+    @abc.abstractmethod
+    def connect(self, handle: Handle, label: str) -> AbstractAsyncContextManager[Machine]:
+        """Connect to a machine; `label` is the domain's name for errors.
+
+        Raises:
+            ConnectionGone: nothing is there, or nothing answers.
+        """
+
+    @abc.abstractmethod
+    def query(self, handle: Handle, label: str) -> AbstractAsyncContextManager[Machine]:
+        """As `connect`, for a look beside a running operation, where the hypervisor allows a second client.
+
+        It changes nothing in the hypervisor, not even for a moment; `background_blocker` may be left out for that.
+        """
+
+    @abc.abstractmethod
+    async def alive(self, handle: Handle) -> bool:
+        """Return whether exactly that machine still runs."""
+
+    @abc.abstractmethod
+    async def wait_gone(self, handle: Handle) -> None:
+        """Return when that machine is gone."""
+
+    @abc.abstractmethod
+    async def kill(self, handle: Handle) -> None:
+        """End a machine that may not answer; returns when it is gone. Does nothing when it is."""
+
+    @abc.abstractmethod
+    async def attach(self, name: str, address: Address) -> tuple[DomainDefinition, Handle]:
+        """Find out what runs at an address, for `DomainRecord.template` and `DomainRecord.handle`.
+
+        Raises:
+            InvalidInput: the address is not one of this driver's: which part is missing, or too much.
+            HypervisorError: nothing answers there.
+            Unsupported: what runs there could not be gone back to, or not be started again.
+        """
+
+    async def take_place(self, old: Handle, new: Handle) -> Handle:  # noqa: ARG002 - for those that have a place
+        """Put a machine in the place of one that is gone, where others look for the domain: a path, a name.
+
+        Idempotent.
+
+        Returns:
+            The handle of the new machine from now on.
+        """
+        return new
+
+    async def overlay_place(
+        self,
+        record: DomainRecord,  # noqa: ARG002 - for others
+        disk: DeviceDisk,  # noqa: ARG002 - for others
+        directory: str,
+    ) -> OverlayPlace:
+        """Return where overlays of a disk go, and whose they are.
+
+        Args:
+            record: the domain's.
+            disk: on its active image.
+            directory: the domain's, where they go by default.
+        """
+        return OverlayPlace(directory)
+
+    @abc.abstractmethod
+    async def writers_of(self, paths: Collection[str], besides: Handle | None = None) -> tuple[Writer, ...]:
+        """Return who on this host has one of these files open for writing, beside that machine."""
+
+    def pid(self, handle: Handle) -> int | None:  # noqa: ARG002 - for those that have one
+        """Return the id of the process, on this host, that runs a machine; None where there is no such thing."""
+        return None
+
+    async def await_inside(self, handle: Handle, label: str) -> None:  # noqa: B027 - only where one is silent then
+        """Return when a machine that may be saving memory inside an image, or loading it, answers or is idle."""
+
+    async def abandon(self, plan: StreamPlan) -> None:  # noqa: B027 - many a driver has nothing to do here
+        """End whatever still writes to the memory file of a stream whose machine is gone; leave the file itself."""
+
+    async def clear(self, directory: Path) -> None:  # noqa: B027 - as above
+        """Remove what a machine that is gone has left in the directory that it was launched with; logs are kept."""
+
+    async def forget(self, handle: Handle) -> None:  # noqa: B027 - as above
+        """Remove what a machine that is gone has left, wherever that is; nothing if we did not start it."""
+
+    @abc.abstractmethod
+    async def doctor(self) -> dict[str, Any]:
+        """Return what this host can do and what stands in the way, one finding a key."""

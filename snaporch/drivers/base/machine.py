@@ -1,0 +1,133 @@
+"""What every machine can do, its memory streams, and the guard of its pauses."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+
+from snaporch.drivers.base.values import Capabilities, PauseNote, Progress, Trait
+from snaporch.images.kinds import Traced
+from snaporch.model.domain import DiskStatus, DomainState, MachineShape
+from snaporch.model.record import FileRecord
+
+
+class Stream(abc.ABC):
+    """One memory stream of a machine, from its preparation to its sealed file."""
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Make everything ready for writing to the memory file, which exists; the guest notices nothing."""
+
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Begin; with BACKGROUND the point is taken after this and before `armed` returns."""
+
+    @abc.abstractmethod
+    async def armed(self) -> None:
+        """Return when the point is held whatever the guest does from now on (BACKGROUND only)."""
+
+    @abc.abstractmethod
+    async def finished(self, progress: Progress) -> None:
+        """Return when all memory has left the hypervisor."""
+
+    @abc.abstractmethod
+    async def limit(self, bandwidth: int) -> None:
+        """Let it take so many bytes a second from now on, 0 for no limit; beside `finished` only.
+
+        One that was adopted after a crash of ours may keep to what it was told before.
+        """
+
+    async def hold(self, seconds: float) -> None:  # noqa: B027 - only where a stream takes CPUs from the guests
+        """Let a BACKGROUND stream take next to nothing for so long; with 0, let it go on."""
+
+    @abc.abstractmethod
+    async def seal(self) -> FileRecord:
+        """Put the hypervisor's settings back, and return the file's record once it is fsynced.
+
+        May be called again, by whoever goes on after a crash of ours, until `forget`.
+        """
+
+    @abc.abstractmethod
+    async def forget(self) -> None:
+        """Remove what `seal` needed: its answer is in the journal. Idempotent."""
+
+    @abc.abstractmethod
+    async def abort(self) -> None:
+        """End the stream, whatever it is doing, and put the hypervisor's settings back.
+
+        Idempotent; returns quietly when the process is gone.
+        """
+
+
+class Guard(abc.ABC):
+    """Stands by while a guest is paused by us: if our process dies meanwhile, it lets the guest run again.
+
+    It lives outside of our process, does nothing as long as we live, and leaves nothing behind.
+    """
+
+    @abc.abstractmethod
+    async def post(self) -> None:
+        """Have it stand by; from here on until `dismiss` the guest is never left paused by our death."""
+
+    @abc.abstractmethod
+    async def dismiss(self) -> None:
+        """Send it away. Idempotent; nothing happens where none was posted."""
+
+
+class Machine(abc.ABC):
+    """A connection to a running machine, which is one domain's. See `snaporch.drivers.base.traits` for the rest."""
+
+    capabilities: Capabilities
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """The traits that this machine has."""
+        return self.capabilities.traits
+
+    @abc.abstractmethod
+    async def state(self) -> DomainState:
+        """Return RUNNING or PAUSED."""
+
+    @abc.abstractmethod
+    async def disks(self) -> tuple[DiskStatus, ...]:
+        """Return every disk that has an image, in the guest's order."""
+
+    async def shape(self) -> MachineShape:
+        """Return what the machine is made of."""
+        return MachineShape(self.capabilities.ram, 0, await self.disks())
+
+    async def oddities(self) -> Mapping[str, Traced]:
+        """Return, by target, what stands between a disk and a plain image, as a snapshot cannot hold that."""
+        return {}
+
+    @abc.abstractmethod
+    async def pause(self) -> None:
+        """Stop the CPUs; on return no disk request is in flight."""
+
+    @abc.abstractmethod
+    async def resume(self) -> None:
+        """Let the CPUs run; nothing happens when they do."""
+
+    @abc.abstractmethod
+    def guard(self, note: PauseNote) -> Guard:
+        """Return a guard for this machine's guest, which runs; nothing happens before `Guard.post`."""
+
+    @abc.abstractmethod
+    def pause_times(self) -> tuple[float, float] | None:
+        """Return when the last pause since `forget_pauses` began and ended: the hypervisor's own time stamps."""
+
+    @abc.abstractmethod
+    def run_changes(self) -> int:
+        """Return how often the guest was stopped or let run since `forget_pauses`, by us or by anybody else."""
+
+    @abc.abstractmethod
+    def forget_pauses(self) -> None:
+        """Begin a new account of pauses."""
+
+    @abc.abstractmethod
+    async def shutdown(self) -> None:
+        """Ask the guest to power off (ACPI); returns at once."""
+
+    @abc.abstractmethod
+    async def quit(self) -> None:
+        """End the process, without asking the guest; returns when it is gone."""

@@ -1,0 +1,380 @@
+"""Traits: what a machine, a driver or a storage may be able to do beside what all of them can.
+
+Whoever has one inherits from its protocol *and* names it in its record: `Info.traits` of a driver,
+`Capabilities.traits` of a machine (which may have less than its driver), `Storage.traits`. The record is asked
+(`has`) before anything is touched; `need` gives the trait itself, or says that there is none.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from snaporch.drivers.base.machine import Guard, Machine, Stream
+from snaporch.drivers.base.values import (
+    ChainCost,
+    Launch,
+    LoadNote,
+    Overlay,
+    PivotNote,
+    Progress,
+    StreamPlan,
+    Trait,
+    untold,
+)
+from snaporch.errors import Unsupported
+from snaporch.model.record import FileRecord
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import DeviceDisk
+
+T = TypeVar("T")
+
+# --- of machines --------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class MemoryStreams(Protocol):
+    """Memory can be streamed to a file."""
+
+    @abc.abstractmethod
+    async def settings(self) -> dict[str, Any]:
+        """Return those of the hypervisor's settings that a stream changes, for the journal (JSON)."""
+
+    @abc.abstractmethod
+    def stream(self, plan: StreamPlan) -> Stream:
+        """Return a stream for this machine; nothing happens before `Stream.open`."""
+
+
+@runtime_checkable
+class LoadsMemory(Protocol):
+    """A machine that was launched for it takes memory from a file."""
+
+    @abc.abstractmethod
+    async def load(self, path: str, offset: int = 0) -> None:
+        """Load memory, which begins at an offset of a file; the machine is PAUSED afterwards, at the point."""
+
+
+@runtime_checkable
+class Overlays(Protocol):
+    """Disks can go over to overlays, and back: what a snapshot of a running guest needs."""
+
+    @abc.abstractmethod
+    async def open_overlay(self, overlay: Overlay) -> None:
+        """Open an overlay without attaching it."""
+
+    @abc.abstractmethod
+    async def close_overlay(self, overlay: Overlay) -> None:
+        """Close an overlay that no disk uses. Idempotent."""
+
+    @abc.abstractmethod
+    async def switch(self, overlays: Sequence[Overlay]) -> None:
+        """Put all disks on their overlays: all of them or, with CommandRefused, none."""
+
+    @abc.abstractmethod
+    async def settle_merges(self, active: Mapping[str, str]) -> None:
+        """End what merges that were cut short have left: jobs, limits, images open without need or for writing.
+
+        Args:
+            active: by target, the image that the disk is to be on as its `PivotNote` has it.
+        """
+
+    @abc.abstractmethod
+    async def merge_back(self, overlay: Overlay, note: PivotNote) -> None:
+        """Put a disk that is on an overlay back on its base, with everything that the guest has written since.
+
+        It is what undoes `switch`, and must come to an end: a guest that writes faster than it copies is paused for
+        the rest. `note` is as in `LiveMerges.commit_image`.
+        """
+
+
+@runtime_checkable
+class LiveMerges(Protocol):
+    """Images that the machine has open can be merged down."""
+
+    @abc.abstractmethod
+    async def commit_image(
+        self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
+    ) -> None:
+        """Merge `top`, and what is between, down into `base`, which takes its place in the chains that are open.
+
+        Works on a running guest and on a paused one, and loses nothing that the guest writes. A call that is cut
+        short leaves every image readable as before from `top` on, and a disk that was active there on one side.
+
+        Args:
+            top: the upper image.
+            base: the lower one.
+            note: used where a disk is active on `top`. Should we die about then, the disk goes on with the image
+                that the note says, and so does the guest.
+            options: how.
+            progress: told how far it is.
+
+        Raises:
+            NotConverging: the guest outruns it, slowed down too, and is not to be paused; it runs on as before.
+        """
+
+
+@runtime_checkable
+class LiveCopies(Protocol):
+    """Images that the machine has open can be copied up. `Capabilities.copies_into_middle` says into which."""
+
+    @abc.abstractmethod
+    async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
+        """Copy up into `top` all that is between it and `base`, which then backs it (None: nothing does)."""
+
+
+@runtime_checkable
+class PointsInside(Protocol):
+    """Memory and disks can be kept inside the images that the disks are on."""
+
+    @abc.abstractmethod
+    async def save_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Save memory and disks, at one point, inside the images that these disks are on; memory in the first.
+
+        The guest stands meanwhile and is then as it was before, whatever becomes of us. While it is at it, the
+        hypervisor answers nothing; a call that is cut short goes on. One that fails may have left some images with
+        the snapshot.
+        """
+
+    @abc.abstractmethod
+    async def load_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Go back to what `save_inside` has saved, in the same machine; it is PAUSED afterwards, at the point.
+
+        The guest must stand, or have been launched and never run. What it holds is lost, also where this fails.
+        """
+
+    @abc.abstractmethod
+    async def delete_inside(self, tag: str, targets: Sequence[str]) -> None:
+        """Delete a snapshot inside the images that these disks are on, wherever it is. Idempotent."""
+
+    @abc.abstractmethod
+    async def load_guard(self, note: LoadNote) -> Guard:
+        """Return a guard for this machine's guest, which runs, while it goes back to a point inside its images.
+
+        When we die before the load it lets the guest run on; from then on it loads the point, once more if need be,
+        and lets that run.
+        """
+
+
+@runtime_checkable
+class GuestAgent(Protocol):
+    """There is a channel to a guest agent."""
+
+    @abc.abstractmethod
+    async def check_agent(self) -> None:
+        """Return when the guest agent has answered.
+
+        Raises:
+            Unsupported: there is no channel to one, or none answers.
+        """
+
+    @abc.abstractmethod
+    async def freeze(self) -> None:
+        """Have the guest agent freeze the guest's file systems, which runs on; within a deadline.
+
+        They are to be thawed whatever this raises.
+
+        Raises:
+            Unsupported: there was nothing to freeze.
+        """
+
+    @abc.abstractmethod
+    async def thaw(self) -> None:
+        """Have the guest agent thaw the guest's file systems; within a deadline. Idempotent; the guest must run."""
+
+
+@runtime_checkable
+class DirtyRate(Protocol):
+    """It can be seen how quickly the guest writes to its memory."""
+
+    @abc.abstractmethod
+    async def dirty_rate(self, seconds: int = 1) -> float:
+        """Watch the guest for so long, and return how many bytes of its RAM it writes to in a second.
+
+        The guest runs on meanwhile; pages that are written to again within the time count once.
+        """
+
+
+# --- of drivers ---------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class StartsBeside(Protocol):
+    """A second machine of a domain can be started beside the first one."""
+
+    @abc.abstractmethod
+    async def beside_blocker(self, launch: Launch) -> str:
+        """Return why the launch cannot stand beside the domain's present machine, or an empty string."""
+
+
+# --- of storages --------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class OfflineMerges(Protocol):
+    """Images that nobody has open can be merged."""
+
+    @abc.abstractmethod
+    async def commit_image(self, top: str, base: str, *, options: MergeOptions, progress: Progress) -> None:
+        """Merge `top`, and what is between, down into `base`; no process has any of them open."""
+
+    @abc.abstractmethod
+    async def rebase(
+        self,
+        path: str,
+        backing: DeviceDisk | None,
+        *,
+        content: bool,
+        options: MergeOptions = MergeOptions(),  # noqa: B008 - an immutable value
+        progress: Progress = untold,
+    ) -> None:
+        """Back an image by another; with `content` what it reads stays, copied up into it where need be."""
+
+
+@runtime_checkable
+class ImagePoints(Protocol):
+    """A disk can be kept inside its image."""
+
+    @abc.abstractmethod
+    async def inside(self, path: str) -> tuple[str, ...]:
+        """Return the names of the snapshots inside an image; none where there can be none. It may be in use.
+
+        Raises:
+            Refused: it cannot be read.
+        """
+
+    @abc.abstractmethod
+    async def save_inside(self, path: str, tag: str) -> None:
+        """Keep what an image holds, which no process has open, in a snapshot inside it; durable on return."""
+
+    @abc.abstractmethod
+    async def restore_inside(self, path: str, tag: str) -> None:
+        """Put an image, which no process has open, back to a snapshot inside it; durable on return. Idempotent.
+
+        What it holds otherwise is lost, and so it is with images that are backed by it.
+        """
+
+    @abc.abstractmethod
+    async def delete_inside(self, path: str, tag: str) -> None:
+        """Delete a snapshot inside an image that no process has open; durable on return. Idempotent."""
+
+    @abc.abstractmethod
+    async def seal_inside(self, path: str, tag: str) -> FileRecord:
+        """Return the record of a snapshot inside an image, which may be in use: of the bytes that are its own."""
+
+    @abc.abstractmethod
+    async def check_inside(self, record: FileRecord, tag: str) -> None:
+        """Read a snapshot inside an image, which may be in use, in full, and compare it with its record.
+
+        Raises:
+            DamagedSnapshot: it is not there, or not what was saved.
+        """
+
+    @abc.abstractmethod
+    async def extract_disk(self, path: str, tag: str, copy: str) -> None:
+        """Copy the disk in a snapshot inside an image, which may be in use, into a new image without backing.
+
+        Whatever it raises, it has then left no file.
+
+        Raises:
+            FileExistsError: there is a file; it is untouched.
+        """
+
+    @abc.abstractmethod
+    async def extract_memory(self, path: str, tag: str, copy: str) -> None:
+        """Copy the memory in a snapshot inside an image to a new memory file; otherwise as `extract_disk`."""
+
+
+@runtime_checkable
+class ChainCosts(Protocol):
+    """What a chain costs can be measured."""
+
+    @abc.abstractmethod
+    async def read_cost(self, path: str, format_: str) -> ChainCost:
+        """Measure what the chain of the image at `path` costs; reads a few MiB of it, from all over the disk."""
+
+
+# --- how to get one -----------------------------------------------------------------------------------------------
+
+TRAITS: Mapping[type, tuple[Trait, str]] = {
+    MemoryStreams: (Trait.MEMORY_STREAMS, "cannot save a guest's memory"),
+    LoadsMemory: (Trait.LOADS_MEMORY, "cannot load memory into a machine that it has launched"),
+    Overlays: (Trait.OVERLAYS, "cannot put the disks of a running guest on overlays"),
+    LiveMerges: (Trait.LIVE_MERGES, "cannot merge images while the guest runs; shut it down first"),
+    LiveCopies: (Trait.LIVE_COPIES, "cannot copy images while the guest runs; shut it down first"),
+    PointsInside: (Trait.POINTS_INSIDE, "keeps no memory inside images; leave out what asks for internal disks"),
+    GuestAgent: (
+        Trait.GUEST_AGENT,
+        "has no channel to a guest agent; `guest_agent = true` in a definition makes one",
+    ),
+    DirtyRate: (Trait.DIRTY_RATE, "cannot tell how quickly a guest writes"),
+    StartsBeside: (Trait.STARTS_BESIDE, "runs one machine of a name: no other starts beside it"),
+    OfflineMerges: (Trait.OFFLINE_MERGES, "cannot merge images"),
+    ImagePoints: (Trait.IMAGE_POINTS, "keeps nothing inside images; leave out what asks for internal disks"),
+    ChainCosts: (Trait.CHAIN_COSTS, "cannot measure what a chain costs"),
+}
+"""Each protocol's name in the records, and what somebody cannot do who has it not."""
+
+
+class Bearer(Protocol):
+    """A machine, a driver or a storage."""
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """The traits that its record names."""
+
+
+def has(owner: Bearer, wanted: type) -> bool:
+    """Return whether somebody's record names a trait."""
+    return TRAITS[wanted][0] in owner.traits
+
+
+def require(traits: frozenset[Trait], wanted: type, who: str) -> None:
+    """Refuse what a record does not name.
+
+    Args:
+        traits: the record's.
+        wanted: the trait's protocol.
+        who: for the error: the domain's name.
+
+    Raises:
+        Unsupported: it is not among them.
+    """
+    name, cannot = TRAITS[wanted]
+    if name not in traits:
+        raise Unsupported(f"{who}: its hypervisor {cannot}")
+
+
+def need(owner: Bearer, wanted: type[T], who: str) -> T:
+    """Return somebody as one who has a trait.
+
+    Args:
+        owner: a machine, a driver or a storage.
+        wanted: the trait's protocol.
+        who: for the error: the domain's name.
+
+    Raises:
+        Unsupported: its record does not name the trait.
+    """
+    require(owner.traits, wanted, who)
+    if not isinstance(owner, wanted):
+        raise AssertionError(f"bug: {owner!r} names {wanted.__name__} and has it not")  # noqa: TRY004 - a bug
+    return owner
+
+
+def check_versions(machine: Machine, versions: Mapping[str, str], who: str) -> None:
+    """Refuse memory that is bound to other versions than the machine's.
+
+    Args:
+        machine: that is to load it.
+        versions: `Capabilities.versions` of where it comes from.
+        who: for the error.
+
+    Raises:
+        Unsupported: they differ.
+    """
+    for key, value in machine.capabilities.versions.items():
+        if versions.get(key) != value:
+            raise Unsupported(
+                f"{who} needs {key} {versions.get(key)}, and this is {value}: its memory would not load"
+            )

@@ -1,0 +1,305 @@
+"""The values that go between snaporch and its drivers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from snaporch.model.domain import DiskStatus, DomainDefinition, Handle
+from snaporch.model.formats import versioned
+from snaporch.model.request import Strategy
+from snaporch.model.rfc import DeviceDisk
+from snaporch.model.upcasts import without_node
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all, as far as known: bytes, or parts where bytes are not known."""
+
+
+def untold(_done: int, _total: int) -> None:
+    """Tell nobody how far something is."""
+
+
+class Trait(enum.StrEnum):
+    """What one can do and another cannot; the protocols are in `snaporch.drivers.base.traits`."""
+
+    MEMORY_STREAMS = "memory-streams"
+    """Of a machine: its memory can be streamed to a file."""
+    LOADS_MEMORY = "loads-memory"
+    """Of a machine: one that was launched for it takes memory from a file."""
+    OVERLAYS = "overlays"
+    """Of a machine: its disks can go over to overlays, and back."""
+    LIVE_MERGES = "live-merges"
+    """Of a machine: images that it has open can be merged down."""
+    LIVE_COPIES = "live-copies"
+    """Of a machine: images that it has open can be copied up."""
+    POINTS_INSIDE = "points-inside"
+    """Of a machine: memory and disks can be kept inside its images."""
+    GUEST_AGENT = "guest-agent"
+    """Of a machine: there is a channel to a guest agent; whether one answers is another question."""
+    DIRTY_RATE = "dirty-rate"
+    """Of a machine: it can be told how quickly the guest writes to its memory."""
+    STARTS_BESIDE = "starts-beside"
+    """Of a driver: a second machine of a domain can be started beside the first; else a name is one machine."""
+    OFFLINE_MERGES = "offline-merges"
+    """Of a storage: images that nobody has open can be merged."""
+    IMAGE_POINTS = "image-points"
+    """Of a storage: a disk can be kept inside its image."""
+    CHAIN_COSTS = "chain-costs"
+    """Of a storage: what a chain costs can be measured."""
+
+
+@attrs.frozen
+class Info:
+    """What a driver is: known without a connection to anything.
+
+    Attributes:
+        name: the driver's.
+        traits: all that it, its storage and its machines may have; a machine may have less.
+        one_call: a machine is launched and its memory loaded in one call: `Driver.restore` is all there is, and
+            nothing can be launched that waits for memory.
+        logs: the names of the files that it writes to in a domain's directory, and that stay there.
+    """
+
+    name: str
+    traits: frozenset[Trait] = frozenset()
+    one_call: bool = False
+    logs: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Capabilities:
+    """What one running machine can do.
+
+    Attributes:
+        hypervisor: for people, for example ``QEMU 10.0.2``.
+        background: RAM can be write-protected and streamed while the guest runs.
+        background_blocker: why not, when not.
+        memory_blocker: why its memory cannot be streamed at all as it is now, or empty.
+        precopy_caveat: why a precopy's memory may not be right here; it is then never chosen by itself.
+        keeps_paused: a paused guest's memory can be streamed and the guest then still is as it was.
+        versions: what a memory file is bound to: it loads only where all of these are the same.
+        ram: bytes of guest RAM.
+        traits: what it can do.
+        stops_itself: a memory stream that is not a background one stops the guest by itself, which must run when
+            the stream begins: a create without LIVE pauses nothing, and takes the steps of a precopy.
+        limits_streams: a memory stream keeps to a bandwidth.
+        copies_into_middle: images are copied up into any image; else only into the active one.
+        inside_memory_in_file: of a point inside the images, memory is in a file of its own.
+        features: further names, for `doctor`.
+    """
+
+    hypervisor: str
+    background: bool
+    background_blocker: str = ""
+    memory_blocker: str = ""
+    precopy_caveat: str = ""
+    keeps_paused: bool = True
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    ram: int = 0
+    traits: frozenset[Trait] = frozenset()
+    stops_itself: bool = False
+    limits_streams: bool = True
+    copies_into_middle: bool = True
+    inside_memory_in_file: bool = False
+    features: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class ImageStatus:
+    """One image of a chain: where it is, and its sizes in bytes; `allocated` is what it holds itself."""
+
+    path: str
+    format: str
+    virtual_size: int
+    allocated: int
+
+
+@attrs.frozen
+class ChainCost:
+    """What a chain costs, measured here and now: seconds to open it, and seconds to read 64 KiB of the disk."""
+
+    open_seconds: float
+    read_seconds: float
+
+
+@attrs.frozen
+class Journal:
+    """Where a guard finds in which state an operation was when we died.
+
+    Attributes:
+        catalog: the file.
+        operation: its id.
+    """
+
+    catalog: Path
+    operation: str
+
+
+@attrs.frozen
+class PauseNote:
+    """What a guard has to know of a guest that we pause.
+
+    Attributes:
+        keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops the
+            guest at its end would.
+        rival: a machine that was to take the guest's place; it is ended before the guest runs again.
+        journal: if this says that the operation is complete, the rival has taken the place.
+        thaw: have the guest's file systems thawed as well.
+    """
+
+    keep_stream: bool
+    rival: Handle | None = None
+    journal: Journal | None = None
+    thaw: bool = False
+
+
+@attrs.frozen
+class LoadNote:
+    """What a guard has to know of a guest that goes back to a point inside its images.
+
+    Attributes:
+        tag: the point's name inside.
+        kept: that of what the guest held before; where it is not there any more the guest holds that again.
+        targets: the disks that it is of; the first one's image has the memory.
+        journal: says, by the state of the revert, whether the load may have begun.
+        run: the guest is to run afterwards.
+    """
+
+    tag: str
+    kept: str
+    targets: tuple[str, ...]
+    journal: Journal
+    run: bool = True
+
+
+@attrs.frozen
+class PivotNote:
+    """How it is noted, outside of the hypervisor, that a disk goes over from an image to the one below it.
+
+    Should we die about then, and the hypervisor with us, this is what says which of the two is the newest.
+
+    Attributes:
+        write: called when both images read the same, nothing is written to either, and the disk is about to go
+            over: from its return on, by which the note is durable, the upper one grows old.
+        catalog: what it writes to (another image in `DomainRecord.active`); None: it removes the upper image.
+    """
+
+    write: Callable[[], Awaitable[None]]
+    catalog: Path | None = None
+
+
+@versioned("overlay", without_node)
+@attrs.frozen
+class Overlay:
+    """A disk's move from the image `base` to a new overlay, planned in full before anything is done.
+
+    Attributes:
+        base: the disk as it is before; its active image is what will be frozen.
+        path: the overlay's file; it does not exist yet.
+        owner: the user and the group who must be able to open it, as `OverlayPlace.owner`.
+    """
+
+    base: DiskStatus
+    path: str
+    owner: tuple[int, int] | None = None
+
+    @property
+    def target(self) -> str:
+        """The disk's name in the domain."""
+        return self.base.target
+
+
+@attrs.frozen
+class Inside:
+    """A disk's point inside the image that the disk is on and stays on.
+
+    Attributes:
+        base: the disk as it is.
+        tag: the snapshot's name in the image.
+    """
+
+    base: DiskStatus
+    tag: str
+
+    @property
+    def target(self) -> str:
+        """The disk's name in the domain."""
+        return self.base.target
+
+
+@attrs.frozen
+class StreamPlan:
+    """How memory is to be streamed.
+
+    Attributes:
+        path: the memory file.
+        strategy: background, precopy or paused.
+        bandwidth: bytes a second, 0 for no limit.
+        settings: what `Machine.settings` said before, to be put back afterwards.
+    """
+
+    path: str
+    strategy: Strategy
+    bandwidth: int = 0
+    settings: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Launch:
+    """What to launch.
+
+    Attributes:
+        definition: the domain's.
+        disks: the images to run on, in place of the definition's.
+        directory: for what belongs to this one process (sockets); the driver makes it.
+        incoming: memory will be loaded into it.
+        isolated: without network and without the outside's serial ports: for a throw-away copy.
+        template: for an attached domain: the machine that the new one is to be like, instead of the definition.
+    """
+
+    definition: DomainDefinition
+    disks: tuple[DeviceDisk, ...]
+    directory: Path
+    incoming: bool = False
+    isolated: bool = False
+    template: Handle | None = None
+
+
+@attrs.frozen
+class Writer:
+    """Somebody who has a file open for writing: in words, for example ``process 123``, and the file's path."""
+
+    who: str
+    path: str
+
+
+@attrs.frozen
+class OverlayPlace:
+    """Where the overlays of a disk go.
+
+    Attributes:
+        directory: absolute.
+        owner: the user and the group who must be able to open them; None: whoever runs snaporch.
+    """
+
+    directory: str
+    owner: tuple[int, int] | None = None
+
+
+@attrs.frozen
+class Address:
+    """Where a running domain is found that something else started; which of it is needed is the driver's.
+
+    Attributes:
+        qmp: the path of a QMP socket.
+        uri: of the manager that has the domain.
+        of: the domain's name there, where that is another one.
+    """
+
+    qmp: str = ""
+    uri: str = ""
+    of: str = ""
