@@ -50,6 +50,8 @@ def log_of_a_command(verbose: int) -> None:
 
 def log_of_a_service(how: str, verbose: int) -> None:
     """Log ``json`` or ``console``, with the operation in every line that is about one."""
+    from snaporch.service.log import LogWriter  # noqa: PLC0415 - a command has no use for it
+
     json = how == "json"
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -61,5 +63,5 @@ def log_of_a_service(how: str, verbose: int) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
-        logger_factory=_FACTORY,
+        logger_factory=structlog.PrintLoggerFactory(LogWriter()),  # type: ignore[arg-type]
     )

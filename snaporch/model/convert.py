@@ -15,6 +15,7 @@ import enum
 import json
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -58,6 +59,8 @@ def _make(*, unknown_keys: bool = False) -> JsonConverter:
     return made
 
 
+# What JSON can say and no file name, database or terminal takes: NUL, and halves of characters.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -67,6 +70,8 @@ def _only(kind: Any) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         whole_for_float = kind is float and type(value) is int
         if (type(value) is kind and (kind is not float or math.isfinite(value))) or whole_for_float:
+            if kind is str and _NO_TEXT.search(value):
+                raise InvalidInput(f"{value!r:.60} has characters that are in no text")
             return kind(value)
         raise InvalidInput(f"{value!r:.60} is not {_KINDS[kind]}")
 

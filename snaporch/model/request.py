@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import attrs
 
+from snaporch.model.limits import MOST_BYTES, MOST_SECONDS, within
+
 
 class Strategy(enum.StrEnum):
     """How the memory of a checkpoint is streamed.
@@ -53,8 +55,8 @@ class CreateOptions:
     """
 
     strategy: Strategy = Strategy.AUTO
-    bandwidth: int = 0
-    max_seconds: float | None = None
+    bandwidth: int = attrs.field(default=0, validator=within(0, MOST_BYTES))
+    max_seconds: float | None = attrs.field(default=None, validator=within(0, MOST_SECONDS))
     on_timeout: OnTimeout = OnTimeout.FAIL
     exclude: frozenset[str] = attrs.field(default=frozenset(), converter=_targets)
     wait: bool = False
@@ -72,6 +74,6 @@ class MergeOptions:
         on_timeout: what happens then. The other merges do not depend on the guest and have no limit.
     """
 
-    bandwidth: int = 0
-    max_seconds: float | None = None
+    bandwidth: int = attrs.field(default=0, validator=within(0, MOST_BYTES))
+    max_seconds: float | None = attrs.field(default=None, validator=within(0, MOST_SECONDS))
     on_timeout: OnTimeout = OnTimeout.FAIL

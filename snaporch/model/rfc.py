@@ -11,6 +11,7 @@ import enum
 import attrs
 
 from snaporch.errors import InvalidInput
+from snaporch.model.limits import MOST_ITEMS, MOST_TEXT, no_longer_than, within
 
 
 class CreateFlag(enum.Flag):
@@ -98,8 +99,8 @@ class DomainSnapshot:
     """
 
     name: str = ""
-    description: str = ""
-    creation_time: int = 0
+    description: str = attrs.field(default="", validator=no_longer_than(MOST_TEXT))
+    creation_time: int = attrs.field(default=0, validator=within(0, 2**53))
     memory: bool = True
     memory_file: str = ""
-    disks: tuple[DiskSnapshot, ...] = ()
+    disks: tuple[DiskSnapshot, ...] = attrs.field(default=(), validator=no_longer_than(MOST_ITEMS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import ipaddress
 import os
 import pwd
@@ -18,6 +19,17 @@ from snaporch.service.roles import role_of
 
 NAME = "service.toml"
 
+_RANGES: dict[str, tuple[int, int]] = {
+    "running": (1, 1_000),
+    "queued": (0, 100_000),
+    "streams": (1, 100_000),
+    "connections": (1, 100_000),
+    "per_peer": (1, 100_000),
+    "per_user": (1, 100_000),
+    "body_bytes": (1, 1 << 30),
+    "stop_seconds": (0, 86_400),
+}
+
 
 @attrs.frozen
 class Config:
@@ -32,7 +44,9 @@ class Config:
         owners: users, beside root and the service's own, who may own what such a path leads through: they could
             have it lead anywhere.
         plans: the directory of plans that have a schedule; empty: ``plans`` in the root. Looked for at the start.
-        users: roles by user name, for the unix socket; root and the service's own user are admins.
+        users: roles by user name, for the unix socket; root and the service's own user are admins. Where there are
+            any, the socket and the way to it are open to others; what is in the root is not.
+        group: of these others, the members of this group only; empty: all.
         running: operations that run at once.
         queued: operations that wait for that.
         streams: followers of events at once.
@@ -54,6 +68,7 @@ class Config:
     owners: tuple[str, ...] = ()
     plans: str = ""
     users: dict[str, str] = attrs.field(factory=dict)
+    group: str = ""
     running: int = 8
     queued: int = 100
     streams: int = 500
@@ -69,17 +84,30 @@ class Config:
         for role in self.users.values():
             role_of(role)
         owner_ids(self.owners)
+        _ = self.group_id
         if self.log not in {"json", "console"}:
             raise InvalidInput(f"log: {self.log!r} is neither json nor console")
         if bool(self.certificate) != bool(self.key):
             raise InvalidInput("certificate and key: one is nothing without the other")
-        for name in ("running", "streams", "connections", "per_peer", "per_user", "body_bytes"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name}: must be at least 1")
+        for name, (least, most) in _RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise InvalidInput(f"{name}: must be between {least:,} and {most:,}")
         if any(not path.startswith("/") for path in self.directories):
             raise InvalidInput("directories: must be absolute paths")
-        if self.listen and not self.certificate and not _is_loopback(self.address[0]):
+        if self.listen and not self.certificate and not is_loopback(self.address[0]):
             raise InvalidInput(f"listen: {self.listen} is not a loopback address: it needs a certificate and a key")
+
+    @property
+    def group_id(self) -> int:
+        """The id of `group`; -1: there is none.
+
+        Raises:
+            InvalidInput: there is no such group.
+        """
+        try:
+            return grp.getgrnam(self.group).gr_gid if self.group else -1
+        except KeyError as error:
+            raise InvalidInput(f"group: {error.args[0]}") from None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -102,7 +130,8 @@ def owner_ids(names: Iterable[str]) -> frozenset[int]:
         raise InvalidInput(f"owners: {error.args[0]}") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether an address is of this host only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from snaporch.errors import InvalidInput
-from snaporch.service.config import Config
+from snaporch.service.config import Config, is_loopback
 from snaporch.service.owner import address
 from snaporch.service.places import OWN_PLACES, Place, Pool, is_own, tcp_peer
 from snaporch.service.roles import Peer, connected_peer, peer_of
@@ -155,8 +155,38 @@ def load_certificate(context: ssl.SSLContext, config: Config) -> None:
         raise InvalidInput(f"certificate {config.certificate}, key {config.key}: {error}") from None
 
 
+def open_the_way(config: Config, *paths: Path) -> None:
+    """Let those users pass who have a role on the unix socket, if there are any, and else nobody.
+
+    Args:
+        config: says who.
+        paths: the root, through which they pass, and what they read in it. What else is in the root is ours alone.
+
+    Raises:
+        InvalidInput: it cannot be done.
+    """
+    for path in paths:
+        mode, others = (0o700, 0o011) if path.is_dir() else (0o600, 0o044)
+        if config.users:
+            mode |= others & (0o070 if config.group else 0o077)
+        try:
+            if config.users and config.group:
+                os.chown(path, -1, config.group_id)
+            path.chmod(mode)
+        except OSError as error:
+            raise InvalidInput(f"users: {path}: {error.strerror}") from None
+
+
+def _open_to(config: Config, where: str) -> None:
+    """Let others than root and ourselves connect to a socket, where they have a role; see `open_the_way`."""
+    if config.users:
+        if config.group:
+            os.chown(where, -1, config.group_id)
+        os.chmod(where, 0o660 if config.group else 0o666)
+
+
 @contextmanager
-def _unix_socket(path: str) -> Iterator[socket.socket]:
+def _unix_socket(config: Config, path: str) -> Iterator[socket.socket]:
     """Listen at a path that only we may use; what an earlier service left there goes: we own the root."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, address(path) as where:
         try:
@@ -171,6 +201,7 @@ def _unix_socket(path: str) -> Iterator[socket.socket]:
                 sock.bind(where)
             finally:
                 os.umask(before)
+            _open_to(config, where)
         except OSError as error:
             raise InvalidInput(f"socket: {path}: {error.strerror or error}") from None
         sock.listen(BACKLOG)
@@ -211,23 +242,37 @@ def listening(config: Config, path: str) -> Iterator[Sequence[socket.socket]]:
         InvalidInput: one cannot be had.
     """
     with ExitStack() as stack:
-        if sockets := activated():
-            yield [stack.enter_context(sock) for sock in sockets]
+        if sockets := [stack.enter_context(sock) for sock in activated()]:
+            for sock in sockets:
+                _check_private(sock, config)
+            yield sockets
             return
-        sockets = [stack.enter_context(_unix_socket(path))]
+        sockets = [stack.enter_context(_unix_socket(config, path))]
         if config.listen:
             sockets.append(stack.enter_context(_tcp_socket(config)))
         yield sockets
 
 
+def _check_private(sock: socket.socket, config: Config) -> None:
+    """Refuse a socket from systemd by which tokens would go over a network in the clear.
+
+    Raises:
+        InvalidInput: so it is.
+    """
+    if sock.family == socket.AF_UNIX or config.certificate:
+        return
+    where = sock.getsockname()
+    if sock.family not in {socket.AF_INET, socket.AF_INET6} or not is_loopback(str(where[0])):
+        raise InvalidInput(
+            f"the socket unit listens on {where[0] if isinstance(where, tuple) else where}, which is no loopback "
+            "address: it needs a certificate and a key in service.toml"
+        )
+
+
 def doors(
     sockets: Sequence[socket.socket], config: Config, tls: ssl.SSLContext | None
 ) -> list[trio.abc.Listener[trio.abc.Stream]]:
-    """Return the listeners of sockets: TCP with TLS, where there is a certificate.
-
-    Raises:
-        InvalidInput: a socket from systemd is for all the world, and there is no certificate.
-    """
+    """Return the listeners of sockets: TCP with TLS, where there is a certificate."""
     pools = Pools.of(config)
     found: list[trio.abc.Listener[trio.abc.Stream]] = []
     for sock in sockets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import fcntl
 import hashlib
 import json
 import os
@@ -11,13 +12,16 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 import attrs
+import cattrs
 
-from snaporch.errors import Forbidden, InvalidInput, NotFound, TargetExists, Unauthenticated
+from snaporch.drivers.local.files import sync_parent
+from snaporch.errors import Forbidden, InvalidInput, NotFound, TargetExists, Unauthenticated, Unavailable
 from snaporch.model.convert import converter
 from snaporch.model.names import check_name
 
@@ -120,53 +124,81 @@ class Tokens:
 
     path: Path
     _tokens: tuple[Token, ...] = ()
-    _stamp: tuple[int, int] = (0, 0)
+    _stamp: tuple[int, int, int] = (0, 0, 0)
 
     def all(self) -> tuple[Token, ...]:
         """Return all tokens."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
-            self._tokens, self._stamp = (), (0, 0)
+            self._tokens, self._stamp = (), (0, 0, 0)
             return ()
-        stamp = status.st_mtime_ns, status.st_ino
+        stamp = status.st_mtime_ns, status.st_ino, status.st_size
         if stamp != self._stamp:
-            self._tokens = converter.structure(json.loads(self.path.read_text()), tuple[Token, ...])
-            self._stamp = stamp
+            self._tokens, self._stamp = self._read(), stamp
         return self._tokens
 
     def make(self, name: str, role: Role) -> str:
-        """Make a token and return its secret, which is told this once.
+        """Make a token and return its secret, which is told this once; durable on return.
 
         Raises:
             TargetExists: there is a token of that name.
         """
         check_name(name, "token")
-        tokens = self.all()
-        if name in {token.name for token in tokens}:
-            raise TargetExists(f"there is a token {name!r} already; revoke it, or choose another name")
         secret = PREFIX + secrets.token_urlsafe(32)
-        self._write((*tokens, Token(name, role.name.lower(), _digest(secret), time.time())))
+        with self._changing() as tokens:
+            if name in {token.name for token in tokens}:
+                raise TargetExists(f"there is a token {name!r} already; revoke it, or choose another name")
+            tokens.append(Token(name, role.name.lower(), _digest(secret), time.time()))
         return secret
 
     def revoke(self, name: str) -> None:
-        """Forget a token: from now on nobody gets in by it.
+        """Forget a token: from now on, whatever happens to the host, nobody gets in by it.
 
         Raises:
             NotFound: there is no token of that name.
         """
-        tokens = self.all()
-        if name not in {token.name for token in tokens}:
-            raise NotFound(f"there is no token {name!r}; `snaporch token list` shows those that there are")
-        self._write(tuple(token for token in tokens if token.name != name))
+        with self._changing() as tokens:
+            if name not in {token.name for token in tokens}:
+                raise NotFound(f"there is no token {name!r}; `snaporch token list` shows those that there are")
+            tokens[:] = [token for token in tokens if token.name != name]
 
-    def _write(self, tokens: tuple[Token, ...]) -> None:
-        new = self.path.with_suffix(".new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            json.dump(converter.unstructure(tokens), file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
+    @contextmanager
+    def _changing(self) -> Iterator[list[Token]]:
+        """Yield the tokens to be changed; nobody else changes them meanwhile, in this process or another."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in self.path.parent.glob(f"{self.path.name}.*.new"):  # by one who was killed
+                left.unlink(missing_ok=True)
+            tokens = list(self._read())
+            yield tokens
+            self._write(tokens)
+        finally:
+            os.close(lock)
+
+    def _read(self) -> tuple[Token, ...]:
+        try:
+            return converter.structure(json.loads(self.path.read_text()), tuple[Token, ...])
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, cattrs.BaseValidationError, TypeError, KeyError) as error:
+            raise Unavailable(f"{self.path} cannot be read: {error}; make it anew, or put back a copy") from None
+
+    def _write(self, tokens: Sequence[Token]) -> None:
+        new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}.new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with open(os.open(new, flags, 0o600), "w") as file:
+                json.dump(converter.unstructure(tokens), file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        sync_parent(str(self.path))
 
     def caller(self, secret: str) -> Caller | None:
         """Return who has a secret; compared in constant time."""

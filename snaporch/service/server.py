@@ -27,9 +27,9 @@ from snaporch.service import systemd
 from snaporch.service.adopt import adopt
 from snaporch.service.app import make_app
 from snaporch.service.config import Config, load_config
-from snaporch.service.doors import doors, listening, load_certificate, tls_context
+from snaporch.service.doors import doors, listening, load_certificate, open_the_way, tls_context
 from snaporch.service.http1 import Connection
-from snaporch.service.owner import SOCKET, owned, tell
+from snaporch.service.owner import LOCK, SOCKET, owned, tell
 from snaporch.service.service import Service, open_service
 from snaporch.service.stop import settle
 
@@ -76,6 +76,7 @@ async def serve(root: Path, settings: Settings) -> None:
     async with open_orchestrator(root, recover=False, realtime=config.realtime) as orchestrator:
         path = config.socket or str(orchestrator.root / SOCKET)
         with owned(orchestrator.root) as lock, listening(config, path) as sockets:
+            open_the_way(config, orchestrator.root, orchestrator.root / LOCK)
             async with open_service(orchestrator, config) as service, trio.open_nursery() as nursery:
                 tls, stopping = tls_context(config), trio.Event()
                 nursery.start_soon(run_http, service, doors(sockets, config, tls), stopping)

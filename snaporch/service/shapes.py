@@ -10,6 +10,7 @@ import attrs
 
 from snaporch.errors import InvalidInput
 from snaporch.model.formats import versioned
+from snaporch.model.limits import MOST_ITEMS, MOST_SECONDS, no_longer_than, within
 from snaporch.model.record import OperationKind
 from snaporch.model.request import CreateOptions, MergeOptions
 from snaporch.model.rfc import DomainSnapshot
@@ -18,6 +19,8 @@ from snaporch.model.upcasts import domains_listed
 F = TypeVar("F", bound=enum.Flag)
 
 SHUTDOWN_SECONDS = 60.0
+MOST_SHUTDOWN_SECONDS = 3_600.0
+MOST_TAGS, MOST_LINKS = 100, 2_000
 
 
 def flag_names(flags: enum.Flag) -> tuple[str, ...]:
@@ -67,7 +70,7 @@ class Start:
 class Shutdown:
     """Ask the guest to power off; wait no longer than `timeout` seconds."""
 
-    timeout: float = SHUTDOWN_SECONDS
+    timeout: float = attrs.field(default=SHUTDOWN_SECONDS, validator=within(0, MOST_SHUTDOWN_SECONDS))
 
 
 @versioned("tags-request")
@@ -75,7 +78,7 @@ class Shutdown:
 class Tags:
     """The tags that a domain is to have."""
 
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_TAGS))
 
 
 @versioned("pin-request")
@@ -101,7 +104,7 @@ class Create:
 class CreateGroup:
     """Take a snapshot of several domains at one point; the rest as in `Create`."""
 
-    domains: tuple[str, ...]
+    domains: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_ITEMS))
     snapshot: DomainSnapshot = DomainSnapshot()  # noqa: RUF009 - an immutable value
     flags: tuple[str, ...] = ()
     options: CreateOptions = CreateOptions()  # noqa: RUF009 - as above
@@ -121,7 +124,7 @@ class Revert:
 class RevertGroup:
     """Go back to the point of several domains; the rest as in `Revert`."""
 
-    domains: tuple[str, ...]
+    domains: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_ITEMS))
     name: str
     flags: tuple[str, ...] = ()
     save_current: str = ""
@@ -140,7 +143,7 @@ class Verify:
 class Delete:
     """Delete snapshots; flags: ``children``, ``children-only``, ``alone``."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_ITEMS))
     flags: tuple[str, ...] = ()
     options: MergeOptions = attrs.field(factory=MergeOptions)
 
@@ -150,8 +153,8 @@ class Delete:
 class DeleteGroup:
     """Delete snapshots that were taken of several domains at one point; the rest as in `Delete`."""
 
-    domains: tuple[str, ...]
-    names: tuple[str, ...]
+    domains: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_ITEMS))
+    names: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_ITEMS))
     flags: tuple[str, ...] = ()
     options: MergeOptions = attrs.field(factory=MergeOptions)
 
@@ -162,7 +165,7 @@ class Flatten:
     """Shorten the chains of a domain, or of a `snapshot` of it, to `depth` images."""
 
     snapshot: str = ""
-    depth: int = 1
+    depth: int = attrs.field(default=1, validator=within(0, MOST_LINKS))
     options: MergeOptions = attrs.field(factory=MergeOptions)
 
 
@@ -171,7 +174,7 @@ class Flatten:
 class Depth:
     """How many images the domain's chains may have; 0: as many as there are."""
 
-    depth: int
+    depth: int = attrs.field(validator=within(0, MOST_LINKS))
 
 
 @versioned("recover-request")
@@ -180,7 +183,7 @@ class Recover:
     """Finish or undo what a crash left, of one domain or all; `patience`: seconds for a stream, or no limit."""
 
     domain: str | None = None
-    patience: float | None = None
+    patience: float | None = attrs.field(default=None, validator=within(0, MOST_SECONDS))
 
 
 @versioned("fsck-request")

@@ -63,7 +63,8 @@ def identity(path: str) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _sync_parent(path: str) -> None:
+def sync_parent(path: str) -> None:
+    """Make a change of a file's directory durable."""
     fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -83,7 +84,7 @@ def _make_file(path: str) -> None:
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.fsync(fd)
-        _sync_parent(path)
+        sync_parent(path)
     except BaseException:
         os.unlink(path)
         raise
@@ -96,7 +97,7 @@ def remove(path: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
     with suppress(FileNotFoundError):
-        _sync_parent(path)  # also where it was gone: who removed it may have been killed before this
+        sync_parent(path)  # also where it was gone: who removed it may have been killed before this
 
 
 def _checksum(path: str, *, sync: bool) -> FileRecord:
@@ -112,7 +113,7 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
         while count := os.readv(fd, [view]):
             digest.update(view[:count])
         if sync:
-            _sync_parent(path)
+            sync_parent(path)
     finally:
         os.close(fd)
     if identity(path) != before:

@@ -13,17 +13,19 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import attrs
 import trio
 
 from snaporch.drivers.qmp import transport
-from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown
+from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, ProtocolError
 
 _DELIMITER = b"\xff"
 _CHUNK = 65536
+LINE_LIMIT = 1 << 20
+MOST_FROZEN = 1 << 20
 SYNC_SECONDS = 10.0  # of an agent that has nothing else to do, on a busy host
 FREEZE_SECONDS = 30.0  # for all dirty pages of the guest to reach its disks
 THAW_SECONDS = 60.0  # a freeze that took too long must end before it can be undone
@@ -32,22 +34,47 @@ RETRY_SECONDS = 0.2
 
 @attrs.define
 class Agent:
-    """A conversation with a guest's agent; `open_agent` makes one."""
+    """A conversation with a guest's agent; `open_agent` makes one.
+
+    The guest is not trusted: what it says is kept up to `LINE_LIMIT`, and means nothing but what is asked for here.
+    """
 
     label: str
     _stream: trio.abc.Stream
     _received: bytearray = attrs.field(factory=bytearray)
 
-    async def _until(self, mark: bytes) -> bytes:
-        """Return what comes up to a mark, which is taken away."""
-        while mark not in self._received:
-            data = await self._stream.receive_some(_CHUNK)
-            if not data:
-                raise ConnectionGone(f"{self.label}: QEMU has closed the channel of the guest agent")
-            self._received += data
-        found, _, rest = bytes(self._received).partition(mark)
-        self._received = bytearray(rest)
-        return found
+    async def _receive(self) -> None:
+        data = await self._stream.receive_some(_CHUNK)
+        if not data:
+            raise ConnectionGone(f"{self.label}: QEMU has closed the channel of the guest agent")
+        self._received += data
+
+    async def _skip_to(self, mark: bytes) -> None:
+        """Let go of all up to a mark, and of that."""
+        while (at := self._received.find(mark)) < 0:
+            self._received.clear()
+            await self._receive()
+        del self._received[: at + len(mark)]
+
+    async def _line(self) -> Any:
+        """Return the value in the next line.
+
+        Raises:
+            ProtocolError: it is too long, or no JSON.
+        """
+        looked = 0
+        while (at := self._received.find(b"\n", looked)) < 0:
+            looked = len(self._received)
+            if looked > LINE_LIMIT:
+                self._received.clear()
+                raise ProtocolError(f"{self.label}: the guest agent sends a line of more than {LINE_LIMIT:,} bytes")
+            await self._receive()
+        line = bytes(self._received[:at])
+        del self._received[: at + 1]
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            raise ProtocolError(f"{self.label}: the guest agent sends what is no JSON: {line[:60]!r}") from None
 
     async def _send(self, command: str, **arguments: Any) -> None:
         request = {"execute": command} | ({"arguments": arguments} if arguments else {})
@@ -59,24 +86,28 @@ class Agent:
         await self._stream.send_all(_DELIMITER)
         await self._send("guest-sync-delimited", id=number)
         while True:
-            await self._until(_DELIMITER)
-            answer = json.loads(await self._until(b"\n"))
-            if answer.get("return") == number:
-                return
+            await trio.lowlevel.checkpoint()  # whoever sends without end is not all that we do
+            await self._skip_to(_DELIMITER)
+            with suppress(ProtocolError):  # what was asked by others may be answered still, or half of it
+                match await self._line():
+                    case {"return": answer} if answer == number:
+                        return
 
     async def execute(self, command: str) -> Any:
         """Have the agent carry out a command and return its answer.
 
         Raises:
             CommandRefused: the agent answered with an error.
+            ProtocolError: it answered with what is no answer.
             ConnectionGone: QEMU is gone.
         """
         await self._send(command)
-        answer = json.loads(await self._until(b"\n"))
-        if "error" in answer:
-            error = answer["error"]
-            raise CommandRefused(self.label, command, error.get("class", ""), error.get("desc", ""))
-        return answer.get("return")
+        match answer := await self._line():
+            case {"error": {"class": str(kind), "desc": str(words)}}:
+                raise CommandRefused(self.label, command, kind, words[:1000])
+            case {"return": result}:
+                return result
+        raise ProtocolError(f"{self.label}: the guest agent answers {command} with {answer!r:.60}")
 
 
 @asynccontextmanager
@@ -104,11 +135,15 @@ async def freeze(path: str, label: str) -> int:
 
     Raises:
         OutcomeUnknown: it has not answered in time.
+        ProtocolError: it has answered with what is no answer.
         CommandRefused: the agent could not, and has thawed what it had frozen.
     """
     async with open_agent(path, label) as agent:
         with trio.move_on_after(FREEZE_SECONDS):
-            return int(await agent.execute("guest-fsfreeze-freeze"))
+            frozen = await agent.execute("guest-fsfreeze-freeze")
+            if type(frozen) is not int or not 0 <= frozen <= MOST_FROZEN:
+                raise ProtocolError(f"{label}: the guest agent has frozen {frozen!r:.60} file systems")
+            return frozen
     raise OutcomeUnknown(label, "guest-fsfreeze-freeze", FREEZE_SECONDS)
 
 

@@ -28,7 +28,7 @@ from snaporch.errors import CommandRefused, ConnectionGone, OutcomeUnknown, Prot
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
 __all__ = ["QMPClient", "open_qmp", "open_qmp_stream"]
 
@@ -49,6 +49,7 @@ class QMPClient:
     def __init__(self, stream: trio.abc.Stream, *, label: str, timeout: float) -> None:
         self._stream = stream
         self._label = label
+        self.check: Callable[[str, str, Any], None] | None = None  # may refuse an answer: label, command, value
         self._timeout = timeout
         self._peer_pid = transport.peer_pid(stream)
         self._decoder = Decoder()
@@ -185,6 +186,8 @@ class QMPClient:
     def _result(self, call: Call, timeout: float) -> Any:
         match call.answer:
             case Reply(value=value):
+                if self.check is not None:
+                    self.check(self._label, call.command, value)
                 return value
             case Failure(error_class=error_class, description=description):
                 raise CommandRefused(self._label, call.command, error_class, description)

@@ -42,6 +42,7 @@ from snaporch.drivers.qmp.leash import QemuGuard
 from snaporch.drivers.qmp.merge import Merger
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
+from snaporch.drivers.qmp.shapes import check_answer
 from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, Unsupported
@@ -139,6 +140,7 @@ class QemuMachine(
             looking: set nothing, not even for a moment: a create may just have set what its stream needs. What QEMU
                 has against background snapshots is then not known.
         """
+        self.qmp.check = check_answer
         subscribe = self.qmp.subscribe
         with subscribe("STOP", "RESUME") as self._pauses, subscribe("MIGRATION") as self._migration:
             self.capabilities = await self._ask_capabilities(looking=looking)

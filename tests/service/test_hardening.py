@@ -1,0 +1,220 @@
+"""Tokens, logs, sockets and values in hostile or unlucky circumstances."""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snaporch.errors import InvalidInput, Unavailable
+from snaporch.service import doors, log
+from snaporch.service.config import Config, load_config
+from snaporch.service.roles import Role, Tokens
+from tests.service.conftest import Lab
+
+SECONDS = 60.0
+NOBODY = 65534
+
+
+def test_tokens_are_changed_by_one_at_a_time(tmp_path: Path) -> None:
+    """However many are made and revoked at once, each is there once made, and gone once revoked."""
+    path = tmp_path / "tokens.json"
+    (tmp_path / "tokens.json.0123.new").write_text("by one who was killed")
+
+    def life(number: int) -> None:
+        tokens = Tokens(path)
+        kept, gone = tokens.make(f"kept{number}", Role.VIEWER), tokens.make(f"gone{number}", Role.ADMIN)
+        tokens.revoke(f"gone{number}")
+        for each in (tokens, Tokens(path)):
+            assert each.caller(gone) is None
+            assert each.caller(kept) is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(life, range(32)))
+    assert {token.name for token in Tokens(path).all()} == {f"kept{number}" for number in range(32)}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["tokens.json", "tokens.lock"]
+
+
+async def test_broken_tokens(lab: Lab) -> None:
+    """Tokens that cannot be read let nobody in, and say so; who needs none is answered."""
+    headers = lab.secret(Role.ADMIN)
+    for content in ("", "{", '[{"name": 1}]', '{"a": []}', "[null]"):
+        lab.service.tokens.path.write_text(content)
+        answer = await lab.http.get("/v1/whoami", headers=headers)
+        assert answer.status_code == 503, answer.text
+        assert "tokens.json" in answer.json()["detail"]
+        assert (await lab.http.get("/v1/whoami")).status_code == 200
+        with pytest.raises(Unavailable):
+            lab.service.tokens.make("x", Role.VIEWER)
+
+
+def test_a_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines for a full pipe are dropped and counted; when it is read, what was lost is said."""
+    monkeypatch.setattr(log, "LINES", 10)
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    writer = log.LogWriter(write)
+    line = "x" * 1000 + "\ud800\n"
+    for _ in range(200):
+        writer.write(line[:500])
+        writer.write(line[500:])
+        writer.flush()
+    assert writer.lost >= 180
+    with open(read, "rb") as lines:
+        found = next(json.loads(each) for each in lines if each.startswith(b"{"))
+        assert found["event"] == "log lines were lost"
+        assert found["lines"] == writer.lost
+        threading.Thread(target=writer.close).start()
+        assert lines.readline()  # nothing is cut
+    os.close(write)
+
+
+def test_a_log_that_cannot_be_written() -> None:
+    """Where nobody reads any more, lines are lost and nothing else is."""
+    read, write = os.pipe()
+    os.close(read)
+    writer = log.LogWriter(write)
+    writer.write("a\n")
+    writer.close()
+    assert writer.lost == 1
+    os.close(write)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Give a directory that everybody can pass."""
+    made = Path(tempfile.mkdtemp())
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+def as_nobody(act: Callable[[], object]) -> bool:
+    """Return whether somebody without any rights can do something."""
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            act()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("users", [{}, {"nobody": "viewer"}])
+def test_users_get_in_and_no_further(public: Path, users: dict[str, str]) -> None:
+    """Where users have roles, others reach the socket and what names it, and nothing else in the root."""
+    root = public / "root"
+    root.mkdir(mode=0o700)
+    for name in ("service.lock", "tokens.json", "catalog.sqlite3"):
+        (root / name).touch(0o600)
+    config = Config(users=users)
+    doors.open_the_way(config, root, root / "service.lock")
+    with doors.listening(config, str(root / "service.sock")):
+        modes = [path.stat().st_mode & 0o777 for path in (root, root / "service.lock", root / "service.sock")]
+        assert modes == ([0o711, 0o644, 0o666] if users else [0o700, 0o600, 0o600])
+        if os.geteuid() == 0:  # else there is nobody to try it as
+            assert as_nobody(lambda: socket.socket(socket.AF_UNIX).connect(str(root / "service.sock"))) == bool(
+                users
+            )
+            assert not as_nobody(lambda: os.listdir(root))
+            for name in ("tokens.json", "catalog.sqlite3"):
+                assert not as_nobody((root / name).read_bytes)
+    doors.open_the_way(Config(), root, root / "service.lock")
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_group_gets_in(public: Path) -> None:
+    """With a group, its members get in and no others."""
+    group = os.getegid()
+    config = Config(users={"nobody": "viewer"}, group=grp.getgrgid(group).gr_name)
+    doors.open_the_way(config, public)
+    with doors.listening(config, str(public / "s")):
+        assert [(each.stat().st_mode & 0o777, each.stat().st_gid) for each in (public, public / "s")] == [
+            (0o710, group),
+            (0o660, group),
+        ]
+    with pytest.raises(InvalidInput, match="group"):
+        Config(group="nobody-is-in-such-a-group")
+
+
+@pytest.mark.parametrize(("address", "good"), [("", False), ("127.0.0.1", True), ("::", False), ("::1", True)])
+def test_a_socket_from_systemd(monkeypatch: pytest.MonkeyPatch, address: str, *, good: bool) -> None:
+    """TCP without a certificate is for loopback addresses only, whoever has made the socket."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = socket.create_server((address, 0), family=family)
+    monkeypatch.setattr(doors, "activated", lambda: [made])
+    if good:
+        with doors.listening(Config(), "/nowhere") as sockets:
+            assert sockets == [made]
+    else:
+        with pytest.raises(InvalidInput, match="certificate"), doors.listening(Config(), "/nowhere"):
+            pass
+    assert made.fileno() == -1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "running = 0",
+        "queued = -1",
+        "streams = 10000000",
+        "body_bytes = 9999999999999",
+        "stop_seconds = -1.0",
+        "per_user = 0",
+    ],
+)
+def test_settings_have_ranges(tmp_path: Path, text: str) -> None:
+    """A number that makes no sense is refused by name."""
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(InvalidInput, match=text.partition(" ")[0]):
+        load_config(tmp_path / "s.toml")
+
+
+WEB = "/v1/domains/web1"
+BAD: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("POST", f"{WEB}/shutdown", {"timeout": 1e9}),
+    ("POST", f"{WEB}/shutdown", {"timeout": -5}),
+    ("PUT", f"{WEB}/depth", {"depth": 10**40}),
+    ("PUT", f"{WEB}/depth", {"depth": -1}),
+    ("PUT", f"{WEB}/tags", {"tags": ["a"] * 101}),
+    ("POST", f"{WEB}/flatten", {"depth": -1}),
+    ("POST", "/v1/recover", {"patience": -1}),
+    ("POST", "/v1/recover", {"patience": 1e300}),
+    ("POST", f"{WEB}/snapshots", {"options": {"bandwidth": -1}}),
+    ("POST", f"{WEB}/snapshots", {"options": {"bandwidth": 10**30}}),
+    ("POST", f"{WEB}/snapshots", {"options": {"max_seconds": -4}}),
+    ("POST", f"{WEB}/snapshots", {"snapshot": {"creation_time": 10**30}}),
+    ("POST", f"{WEB}/snapshots", {"snapshot": {"description": "\ud800"}}),
+    ("POST", f"{WEB}/snapshots", {"snapshot": {"description": "a\0"}}),
+    ("POST", f"{WEB}/snapshots", {"snapshot": {"description": "a" * 70_000}}),
+    ("POST", f"{WEB}/snapshots", {"snapshot": {"name": "\udfff"}}),
+    ("POST", f"{WEB}/delete", {"names": ["a"] * 20_000}),
+    ("POST", "/v1/domains", {"name": "x", "append": "\ud800"}),
+    ("POST", "/v1/domains", {"name": "x", "driver": "\ud800"}),
+    ("POST", "/v1/domains", {"name": "x", "vcpus": 10**30}),
+    ("POST", "/v1/domains", {"name": "x", "\ud800": 1}),
+    ("POST", f"{WEB}/attach", {"socket": "/images/x", "driver": "nothing"}),
+)
+
+
+async def test_values_have_ranges(lab: Lab) -> None:
+    """What is out of range, half a character or no driver is refused: 422, with the place; nothing changes."""
+    before = await lab.world.everything()
+    for method, url, body in BAD:
+        answer = await lab.http.request(method, url, content=json.dumps(body))
+        assert answer.status_code == 422, (url, body, answer.text[:200])
+    assert await lab.world.everything() == before
