@@ -218,6 +218,12 @@ class Stranded(SnaporchError):
         super().__init__(f"{what}; not undone: {'; '.join(remains)}. `snaporch recover` mends it")
         self.operation = operation
         self.remains = remains
+        self._what = what
+
+    @property
+    def what(self) -> str:
+        """What failed, and why."""
+        return self._what
 
 
 class Left(SnaporchError):

@@ -21,7 +21,17 @@ from snaporch.drivers.registry import Registry
 from snaporch.engine.context import Context
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
-from snaporch.errors import Busy, InvalidInput, NotFound, Refused, SnaporchError, TargetExists
+from snaporch.engine.states import State
+from snaporch.errors import (
+    Busy,
+    InvalidInput,
+    NotFound,
+    OperationFailed,
+    Refused,
+    SnaporchError,
+    Stranded,
+    TargetExists,
+)
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
@@ -49,7 +59,7 @@ from snaporch.operations.doctor import doctor, foretell
 from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.operations.fsck import fsck
 from snaporch.operations.group import check_alone, check_one_point, those_left
-from snaporch.operations.recover import recover, sweep
+from snaporch.operations.recover import reconnected, recover, sweep
 from snaporch.operations.revert import revert
 from snaporch.operations.verify import intact, verify
 
@@ -316,7 +326,11 @@ class Orchestrator:
         for domain in domains:
             await self._mended(domain)
         snapshot, options = snapshot or DomainSnapshot(), options or CreateOptions()
-        records = await create(self._context, domains, snapshot, flags, options, bandwidth=bandwidth)
+        try:
+            records = await create(self._context, domains, snapshot, flags, options, bandwidth=bandwidth)
+        except Stranded as error:
+            ended = await self._reconnected(domains[0], error)
+            records = tuple([await self.catalog.snapshot(domain, ended.subject) for domain in domains])
         await keep_short(self._context, domains)
         return records
 
@@ -384,8 +398,23 @@ class Orchestrator:
         check_one_point(records, "revert")
         if RevertFlag.ALONE not in flags:
             await check_alone(self.catalog, records, "revert")
-        await revert(self._context, records, flags, save_current=save_current)
+        try:
+            await revert(self._context, records, flags, save_current=save_current)
+        except Stranded as error:
+            await self._reconnected(domains[0], error)
         return tuple(records)
+
+    async def _reconnected(self, domain: str, error: Stranded) -> OperationRecord:
+        """Return an operation that is complete after all, over a new connection; see `reconnected`.
+
+        Raises:
+            OperationFailed: it is undone.
+            Stranded: it is neither.
+        """
+        ended = await reconnected(self._context, domain, error)
+        if ended.state != State.COMPLETE:
+            raise OperationFailed(f"{error.what}; everything is as it was before") from error
+        return ended
 
     async def delete(
         self,

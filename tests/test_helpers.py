@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from snaporch.drivers.qmp import guard, sink
+from snaporch.drivers.local import guard
+from snaporch.drivers.qmp import guard as action
+from snaporch.drivers.qmp import sink
 
 SECONDS = 60.0
 GREETING = {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}
@@ -68,7 +70,8 @@ def test_guard(tmp_path: Path, *, crowded: bool, stream: list[str]) -> None:
     first = socket.socket(socket.AF_UNIX)
     if crowded:
         first.connect(str(tmp_path / "qmp"))
-    arguments = [sys.executable, "-I", "-S", guard.__file__, "pause", str(tmp_path / "qmp"), "cancel", "-", "-"]
+    arguments = [sys.executable, "-I", "-S", guard.__file__, action.__file__]
+    arguments += ["pause", str(tmp_path / "qmp"), "-", "-", "cancel", "-", "-", "-"]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

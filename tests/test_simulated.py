@@ -319,7 +319,8 @@ async def merged_back(
 ) -> None:
     """Merge overlays that disks are on into what is below, as a rollback does, which has them removed."""
     for overlay in made:
-        note = PivotNote(partial(driver.storage.remove, overlay.path) if removed else trio.lowlevel.checkpoint)
+        gone = partial(driver.storage.remove, overlay.path) if removed else trio.lowlevel.checkpoint
+        note = PivotNote(gone, Path("verdict"))
         await machine.commit_image(
             overlay.path, overlay.base.active, note=note, options=MergeOptions(), progress=untold
         )

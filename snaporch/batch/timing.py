@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -59,29 +59,46 @@ def parse_clock(text: str) -> time:
 # --- windows ------------------------------------------------------------------------------------------------------
 
 
-def _next(now: datetime, at: time) -> datetime:
-    """Return the first instant after `now` at which local clocks show `at`; one that a change skips is moved on."""
-    for days in range(3):
-        day = now.date() + timedelta(days=days)
-        # Through UTC: an hour that does not exist becomes the one that clocks show instead.
-        found = datetime.combine(day, at, now.tzinfo).astimezone(UTC)
-        if found > now:
-            return found.astimezone(now.tzinfo)
-    raise AssertionError("every time of day comes within two days")
+def _instant(day: date, at: time, zone: ZoneInfo) -> float:
+    """Return when clocks show a time of a day: the first of two times, and where they skip it, the jump."""
+    shown = datetime.combine(day, at, zone)
+    found, other = shown.astimezone(UTC), shown.replace(fold=1).astimezone(UTC)
+    if found <= other:
+        return found.timestamp()
+    while found - other > timedelta(seconds=0.25):  # in the gap: before the jump, as it were, and after it
+        middle = other + (found - other) / 2
+        if middle.astimezone(zone).utcoffset() == shown.utcoffset():
+            other = middle
+        else:
+            found = middle
+    return round(found.timestamp())
+
+
+def _current(opens: str, closes: str, zone: str, now: float) -> tuple[float, float]:
+    """Return when the window opens and closes that is open, or else the next one."""
+    clocks, opening, closing = parse_zone(zone), parse_clock(opens), parse_clock(closes)
+    today = datetime.fromtimestamp(now, clocks).date()
+    for days in range(-1, 4):
+        day = today + timedelta(days=days)
+        begin = _instant(day, opening, clocks)
+        end = _instant(day if opening < closing else day + timedelta(days=1), closing, clocks)
+        if now < end and begin < end:
+            return begin, end
+    raise AssertionError("every window opens within two days")
 
 
 def until_open(opens: str, closes: str, zone: str, now: float) -> float:
-    """Return the seconds until a window is open, 0 when it is; `now` in seconds since the epoch."""
-    local = datetime.fromtimestamp(now, parse_zone(zone))
-    opening, closing = _next(local, parse_clock(opens)), _next(local, parse_clock(closes))
-    return 0.0 if closing < opening else opening.timestamp() - now
+    """Return the seconds until a window is open, 0 when it is; `now` in seconds since the epoch.
+
+    Where clocks are set, a window opens and closes once: at the first of two times that clocks show, and at the
+    jump for a time that it skips. One that lies in the skipped hour as a whole does not open that night.
+    """
+    return max(0.0, _current(opens, closes, zone, now)[0] - now)
 
 
 def until_closed(opens: str, closes: str, zone: str, now: float) -> float:
     """Return the seconds until an open window closes, or the next one does."""
-    wait = until_open(opens, closes, zone, now)
-    local = datetime.fromtimestamp(now + wait, parse_zone(zone))
-    return _next(local, parse_clock(closes)).timestamp() - now
+    return _current(opens, closes, zone, now)[1] - now
 
 
 # --- cron ---------------------------------------------------------------------------------------------------------
@@ -91,8 +108,9 @@ def until_closed(opens: str, closes: str, zone: str, now: float) -> float:
 class Cron:
     """When something is due: a cron expression in a time zone, moved by a jitter.
 
-    Where clocks are set, this is Debian's cron: what falls into a skipped hour is due right after it, what falls
-    into a repeated one is due once.
+    Where clocks are set: with ``*`` for the hour every hour that passes has its runs, a repeated one too. Whatever
+    else is there names hours: each time of day is due once, in a repeated hour at the first of the two, and all
+    those that are skipped are due together, once, right after the jump.
 
     Attributes:
         expression: five fields.
@@ -109,19 +127,31 @@ class Cron:
     def __attrs_post_init__(self) -> None:
         zone = parse_zone(self.zone)
         try:
-            next(CronSim(self.expression, datetime(2024, 1, 1, tzinfo=zone)))
-        except (CronSimError, StopIteration):
+            next(CronSim(self._fields, datetime(2024, 1, 1, tzinfo=zone)))
+        except (CronSimError, StopIteration, ValueError):
             raise InvalidInput(
                 f"{self.expression!r} is not a cron expression: minute hour day-of-month month day-of-week, for "
                 "example '30 2 * * *'"
             ) from None
 
+    @property
+    def _fields(self) -> str:
+        """The expression, with the numbers for which ``*`` stands where it names hours, so that CronSim knows."""
+        minute, hour, *days = self.expression.split()
+        if len(days) != 3:  # noqa: PLR2004 - day of the month, month, day of the week
+            raise ValueError(self.expression)
+        if hour not in {"*", "*/1"}:
+            minute, hour = re.sub(r"^\*", "0-59", minute), re.sub(r"^\*", "0-23", hour)
+        return " ".join((minute, hour, *days))
+
     def after(self, instant: float) -> Iterator[tuple[float, float]]:
         """Yield what is due after an instant: when by the expression, and when with the jitter."""
-        began = datetime.fromtimestamp(instant, parse_zone(self.zone))
-        for due in CronSim(self.expression, began):
-            seconds = due.timestamp()
-            yield seconds, seconds + self.jitter * self._spread(seconds)
+        last = instant
+        for due in CronSim(self._fields, datetime.fromtimestamp(instant, parse_zone(self.zone))):
+            # By a time of day alone CronSim does not know which of two hours `instant` is in.
+            if (seconds := due.timestamp()) > last:
+                last = seconds
+                yield seconds, seconds + self.jitter * self._spread(seconds)
 
     def _spread(self, due: float) -> float:
         """Return a number in [0, 1): the same after a restart, another for each plan and each day."""

@@ -15,6 +15,7 @@ from snaporch.drivers.base import Driver, Machine
 from snaporch.drivers.registry import Registry
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
+from snaporch.engine.verdict import Verdict
 from snaporch.errors import HypervisorError, InvalidInput, OperationFailed, Refused
 from snaporch.model.domain import DiskStatus, DomainRecord, Handle
 from snaporch.model.names import check_name, short
@@ -62,6 +63,10 @@ class Context:
     def run_directory(self, domain: str, operation: str) -> Path:
         """Return the directory for the process that an operation launches."""
         return self.root / domain / f"run-{short(operation)}"
+
+    def verdict(self, what: str) -> Verdict:
+        """Return what is decided of an operation, by its id, or of where a disk goes, by ``DOMAIN.TARGET``."""
+        return Verdict(self.root / "locks" / f"{what}.verdict")
 
     @asynccontextmanager
     async def locked(

@@ -51,6 +51,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.states import State
 from snaporch.engine.steps import CREATE, QUIESCED, ROLLBACK_CREATE, Lane, all_steps, create_phases
+from snaporch.engine.verdict import STAY, Verdict, guard_acted
 from snaporch.errors import (
     ConnectionGone,
     DeadlineExceeded,
@@ -331,6 +332,8 @@ class Participant(Actor):
         if self.plan.overlays:
             await self._able(Overlays).switch(self.plan.overlays)
         self._commands += trio.current_time() - began
+        if self.plan.memory_place:  # the guest is paused for its memory
+            self._check_stood(changes=1 if self.plan.state is DomainState.RUNNING else 0)
 
     async def start_stream(self) -> None:
         """Let the hypervisor begin."""
@@ -356,7 +359,8 @@ class Participant(Actor):
         undoing = self.operation.machine.state is State.ROLLING_BACK
         if self.plan.state is not DomainState.RUNNING:
             self._note()
-            self._check_stood(changes=0, undoing=undoing)
+            if not undoing:
+                self._check_stood(changes=0)
             return
         now = trio.current_time()
         try:
@@ -369,11 +373,15 @@ class Participant(Actor):
         if self._pause_began is not None and self.plan.order is not Strategy.PAUSED:
             between = now - self._pause_began - self._commands
         self._note(pause=self.machine.pause_times(), between=between)
-        self._check_stood(changes=2, undoing=undoing)
+        if not undoing:
+            self._check_stood(changes=2)
 
-    def _check_stood(self, *, changes: int, undoing: bool) -> None:
-        if not undoing and self._hypervisor.run_changes() > changes:
-            raise HypervisorError(f"{self.name}: somebody let the guest run while it stood for the point")
+    def _check_stood(self, *, changes: int) -> None:
+        """Raise where the guest has run meanwhile: its disks and its memory would be of different instants."""
+        if self._guard is not None and self._guard.has_acted():
+            raise HypervisorError(guard_acted(self.name))
+        if self._hypervisor.run_changes() > changes:
+            raise HypervisorError(f"{self.name}: somebody let the guest run while it was paused for the snapshot")
 
     # Afterwards: memory streams, the frozen images are sealed.
 
@@ -480,6 +488,7 @@ class Participant(Actor):
         """
         self._unmerged = True
         await self.remove_memory_file()
+        await self._obey_guards()
         try:
             await self._merge_back()
         except (ConnectionGone, OutcomeUnknown):
@@ -501,13 +510,29 @@ class Participant(Actor):
         switched = {disk.active for disk in await self._hypervisor.disks()}
         for overlay in self.plan.overlays:
             if overlay.path in switched:
-                await machine.merge_back(overlay, PivotNote(partial(self._removed, overlay.path)))
+                verdict = self._verdict(overlay)
+                await machine.merge_back(overlay, PivotNote(partial(self._removed, overlay), verdict.path))
+                await verdict.forget()
 
-    async def _removed(self, path: str) -> None:
+    def _verdict(self, overlay: Overlay) -> Verdict:
+        return self.context.verdict(f"{self.name}.{overlay.target}")
+
+    async def _obey_guards(self) -> None:
+        """Remove overlays that were about to be when we died, or were stopped: their disks have gone over."""
+        for overlay in self.plan.overlays:
+            verdict = self._verdict(overlay)
+            if verdict.read() not in {"", STAY}:
+                await self._removed(overlay)
+            await verdict.forget()
+
+    async def _removed(self, overlay: Overlay) -> None:
+        path = overlay.path
+        await self._verdict(overlay).insist(f"{overlay.base.format}:{overlay.base.active}", self.name)
         try:
             await self.storage.remove(path)
         except OSError:  # one that is gone must not be gone on with, whatever else went wrong
             if await self.storage.exists(path):  # noqa: ASYNC120 - it re-raises where it matters
+                await self._verdict(overlay).forget()  # noqa: ASYNC120 - as above
                 raise
 
     async def close_overlay(self, target: str) -> None:

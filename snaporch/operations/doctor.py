@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from snaporch.drivers.base import DirtyRate, Machine, has, need
+from snaporch.drivers.local.guard import SILENCE
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, Refused, Unsupported
@@ -17,6 +18,13 @@ from snaporch.model.request import Strategy
 from snaporch.operations.estimate import LOOK_BACK, estimate
 from snaporch.operations.flatten import chain_cost
 
+_GUARD = {
+    "a snaporch that dies": "a guest that it has paused runs on at once",
+    "a snaporch that is stopped": f"a guest that it has paused runs on after {SILENCE} seconds",
+    "a control group that is frozen": (
+        "a guest that snaporch, in this group, has paused stays so until it is thawed: the guard is in it too"
+    ),
+}
 _FORETOLD = (Strategy.BACKGROUND, Strategy.PRECOPY, Strategy.PAUSED)
 
 
@@ -56,6 +64,7 @@ async def _of_driver(context: Context, name: str) -> dict[str, Any]:
 async def doctor(context: Context, domain: DomainInfo | None, *, measure: bool) -> dict[str, Any]:
     """See `snaporch.Orchestrator.doctor`."""
     findings: dict[str, Any] = {name: await _of_driver(context, name) for name in context.drivers}
+    findings["guard"] = dict(_GUARD)
     if domain is None:
         return findings
     found: dict[str, Any] = {"state": domain.state}

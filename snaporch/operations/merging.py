@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
 
 import attrs
 import trio
@@ -31,6 +30,7 @@ from snaporch.drivers.base import (
 )
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
+from snaporch.engine.verdict import STAY
 from snaporch.errors import NotConverging, Unsupported
 from snaporch.images.chain import Copies, Graph, Image, graph_of
 from snaporch.images.kinds import Verb
@@ -358,8 +358,18 @@ class Merging:
             await copier.stream_image(step.top, step.new_backing, options=self.journal.options, progress=progress)
             return
 
-        catalog, moved = self.context.catalog, Change(domains=(_moved_domain(self.record, step, graph),))
-        note = PivotNote(partial(catalog.write, moved), catalog.path)
+        target = next((disk.target for disk in self.record.disks if disk.path == step.top), "")
+        verdict, base = self.context.verdict(f"{self.record.name}.{target}"), graph.images[step.base]
+
+        async def gone_over() -> None:
+            await verdict.insist(f"{base.format}:{base.path}", self.record.name)
+            try:
+                await self.context.catalog.write(Change(domains=(_moved_domain(self.record, step, graph),)))
+            except BaseException:
+                await verdict.forget()  # noqa: ASYNC102 - it waits for nothing
+                raise
+
+        note = PivotNote(gone_over, verdict.path)
         try:
             await need(machine, LiveMerges, self.record.name).commit_image(
                 step.top, step.base, note=note, options=self.journal.options, progress=progress
@@ -367,6 +377,7 @@ class Merging:
         except NotConverging:
             self.outrun.add(graph.images[step.top].backing or step.base)
             raise
+        await verdict.forget()
 
     async def _merge_offline(self, graph: Graph, step: MergeStep, progress: Progress) -> None:
         storage, options = need(self.driver.storage, OfflineMerges, self.record.name), self.journal.options
@@ -445,9 +456,25 @@ async def merging(
         unlocked: the same, and the operation has no lock.
     """
     look = context.seen if unlocked else context.machine_of
-    async with look(journal.domain) as (record, machine):
+    async with look(journal.domain) as (found, machine):
+        record = found if look_only or unlocked else await _obeying(context, found)
         if machine is not None and not (look_only or unlocked) and has(machine, Overlays):
             await need(machine, Overlays, record.name).settle_merges(
                 {disk.target: disk.path for disk in record.disks}
             )
         yield Merging(context, operation, await _as_it_is(record, machine), machine, journal)
+
+
+async def _obeying(context: Context, record: DomainRecord) -> DomainRecord:
+    """Return a domain's record with its disks where guards have put them when we died; the catalog has it too."""
+    verdicts = {disk.target: context.verdict(f"{record.name}.{disk.target}") for disk in record.disks}
+    gone = {target: word for target, verdict in verdicts.items() if (word := verdict.read()) not in {"", STAY}}
+    moved = {target: word.partition(":") for target, word in gone.items()}
+    active = {disk.target: disk for disk in record.disks if disk.target in moved}
+    active = {t: attrs.evolve(disk, format=moved[t][0], path=moved[t][2]) for t, disk in active.items()}
+    if active:
+        record = attrs.evolve(record, active=record.active | active)
+        await context.catalog.write(Change(domains=(record,)))
+    for verdict in verdicts.values():
+        await verdict.forget()
+    return record

@@ -18,10 +18,20 @@ import trio
 
 from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_create, after_revert
-from snaporch.engine.run import Operation
+from snaporch.engine.run import Operation, leaves
 from snaporch.engine.states import OperationState, State
 from snaporch.engine.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY, create_phases
-from snaporch.errors import Busy, OperationFailed, Refused, SnaporchError, UnreadableRecord
+from snaporch.engine.verdict import COMPLETE, LOAD, UNDONE
+from snaporch.errors import (
+    Busy,
+    ConnectionGone,
+    OperationFailed,
+    OutcomeUnknown,
+    Refused,
+    SnaporchError,
+    Stranded,
+    UnreadableRecord,
+)
 from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord, DomainState, Handle
 from snaporch.model.record import OperationKind, OperationRecord
@@ -78,6 +88,22 @@ async def recover(
     if failure is not None:
         raise failure
     return tuple(ended)
+
+
+async def reconnected(context: Context, domain: str, error: Stranded) -> OperationRecord:
+    """Return how an operation ended after all that could only not be undone as its connection was lost.
+
+    A guard ends the connection of a snaporch that is stopped, where its QEMU has no other for the guard.
+
+    Raises:
+        Stranded: `error`, where that is not so, or another, where it still cannot be undone.
+    """
+    causes = leaves(error.__cause__ or error)
+    if any(isinstance(e, ConnectionGone) or (isinstance(e, OutcomeUnknown) and not e.seconds) for e in causes):
+        for record in await recover(context, domain=domain):
+            if record.id == error.operation:
+                return record
+    raise error
 
 
 async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[Handle, ...]:
@@ -169,7 +195,16 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
         reverters = [await _reverter(context, plan, stack) for plan in plans]
         commit, finish = partial(commit_revert, reverters), partial(clean_up, reverters)
         action = after_revert(operation.machine.state, way)
-        if action is Action.GO_ON and not all([await each.keeps_present() for each in reverters]):
+        verdict = context.verdict(operation.id)
+        if way is Way.BESIDE and action is Action.UNDO and await verdict.decide(UNDONE) == COMPLETE:
+            action = Action.GO_ON  # we died before the catalog knew
+        if action is Action.GO_ON and way is Way.INSIDE and await verdict.decide(LOAD) != LOAD:
+            action = Action.UNDO  # we died before the load began, and the guard has let the guest run on
+        if (
+            action is Action.GO_ON
+            and way is Way.INSIDE
+            and not all([await each.keeps_present() for each in reverters])
+        ):
             action = Action.UNDO  # that had begun, and we died in it: no row says so
         if action is Action.TIDY_UP:
             await context.engine.tidy_up(operation, finish)
@@ -178,6 +213,7 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
                 await context.engine.go_on(operation, phases, rollback, reverters, commit=commit, finish=finish)
         else:
             await context.engine.undo(operation, phases, rollback, reverters)
+        await verdict.forget()
 
 
 async def _reverter(context: Context, plan: RevertPlan, stack: AsyncExitStack) -> Reverter:

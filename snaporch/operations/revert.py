@@ -29,7 +29,6 @@ from snaporch.drivers.base import (
     Guard,
     GuestAgent,
     ImagePoints,
-    Journal,
     Launch,
     LoadNote,
     LoadsMemory,
@@ -47,6 +46,7 @@ from snaporch.engine.actor import Actor
 from snaporch.engine.context import Context, dies
 from snaporch.engine.run import Operation
 from snaporch.engine.steps import REVERT, ROLLBACK_REVERT, Lane, all_steps
+from snaporch.engine.verdict import COMPLETE, LOAD, PUT_BACK, UNDONE, Verdict
 from snaporch.errors import (
     CommandRefused,
     ConnectionGone,
@@ -167,6 +167,11 @@ class Reverter(Actor):
         """The domain's name."""
         return self.plan.domain.name
 
+    @property
+    def verdict(self) -> Verdict:
+        """What is decided of the operation."""
+        return self.context.verdict(self.plan.operation)
+
     def keys(self, lane: Lane) -> Sequence[str]:
         """See Actor."""
         disks = {Lane.DISK: list(self.plan.frozen), Lane.INSIDE: list(self.plan.inside)}
@@ -253,17 +258,22 @@ class Reverter(Actor):
         """Have somebody end the new guest and let the old one run, if we die before the revert is complete."""
         if self.old is None or self.plan.was is not DomainState.RUNNING or self._guard is not None:
             return
-        plan, journal = self.plan, Journal(self.context.catalog.path, self.plan.operation)
+        plan, verdict = self.plan, self.verdict.path
         if plan.way is Way.INSIDE:
             run = plan.state is DomainState.RUNNING
             self._guard = await need(self.old, PointsInside, self.name).load_guard(
-                LoadNote(plan.tag, plan.kept, tuple(plan.inside), journal, run=run)
+                LoadNote(plan.tag, plan.kept, tuple(plan.inside), verdict, run=run)
             )
         else:
-            self._guard = self.old.guard(PauseNote(keep_stream=False, rival=self.new, journal=journal))
+            self._guard = self.old.guard(PauseNote(keep_stream=False, rival=self.new, verdict=verdict))
         await self._guard.post()
 
     async def dismiss_guard(self) -> None:
+        """The old guest runs on."""
+        await self.send_guard_away()
+        await self.verdict.forget()
+
+    async def send_guard_away(self) -> None:
         """The revert is complete, or the old guest runs on."""
         if self._guard is not None:
             await self._guard.dismiss()
@@ -334,6 +344,7 @@ class Reverter(Actor):
         """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
         if not self.loaded:
             await self.post_guard()  # there is none where we have died once already
+            await self.verdict.insist(LOAD, self.name)
             await self._load(self._old, self.plan.tag, list(self.plan.inside))
 
     async def keep_image(self, target: str) -> None:
@@ -363,7 +374,9 @@ class Reverter(Actor):
         Before it runs, that is no longer kept: so, should we die, it is known which of the two the guest is.
         """
         kept, targets = self.plan.kept, list(self.plan.inside)
-        if self.old is not None and await self.keeps_present():
+        if self.verdict.read() == LOAD:
+            await self.verdict.revise(PUT_BACK)
+        if self.old is not None and self.verdict.read() == PUT_BACK and await self.keeps_present():
             await self._unless_gone(partial(self._load, self.old, kept, targets))
         if self.old is not None:
             await self._unless_gone(partial(need(self.old, PointsInside, self.name).delete_inside, kept, targets))
@@ -399,6 +412,8 @@ class Reverter(Actor):
 
     async def end_new(self) -> None:
         """End the new process."""
+        if self.verdict.read() == COMPLETE:
+            await self.verdict.revise(UNDONE)
         if self.new is not None:
             await self.driver.kill(self.new)
         await self.driver.clear(self.plan.run_directory)
@@ -442,7 +457,9 @@ class Reverter(Actor):
         )
 
     async def commit(self) -> Change:
-        """Return what the catalog is to know."""
+        """Return what the catalog is to know; from here on the new guest is the domain's."""
+        if self.plan.way is Way.BESIDE:
+            await self.verdict.insist(COMPLETE, self.name)
         return Change(domains=(self.domain(),), files={self.name: tuple(sorted(self.made))})
 
     async def clean_up(self) -> None:
@@ -624,7 +641,8 @@ async def commit(reverters: Sequence[Reverter]) -> Change:
 async def clean_up(reverters: Sequence[Reverter]) -> None:
     """Clean up after all of them; the revert is complete already."""
     for each in reverters:
-        await each.dismiss_guard()
+        await each.send_guard_away()
+    await reverters[0].verdict.forget()
     for each in reverters:
         await each.clean_up()
 

@@ -5,8 +5,9 @@
 WHERE is a state, at whose beginning it happens, or a point: `before:NAME#N` or `after:NAME#N`, the N-th call of a
 step of the tables, of a compensation, of what a delete is made of, or of a command to QEMU in the midst of a step
 that sends several. `trace` says all points that there are, one to a line, and nothing happens. VICTIM is `us`,
-`qemu` or `both`, or `power:OUTER`, which cuts the power (`snaporch.testing.outage`) and then kills both. The moment
-(seconds since the epoch) is the last line that it says. Its status is 0 when the operation was complete, 1 when it
+`qemu` or `both`, `stop` (SIGSTOP of this program, which goes on at a SIGCONT), or `power:OUTER`, which cuts the
+power (`snaporch.testing.outage`) and then kills both. The moment (seconds since the epoch) is the last line that it
+says. Its status is 0 when the operation was complete, 1 when it
 failed, and 3 when WHERE never came.
 
 DOMAIN is one name, or those of a group with commas between them: its first is the one whose hypervisor is killed,
@@ -90,7 +91,7 @@ class Death:
         """Let it happen."""
         self.came = True
         members, power = self._domain.split(","), self._victim.startswith(POWER)
-        struck = () if self._victim == "us" else members if power else members[:1]
+        struck = () if self._victim in {"us", "stop"} else members if power else members[:1]
         doomed = [pid for name in struck for pid in hypervisors(self._root, name)]
         if power:
             outage.cut(Path(self._victim.removeprefix(POWER)), doomed)
@@ -99,7 +100,7 @@ class Death:
                 os.kill(pid, signal.SIGKILL)
         os.write(1, f"{time.time():.6f}\n".encode())
         if self._victim != "qemu":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSTOP if self._victim == "stop" else signal.SIGKILL)
 
     def reach(self, place: str) -> None:
         """Be at a place: a state or a point."""

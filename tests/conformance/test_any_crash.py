@@ -39,7 +39,9 @@ from snaporch import (
     open_orchestrator,
 )
 from snaporch.catalog.store import Catalog
+from snaporch.drivers.local.guard import SILENCE
 from snaporch.engine.states import State
+from snaporch.engine.verdict import Verdict
 from snaporch.testing import (
     GuestModel,
     SimulatedDriver,
@@ -152,6 +154,7 @@ class Steps(trio.abc.Instrument):
     at: float = float("inf")
     kill: Callable[[], None] = lambda: None
     count: int = 0
+    stood: bool = False
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - it is the same for all
         """Kill, or not."""
@@ -162,10 +165,22 @@ class Steps(trio.abc.Instrument):
 
 @attrs.frozen
 class Cut:
-    """What happens, and after which share of all steps: ``us`` dies, or ``both``, or ``cancel``."""
+    """What happens, and after which share of all steps: ``us`` dies, or ``both``, or ``cancel``, or ``stop``."""
 
     share: float
     how: str
+
+
+async def go_on_later(host: SimulatedHost, driver: SimulatedDriver, steps: Steps) -> None:
+    """Have a program that is stopped go on, long after the guards have seen to it that its guests run."""
+    await trio.sleep(SILENCE + 1)
+    found = [host.guest(process) for process in host.processes()]
+    guests = [guest for guest in found if guest.changes]  # one that has never run is nobody's yet
+    before = [guest.ticks for guest in guests]
+    await trio.sleep(SILENCE)
+    hung = any(host._get(process).hung for process in host.processes())
+    steps.stood = bool(guests) and not hung and all(g.ticks <= n for g, n in zip(guests, before, strict=True))
+    driver.go_on()
 
 
 @contextmanager
@@ -173,16 +188,24 @@ def cut_short(
     host: SimulatedHost, driver: SimulatedDriver, how: str, at: float, place: str = ""
 ) -> Iterator[Steps]:
     """Have the body cut at a step, or by the effect of a call; a dead program's catalog takes nothing any more."""
-    scope, transact = trio.CancelScope(), Catalog.transact
+    scope, transact, decide = trio.CancelScope(), Catalog.transact, Verdict.decide
 
     def kill() -> None:
+        if how == "stop":
+            driver.stop()
+            trio.lowlevel.spawn_system_task(go_on_later, host, driver, steps)
+            return
         driver.die()
         for process in host.processes() if how == "both" else ():
             host.crash(process)
 
     async def alive(catalog: Catalog, work: Callable[..., Any]) -> Any:
-        driver._client.check_alive()
+        await driver._client.check_works()
         return await transact(catalog, work)
+
+    async def decides(verdict: Verdict, word: str) -> str:
+        await driver._client.check_works()
+        return await decide(verdict, word)
 
     steps = Steps(at, scope.cancel if how == "cancel" else kill)
     trio.lowlevel.add_instrument(steps)
@@ -190,6 +213,7 @@ def cut_short(
         host.on_effect = lambda call, _domain: steps.kill() if call == place else None
     with pytest.MonkeyPatch.context() as patch, scope:
         patch.setattr(Catalog, "transact", alive)
+        patch.setattr(Verdict, "decide", decides)
         try:
             yield steps
         finally:
@@ -235,8 +259,9 @@ async def perform_on(
     except* SimulatedKill:
         pass
     except* (Stranded, OperationFailed, Refused):
-        if not strands:
+        if not strands and how != "stop":
             raise
+    assert not steps.stood, "its guest stood while it was stopped"
     return steps.count
 
 
@@ -275,7 +300,7 @@ class Story:
 
 @st.composite
 def stories(draw: st.DrawFn) -> Story:
-    cuts = st.builds(Cut, st.floats(0, 1), st.sampled_from(["us", "both", "cancel"]))
+    cuts = st.builds(Cut, st.floats(0, 1), st.sampled_from(["us", "both", "cancel", "stop"]))
     return Story(draw(st.sampled_from(list(KINDS))), tuple(draw(st.lists(cuts, min_size=1, max_size=3))))
 
 
@@ -393,7 +418,7 @@ def test_any_crash(story: Story) -> None:
 STRIDE = int(os.environ.get("SNAPORCH_STRIDE", "10"))
 
 
-@pytest.mark.parametrize("how", ["us", "both", "cancel"])
+@pytest.mark.parametrize("how", ["us", "both", "cancel", "stop"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_step(kind: str, how: str, tmp_path: Path) -> None:
     """Cut at one step after the other, from the first to the last."""

@@ -264,7 +264,7 @@ def crash_when_settled(patch: pytest.MonkeyPatch) -> None:
             await note.write()
             raise CrashError
 
-        await commit_image(machine, top, base, note=PivotNote(noted_and_gone, note.catalog), **options)
+        await commit_image(machine, top, base, note=PivotNote(noted_and_gone, note.verdict), **options)
 
     patch.setattr(QemuMachine, "commit_image", commit)
     patch.setattr(blockjob, "end", _nothing)

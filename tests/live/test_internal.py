@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import sqlite3
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 
-from snaporch.drivers.local import qcow2
+from snaporch.drivers.local import guard, qcow2
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu import driver
-from snaporch.drivers.qmp import guard, open_qmp
+from snaporch.drivers.qmp import guard as action
+from snaporch.drivers.qmp import open_qmp
 from snaporch.engine.states import State
 from snaporch.errors import ConnectionGone, DamagedSnapshot, OperationFailed, Unsupported
 from snaporch.model.domain import DomainState
@@ -269,13 +267,11 @@ async def test_guard_cannot_load(world: World, tmp_path: Path) -> None:
         await qmp.execute("stop")
         blocks = await qmp.execute("query-block")
     nodes = [block["inserted"]["node-name"] for block in blocks if block.get("inserted", {}).get("drv") == "qcow2"]
-    catalog = tmp_path / "catalog.sqlite"
-    with closing(sqlite3.connect(catalog)) as connection, connection:
-        connection.execute("CREATE TABLE operation (id, record)")
-        connection.execute("INSERT INTO operation VALUES ('revert', ?)", (json.dumps({"state": State.LOADING}),))
+    verdict = tmp_path / "verdict"
+    guard.decide(str(verdict), "load")
     (kept,) = {tag for image in await tags(world) for tag in image}
-    what = ["load", await world.socket(), str(catalog), "revert", "run", "there is none", kept, *nodes]
-    await trio.run_process([sys.executable, guard.__file__, *what], capture_stdout=True)
+    what = ["load", await world.socket(), "-", "-", str(verdict), "run", "there is none", kept, *nodes]
+    await trio.run_process([sys.executable, guard.__file__, action.__file__, *what], capture_stdout=True)
     assert (await world.check_consistent()).seq < before
     assert await tags(world) == [()] * 2
 

@@ -16,8 +16,9 @@ import pytest
 import trio
 
 from snaporch.drivers.base import Stream, StreamPlan, untold
+from snaporch.drivers.local import guard
 from snaporch.drivers.qemu.driver import QemuDriver
-from snaporch.drivers.qmp import guard
+from snaporch.drivers.qmp import guard as action
 from snaporch.model.request import Strategy
 from tests.live.world import HEAVY, NAME, MakeWorld, World
 
@@ -61,7 +62,8 @@ async def test_guard(make_world: MakeWorld) -> None:
     socket = Path(await world.socket()).with_name("query.sock")
 
     def prepare() -> End:
-        command = [sys.executable, "-I", "-S", guard.__file__, "pause", str(socket), "cancel", "-", "-"]
+        command = [sys.executable, "-I", "-S", guard.__file__, action.__file__, "pause", str(socket)]
+        command += ["-", "-", "cancel", "-", "-", "-"]
         posted = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
         async def end(_: Stream) -> None:

@@ -60,14 +60,18 @@ class Stream(abc.ABC):
 
 
 class Guard(abc.ABC):
-    """Stands by while a guest is paused by us: if our process dies meanwhile, it lets the guest run again.
+    """Stands by while a guest is paused by us: if our process dies meanwhile, or is stopped, it lets the guest run.
 
-    It lives outside of our process, does nothing as long as we live, and leaves nothing behind.
+    It lives outside of our process, does nothing as long as we work, and leaves nothing behind but the verdict.
     """
 
     @abc.abstractmethod
     async def post(self) -> None:
         """Have it stand by; from here on until `dismiss` the guest is never left paused by our death."""
+
+    @abc.abstractmethod
+    def has_acted(self) -> bool:
+        """Return whether it has let the guest run, as it has heard nothing of us for a while."""
 
     @abc.abstractmethod
     async def dismiss(self) -> None:

@@ -127,19 +127,6 @@ class ChainCost:
 
 
 @attrs.frozen
-class Journal:
-    """Where a guard finds in which state an operation was when we died.
-
-    Attributes:
-        catalog: the file.
-        operation: its id.
-    """
-
-    catalog: Path
-    operation: str
-
-
-@attrs.frozen
 class PauseNote:
     """What a guard has to know of a guest that we pause.
 
@@ -147,13 +134,14 @@ class PauseNote:
         keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops the
             guest at its end would.
         rival: a machine that was to take the guest's place; it is ended before the guest runs again.
-        journal: if this says that the operation is complete, the rival has taken the place.
+        verdict: a file; where it says ``complete``, the rival has taken the place, else it says ``undone`` from
+            then on.
         thaw: have the guest's file systems thawed as well.
     """
 
     keep_stream: bool
     rival: Handle | None = None
-    journal: Journal | None = None
+    verdict: Path | None = None
     thaw: bool = False
 
 
@@ -165,14 +153,14 @@ class LoadNote:
         tag: the point's name inside.
         kept: that of what the guest held before; where it is not there any more the guest holds that again.
         targets: the disks that it is of; the first one's image has the memory.
-        journal: says, by the state of the revert, whether the load may have begun.
+        verdict: a file; where it says ``load``, the load may have begun, else it says ``undone`` from then on.
         run: the guest is to run afterwards.
     """
 
     tag: str
     kept: str
     targets: tuple[str, ...]
-    journal: Journal
+    verdict: Path
     run: bool = True
 
 
@@ -185,11 +173,12 @@ class PivotNote:
     Attributes:
         write: called when both images read the same, nothing is written to either, and the disk is about to go
             over: from its return on, by which the note is durable, the upper one grows old.
-        catalog: what it writes to (another image in `DomainRecord.active`); None: it removes the upper image.
+        verdict: a file, which `write` makes first; where it is not there when we die, or are stopped, the disk
+            stays, and the file says ``stay`` from then on, which `write` must then respect.
     """
 
     write: Callable[[], Awaitable[None]]
-    catalog: Path | None = None
+    verdict: Path
 
 
 @versioned("overlay", without_node)

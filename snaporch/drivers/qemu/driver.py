@@ -217,8 +217,7 @@ class QemuDriver(Driver, StartsBeside):
     async def query(self, handle: Handle, label: str) -> AsyncIterator[QemuMachine]:
         """See Driver: by the second socket of a QEMU of ours; one that was attached to has only the one."""
         found = QemuProcess.of(handle)
-        beside = Path(found.socket).with_name(QUERY)
-        path = str(beside) if beside.exists() and Path(found.socket).name == CONTROL else found.socket
+        path = _aside_of(found) or found.socket
         async with self._connected(found, path, label, QUERY_SECONDS, looking=True) as machine:
             yield machine
 
@@ -239,7 +238,7 @@ class QemuDriver(Driver, StartsBeside):
             raise ConnectionGone(f"{label}: its QEMU (process {found.local.pid}) is gone")
         async with (
             open_qmp(path, label=label, timeout=seconds) as qmp,
-            QemuMachine(qmp, found, _agent_of(found)).opened(looking=looking) as machine,
+            QemuMachine(qmp, found, _agent_of(found), _aside_of(found)).opened(looking=looking) as machine,
         ):
             yield machine
 
@@ -363,6 +362,12 @@ def _expanded(argv: tuple[str, ...], cwd: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"a file that QEMU was started with cannot be read: {error}") from None
     return (argv[0], *(word for option in options for word in option.words()))
+
+
+def _aside_of(process: QemuProcess) -> str:
+    """Return the second monitor's socket of a process that snaporch has launched, or an empty string."""
+    beside = Path(process.socket).with_name(QUERY)
+    return str(beside) if beside.exists() and Path(process.socket).name == CONTROL else ""
 
 
 def _agent_of(process: QemuProcess) -> str:

@@ -183,7 +183,8 @@ class Brake:
         if options.on_timeout is OnTimeout.FAIL and not self._stopped:
             raise NotConverging(f"{self._qmp.label}: the guest writes faster than {job.id} merges")
         await self._stop()
-        await job.reach(name)
+        while not await job.reach(name, Patience(None)):
+            await self._stop()  # its guard may have let it run, as we were stopped
 
     async def _slow_down(self, rate: float) -> bool:
         """Throttle the guest's writes to half of what the job copies; not where somebody else has set limits."""
@@ -195,7 +196,8 @@ class Brake:
         return self._throttled
 
     async def _stop(self) -> None:
-        if not self._stopped and (await self._qmp.execute("query-status"))["running"]:
+        if (await self._qmp.execute("query-status"))["running"]:
+            await self.guard.dismiss()
             await self.guard.post()
             self._stopped = True
             await self._qmp.execute("stop")

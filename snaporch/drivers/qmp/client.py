@@ -80,6 +80,11 @@ class QMPClient:
             raise AssertionError
         return self._greeting
 
+    def fileno(self) -> int | None:
+        """Return the connection's descriptor; None without a socket."""
+        unix = transport.unix_socket_of(self._stream)
+        return None if unix is None or unix.fileno() < 0 else unix.fileno()
+
     @property
     def peer_pid(self) -> int | None:
         """The process that listens: QEMU, or who opened the socket for it; None without a socket."""

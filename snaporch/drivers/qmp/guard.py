@@ -1,36 +1,37 @@
-"""A program of its own that lets a guest go on when we die.
+"""What a guard does for a QEMU guest: the action of `snaporch.drivers.local.guard`.
 
-    guard.py pause SOCKET STREAM AGENT RIVAL [CATALOG OPERATION] < leash
-    guard.py pivot SOCKET JOB CATALOG DOMAIN TARGET ACTIVE < leash
-    guard.py load SOCKET CATALOG OPERATION AFTERWARDS TAG KEPT NODE... < leash
+    pause SOCKET ASIDE FD STREAM AGENT RIVAL VERDICT
+    pivot SOCKET ASIDE FD JOB VERDICT
+    load SOCKET ASIDE FD VERDICT AFTERWARDS TAG KEPT NODE...
 
-While a guest is held by us, SIGKILL of our process must not leave it so. This process stands by from before that
-until after it, and holds one end of a pipe whose other end only we have. A byte on it is its dismissal; its end
-without one means that we are dead. Then, of a guest that is paused, it
+SOCKET is QEMU's monitor, which serves one client at a time: until now snaporch. ASIDE is a second one, or ``-``,
+and FD our end of snaporch's connection, or ``-``. Where snaporch is dead, the connection is ended and SOCKET is
+free. Where it is stopped, ASIDE is used, so that snaporch keeps its connection and sees by QEMU's events what has
+happened; where that is not there, or taken, the connection is ended too.
 
-1. ends RIVAL, a process (``PID:START``, or ``-``) that was to take the guest's place: never two of them. If the
-   CATALOG says that the OPERATION is complete it has taken that place, and nothing is done;
-2. with STREAM ``cancel`` ends a memory stream that would stop the guest once more at its end, where nobody would
-   be left to let it run; ``keep`` leaves it alone: a background stream stops nothing later, and QEMU 7.2 must not
-   lose it;
-3. lets the guest run;
-4. has the guest's file systems thawed by the guest agent at the socket AGENT, unless that is ``-``.
+``pause``: the guest is paused.
 
-Whether the point was held by then nobody can say any more. The row in the journal from before the pause still
-stands, so recovery undoes the operation: see `snaporch.engine.replay`.
+1. Where VERDICT (unless it is ``-``) says ``complete``, the process RIVAL has taken the guest's place, and nothing
+   is done; else it is ``undone`` from now on, and RIVAL (``PID:START``, or ``-``) is ended: never two of them.
+2. With STREAM ``cancel`` a memory stream is ended that would stop the guest once more at its end, where nobody
+   would be left to let it run; ``keep`` leaves it alone: a background stream stops nothing later, and QEMU 7.2 must
+   not lose it.
+3. The guest runs.
+4. The guest's file systems are thawed by the guest agent at the socket AGENT, unless that is ``-``.
 
-Of a guest whose writes to a disk are held, as the block job JOB is pending, it ends that job: where the image
-ACTIVE has been removed, or the CATALOG (unless that is ``-``) has another one at the TARGET already, the disk goes
-over to the one below; else it stays. Either way it is known which image the guest writes to, should QEMU die too.
+``pivot``: QEMU holds what the guest writes to a disk, as the block job JOB is pending. The job ends: by the disk's
+going over to the image below where VERDICT says so, else by its staying, which VERDICT says from now on. So it is
+known which image the guest writes to, should QEMU die too. A job that is not pending yet holds nothing, and where
+snaporch is only stopped it is left alone until it is.
 
-Of a guest that goes back to the snapshot TAG inside the images on the block NODEs (the memory is in the first) it
-finishes that: where the CATALOG says that the OPERATION may have begun to load, it is loaded, and then runs, unless
-AFTERWARDS is ``stand``. Before that the guest runs on; and so it does if the point cannot be loaded: what it held
-is KEPT inside, is loaded and then deleted there, unless the OPERATION has done that itself. Recovery takes a guest
-that runs for the point, as long as KEPT is there.
+``load``: the guest goes back to the snapshot TAG inside the images on the block NODEs (the memory is in the first).
+Where VERDICT says ``load``, loading may have begun: the snapshot is loaded, and then runs, unless AFTERWARDS is
+``stand``. Else VERDICT is ``undone`` from now on (unless it says ``put-back``), and the guest runs on; and so it
+does if the snapshot cannot be
+loaded: what the guest held is KEPT inside, is loaded and then deleted there, unless snaporch has done that itself.
+Recovery takes a guest that runs for the snapshot, as long as KEPT is there.
 
-It connects when it must and not before: QEMU answers one client a socket, and until then that is us. It is only
-posted for a guest that ran, so it never lets one run that its user had paused. It imports only what it needs.
+This is only posted for a guest that ran, so it never lets one run that its user had paused.
 """
 
 from __future__ import annotations
@@ -40,19 +41,21 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-READY = b"ready"
-DISMISSED = b"d"
+Decide = Callable[[str, str], str]
+
 SECONDS = 30.0  # for a QEMU that is busy; one that does not answer for longer is not helped by waiting
 RETRY_SECONDS = 0.005  # a stream that is ending passes through states in which nothing can run
 LOAD_SECONDS = 3600.0  # QEMU answers nothing while all of a guest's memory goes to, or comes from, a slow disk
 INSIDE = "snaporch-inside"  # the job that does that
 _OVER = frozenset({"completed", "failed", "cancelled", "none"})
-_LOADED = frozenset({"loading", "swapping", "committing"})
+ASIDE_SECONDS = 3.0  # a second monitor may be somebody else's
+STAY = "stay"
+UNDONE = "undone"
 
 
 def _connected(path: str, seconds: float = SECONDS) -> socket.socket:
@@ -99,6 +102,17 @@ class Monitor:
         raise ConnectionError
 
 
+def reach(path: str, aside: str, connection: str, *, dead: bool, seconds: float = SECONDS) -> Monitor:
+    """Return a monitor that answers; see the head of this file."""
+    if not dead and aside != "-":
+        with contextlib.suppress(OSError):  # snaporch may have been stopped while it looked there
+            return Monitor(aside, ASIDE_SECONDS)
+    if connection != "-":
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(connection))) as held:
+            held.shutdown(socket.SHUT_RDWR)
+    return Monitor(path, seconds)
+
+
 def _end_rival(rival: str) -> None:
     """Kill exactly the process that was named."""
     if rival == "-":
@@ -111,8 +125,8 @@ def _end_rival(rival: str) -> None:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
 
 
-def _run_again(path: str, *, cancel: bool) -> None:
-    monitor, deadline = Monitor(path), time.monotonic() + SECONDS
+def _run_again(monitor: Monitor, *, cancel: bool) -> None:
+    deadline = time.monotonic() + SECONDS
     if cancel and monitor.ask("query-migrate").get("status", "none") not in _OVER:
         monitor.ask("stop")  # why it must stand, and when it is too late: rule 6 of stream.py
         if monitor.ask("query-status").get("status") != "finish-migrate":
@@ -137,47 +151,16 @@ def _thaw(path: str) -> None:
         pass  # answers to that, and to what was asked before by whoever has died
 
 
-def _asked(catalog: str, sql: str, *values: str) -> Any:
-    """Return the one JSON value that the catalog has for a query."""
-    import sqlite3  # noqa: PLC0415 - it takes longer to load than all the rest, and mostly nobody needs it
-
-    with contextlib.closing(
-        sqlite3.connect(f"{Path(catalog).absolute().as_uri()}?mode=ro", uri=True)
-    ) as connection:
-        ((value,),) = connection.execute(sql, values)
-    return json.loads(value)
-
-
-def _state(catalog: str, operation: str) -> str:
-    sql = "SELECT json_quote(json_extract(record, '$.state')) FROM operation WHERE id = ?"
-    return str(_asked(catalog, sql, operation))
-
-
-def is_complete(catalog: str, operation: str) -> bool:
-    """Return whether an operation is."""
-    return _state(catalog, operation) == "complete"
-
-
-def may_have_loaded(catalog: str, operation: str) -> bool | None:
-    """Return whether a revert may have begun to load; None where it is over, or nobody can say."""
-    state = _state(catalog, operation)
-    return True if state in _LOADED else False if state == "preparing" else None
-
-
-def has_moved(catalog: str, domain: str, target: str, active: str) -> bool:
-    """Return whether the catalog has another image at a disk than the one it was on."""
-    disks = _asked(catalog, "SELECT json_extract(record, '$.active') FROM domain WHERE name = ?", domain)
-    return bool(disks.get(target, {}).get("path") != active)
-
-
-def _end_pivot(path: str, job: str, catalog: str, *disk: str) -> None:
+def _end_pivot(to: Sequence[str], job: str, verdict: str, *, dead: bool, decide: Decide) -> bool:
     """Have the job end, one way or the other."""
-    noted = not os.path.exists(disk[-1]) or (catalog != "-" and has_moved(catalog, *disk))
-    command = "job-finalize" if noted else "job-cancel"
-    monitor, deadline = Monitor(path), time.monotonic() + SECONDS
+    monitor, deadline = reach(*to, dead=dead), time.monotonic() + SECONDS
+    if not dead and all(each["status"] != "pending" for each in monitor.ask("query-jobs") if each["id"] == job):
+        return False
+    command = "job-cancel" if decide(verdict, STAY) == STAY else "job-finalize"
     while any(each["id"] == job for each in monitor.ask("query-jobs")) and time.monotonic() < deadline:
         monitor.ask(command, id=job)
         time.sleep(RETRY_SECONDS)
+    return True
 
 
 def _settle(monitor: Monitor) -> str:
@@ -223,49 +206,44 @@ class Images:
         return not _settle(self.monitor)
 
 
-def _end_load(path: str, catalog: str, operation: str, *what: str) -> None:
+def _end_load(to: Sequence[str], verdict: str, *what: str, dead: bool, decide: Decide) -> bool:
     """See the head of this file."""
     afterwards, tag, kept, *nodes = what
-    monitor = Monitor(path, LOAD_SECONDS)
+    monitor = reach(*to, dead=dead, seconds=LOAD_SECONDS)
     _settle(monitor)
-    loaded = may_have_loaded(catalog, operation)
-    if loaded is None or monitor.ask("query-status").get("running"):
-        return
+    word = decide(verdict, UNDONE)
+    if monitor.ask("query-status").get("running"):
+        return True
     images = Images(monitor, nodes)
-    if loaded and images.have(kept):
-        if images.load(tag):
+    if word != UNDONE and images.have(kept):
+        if word == "load" and images.load(tag):
             if afterwards != "run":
-                return
+                return True
         elif not (images.load(kept) and images.delete(kept)):
-            return
+            return True
     _let_run(monitor, time.monotonic() + SECONDS)
+    return True
 
 
-def _end_pause(path: str, stream: str, agent: str, rival: str, *journal: str) -> None:
+def _end_pause(
+    to: Sequence[str], stream: str, agent: str, rival: str, verdict: str, *, dead: bool, decide: Decide
+) -> bool:
     """See the head of this file."""
-    if journal and is_complete(*journal):
-        return
+    if verdict != "-" and decide(verdict, UNDONE) == "complete":
+        return True
     _end_rival(rival)
     with contextlib.suppress(OSError, ValueError):  # the QEMU is gone, and with it what was guarded
-        _run_again(path, cancel=stream == "cancel")
+        _run_again(reach(*to, dead=dead), cancel=stream == "cancel")
     if agent != "-":
         with contextlib.suppress(OSError):
             _thaw(agent)
+    return True
 
 
-def main() -> None:
-    """Stand by until dismissed, or until there is something to do."""
-    what, *arguments = sys.argv[1:]
-    with contextlib.suppress(BrokenPipeError):  # whoever posted it was cancelled meanwhile
-        os.write(1, READY)
-    if os.read(0, 1) == DISMISSED:
-        return
-    if what == "pause":
-        _end_pause(*arguments)
-    else:
-        with contextlib.suppress(OSError, ValueError):
-            (_end_pivot if what == "pivot" else _end_load)(*arguments)
+_ACTIONS: dict[str, Callable[..., bool]] = {"pause": _end_pause, "pivot": _end_pivot, "load": _end_load}
 
 
-if __name__ == "__main__":
-    main()
+def act(arguments: Sequence[str], *, dead: bool, decide: Decide) -> bool:
+    """Let the guest go on; return False where there is nothing to do yet. See `snaporch.drivers.local.guard`."""
+    what, path, aside, connection, *rest = arguments
+    return _ACTIONS[what]((path, aside, connection), *rest, dead=dead, decide=decide)

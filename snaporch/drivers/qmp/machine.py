@@ -38,7 +38,7 @@ from snaporch.drivers.base import (
 )
 from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import QMPClient, agent, internal
-from snaporch.drivers.qmp.leash import QemuGuard
+from snaporch.drivers.qmp.guards import Reach
 from snaporch.drivers.qmp.merge import Merger
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
@@ -122,8 +122,9 @@ class QemuMachine(
 ):
     """See Machine."""
 
-    def __init__(self, qmp: QMPClient, process: QemuProcess, agent: str = "") -> None:
+    def __init__(self, qmp: QMPClient, process: QemuProcess, agent: str = "", aside: str = "") -> None:
         self.qmp = qmp
+        self._reach = Reach(qmp, process.socket, aside, agent)
         self._agent = agent
         self._process = process
         self._pauses: Subscription
@@ -285,16 +286,16 @@ class QemuMachine(
 
     def guard(self, note: PauseNote) -> Guard:
         """See Machine."""
-        return QemuGuard.of_the_pause(self._process.socket, note, self._agent)
+        return self._reach.pause(note)
 
     async def load_guard(self, note: LoadNote) -> Guard:
         """See PointsInside."""
         nodes = {disk.target: disk.node for disk in await self.disks()}
-        return QemuGuard.of_a_load(self._process.socket, note, [nodes[target] for target in note.targets])
+        return self._reach.load(note, [nodes[target] for target in note.targets])
 
-    def pivot_guard(self, job: str, disk: DiskStatus, note: PivotNote) -> Guard:
+    def pivot_guard(self, job: str, note: PivotNote) -> Guard:
         """Return a guard for the time in which QEMU holds what the guest writes to a disk that is to pivot."""
-        return QemuGuard.of_a_pivot(self._process.socket, job, self.qmp.label, disk, note)
+        return self._reach.pivot(job, note)
 
     async def check_agent(self) -> None:
         """See GuestAgent."""

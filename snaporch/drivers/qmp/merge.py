@@ -10,9 +10,9 @@ import attrs
 import trio
 
 from snaporch.drivers.base import PauseNote, PivotNote, Progress
+from snaporch.drivers.local.leash import posted
 from snaporch.drivers.qmp import blockjob
 from snaporch.drivers.qmp.blockjob import PREFIX, BlockJob, Brake, braked
-from snaporch.drivers.qmp.leash import posted
 from snaporch.errors import CommandRefused, HypervisorError
 from snaporch.model.domain import DiskStatus
 from snaporch.model.request import MergeOptions
@@ -47,7 +47,7 @@ class Merger:
             qmp, name, "block-commit", arguments, bandwidth=options.bandwidth, progress=progress
         ) as job:
             if active:
-                async with posted(self.machine.pivot_guard(job.id, disk, note)):
+                async with posted(self.machine.pivot_guard(job.id, note)):
                     await self._pivot(job, disk, note, options)
             else:
                 await job.reach("BLOCK_JOB_COMPLETED")
@@ -68,7 +68,8 @@ class Merger:
             with trio.CancelScope(deadline=trio.current_time() + PIVOT_SECONDS, shield=True) as scope:
                 await note.write()
                 job.way_out = "job-finalize"
-                await qmp.execute(job.way_out, {"id": job.id})
+                with suppress(CommandRefused):  # a guard has done so, as we were stopped
+                    await qmp.execute(job.way_out, {"id": job.id})
                 await job.event("BLOCK_JOB_COMPLETED")
             if scope.cancelled_caught:
                 raise HypervisorError(f"{qmp.label}: merging {job.id} does not end")

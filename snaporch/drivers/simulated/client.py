@@ -16,7 +16,7 @@ A process that dies before 4 gives ConnectionGone, later OutcomeUnknown.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -25,6 +25,9 @@ from snaporch.drivers.simulated.host import SimulatedHost
 from snaporch.drivers.simulated.migration import SAME
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import ConnectionGone, OutcomeUnknown
+
+if TYPE_CHECKING:
+    from snaporch.drivers.simulated.guard import SimulatedGuard
 
 T = TypeVar("T")
 
@@ -42,12 +45,24 @@ class Client:
     def __init__(self, host: SimulatedHost) -> None:
         self.host = host
         self.killed = False
-        self.on_death: set[Callable[[], None]] = set()
+        self.works = trio.Event()
+        self.works.set()
+        self.guards: set[SimulatedGuard] = set()
 
     def check_alive(self) -> None:
         """Raise SimulatedKill when the program no longer runs."""
         if self.killed:
             raise SimulatedKill
+
+    async def check_works(self) -> None:
+        """Wait while the program is stopped, as `SimulatedDriver.stop` has it.
+
+        What is cancelled meanwhile gets its turn only when the program goes on.
+        """
+        self.check_alive()
+        with trio.CancelScope(shield=True):
+            await self.works.wait()
+        self.check_alive()
 
     async def call(
         self,
@@ -65,7 +80,7 @@ class Client:
 
     async def enter(self, at: str, label: str, process: SimulatedProcess | None = None) -> list[Fault]:
         """Go through points 1 to 3; return the faults that are for point 7."""
-        self.check_alive()
+        await self.check_works()
         self.host.on_call(at, label)
         await trio.lowlevel.checkpoint()
         self.check_alive()
@@ -109,7 +124,7 @@ class Client:
             while (left := end - process.settle()) > SAME and not process.ended:
                 with trio.move_on_after(max(SAME, min(left, process.guest.off_at() - self.host.now()))):
                     await process.changed.wait()
-        self.check_alive()
+        await self.check_works()
 
     async def _strike(self, fault: Fault, label: str, process: SimulatedProcess | None) -> None:
         if fault.hang is not None:

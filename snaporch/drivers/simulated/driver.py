@@ -51,8 +51,23 @@ class SimulatedDriver(Driver, StartsBeside):
         self._client.killed = True
         for machine in tuple(self._machines):
             machine.close()
-        for act in tuple(self._client.on_death):
-            act()
+        for guard in tuple(self._client.guards):
+            guard.hear()
+
+    def stop(self) -> None:
+        """Be of a program that is stopped (SIGSTOP): its calls come to an end when it goes on, see `go_on`.
+
+        Guards act when they have heard nothing of it for a while.
+        """
+        self._client.works = trio.Event()
+        for guard in tuple(self._client.guards):
+            guard.miss()
+
+    def go_on(self) -> None:
+        """Go on after `stop`."""
+        self._client.works.set()
+        for guard in tuple(self._client.guards):
+            guard.hear_again()
 
     async def launch(self, launch: Launch) -> Handle:
         """See Driver; when it raises, or is cancelled, no process is left."""

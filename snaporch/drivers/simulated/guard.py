@@ -1,11 +1,11 @@
-"""The guards of a simulated guest: they act when the program that posted them is killed."""
+"""The guards of a simulated guest: they act when the program that posted them is killed, or is stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from snaporch.drivers.base import Guard, LoadNote, PauseNote
-from snaporch.drivers.qmp.guard import is_complete, may_have_loaded
+from snaporch.drivers.base import Guard, LoadNote, PauseNote, PivotNote
+from snaporch.drivers.local.guard import SILENCE, decide
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.process import SimulatedProcess
 
@@ -17,56 +17,64 @@ class SimulatedGuard(Guard):
         self._client = client
         self._process = process
         self._act = act
+        self._acted = False
+
+    def _perform(self, at: float) -> None:
+        self._acted = True
+        self._act(at)
 
     def hear(self) -> None:
         """Hear of the death of the program that has posted it; acts at once."""
-        self._act(self._process.settle())
+        if not self._acted:
+            self._perform(self._process.settle())
+
+    def miss(self) -> None:
+        """Begin to hear nothing of it."""
+        self._process.guarded[self] = self._client.host.now() + SILENCE, self._perform
+
+    def hear_again(self) -> None:
+        """Hear of it again; what is late by then has been done."""
+        self._process.settle()
+        self._process.guarded.pop(self, None)
 
     async def post(self) -> None:
         """See Guard."""
-        await self._client.call("guard.post", self._process.name, lambda: self._client.on_death.add(self.hear))
+        self._acted = False
+        await self._client.call("guard.post", self._process.name, lambda: self._client.guards.add(self))
+
+    def has_acted(self) -> bool:
+        """See Guard."""
+        return self._acted
 
     async def dismiss(self) -> None:
         """See Guard."""
-        await self._client.call(
-            "guard.dismiss", self._process.name, lambda: self._client.on_death.discard(self.hear)
-        )
+        await self._client.call("guard.dismiss", self._process.name, lambda: self._client.guards.discard(self))
 
 
-class ReadingGuard(SimulatedGuard):
-    """One that has to read the catalog, which the threads of a program that is simulated to be dead still write to.
-
-    So it acts a while later.
-    """
-
-    SECONDS = 0.05
-
-    def hear(self) -> None:
-        """See SimulatedGuard."""
-        self._process.guarded = self._client.host.now() + self.SECONDS, self._act
-
-
-def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> ReadingGuard:
+def load_guard(client: Client, process: SimulatedProcess, note: LoadNote) -> SimulatedGuard:
     """See Machine.load_guard."""
 
     def act(at: float) -> None:
-        loaded = may_have_loaded(str(note.journal.catalog), note.journal.operation)
-        if loaded is None or process.guest.runs:
+        word, keeps = decide(str(note.verdict), "undone"), process.keeps(note.kept, note.targets)
+        if process.guest.runs:
             return
-        if loaded and process.keeps(note.kept, note.targets):
+        if word == "put-back" and keeps:
+            process.load_inside(note.kept, note.targets)
+            process.delete_inside(note.kept, note.targets)
+        elif word == "load" and keeps:
             process.load_inside(note.tag, note.targets)
             if not note.run:
                 return
         process.cont(at)
 
-    return ReadingGuard(client, process, act)
+    return SimulatedGuard(client, process, act)
 
 
 def pause_guard(client: Client, process: SimulatedProcess, note: PauseNote) -> SimulatedGuard:
     """See Machine.guard."""
 
     def act(at: float) -> None:
-        if note.journal is not None and is_complete(str(note.journal.catalog), note.journal.operation):
+        if note.verdict is not None and decide(str(note.verdict), "undone") == "complete":
             return
         if note.rival is not None and (rival := client.host.find(note.rival)) is not None:
             rival.settle()
@@ -79,4 +87,14 @@ def pause_guard(client: Client, process: SimulatedProcess, note: PauseNote) -> S
         if note.thaw:
             process.thaw()
 
-    return (SimulatedGuard if note.journal is None else ReadingGuard)(client, process, act)
+    return SimulatedGuard(client, process, act)
+
+
+def pivot_guard(client: Client, process: SimulatedProcess, note: PivotNote) -> SimulatedGuard:
+    """Return a guard for the time in which what a guest writes to a disk is held up."""
+
+    def act(at: float) -> None:
+        if process.pivot is not None:
+            process.end_pivot(moved=decide(str(note.verdict), "stay") != "stay", at=at)
+
+    return SimulatedGuard(client, process, act)

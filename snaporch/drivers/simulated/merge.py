@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from snaporch.drivers.base import PivotNote, Progress
-from snaporch.drivers.qmp.guard import has_moved
-from snaporch.drivers.simulated.guard import ReadingGuard
+from snaporch.drivers.simulated.guard import pivot_guard
 from snaporch.drivers.simulated.process import Pivot
 from snaporch.errors import NotConverging
 from snaporch.model.request import MergeOptions, OnTimeout
@@ -41,7 +38,7 @@ class Merger:
             process.replace(drive, run)
             return
         pivot = Pivot(drive, run)
-        with self._guarded(pivot, partial(self._noted, pivot, note.catalog)):
+        with self._guarded(pivot, note):
             await self._catch_up(pivot, size, options, progress)
             process.hold(pivot)
             process.commit(top, base)
@@ -50,27 +47,20 @@ class Merger:
                 pivot.noted = True
                 self.machine.client.check_alive()
                 await self.machine.client.reach("machine.commit_image", self.machine.label, process)
-                process.end_pivot(moved=True)
+                process.end_pivot(moved=True)  # nothing happens where a guard has done so
 
     @contextmanager
-    def _guarded(self, pivot: Pivot, moved: Callable[[], bool]) -> Iterator[None]:
+    def _guarded(self, pivot: Pivot, note: PivotNote) -> Iterator[None]:
         """Let the guest write again if the merge fails, and have a guard see to it if we die."""
         client, process = self.machine.client, self.machine.process
-        guard = ReadingGuard(client, process, lambda at: process.end_pivot(moved=moved(), at=at))
-        client.on_death.add(guard.hear)
+        guard = pivot_guard(client, process, note)
+        client.guards.add(guard)
         try:
             yield
         finally:
-            client.on_death.discard(guard.hear)
+            client.guards.discard(guard)
             if process.pivot is pivot and not pivot.noted and not client.killed:
                 process.end_pivot(moved=False)
-
-    def _noted(self, pivot: Pivot, catalog: Path | None) -> bool:
-        """Return whether a disk is to go over, as a guard finds it."""
-        process = self.machine.process
-        if pivot.top not in process.files.by_path:
-            return True
-        return catalog is not None and has_moved(str(catalog), process.name, pivot.drive.target, pivot.top)
 
     async def _catch_up(self, pivot: Pivot, size: int, options: MergeOptions, progress: Progress) -> None:
         """Copy what the guest goes on writing to; where it outruns that, hold it up or give up."""

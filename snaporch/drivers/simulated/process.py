@@ -77,7 +77,7 @@ class SimulatedProcess:
             else has made some.
         migration: the last memory stream.
         pivot: what the guest's writes are held up for, if they are.
-        guarded: what a guard does, and when: it has heard that who posted it is dead.
+        guarded: by guard that hears nothing of who posted it, when it acts, and how.
         client: who holds the exclusive connection.
         hung: it answers nothing any more; its guest runs on.
         ended: why the process is gone, or an empty string.
@@ -99,7 +99,7 @@ class SimulatedProcess:
     settings: dict[str, float] = attrs.field(factory=dict)
     migration: Migration | None = None
     pivot: Pivot | None = None
-    guarded: tuple[float, Callable[[float], None]] | None = None
+    guarded: dict[object, tuple[float, Callable[[float], None]]] = attrs.field(factory=dict)
     client: object | None = None
     hung: bool = False
     ended: str = ""
@@ -138,9 +138,10 @@ class SimulatedProcess:
         if self._resumes <= now:
             self.guest.start(self._resumes)
             self._resumes = math.inf
-        if self.guarded is not None and self.guarded[0] <= now:
-            (at, act), self.guarded = self.guarded, None
-            act(at)
+        for guard, (at, act) in tuple(self.guarded.items()):
+            if at <= now:
+                del self.guarded[guard]
+                act(at)
         off = self.guest.off_at()
         if self.migration is not None and self.migration.active:
             self.migration.advance(min(now, off))
