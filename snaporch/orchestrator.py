@@ -191,7 +191,8 @@ class Orchestrator:
             current = snapshots[-1].name if snapshots else None
             async with chosen.connect(handle, name) as machine:
                 shape = await machine.shape()
-            record = DomainRecord(definition, current=current, handle=handle, template=handle, shape=shape)
+                record = DomainRecord(definition, current=current, handle=handle, template=handle, shape=shape)
+                record = attrs.evolve(record, way_back=await chosen.way_back(record, machine))
             await check_attached(self._context, operation, record)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)

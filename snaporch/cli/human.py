@@ -190,6 +190,9 @@ def domain(info: DomainInfo) -> RenderableType:
         facts.append((status.target, chain))
     if info.problem:
         facts.append(("not seen", _text(info.problem)))
+    if info.way_back is not None:
+        back = info.way_back
+        facts.append(("way back", _text(f"{back.way.word}: {back.reason}" if back.reason else back.way.word)))
     return _facts(facts)
 
 

@@ -18,6 +18,7 @@ from snaporch.images.merge import MergePlan
 from snaporch.model.convert import converter
 from snaporch.model.domain import DiskStatus, DomainInfo
 from snaporch.model.record import Finding, OperationRecord, Outcome, SnapshotRecord, VerifyReport
+from snaporch.model.way import WayBack
 
 PIPE_WIDTH = 200  # columns where there is no terminal: a path must not be cut in two
 INTERRUPTED = 130
@@ -76,6 +77,7 @@ def created(record: SnapshotRecord) -> dict[str, Any]:
         "memory_file": memory.path if memory else None,
         "memory_bytes": memory.size if memory else None,
         "memory_checksum": memory.checksum if memory else None,
+        **way_back(record.way_back),
         "disks": [
             {
                 "target": disk.disk.target,
@@ -114,7 +116,13 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "max_depth": info.max_depth or None,
         "disks": [disk(status) for status in info.disks],
         "problem": info.problem or None,
+        **way_back(info.way_back),
     }
+
+
+def way_back(back: WayBack | None) -> dict[str, Any]:
+    """Return how a domain would go back to a point of it, for what answers that among other things."""
+    return {"way_back": back.way if back else None, "way_back_reason": (back.reason if back else "") or None}
 
 
 def created_group(records: Sequence[SnapshotRecord]) -> dict[str, Any]:

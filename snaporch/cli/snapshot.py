@@ -136,6 +136,7 @@ async def create(
     on_timeout: OnTimeout | None = None,
     bandwidth: str = "",
     wait: bool = False,
+    even_if_no_way_back: Annotated[bool, Parameter(negative=())] = False,
     session: Here,
 ) -> Answer:
     """Take a snapshot of a domain: its memory and all its disks, at one point in time.
@@ -174,6 +175,8 @@ async def create(
         What saving memory may write a second, for example 100MiB.
     wait
         Wait for an operation that runs on the domain instead of refusing.
+    even_if_no_way_back
+        Take a checkpoint also where `domain show` says that the domain could never go back to it.
     """
     flags = _create_flags(live=live, disk_only=disk_only, quiesce=quiesce, memory_file=memory_file)
     seconds, end = _limits(max_seconds, on_timeout)
@@ -185,6 +188,7 @@ async def create(
         on_timeout=end,
         exclude=request.exclude,
         wait=wait,
+        even_if_no_way_back=even_if_no_way_back,
     )
     members, name = _subject("create", domain, name, group)
     if group and internal:

@@ -15,6 +15,7 @@ from snaporch.model.formats import versioned
 from snaporch.model.names import TARGET, check_name
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.upcasts import with_handles
+from snaporch.model.way import WayBack
 
 
 class DomainState(enum.StrEnum):
@@ -115,6 +116,7 @@ class DomainRecord:
         shape: what its machine was made of when it was attached to, or at the point that it went back to; None:
             that is not known.
         uuid: tells it from every other domain for ever; the name may change.
+        way_back: how it would go back to a point of it, by what was last seen of its machine; None: not looked at.
     """
 
     definition: DomainDefinition
@@ -127,6 +129,7 @@ class DomainRecord:
     frozen: bool = False
     shape: MachineShape | None = None
     uuid: str = ""
+    way_back: WayBack | None = None
 
     @property
     def name(self) -> str:
@@ -194,6 +197,7 @@ class DomainInfo:
         tags: names that batches select it by.
         max_depth: see `DomainRecord.max_depth`.
         problem: why not all of it could be seen; empty: it could.
+        way_back: see `DomainRecord.way_back`.
     """
 
     name: str
@@ -205,3 +209,4 @@ class DomainInfo:
     tags: tuple[str, ...] = ()
     max_depth: int = 0
     problem: str = ""
+    way_back: WayBack | None = None

@@ -16,6 +16,7 @@ from snaporch.model.formats import versioned
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DomainSnapshot
 from snaporch.model.upcasts import domains_listed, with_handles
+from snaporch.model.way import WayBack
 
 
 class Outcome(enum.StrEnum):
@@ -143,6 +144,7 @@ class SnapshotRecord:
         group: of which it is a part, when several domains were taken at this one point.
         expected: what it was expected to take, before it was begun; None without memory.
         shape: what the machine was made of at the point; None: it was inactive, or that is not known.
+        way_back: how the domain would have gone back to it then; None: it was inactive, or that is not known.
         id: 32 hexadecimal digits, never used again, though the name may be.
     """
 
@@ -167,6 +169,7 @@ class SnapshotRecord:
     group: Group | None = None
     expected: Estimate | None = None
     shape: MachineShape | None = None
+    way_back: WayBack | None = None
     id: str = ""
 
     @property

@@ -52,6 +52,7 @@ class CreateOptions:
         on_timeout: what happens then.
         exclude: targets that are left out of the snapshot.
         wait: wait for a running operation on the domain instead of raising Busy.
+        even_if_no_way_back: take a checkpoint also where it is known that the domain could never go back to it.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -60,6 +61,7 @@ class CreateOptions:
     on_timeout: OnTimeout = OnTimeout.FAIL
     exclude: frozenset[str] = attrs.field(default=frozenset(), converter=_targets)
     wait: bool = False
+    even_if_no_way_back: bool = False
 
 
 @attrs.frozen

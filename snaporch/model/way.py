@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+import attrs
+
 
 class Way(enum.StrEnum):
     """How a domain goes back to a point. The value is what the journal holds.
@@ -36,3 +38,16 @@ class Way(enum.StrEnum):
     def word(self) -> str:
         """What users are told: where the point is inside images, nothing of what becomes of the process."""
         return self.partition(",")[0]
+
+
+@attrs.frozen
+class WayBack:
+    """How a domain, as it is now, would go back to a point of it.
+
+    Attributes:
+        way: `BESIDE`, `PROVEN`, `IN_PLACE`, `DISPLACE` or `NONE`.
+        reason: why not beside, in words; empty where it is.
+    """
+
+    way: Way
+    reason: str = ""

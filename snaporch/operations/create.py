@@ -578,7 +578,14 @@ class Participant(Actor):
         overlays = {disk.disk.target: disk.external_sn for disk in record.snapshot.disks if disk.external_sn}
         return Change(
             snapshots=(record,),
-            domains=(attrs.evolve(domain, active=domain.active | overlays, current=record.name),),
+            domains=(
+                attrs.evolve(
+                    domain,
+                    active=domain.active | overlays,
+                    current=record.name,
+                    way_back=record.way_back or domain.way_back,
+                ),
+            ),
             files={self.name: tuple(sorted(self.made))},
         )
 
@@ -599,6 +606,7 @@ class Participant(Actor):
             template=plan.domain.template,
             hypervisor=plan.hypervisor,
             shape=plan.shape,
+            way_back=plan.way_back,
             quiesced=plan.quiesce or plan.domain.frozen,
             expected=plan.expected,
             timings=Timings(
@@ -677,6 +685,7 @@ async def _scene(
         shape=shape,
         traits=driver.traits,
         places={image.target: await driver.overlay_place(record, image, directory) for image in images},
+        way_back=await driver.way_back(record, machine) if machine else None,
     )
     return scene, machine
 

@@ -60,6 +60,8 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
         async with driver.connect(handle, record.name) as machine:
             check_shape(record.name, await _wanted(context, record), None, await machine.shape())
             await check_drives(record, machine, driver.storage)
+            record = attrs.evolve(record, way_back=await driver.way_back(record, machine))
+            await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
             if not paused:
                 await machine.resume()
     except BaseException:
@@ -163,6 +165,7 @@ def _known(record: DomainRecord) -> DomainInfo:
         driver=record.definition.driver,
         tags=record.tags,
         max_depth=record.max_depth,
+        way_back=record.way_back,
     )
 
 

@@ -35,7 +35,7 @@ from snaporch.model.names import check_name, short
 from snaporch.model.record import Estimate, PastCheckpoint, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
-from snaporch.model.way import Way
+from snaporch.model.way import Way, WayBack
 from snaporch.operations.estimate import estimate
 
 # --- create -------------------------------------------------------------------------------------------------------
@@ -61,6 +61,7 @@ class CreatePlan:
         options: the caller's.
         hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
         shape: what the machine is made of; None when inactive.
+        way_back: how the domain could go back to it; None when inactive.
     """
 
     domain: DomainRecord
@@ -77,6 +78,7 @@ class CreatePlan:
     expected: Estimate | None = None
     stops_itself: bool = False
     shape: MachineShape | None = None
+    way_back: WayBack | None = None
 
     @property
     def order(self) -> Strategy:
@@ -118,6 +120,7 @@ class Scene:
         shape: what its machine is made of; None when inactive.
         traits: of its driver.
         places: where overlays go that have no path in the request, by target, if not in `directory`.
+        way_back: how it could go back to this point; None when inactive.
     """
 
     domain: DomainRecord
@@ -132,6 +135,7 @@ class Scene:
     shape: MachineShape | None = None
     traits: frozenset[Trait] = frozenset()
     places: Mapping[str, OverlayPlace] = attrs.field(factory=dict)
+    way_back: WayBack | None = None
 
 
 def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
@@ -145,6 +149,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         flags |= CreateFlag.LIVE  # to say how the guest's memory is taken while it runs is to say that it runs
     memory = snapshot.memory and CreateFlag.DISK_ONLY not in flags
     _check_kind(scene, snapshot, flags, memory=memory)
+    _check_way_back(scene, options, memory=memory)
     name = check_name(snapshot.name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(scene.now)))
     taken = _taken_disks(scene, snapshot, options.exclude, name)
     inside = tuple(how for _, how in taken if isinstance(how, Inside))
@@ -189,6 +194,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         stops_itself=stops_itself,
         expected=_expected(scene, strategy) if memory else None,
         shape=scene.shape,
+        way_back=scene.way_back,
     )
 
 
@@ -257,6 +263,15 @@ def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, me
     if internal and not memory and scene.state is not DomainState.INACTIVE:
         raise Unsupported(
             "of a guest that runs, disks alone are taken in files of their own, not inside the images"
+        )
+
+
+def _check_way_back(scene: Scene, options: CreateOptions, *, memory: bool) -> None:
+    back = scene.way_back
+    if memory and back is not None and back.way is Way.NONE and not options.even_if_no_way_back:
+        raise Unsupported(
+            f"{scene.domain.name} could never go back to this checkpoint: {back.reason}; "
+            "with --even-if-no-way-back it is taken all the same"
         )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -13,10 +16,14 @@ import trio
 
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.drivers.qemu.surroundings import untrusted
 from snaporch.drivers.qmp import open_qmp
-from snaporch.errors import ConnectionGone, Refused
+from snaporch.drivers.qmp.machine import NOT_SAVED, SAVED
+from snaporch.errors import ConnectionGone, Refused, Unsupported
 from snaporch.model.domain import MachineShape
+from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import DomainSnapshot, RevertFlag
+from snaporch.model.way import Way, WayBack
 from snaporch.orchestrator import Orchestrator, open_orchestrator
 from tests.live.world import Qemu, make_image
 
@@ -56,9 +63,20 @@ class Lab:
             make_image(self.qemu, path, format_)
         return str(path)
 
-    async def start(self, *words: str, machine: str = "q35", memory: str = "32", qmp: bool = True) -> None:
+    async def start(
+        self,
+        *words: str,
+        machine: str = "q35",
+        memory: str = "32",
+        qmp: bool = True,
+        prefix: Sequence[str] = (),
+        open_to_all: bool = False,
+    ) -> None:
         """Start a QEMU whose CPUs stand."""
-        command = [self.qemu.emulator, "-S", "-nodefaults", "-display", "none", "-accel", "tcg"]
+        for place in (self.place, *self.place.parents) if open_to_all else ():
+            if place.owner() == "root" and place != Path("/"):
+                place.chmod(place.stat().st_mode | (0o777 if place == self.place else 0o011))
+        command = [*prefix, self.qemu.emulator, "-S", "-nodefaults", "-display", "none", "-accel", "tcg"]
         command += ["-M", machine, "-m", memory, *words]
         command += ["-qmp", f"unix:{self.socket},server=on,wait=off"] if qmp else []
         process = subprocess.Popen(command, cwd=self.place, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -257,11 +275,118 @@ async def test_shared_memory(lab: Lab) -> None:
 
 
 async def test_plugged_in(lab: Lab) -> None:
-    """A device that was plugged in is not on the command line."""
+    """A device that was plugged in is not on the command line: that is known before a checkpoint is taken."""
     await lab.start(*("-drive", f"if=virtio,file={lab.image('a.qcow2')}"), memory="32,slots=2,maxmem=1G")
+    await lab.attach()
+    assert (await lab.orch.domain_info(NAME)).way_back == WayBack(Way.BESIDE)
     async with open_qmp(lab.socket, label=NAME) as qmp:
         await qmp.execute("object-add", {"qom-type": "memory-backend-ram", "id": "m1", "size": 2**27})
         await qmp.execute("device_add", {"driver": "pc-dimm", "id": "dimm1", "memdev": "m1"})
-    await lab.attach()
-    await lab.create()
+    with pytest.raises(Unsupported, match=r"never go back.* dimm1 was plugged in.*--even-if-no-way-back"):
+        await lab.create()
+    await lab.orch.create(NAME, DomainSnapshot("c1"), options=CreateOptions(even_if_no_way_back=True))
+    back = (await lab.orch.show(NAME, "c1")).way_back
+    assert back is not None
+    assert back.way is Way.NONE
     await lab.check_refused(r"167772160 bytes of memory, and has 33554432; device dimm1: pc-dimm is missing")
+
+
+def tcp(option: str) -> Callable[[Lab], Sequence[str]]:
+    """A function that returns an option with a port of this test's."""
+    return lambda lab: option.replace("PORT", str(20000 + os.getpid() % 20000 + len(lab.qemu.version))).split()
+
+
+# What stands in the way of a second process, and the word of the command line that is named for it.
+HELD: dict[str, tuple[Callable[[Lab], Sequence[str]], Way, str]] = {
+    "forwarded port": (
+        tcp("-netdev user,id=n0,hostfwd=tcp:127.0.0.1:PORT-:22"),
+        Way.PROVEN,
+        r"port tcp:127\.0\.0\.1:\d+-:22 \(-netdev",
+    ),
+    "telnet": (tcp("-serial telnet:127.0.0.1:PORT,server,nowait"), Way.PROVEN, r"port 127\.0\.0\.1:\d+ \(-serial"),
+    "monitor": (
+        lambda _: ("-monitor", "unix:mon.sock,server,nowait"),
+        Way.PROVEN,
+        r"socket /.*/mon\.sock \(-monitor",
+    ),
+    "agent": (
+        lambda _: ("-chardev", "socket,id=ga,path=ga.sock,server=true,wait=false"),
+        Way.PROVEN,
+        r"socket /.*/ga\.sock \(-chardev",
+    ),
+    "screen": (lambda _: ("-vnc", "unix:vnc.sock"), Way.PROVEN, r"socket /.*/vnc\.sock \(-vnc"),
+    "snapshot": (
+        lambda lab: ("-drive", f"if=virtio,snapshot=on,file={lab.image('a.qcow2')}"),
+        Way.NONE,
+        "it is on a temporary file",
+    ),
+    "offset": (
+        lambda lab: node("raw", lab.image("a.raw", "raw"), offset=1048576),
+        Way.NONE,
+        r"vda.*it is a part of its file",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+async def test_the_way_back(lab: Lab, what: str) -> None:
+    """It is known when the machine is attached to; without one no checkpoint is taken."""
+    words, way, reason = HELD[what]
+    await lab.start(*words(lab))
+    try:
+        await lab.attach()
+    except Refused as error:  # drives that nothing can be done with are no disks
+        assert way is Way.NONE
+        assert re.search(reason, str(error)) or "temporary" in str(error) or "slice" in str(error)  # noqa: PT017
+        return
+    back = (await lab.orch.domain_info(NAME)).way_back
+    assert back is not None
+    assert back.way is way
+    assert re.search(reason, back.reason), back.reason
+    if way is Way.NONE:
+        with pytest.raises(Refused, match=r"never go back|slice|temporary"):
+            await lab.create()
+
+
+async def test_another_users(lab: Lab) -> None:
+    """Whoever owns an attached QEMU decides what its program is: it is never started with our rights."""
+    program = lab.place / "qemu-mine"
+    shutil.copy(shutil.which("true") or "/bin/true", program)
+    os.chown(program, 65534, 65534)
+    assert "could put another program" in untrusted(str(program))
+    assert not untrusted("/bin/true")
+    await lab.start(prefix=("setpriv", "--reuid=65534", "--clear-groups"), open_to_all=True)
+    with pytest.raises(Refused, match="it runs as nobody, and snaporch as root"):
+        await lab.attach()
+    assert not await lab.orch.catalog.domains()
+
+
+async def test_every_run_state_is_known(lab: Lab) -> None:
+    """In each of QEMU's run states it is decided whether memory is saved."""
+    await lab.start()
+    async with open_qmp(lab.socket, label=NAME) as qmp:
+        schema = await qmp.execute("query-qmp-schema")
+        info = next(each for each in schema if each["name"] == "query-status")
+        status = next(each for each in schema if each["name"] == info["ret-type"])
+        kind = next(member["type"] for member in status["members"] if member["name"] == "status")
+        states = next(each["values"] for each in schema if each["name"] == kind)
+    assert set(states) == SAVED | NOT_SAVED.keys()
+
+
+async def test_a_machine_that_waits_for_memory(lab: Lab) -> None:
+    """There is none to be saved: refused, and it still waits."""
+    await lab.start("-incoming", "defer")
+    await lab.attach()
+    with pytest.raises(Unsupported, match="waits for memory"):
+        await lab.create()
+    async with open_qmp(lab.socket, label=NAME) as qmp:
+        assert (await qmp.execute("query-status"))["status"] == "inmigrate"
+
+
+async def test_a_device_that_cannot_be_saved(lab: Lab) -> None:
+    """QEMU knows it, so it is asked before anything is touched."""
+    await lab.start(*("-drive", f"if=none,id=d,file={lab.image('a.qcow2')}", "-device", "nvme,serial=x,drive=d"))
+    await lab.attach()
+    with pytest.raises(Unsupported, match=r"cannot save its memory.*nvme"):
+        await lab.create()
+    assert [disk.chain for disk in (await lab.shape()).disks] == [(str(lab.place / "a.qcow2"),)]

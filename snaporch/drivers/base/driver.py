@@ -17,6 +17,7 @@ from snaporch.drivers.base.traits import LoadsMemory, check_versions, need
 from snaporch.drivers.base.values import Address, Info, Launch, OverlayPlace, StreamPlan, Trait, Writer
 from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
+from snaporch.model.way import Way, WayBack
 
 KILL_SECONDS = 10.0  # a machine that is killed is gone at once but for a disk that hangs in the kernel
 
@@ -81,6 +82,10 @@ class Driver(abc.ABC):
     @abc.abstractmethod
     async def find(self, directory: Path) -> Handle | None:
         """Return the machine that was launched with `directory`, if it runs: for one whose launch was cut short."""
+
+    async def way_back(self, record: DomainRecord, machine: Machine) -> WayBack:  # noqa: ARG002 - others look
+        """Return how a domain, as its machine is now, would go back to a point of it."""
+        return WayBack(Way.BESIDE)
 
     async def present(self, record: DomainRecord) -> Handle | None:
         """Return the machine that runs a domain at present; None where none does.

@@ -124,6 +124,40 @@ def held(process: QemuProcess) -> list[hostside.Held]:
     return hostside.holds(parse(process.argv), process.cwd, process.socket)
 
 
+def no_way_back(process: QemuProcess, disks: Sequence[DeviceDisk], devices: Iterable[str]) -> str:
+    """Return why no QEMU like `process` can be started that could go back to a point of it, or an empty string.
+
+    Args:
+        process: it.
+        disks: its disks; what is written to would be on other images.
+        devices: what it has now (`MachineShape.devices`); empty: not known.
+    """
+    moved = [
+        disk if disk.readonly else attrs.evolve(disk, path=f"{disk.path}.new", format="qcow2") for disk in disks
+    ]
+    try:
+        relaunch(process, disks, moved, fds=(), pidfile="", incoming=True)
+        options = list(parse(process.argv))
+        taken = held(process)
+    except Unsupported as error:
+        return str(error)
+    if lost := [each for each in taken if not each.again]:
+        return f"no other process can have {lost[0]}"
+    return _plugged(options, set(devices))
+
+
+def _plugged(options: Iterable[Option], devices: set[str]) -> str:
+    """Return which device with a name has come or gone since the process was started."""
+    trees = [Tree.parse(option.value or "", "driver") for option in options if option.name == "device"]
+    asked = {tree.get("id") for tree in trees} - {""}
+    there = {name for device in devices if not (name := device.partition(": ")[0]).startswith("device[")}
+    if more := there - asked - {"debugcon"}:
+        return f"device {min(more)} was plugged in since QEMU was started, and is not on its command line"
+    if devices and (gone := asked - there):
+        return f"device {min(gone)} was unplugged since QEMU was started, and is on its command line"
+    return ""
+
+
 def blocker(process: QemuProcess) -> str:
     """Return what a second QEMU like `process` would want too, or an empty string."""
     return "; ".join(f"both would have {each}" for each in held(process))

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Address, Driver, Info, Launch, StartsBeside, StreamPlan, Trait, Writer
+from snaporch.drivers.base import Address, Driver, Info, Launch, Machine, StartsBeside, StreamPlan, Trait, Writer
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.qemu import attach, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
+from snaporch.drivers.qemu.hostside import Held
 from snaporch.drivers.qemu.options import expand, parse
 from snaporch.drivers.qemu.surroundings import foreign, untrusted
 from snaporch.drivers.qmp import open_qmp
@@ -29,8 +30,9 @@ from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine, image_file
 from snaporch.drivers.qmp.process import CONTROL, QemuProcess
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, Refused, Unsupported
-from snaporch.model.domain import DomainDefinition, Handle
+from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
+from snaporch.model.way import Way, WayBack
 
 GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight
@@ -335,6 +337,26 @@ class QemuDriver(Driver, StartsBeside):
                 memory = machine.capabilities.ram
         return DomainDefinition(name=name, memory=memory, disks=disks, emulator=argv[0]), made.handle(self.name)
 
+    async def way_back(self, record: DomainRecord, machine: Machine) -> WayBack:
+        """See Driver: what the command line, the program and the devices of now allow."""
+        if record.template is None:
+            words = attach.held(
+                QemuProcess(process.LocalProcess(0, 0), "", argv=("", *record.definition.extra_args))
+            )
+            return WayBack(Way.PROVEN, _both(words)) if words else WayBack(Way.BESIDE)
+        template = QemuProcess.of(record.template)
+        devices = (await machine.shape()).devices
+        if why := attach.no_way_back(template, record.definition.disks, devices):
+            return WayBack(Way.NONE, why)
+        if template.surroundings:
+            known = surroundings.known(template.surroundings)
+            if not os.access(known.program, os.X_OK):
+                return WayBack(Way.NONE, f"QEMU's program {known.program} is not there any more")
+            if why := surroundings.replaced(known):
+                return WayBack(Way.PROVEN, why)
+        words = attach.held(template)
+        return WayBack(Way.PROVEN, _both(words)) if words else WayBack(Way.BESIDE)
+
     async def beside_blocker(self, launch: Launch) -> str:
         """See StartsBeside: what both would hold shows when the second one starts, its CPUs stopped."""
         return attach.blocker(QemuProcess.of(launch.template)) if launch.template else ""
@@ -353,6 +375,10 @@ class QemuDriver(Driver, StartsBeside):
         )
         findings["userfaultfd"] = _userfaultfd()
         return findings
+
+
+def _both(held: Iterable[Held]) -> str:
+    return "; ".join(f"both would have {each}" for each in held)
 
 
 def _expanded(argv: tuple[str, ...], cwd: str) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ import pwd
 import re
 import resource
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -133,6 +135,11 @@ def _user(uid: int) -> str:
     with suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
     return f"user {uid}"
+
+
+def known(data: Mapping[str, Any]) -> Surroundings:
+    """Return the surroundings that are in a handle's data."""
+    return Surroundings(**{**data, "identity": tuple(data["identity"]), "affinity": tuple(data["affinity"])})
 
 
 def replaced(known: Surroundings) -> str:
