@@ -37,6 +37,7 @@ from snaporch.model.record import (
     Estimate,
     Event,
     Finding,
+    GivenUp,
     OperationRecord,
     SnapshotRecord,
     Unreadable,
@@ -363,6 +364,10 @@ class Client:
         return cast(
             "tuple[OperationRecord, ...]", await self._operate(tuple[OperationRecord, ...], "recover", **body)
         )
+
+    async def give_up(self, operation: str, *, dry_run: bool = False) -> GivenUp:
+        """See `Orchestrator.give_up`."""
+        return cast("GivenUp", await self._post(GivenUp, f"operations/{operation}/give-up", dry_run=dry_run))
 
     async def fsck(self, domain: str | None = None, *, repair: bool = False) -> tuple[Finding, ...]:
         """See `Orchestrator.fsck`."""

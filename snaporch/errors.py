@@ -215,7 +215,10 @@ class Stranded(SnaporchError):
     exit_code = 5
 
     def __init__(self, what: str, operation: str, remains: tuple[str, ...]) -> None:
-        super().__init__(f"{what}; not undone: {'; '.join(remains)}. `snaporch recover` mends it")
+        super().__init__(
+            f"{what}; not undone: {'; '.join(remains)}. `snaporch recover` mends it, and where it "
+            f"cannot, `snaporch operations give-up {operation}` ends it"
+        )
         self.operation = operation
         self.remains = remains
         self._what = what

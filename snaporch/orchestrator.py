@@ -40,6 +40,7 @@ from snaporch.model.record import (
     Estimate,
     Event,
     Finding,
+    GivenUp,
     OperationKind,
     OperationRecord,
     SnapshotRecord,
@@ -58,6 +59,7 @@ from snaporch.operations.disks import adopted, check_attached, check_forgettable
 from snaporch.operations.doctor import doctor, foretell
 from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.operations.fsck import fsck
+from snaporch.operations.give_up import give_up
 from snaporch.operations.group import check_alone, check_one_point, those_left
 from snaporch.operations.recover import reconnected, recover, sweep
 from snaporch.operations.revert import revert
@@ -634,6 +636,20 @@ class Orchestrator:
             What was found, with what was repaired; damage is an answer here, not an error.
         """
         return await fsck(self._context, domain, repair=repair)
+
+    async def give_up(self, operation: str, *, dry_run: bool = False) -> GivenUp:
+        """End an operation that was cut short and that `recover` cannot mend; nothing is removed by that.
+
+        Args:
+            operation: its id.
+            dry_run: only say what would be kept and what would be lost.
+
+        Raises:
+            NotFound: there is no such operation.
+            Refused: it has ended; or a domain of it runs and does not answer.
+            Busy: it still runs.
+        """
+        return await give_up(self._context, operation, dry_run=dry_run)
 
     async def operations(
         self,

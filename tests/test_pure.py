@@ -20,6 +20,7 @@ PURE = [
     "snaporch.operations.planning",
     "snaporch.images.chain",
     "snaporch.images.merge",
+    "snaporch.images.kinds",
     "snaporch.drivers.qemu.command",
     "snaporch.drivers.qemu.attach",
     "snaporch.drivers.qemu.blocks",

@@ -6,12 +6,12 @@ import os
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
 import trio
 
+from snaporch.catalog.store import Change
 from snaporch.drivers.local.process import boot, started
 from snaporch.drivers.local.trace import trace
 from snaporch.engine.run import Operation
@@ -187,17 +187,12 @@ async def test_claims_of_the_dead(place: Place, unfinished: bool) -> None:
     process = subprocess.Popen(["true"])
     gone = started(process.pid) or 0
     process.wait()
-    row = ("0badcafe", identity, str(disk), True, "x", "delete s", process.pid, gone, boot())
-
-    def leave(connection: Any) -> None:
-        connection.execute("INSERT INTO claim VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        if unfinished:
-            values = ("0badcafe", "x", 0.0, None, "{}")
-            connection.execute(
-                "INSERT INTO operation (id, domain, begun, ended, record) VALUES (?, ?, ?, ?, ?)", values
-            )
-
-    await catalog.transact(leave)
+    operation = Operation(OperationKind.DELETE, "x", "s")
+    row = (operation.id, identity, str(disk), True, "x", "delete s", process.pid, gone, boot())
+    claims = "INSERT INTO claim VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    await catalog.transact(lambda connection: connection.execute(claims, row))
+    if unfinished:
+        await catalog.write(Change(operation=operation.record(), begins=True))
     if unfinished:
         with pytest.raises(Busy, match="delete s, which needs"):
             await place.define("one", disk)

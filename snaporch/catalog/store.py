@@ -72,6 +72,7 @@ def merged(changes: Sequence[Change]) -> Change:
     return Change(
         domains=tuple(chain.from_iterable(change.domains for change in changes)),
         snapshots=tuple(chain.from_iterable(change.snapshots for change in changes)),
+        updated=tuple(chain.from_iterable(change.updated for change in changes)),
         files=dict(chain.from_iterable(change.files.items() for change in changes)),
     )
 

@@ -14,7 +14,7 @@ from rich.tree import Tree
 from snaporch.engine.states import State
 from snaporch.images.merge import MergePlan, render
 from snaporch.model.domain import DomainInfo, DomainState
-from snaporch.model.record import FileRecord, Finding, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.record import FileRecord, Finding, GivenUp, OperationRecord, SnapshotRecord, VerifyReport
 from snaporch.model.rfc import DiskSnapshot
 
 _KIB = 1024
@@ -154,6 +154,13 @@ def recovered(records: Sequence[OperationRecord]) -> RenderableType:
     if not records:
         return line("nothing to recover")
     return Group(*(_text(f"{r.kind} {r.who} {r.subject} ({r.id}): {r.state}") for r in records))
+
+
+def given_up(found: GivenUp) -> RenderableType:
+    """Return what is kept and what is lost by giving an operation up."""
+    rows = [f"kept: {text}" for text in found.kept] + [f"lost: {text}" for text in found.lost or ("nothing",)]
+    end = f"operation {found.operation} " + ("is given up" if found.done else "would be given up")
+    return Group(*(_text(row) for row in (*rows, end)))
 
 
 def checked(found: Sequence[Finding]) -> RenderableType:

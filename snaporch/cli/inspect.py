@@ -68,6 +68,21 @@ async def operations(
     return Answer([output.operation(record) for record in records], lambda human: human.operations(records))
 
 
+async def give_up(identifier: str, /, *, dry_run: bool = False, session: Here) -> Answer:
+    """End an operation that cannot be mended: what is kept and what is lost is said, and nothing is removed.
+
+    Parameters
+    ----------
+    identifier
+        The operation's id.
+    dry_run
+        Only say it.
+    """
+    async with session.open(recover=False) as orchestrator:
+        found = await orchestrator.give_up(identifier, dry_run=dry_run)
+    return Answer(output.given_up(found), lambda human: human.given_up(found))
+
+
 async def recover(*, session: Here) -> Answer:
     """Finish or undo what a crash left, and say what that was; every other command does it too, silently."""
     async with session.open(recover=False) as orchestrator:
@@ -129,5 +144,9 @@ async def demo(
 
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (operations, recover, fsck, doctor, demo):
+    past = App(name="operations")
+    past.default(operations)
+    past.command(give_up)
+    app.command(past)
+    for verb in (recover, fsck, doctor, demo):
         app.command(verb)

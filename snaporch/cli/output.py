@@ -17,7 +17,7 @@ from snaporch.errors import OperationFailed, SnaporchError, Stranded
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import converter
 from snaporch.model.domain import DiskStatus, DomainInfo
-from snaporch.model.record import Finding, OperationRecord, Outcome, SnapshotRecord, VerifyReport
+from snaporch.model.record import Finding, GivenUp, OperationRecord, Outcome, SnapshotRecord, VerifyReport
 from snaporch.model.way import WayBack
 
 PIPE_WIDTH = 200  # columns where there is no terminal: a path must not be cut in two
@@ -247,6 +247,12 @@ def operation(record: OperationRecord) -> dict[str, Any]:
     full: dict[str, Any] = converter.unstructure(record)
     del full["notes"]  # for recovery only
     return full | {"outcome": record.state if record.state in _OUTCOMES else None}
+
+
+def given_up(found: GivenUp) -> dict[str, Any]:
+    """Return the document of ``operations give-up``."""
+    entry: dict[str, Any] = converter.unstructure(found)
+    return entry
 
 
 def finding(found: Finding) -> dict[str, Any]:

@@ -377,6 +377,24 @@ class OperationRecord:
         return ", ".join(self.domains)
 
 
+@versioned("given-up")
+@attrs.frozen
+class GivenUp:
+    """What it means to give an operation up.
+
+    Attributes:
+        operation: its id.
+        kept: what is as it was, or is where: a sentence each.
+        lost: what is lost by it: a sentence each.
+        done: it was given up; else this is only what it would mean.
+    """
+
+    operation: str
+    kept: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    done: bool = False
+
+
 @versioned("event", domains_listed)
 @attrs.frozen
 class Event:

@@ -125,7 +125,7 @@ def _copies(machine: Machine | None) -> Copies:
     return Copies.INTO_ACTIVE if has(machine, LiveCopies) else Copies.INTO_NONE
 
 
-async def _as_it_is(record: DomainRecord, machine: Machine | None) -> DomainRecord:
+async def as_it_is(record: DomainRecord, machine: Machine | None) -> DomainRecord:
     """Return a domain's record with the images that its disks are on, as the machine has them."""
     if machine is None:
         return record
@@ -462,7 +462,7 @@ async def merging(
             await need(machine, Overlays, record.name).settle_merges(
                 {disk.target: disk.path for disk in record.disks}
             )
-        yield Merging(context, operation, await _as_it_is(record, machine), machine, journal)
+        yield Merging(context, operation, await as_it_is(record, machine), machine, journal)
 
 
 async def _obeying(context: Context, record: DomainRecord) -> DomainRecord:

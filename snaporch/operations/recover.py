@@ -66,7 +66,7 @@ async def recover(
     ended: list[OperationRecord] = []
     failure: SnaporchError | None = None
     for record, plan in await context.catalog.unfinished(domain):
-        operation = _recalled(record)
+        operation = recalled(record)
         mended = False
         try:
             async with context.locked(operation):
@@ -130,7 +130,8 @@ async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[H
     return tuple(found)
 
 
-def _recalled(record: OperationRecord) -> Operation:
+def recalled(record: OperationRecord) -> Operation:
+    """Return an operation that was cut short, as its row in the journal has it."""
     return Operation(
         record.kind,
         record.domains,

@@ -18,7 +18,7 @@ from snaporch.errors import Forbidden, InvalidInput, UnreadableRecord
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
-from snaporch.model.record import Estimate, SnapshotRecord, Unreadable
+from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, Unreadable
 from snaporch.model.request import Strategy
 from snaporch.service import shapes
 from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor
@@ -31,6 +31,7 @@ from snaporch.service.operations import (
     delete_group,
     flatten,
     fsck,
+    give_up,
     operation,
     operations,
     plan_delete,
@@ -279,6 +280,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/operations/{id}", V, operation, answer=OperationStatus, query=("wait",)),
     Route("POST", "/v1/operations/{id}/cancel", O, cancel, answer=OperationStatus, status=202, query=("wait",)),
+    Route("POST", "/v1/operations/{id}/give-up", A, give_up, shapes.GiveUp, GivenUp),
     Route("POST", "/v1/recover", A, recover, shapes.Recover, OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/fsck", A, fsck, shapes.Fsck, OperationStatus, status=202, query=("wait",)),
     Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain",)),

@@ -14,7 +14,7 @@ from snaporch.errors import NotFound
 from snaporch.images.merge import MergePlan
 from snaporch.model.convert import dumps
 from snaporch.model.names import in_order
-from snaporch.model.record import Finding, OperationKind, OperationRecord, SnapshotRecord
+from snaporch.model.record import Finding, GivenUp, OperationKind, OperationRecord, SnapshotRecord
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
 from snaporch.service import shapes
 from snaporch.service.call import Call, json_page, limit_of, no_cursor
@@ -245,6 +245,12 @@ async def operation(call: Call) -> OperationStatus:
     if (record := await call.service.orchestrator.catalog.operation(identifier)) is None:
         raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` shows those that there are")
     return past(record)
+
+
+async def give_up(call: Call) -> GivenUp:
+    """End an operation that cannot be mended; with `dry_run` only say what is kept and what is lost."""
+    asked: shapes.GiveUp = call.body
+    return await call.service.orchestrator.give_up(call.path["id"], dry_run=asked.dry_run)
 
 
 async def cancel(call: Call) -> OperationStatus:

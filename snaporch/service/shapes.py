@@ -186,6 +186,14 @@ class Recover:
     patience: float | None = attrs.field(default=None, validator=within(0, MOST_SECONDS))
 
 
+@versioned("give-up-request")
+@attrs.frozen
+class GiveUp:
+    """End an operation that cannot be mended, or only say what that would keep and lose."""
+
+    dry_run: bool = False
+
+
 @versioned("fsck-request")
 @attrs.frozen
 class Fsck:
