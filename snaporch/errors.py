@@ -257,7 +257,7 @@ class CommandRefused(HypervisorError):
     """
 
     def __init__(self, label: str, command: str, error_class: str, description: str) -> None:
-        super().__init__(f"{label}: QEMU refused {command}: {description}")
+        super().__init__(f"{label}: the hypervisor refused {command}: {description}")
         self.label = label
         self.command = command
         self.error_class = error_class

@@ -5,11 +5,11 @@ The simulated driver rehearses whatever snaporch does, on Trio's clock and with 
 
 The suite says what a driver is to do, in coroutines that need no test framework. Who writes a driver puts a domain
 around it (`World`; `SimulatedWorld` is an example) whose guest finds out by itself whether its memory and its disks
-are of one point, and parametrises pytest over `CHECKS`, one fresh world for each:
+are of one point, and parametrises pytest over the checks for the driver's traits, one fresh world for each:
 
-    from snaporch.testing import CHECKS, Check
+    from snaporch.testing import Check, checks_for
 
-    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    @pytest.mark.parametrize("check", checks_for(MyDriver.info), ids=lambda check: check.__name__)
     async def test_my_driver(check: Check, tmp_path: Path) -> None:
         async with open_my_world(tmp_path) as world:
             await check(world)
@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from snaporch.drivers.base import Info
 from snaporch.drivers.simulated import (
     POINTS,
     Fault,
@@ -60,6 +61,7 @@ from snaporch.testing._points import (
 from snaporch.testing._quiesce import check_quiesce
 from snaporch.testing._simulated import SimulatedWorld, open_simulated_world
 from snaporch.testing._telling import check_events, check_timings
+from snaporch.testing._traits import needs_of
 from snaporch.testing._troubles import (
     check_broken_background,
     check_broken_paused,
@@ -74,6 +76,7 @@ from snaporch.testing._troubles import (
     check_verify,
 )
 from snaporch.testing._world import CrashWorld, World
+from snaporch.testing.example import ExampleDriver
 
 Check = Callable[[World], Awaitable[None]]
 CrashCheck = Callable[[CrashWorld], Awaitable[None]]
@@ -111,6 +114,12 @@ CHECKS: tuple[Check, ...] = (
 )
 """What every driver passes, in the order in which a new one learns it."""
 
+
+def checks_for(info: Info) -> tuple[Check, ...]:
+    """Return the checks that a driver passes: those that need no more than the traits that its record names."""
+    return tuple(check for check in CHECKS if needs_of(check.__name__) <= info.traits)
+
+
 CRASH_CHECKS: tuple[CrashCheck, ...] = (check_recovery,)
 """What it passes besides, where snaporch can be killed in its world."""
 
@@ -118,6 +127,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     # the conformance suite
     "CHECKS",
     "CRASH_CHECKS",
+    "checks_for",
     "Check",
     "CrashCheck",
     "World",
@@ -154,6 +164,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "check_delete_inactive",
     "check_cancelled_delete",
     "check_flatten",
+    # a driver to begin with
+    "ExampleDriver",
     # the simulated hypervisor
     "SimulatedHost",
     "SimulatedDriver",

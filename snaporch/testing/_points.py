@@ -13,6 +13,7 @@ from snaporch.testing._support import (
     go_back,
     names,
     raises,
+    revert,
     state_of,
     take,
     take_as,
@@ -94,7 +95,7 @@ async def check_paused_guest(world: World) -> None:
     await world.orchestrator.resume(world.domain)
     await world.go_on()
     far = await world.number()
-    await world.orchestrator.revert(world.domain, "point")
+    await revert(world, "point")
     expect(await state_of(world) is DomainState.PAUSED, "the guest is not paused, as it was at the point")
     await world.check_still()
     await check_back(world, "point", first, far)
@@ -114,7 +115,7 @@ async def check_revert_states(world: World) -> None:
         ("running", RevertFlag.PAUSED, DomainState.PAUSED),
         ("paused", RevertFlag.RUNNING, DomainState.RUNNING),
     ]:
-        await orchestrator.revert(domain, name, flags)
+        await revert(world, name, flags)
         found = await state_of(world)
         expect(found is wanted, f"{name} with {flags} is {found}")
         if wanted is DomainState.RUNNING:
@@ -138,7 +139,7 @@ async def check_disks_only(world: World) -> None:
     expect(await state_of(world) is DomainState.INACTIVE, "a disk-only create has started the domain")
     await world.start()
     await world.go_on()
-    await orchestrator.revert(domain, "disks")
+    await revert(world, "disks")
     expect(await state_of(world) is DomainState.INACTIVE, "it is not inactive, as it was at the point")
     await world.start()
     await world.check_consistent()

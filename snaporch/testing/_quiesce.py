@@ -19,6 +19,7 @@ from snaporch.testing._support import (
     expect,
     picture,
     raises,
+    revert,
     state_of,
     states_of,
     unchanged,
@@ -68,7 +69,7 @@ async def _check_quiesced(world: World, strategy: Strategy) -> None:
     far = await world.number()
     if record.snapshot.memory:
         await check_back(world, record.name, first, far)
-    await world.orchestrator.revert(world.domain, record.name)
+    await revert(world, record.name)
     expect(await state_of(world) is DomainState.RUNNING, "it does not run, as it did at the point")
     await world.check_consistent()
     for state in states_of(QUIESCED[strategy]):

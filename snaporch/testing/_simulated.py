@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from snaporch.drivers.base import Driver
 from snaporch.drivers.simulated import SimulatedDriver, SimulatedHost, SimulatedKill
 from snaporch.engine.states import State
 from snaporch.model.domain import DomainDefinition, Handle
@@ -148,7 +149,7 @@ class SimulatedWorld:
 
 @asynccontextmanager
 async def open_simulated_world(
-    root: Path, *, host: SimulatedHost | None = None, domain: str = "web1"
+    root: Path, *, host: SimulatedHost | None = None, domain: str = "web1", driver: Driver | None = None
 ) -> AsyncIterator[SimulatedWorld]:
     """Make a world: a running guest of two disks and 1 GiB.
 
@@ -158,7 +159,7 @@ async def open_simulated_world(
     disks = tuple(
         attrs.evolve(host.add_image(f"/images/{domain}-{target}"), target=target) for target in ("vda", "vdb")
     )
-    driver = SimulatedDriver(host)
+    driver = driver or SimulatedDriver(host)
     async with open_orchestrator(root, drivers={driver.name: driver}) as orchestrator:
         definition = DomainDefinition(domain, memory=GIB, disks=disks, driver=driver.name)
         await orchestrator.define(definition)

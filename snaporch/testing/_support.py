@@ -16,6 +16,7 @@ from snaporch.model.domain import DomainState
 from snaporch.model.record import Event, EventKind, OperationRecord, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot, RevertFlag
+from snaporch.testing._traits import in_its_place
 from snaporch.testing._world import World
 
 E = TypeVar("E", bound=SnaporchError)
@@ -72,9 +73,14 @@ async def last_operation(world: World) -> OperationRecord:
     return (await world.orchestrator.operations(world.domain))[-1]
 
 
+async def revert(world: World, name: str, flags: RevertFlag = RevertFlag(0)) -> None:  # noqa: B008
+    """Revert, in the way that the driver has."""
+    await world.orchestrator.revert(world.domain, name, flags | await in_its_place(world))
+
+
 async def go_back(world: World, name: str) -> int:
     """Revert, so that the guest stands at the point; let it run, and return how far it then says it has come."""
-    await world.orchestrator.revert(world.domain, name, RevertFlag.PAUSED)
+    await revert(world, name, RevertFlag.PAUSED)
     expect(await state_of(world) is DomainState.PAUSED, "it is not paused after a revert with PAUSED")
     await world.orchestrator.resume(world.domain)
     return await world.number()

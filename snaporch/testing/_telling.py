@@ -11,7 +11,7 @@ import trio
 from snaporch.engine.states import TERMINAL, TRANSITIONS, State
 from snaporch.model.record import Event, EventKind
 from snaporch.model.request import Strategy
-from snaporch.testing._support import cancelled_in, expect, take
+from snaporch.testing._support import cancelled_in, expect, revert, take
 from snaporch.testing._world import World
 
 
@@ -22,7 +22,7 @@ async def check_events(world: World) -> None:
         for strategy in (Strategy.AUTO, Strategy.PRECOPY, Strategy.PAUSED):
             await take(world, f"as-{strategy}", strategy)
         await cancelled_in(world, State.PREPARING, partial(take, world, "never"))
-        await orchestrator.revert(domain, "as-auto")
+        await revert(world, "as-auto")
         by_operation = check_told(events)
     known = [record.id for record in await orchestrator.operations(domain)]
     expect(list(by_operation) == known, "events and catalog do not know the same operations")

@@ -32,6 +32,7 @@ from snaporch.testing._support import (
     unchanged,
 )
 from snaporch.testing._telling import check_told
+from snaporch.testing._traits import phases_of
 from snaporch.testing._world import CrashWorld, World
 
 
@@ -51,7 +52,7 @@ async def check_cancelled_paused(world: World) -> None:
 
 
 async def _check_cancelled(world: World, strategy: Strategy) -> None:
-    for state in states_of(CREATE[strategy]):
+    for state in states_of(await phases_of(world, strategy)):
         before, name = await picture(world), f"in-{state}"
         # so that its end does not come first
         bandwidth = world.slow if state is State.STREAMING else 0

@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from snaporch.drivers.base import TRAITS, Info
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.drivers.qmp.machine import QemuMachine
+from snaporch.drivers.simulated.driver import SimulatedDriver
 from snaporch.drivers.simulated.machine import SimulatedMachine, SimulatedStream
 from snaporch.drivers.simulated.storage import SimulatedStorage
+from snaporch.model.request import Strategy
 from snaporch.testing import (
     CHECKS,
     CRASH_CHECKS,
     Check,
     CrashCheck,
+    ExampleDriver,
     GuestModel,
     SimulatedHost,
     SimulatedWorld,
@@ -29,8 +36,10 @@ from snaporch.testing import (
     check_damaged_memory,
     check_precopy,
     check_quiesce,
+    checks_for,
     open_simulated_world,
 )
+from snaporch.testing.example import ExampleMachine, ExampleStorage
 from tests.conformance.worlds import QemuWorld
 from tests.live.world import LOSES_PAGES
 
@@ -53,6 +62,24 @@ async def test_simulated_crash(
 ) -> None:
     """The simulated driver, snaporch being killed."""
     await check(simulated)
+
+
+class ExampleWorld(SimulatedWorld):
+    """A world of the example driver, whose machines meet no faults; its files do."""
+
+    def troubles(self, strategy: Strategy) -> Sequence[str]:
+        """See World."""
+        return [trouble for trouble in super().troubles(strategy) if trouble.startswith("storage.")]
+
+
+@pytest.mark.parametrize("check", checks_for(ExampleDriver.info), ids=name)
+async def test_example(
+    check: Check, tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """The driver of docs/write-a-driver.md passes what its few traits select."""
+    host = SimulatedHost()
+    async with open_simulated_world(tmp_path, host=host, driver=ExampleDriver(host)) as world:
+        await check(ExampleWorld(world.root, host, world.orchestrator))
 
 
 async def test_without_background(
@@ -106,6 +133,32 @@ async def test_finds(
     monkeypatch.setattr(class_, method, nothing)
     with pytest.raises(AssertionError):
         await check(simulated)
+
+
+def test_traits_select_checks() -> None:
+    """All of them for who has all traits; for the example neither merges of open images nor points inside."""
+    assert checks_for(SimulatedDriver.info) == checks_for(QemuDriver().info) == CHECKS
+    left = {name(check) for check in CHECKS} - {name(check) for check in checks_for(ExampleDriver.info)}
+    assert {"internal", "delete", "flatten", "cancelled_revert"} <= left
+    assert not left & {"paused", "repeated_reverts", "delete_inactive", "verify"}
+
+
+@pytest.mark.parametrize(
+    ("info", "classes"),
+    [
+        (QemuDriver().info, (QemuDriver, QemuMachine, LocalStorage)),
+        (SimulatedDriver.info, (SimulatedDriver, SimulatedMachine, SimulatedStorage)),
+        (ExampleDriver.info, (ExampleDriver, ExampleMachine, ExampleStorage)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Info) else "",
+)
+def test_who_names_a_trait_has_it(info: Info, classes: tuple[type, ...]) -> None:
+    """Its protocol, with every method; and one that a machine or a driver has is named."""
+    for protocol, (trait, _) in TRAITS.items():
+        if trait in info.traits:
+            assert any(issubclass(each, protocol) for each in classes), trait
+        else:
+            assert not any(issubclass(each, protocol) for each in classes[:2]), trait
 
 
 def test_names() -> None:

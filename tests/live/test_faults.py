@@ -173,7 +173,7 @@ async def test_one_disk_of_three(make_world: MakeWorld, monkeypatch: pytest.Monk
     async with world.unchanged():
         with monkeypatch.context() as patch:
             patch.setattr(Participant, "pause", sabotage)
-            with pytest.raises(OperationFailed, match="guest: QEMU refused transaction"):
+            with pytest.raises(OperationFailed, match="guest: the hypervisor refused transaction"):
                 await world.create("three")
         await world.check_runs()
     await world.create("next")

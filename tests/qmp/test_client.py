@@ -107,7 +107,7 @@ async def test_refusal(connect: Connect) -> None:
             await peer.send({"error": {"class": "DeviceNotFound", "desc": "no disk"}, "id": command["id"]})
 
         nursery.start_soon(qemu)
-        with pytest.raises(CommandRefused, match="web1: QEMU refused blockdev-del: no disk") as caught:
+        with pytest.raises(CommandRefused, match="web1: the hypervisor refused blockdev-del: no disk") as caught:
             await client.execute("blockdev-del")
         assert caught.value.error_class == "DeviceNotFound"
 

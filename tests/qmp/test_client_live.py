@@ -57,7 +57,7 @@ async def test_commands_at_once(tmp_path: Path) -> None:
 async def test_unknown_command(tmp_path: Path) -> None:
     """QEMU's refusal comes with its class, and the connection stays good."""
     async with open_qmp(tmp_path / "qmp", label="web1") as client:
-        with pytest.raises(CommandRefused, match="web1: QEMU refused no-such") as caught:
+        with pytest.raises(CommandRefused, match="web1: the hypervisor refused no-such") as caught:
             await client.execute("no-such")
         assert caught.value.error_class == "CommandNotFound"
         await client.execute("query-status")

@@ -28,6 +28,8 @@ class Trait(enum.StrEnum):
 
     MEMORY_STREAMS = "memory-streams"
     """Of a machine: its memory can be streamed to a file."""
+    BACKGROUND_STREAMS = "background-streams"
+    """Of a machine: memory can be write-protected, and streamed while the guest runs on."""
     LOADS_MEMORY = "loads-memory"
     """Of a machine: one that was launched for it takes memory from a file."""
     OVERLAYS = "overlays"

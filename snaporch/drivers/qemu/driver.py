@@ -93,7 +93,7 @@ def _last_words(log: Path, start: int) -> str:
 
 INFO = Info(
     "qemu",
-    MACHINE_TRAITS | {Trait.GUEST_AGENT, Trait.STARTS_BESIDE} | LocalStorage.traits,
+    MACHINE_TRAITS | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE} | LocalStorage.traits,
     logs=(LOG,),
 )
 

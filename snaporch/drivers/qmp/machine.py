@@ -188,7 +188,9 @@ class QemuMachine(
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},
             versions={"machine": machine.removesuffix("-machine")},
             ram=memory["base-memory"],
-            traits=MACHINE_TRAITS | ({Trait.GUEST_AGENT} if self._agent else set()),
+            traits=MACHINE_TRAITS
+            | ({Trait.GUEST_AGENT} if self._agent else set())
+            | ({Trait.BACKGROUND_STREAMS} if not blocker else set()),
             features=tuple(sorted(names | ({"blockdev-set-active"} & commands))),
         )
 

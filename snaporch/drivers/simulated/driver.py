@@ -32,7 +32,9 @@ class SimulatedDriver(Driver, StartsBeside):
 
     info = Info(
         "simulated",
-        MACHINE_TRAITS | {Trait.GUEST_AGENT, Trait.STARTS_BESIDE} | SimulatedStorage.traits,
+        MACHINE_TRAITS
+        | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE}
+        | SimulatedStorage.traits,
     )
 
     def __init__(self, host: SimulatedHost | None = None) -> None:

@@ -79,7 +79,9 @@ class SimulatedMachine(
             background_blocker=blocker,
             versions=process.versions,
             ram=process.ram,
-            traits=MACHINE_TRAITS | ({Trait.GUEST_AGENT} if process.guest.model.agent else set()),
+            traits=MACHINE_TRAITS
+            | ({Trait.GUEST_AGENT} if process.guest.model.agent else set())
+            | ({Trait.BACKGROUND_STREAMS} if not blocker else set()),
         )
 
     def __repr__(self) -> str:
