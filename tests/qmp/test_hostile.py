@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from snaporch.drivers.local.process import LocalProcess
 from snaporch.drivers.qmp import agent, open_qmp_stream
 from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.drivers.qmp.process import QemuProcess
@@ -168,7 +169,7 @@ async def test_a_machine_of_no_shape(value: Any) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
         async with open_qmp_stream(ours, label="web1") as qmp:
-            machine = QemuMachine(qmp, QemuProcess.__new__(QemuProcess))
+            machine = QemuMachine(qmp, QemuProcess(LocalProcess(1, 1), "/nowhere"))
             with pytest.raises(ProtocolError, match="no such answer"):
                 await machine.opened().__aenter__()
             with pytest.raises(ProtocolError):
