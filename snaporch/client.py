@@ -30,9 +30,9 @@ import httpx2
 import trio
 
 from snaporch.errors import InvalidInput, ServiceGone, SnaporchError
-from snaporch.images.merge import MergePlan
 from snaporch.model.convert import lenient, load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord, DomainState
+from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
     Estimate,
     Event,
@@ -351,9 +351,10 @@ class Client:
 
     # --- the rest ---
 
-    async def unreadable(self, domain: str | None = None) -> tuple[Unreadable, ...]:
+    async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
         """See `Orchestrator.unreadable`."""
-        found = await self._get(tuple[Unreadable, ...], "unreadable", **({"domain": domain} if domain else {}))
+        asked = {name: value for name, value in (("domain", domain), ("kind", kind)) if value}
+        found = await self._get(tuple[Unreadable, ...], "unreadable", **asked)
         return cast("tuple[Unreadable, ...]", found)
 
     async def recover(

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 import attrs
 
 from snaporch.errors import InvalidInput, SnaporchError
-from snaporch.images.merge import MergePlan
+from snaporch.model.merge import MergePlan
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 

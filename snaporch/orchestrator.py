@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import structlog
 import trio
 
 from snaporch.catalog import Catalog, open_catalog
+from snaporch.catalog.schema import CATALOG
 from snaporch.catalog.store import Change, Page
 from snaporch.drivers.base import Address, Driver
 from snaporch.drivers.local.confine import Confinement
@@ -32,9 +34,9 @@ from snaporch.errors import (
     Stranded,
     TargetExists,
 )
-from snaporch.images.merge import MergePlan
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.merge import MergePlan
 from snaporch.model.names import check_name, in_order, new_uuid
 from snaporch.model.record import (
     Estimate,
@@ -68,6 +70,7 @@ from snaporch.operations.verify import intact, verify
 _log = structlog.get_logger("snaporch")
 
 SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
+JOURNAL_SECONDS, JOURNAL_OPERATIONS = 365 * 86_400.0, 100_000  # that the journal goes back, at most
 ADOPTION_SECONDS = 2.0  # that opening waits for a memory stream; the domain's next operation waits for the rest
 
 
@@ -588,13 +591,15 @@ class Orchestrator:
 
     # --- the rest ---
 
-    async def unreadable(self, domain: str | None = None) -> tuple[Unreadable, ...]:
+    async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
         """Return what there is of one domain, or of all, whose record cannot be read, with the reason.
+
+        `kind` is ``domain``, ``snapshot`` or ``operation``; by default all are looked at.
 
         A record that is damaged, or that a newer snaporch has written, stands in the way of what depends on it, and
         of nothing else.
         """
-        return await self._context.catalog.unreadable(domain)
+        return await self._context.catalog.unreadable(domain, kind)
 
     async def recover(
         self, *, domain: str | None = None, patience: float = float("inf")
@@ -616,6 +621,18 @@ class Orchestrator:
                     async with self._context.locked(Operation(OperationKind.RECOVER, record.name, "")):
                         await sweep(self._context, await self._context.catalog.domain(record.name), end=True)
         return ended
+
+    async def prune_journal(self, seconds: float = JOURNAL_SECONDS, most: int = JOURNAL_OPERATIONS) -> int:
+        """Have the journal forget operations that ended so long ago, and the oldest of too many.
+
+        Args:
+            seconds: how far back it goes.
+            most: how many it has.
+
+        Returns:
+            How many were forgotten (opening does it, too): a thousand at most, so that nobody waits for it long.
+        """
+        return await self._context.catalog.prune_journal(time.time() - seconds, most)
 
     def leave(self) -> None:
         """Leave creates, from now on, as soon as their point is held: for a process that is about to end.
@@ -723,13 +740,22 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "snaporch"
 
 
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (root / "locks").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot use {root}: {error.strerror}") from None
+
+
 @asynccontextmanager
 async def open_orchestrator(
     root: Path | str | None = None,
     *,
     drivers: Mapping[str, Driver] | None = None,
     recover: bool = True,
-    realtime: bool = True,
+    realtime: bool = False,
+    read_only: bool = False,
 ) -> AsyncIterator[Orchestrator]:
     """Open the orchestrator on a root directory, made where it is missing (0700).
 
@@ -738,24 +764,26 @@ async def open_orchestrator(
         drivers: hypervisor drivers by name; by default all of `snaporch.drivers.registry`, made when they are used.
         recover: first finish or undo what a crash left; without, it is for the caller to do.
         realtime: while a guest stands this thread has real-time priority, where it may have that, so that it is not
-            a CPU that the guest waits for. No other thread or process gets it.
+            a CPU that the guest waits for, and Python's garbage collector is off. Both are the process's: a program
+            says whether it wants that. The command line and the service do.
+        read_only: for a look: nothing is made or written in the root, so that it may be on a file system that is
+            read-only or full, and no lock is waited for. What was cut short stays so.
 
     Raises:
         InvalidInput: the root cannot be made or is not writable.
     """
     root = Path(os.path.realpath(root or default_root()))  # one root by two names is one: its files have one name
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (root / "locks").mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"cannot use {root}: {error.strerror}") from None
+    if not read_only:
+        _make_root(root)
     events = Broadcast()
-    async with open_catalog(root / "catalog.sqlite3") as catalog:
+    async with open_catalog(root / CATALOG, read_only=read_only) as catalog:
         engine = Engine(catalog, events, realtime)
         orchestrator = Orchestrator(Context(root, catalog, Registry(drivers), events, engine))
-        if recover:
+        if recover and not read_only:
             try:
                 await orchestrator.recover(patience=ADOPTION_SECONDS)
             except SnaporchError as error:  # to be seen in `operations`; all other domains can be worked with
                 _log.warning("not everything that was cut short could be mended", error=str(error))
+            with suppress(SnaporchError):  # the disk is full: there is another time
+                await orchestrator.prune_journal()
         yield orchestrator

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import attrs
 
 from snaporch.images.chain import Graph, Image
-from snaporch.images.merge import MergePlan, MergeStep, apply, plan_delete
+from snaporch.images.merge import apply, plan_delete
 from snaporch.model.domain import DomainRecord, DomainState
+from snaporch.model.merge import MergePlan, MergeStep
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot, DomainSnapshot

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from snaporch.errors import DamagedSnapshot, InvalidInput, NotFound, Unsupported
 from snaporch.images.chain import Graph, Image, Point, doomed_by, graph_of, heir
-from snaporch.images.merge import MergePlan, apply, plan_delete, plan_flatten, render
+from snaporch.images.merge import apply, plan_delete, plan_flatten, render
 from snaporch.model.domain import DomainDefinition, DomainRecord
+from snaporch.model.merge import MergePlan
 from snaporch.model.rfc import DeleteFlag, DeviceDisk
 from tests.merge_model import Contents, check, least, snapshot_record
 

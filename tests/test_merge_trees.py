@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from snaporch.errors import Unsupported
 from snaporch.images.chain import Graph, doomed_by, graph_of, heir
-from snaporch.images.merge import MergePlan, apply, plan_delete, plan_flatten
+from snaporch.images.merge import apply, plan_delete, plan_flatten
 from snaporch.model.domain import DomainDefinition, DomainRecord
+from snaporch.model.merge import MergePlan
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeleteFlag, DeviceDisk
 from tests.merge_model import Contents, check, check_flat, least, snapshot_record

@@ -16,8 +16,8 @@ from snaporch.drivers.local.process import boot, started
 from snaporch.drivers.local.trace import trace
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, Refused, Stranded
-from snaporch.images.merge import MergePlan
 from snaporch.model.domain import DomainDefinition
+from snaporch.model.merge import MergePlan
 from snaporch.model.record import OperationKind
 from snaporch.model.rfc import DeviceDisk
 from snaporch.operations.claims import claim

@@ -18,7 +18,8 @@ from pathlib import Path
 import attrs
 
 from snaporch.images.chain import Graph, Image, Point
-from snaporch.images.merge import MergePlan, apply, plan_delete
+from snaporch.images.merge import apply, plan_delete
+from snaporch.model.merge import MergePlan
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from tests.merge_model import least

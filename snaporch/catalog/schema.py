@@ -19,6 +19,7 @@ from snaporch.catalog.copied import in_memory
 from snaporch.catalog.lock import holder
 from snaporch.errors import Busy, SnaporchError
 
+CATALOG = "catalog.sqlite3"
 _BUSY_MS = 10_000  # another process may be in its transaction; they are all short
 _MIGRATIONS = (
     """
@@ -163,6 +164,17 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
     connection.execute("PRAGMA query_only = ON")
     return connection
+
+
+def can_be_written(path: Path) -> bool:
+    """Return whether a catalog can be written to this moment: nobody else holds its lock, and there is room."""
+    with suppress(sqlite3.Error), closing(_opened(f"{path.absolute().as_uri()}?mode=rw")) as connection:
+        connection.execute("PRAGMA busy_timeout = 0")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {_version(connection)}")
+        connection.execute("COMMIT")
+        return True
+    return False
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:

@@ -171,6 +171,11 @@ class Catalog:
     _reader: sqlite3.Connection
     _writing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
 
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written."""
+        return self._connection is None
+
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what `work` finds; it sees every write that has returned.
 
@@ -434,9 +439,9 @@ class Catalog:
 
     # --- what cannot be read ---
 
-    async def unreadable(self, domain: str | None = None) -> tuple[Unreadable, ...]:
-        """Return what there is of one domain, or of all, whose record cannot be read."""
-        return await self.read(lambda connection: tuple(_unreadable(connection, domain)))
+    async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
+        """Return what there is of one domain, or of all, whose record cannot be read; see `Unreadable.kind`."""
+        return await self.read(lambda connection: tuple(_unreadable(connection, domain, kind)))
 
 
 @attrs.frozen
@@ -516,21 +521,22 @@ def readable(rows: Iterable[tuple[str, ...]], kind: type[T]) -> tuple[T, ...]:
 
 
 _NO_JSON = "SELECT domain, name, record FROM snapshot WHERE NOT json_valid(record)"
-_NAMED = (  # what has records: their names and the domains that they are of
-    ("domain", DomainRecord, "SELECT name, name, record FROM domain ORDER BY name"),
-    ("snapshot", SnapshotRecord, "SELECT domain, name, record FROM snapshot ORDER BY domain, id"),
-    (
-        "operation",
+_NAMED = {  # what has records: the domains that they are of, and their names
+    "domain": (DomainRecord, "SELECT name AS owner, name, record FROM domain"),
+    "snapshot": (SnapshotRecord, "SELECT domain AS owner, name, record FROM snapshot"),
+    "operation": (
         OperationRecord,
-        "SELECT domain, id, record FROM operation JOIN operation_member ON operation = id ORDER BY operation.begun",
+        "SELECT domain AS owner, id AS name, record FROM operation_member JOIN operation ON operation = id",
     ),
-)
+}
 
 
-def _unreadable(connection: sqlite3.Connection, domain: str | None) -> Iterator[Unreadable]:
-    for what, kind, query in _NAMED:
-        rows = ((owner, name, text) for owner, name, text in connection.execute(query) if domain in {None, owner})
-        yield from _failing(what, kind, rows)
+def _unreadable(connection: sqlite3.Connection, domain: str | None, kind: str | None) -> Iterator[Unreadable]:
+    for what, (class_, query) in _NAMED.items():
+        if kind in {None, what}:
+            where = "?1 IS NULL OR owner = ?1"
+            rows = connection.execute(f"SELECT * FROM ({query}) WHERE {where} ORDER BY owner, name", (domain,))  # noqa: S608 - no input
+            yield from _failing(what, class_, rows)
 
 
 def _failing(what: str, kind: type[Any], rows: Iterable[tuple[str, ...]]) -> Iterator[Unreadable]:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from cyclopts import App
 
-from snaporch.cli import output
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput
+from snaporch.model import documents
 from snaporch.model.domain import DomainInfo
 
 app = App(name="domain", help="Define, start, stop and look at domains.")
 
 
 def _state(info: DomainInfo) -> Answer:
-    return Answer(output.domain(info), lambda human: human.line(f"{info.name} is {info.state}"))
+    return Answer(documents.domain(info), lambda human: human.line(f"{info.name} is {info.state}"))
 
 
 @app.command
@@ -86,7 +86,7 @@ async def tag(name: str, /, *tags: str, session: Here) -> Answer:
     async with session.open() as orchestrator:
         info = await orchestrator.tag(name, tags)
     said = ", ".join(info.tags) or "none"
-    return Answer(output.domain(info), lambda human: human.line(f"{info.name} has tags: {said}"))
+    return Answer(documents.domain(info), lambda human: human.line(f"{info.name} has tags: {said}"))
 
 
 @app.command
@@ -103,7 +103,7 @@ async def depth(name: str, images: int, /, *, session: Here) -> Answer:
     async with session.open() as orchestrator:
         info = await orchestrator.limit_depth(name, images)
     said = f"at {info.max_depth} images or fewer" if info.max_depth else "as long as they become"
-    return Answer(output.domain(info), lambda human: human.line(f"{info.name} keeps its chains {said}"))
+    return Answer(documents.domain(info), lambda human: human.line(f"{info.name} keeps its chains {said}"))
 
 
 @app.command
@@ -142,14 +142,15 @@ async def attach(
 @app.command(name="list")
 async def list_(*, session: Here) -> Answer:
     """List all domains."""
-    async with session.open() as orchestrator:
+    async with session.look() as orchestrator:
         infos = await orchestrator.domains()
-    return Answer([output.domain(info) for info in infos], lambda human: human.domains(infos))
+        lost = await orchestrator.unreadable(kind="domain")
+    return Answer(documents.domains(infos, lost), lambda human: human.domains(infos, lost))
 
 
 @app.command
 async def show(name: str, /, *, session: Here) -> Answer:
     """Show a domain: its state, its disks with their chains, its current snapshot."""
-    async with session.open() as orchestrator:
+    async with session.look() as orchestrator:
         info = await orchestrator.domain_info(name)
-    return Answer(output.domain(info), lambda human: human.domain(info))
+    return Answer(documents.domain(info), lambda human: human.domain(info))

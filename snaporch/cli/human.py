@@ -11,10 +11,20 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from snaporch.cli.tree import Drawing
 from snaporch.engine.states import State
-from snaporch.images.merge import MergePlan, render
+from snaporch.images.merge import render
 from snaporch.model.domain import DomainInfo, DomainState
-from snaporch.model.record import FileRecord, Finding, GivenUp, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.merge import MergePlan
+from snaporch.model.record import (
+    FileRecord,
+    Finding,
+    GivenUp,
+    OperationRecord,
+    SnapshotRecord,
+    Unreadable,
+    VerifyReport,
+)
 from snaporch.model.rfc import DiskSnapshot
 
 _KIB = 1024
@@ -203,9 +213,9 @@ def domain(info: DomainInfo) -> RenderableType:
     return _facts(facts)
 
 
-def domains(infos: Sequence[DomainInfo]) -> RenderableType:
-    """Return a table of domains."""
-    if not infos:
+def domains(infos: Sequence[DomainInfo], unreadable: Sequence[Unreadable] = ()) -> RenderableType:
+    """Return a table of domains, and a line for each whose record cannot be read."""
+    if not infos and not unreadable:
         return line(
             "no domains; `snaporch domain define FILE` or `snaporch domain attach NAME --qmp SOCKET` adds one"
         )
@@ -213,12 +223,14 @@ def domains(infos: Sequence[DomainInfo]) -> RenderableType:
     for info in infos:
         state = _text(info.state, _STATE_STYLES[info.state])
         table.add_row(info.name, state, " ".join(disk.target for disk in info.disks), info.current or "-")
-    return table
+    return Group(table, *(_text(_lost(each), "bold red") for each in unreadable))
 
 
-def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str | None) -> RenderableType:
-    """Return a table of snapshots, oldest first."""
-    if not records:
+def snapshots(
+    domain_name: str, records: Sequence[SnapshotRecord], current: str | None, unreadable: Sequence[Unreadable] = ()
+) -> RenderableType:
+    """Return a table of snapshots, oldest first, and a line for each whose record cannot be read."""
+    if not records and not unreadable:
         return line(f"{domain_name} has no snapshots; `snaporch create {domain_name} --live` makes one")
     table = _table("", "name", "parent", "state", "memory", "size", "age", "description")
     for record in records:
@@ -232,7 +244,11 @@ def snapshots(domain_name: str, records: Sequence[SnapshotRecord], current: str 
             age(record.point),
             _text(record.snapshot.description),
         )
-    return table
+    return Group(table, *(_text(f"{domain_name}: {_lost(each)}", "bold red") for each in unreadable))
+
+
+def _lost(each: Unreadable) -> str:
+    return f"the record of {each.kind} {each.name} cannot be read: {each.reason}"
 
 
 def _marks(record: SnapshotRecord) -> str:
@@ -247,22 +263,18 @@ def _what(record: SnapshotRecord) -> str:
 
 def tree(domain_name: str, records: Sequence[SnapshotRecord], current: str | None) -> RenderableType:
     """Return the tree, the current snapshot marked."""
-    root = Tree(_text(domain_name, "bold"))
-    _grow(root, records, current, None)
-    return root
+    return Drawing(_text(domain_name, "bold"), records, lambda record: _in_tree(record, current))
 
 
-def _grow(branch: Tree, records: Sequence[SnapshotRecord], current: str | None, parent: str | None) -> None:
-    for record in (each for each in records if each.parent == parent):
-        here = record.name == current
-        label = Text.assemble(
-            (record.name, "bold green" if here else ""),
-            (_marks(record), "red"),
-            (f"  {_what(record)}", "cyan" if record.snapshot.memory else "yellow"),
-            (f"  {human_size(record.size)}  {age(record.point)}", "dim"),
-            ("  <- current", "green") if here else "",
-        )
-        _grow(branch.add(label), records, current, record.name)
+def _in_tree(record: SnapshotRecord, current: str | None) -> Text:
+    here = record.name == current
+    return Text.assemble(
+        (record.name, "bold green" if here else ""),
+        (_marks(record), "red"),
+        (f"  {_what(record)}", "cyan" if record.snapshot.memory else "yellow"),
+        (f"  {human_size(record.size)}  {age(record.point)}", "dim"),
+        ("  <- current", "green") if here else "",
+    )
 
 
 def snapshot(record: SnapshotRecord, current: str | None) -> RenderableType:

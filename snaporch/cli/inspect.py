@@ -10,9 +10,9 @@ from typing import Literal
 from cyclopts import App
 
 from snaporch.batch.timing import parse_duration
-from snaporch.cli import output
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput
+from snaporch.model import documents
 
 
 def instant(text: str) -> float:
@@ -63,9 +63,9 @@ async def operations(
         raise InvalidInput(f"--last {last}: at least 1")
     outcome = "running" if running else "failed" if failed else None
     begun = None if since is None else instant(since)
-    async with session.open() as orchestrator:
+    async with session.look() as orchestrator:
         records = await orchestrator.operations(domain, last=last, since=begun, outcome=outcome)
-    return Answer([output.operation(record) for record in records], lambda human: human.operations(records))
+    return Answer([documents.operation(record) for record in records], lambda human: human.operations(records))
 
 
 async def give_up(identifier: str, /, *, dry_run: bool = False, session: Here) -> Answer:
@@ -80,14 +80,14 @@ async def give_up(identifier: str, /, *, dry_run: bool = False, session: Here) -
     """
     async with session.open(recover=False) as orchestrator:
         found = await orchestrator.give_up(identifier, dry_run=dry_run)
-    return Answer(output.given_up(found), lambda human: human.given_up(found))
+    return Answer(documents.given_up(found), lambda human: human.given_up(found))
 
 
 async def recover(*, session: Here) -> Answer:
     """Finish or undo what a crash left, and say what that was; every other command does it too, silently."""
     async with session.open(recover=False) as orchestrator:
         records = await orchestrator.recover()
-    return Answer([output.operation(record) for record in records], lambda human: human.recovered(records))
+    return Answer([documents.operation(record) for record in records], lambda human: human.recovered(records))
 
 
 async def fsck(domain: str | None = None, /, *, repair: bool = False, session: Here) -> Answer:
@@ -100,11 +100,11 @@ async def fsck(domain: str | None = None, /, *, repair: bool = False, session: H
     repair
         Do what is certain and takes nothing from anybody; without, nothing is touched.
     """
-    async with session.open(recover=False) as orchestrator:
+    async with session.open(recover=False) if repair else session.look() as orchestrator:
         found = await orchestrator.fsck(domain, repair=repair)
-    documents = [output.finding(each) for each in found]
+    answers = [documents.finding(each) for each in found]
     left = [each for each in found if not each.repaired]
-    return Answer(documents, lambda human: human.checked(found), status=int(bool(left)))
+    return Answer(answers, lambda human: human.checked(found), status=int(bool(left)))
 
 
 async def doctor(domain: str | None = None, /, *, session: Here) -> Answer:
@@ -115,7 +115,7 @@ async def doctor(domain: str | None = None, /, *, session: Here) -> Answer:
     domain
         This domain, too.
     """
-    async with session.open() as orchestrator:
+    async with session.look() as orchestrator:
         found = await orchestrator.doctor(domain)
     return Answer(found, lambda human: human.findings(found))
 
@@ -138,7 +138,7 @@ async def demo(
 
     say = session.say if session.as_json else session.tell
     end = await story.run(say, keep=keep, tiny=tiny, accel=accel)
-    document = end.document | {"tree": output.branches(end.records, end.current)}
+    document = end.document | {"tree": documents.tree(end.records, end.current)}
     return Answer(document, lambda human: human.tree(story.NAME, end.records, end.current))
 
 

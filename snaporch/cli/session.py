@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import attrs
 from cyclopts import Parameter
 
+from snaporch.catalog.schema import CATALOG, can_be_written
 from snaporch.orchestrator import Orchestrator, default_root, open_orchestrator
 from snaporch.service.owner import owner
 
@@ -58,8 +59,26 @@ class Session:
     @asynccontextmanager
     async def open_here(self, *, recover: bool = True) -> AsyncIterator[Orchestrator]:
         """Open the orchestrator on the root, in this process: also beside a service, as both keep to the locks."""
-        async with open_orchestrator(self.root, recover=recover) as orchestrator:
+        async with open_orchestrator(self.root, recover=recover, realtime=True) as orchestrator:
             yield orchestrator
+
+    @asynccontextmanager
+    async def look(self) -> AsyncIterator[Orchestrator | Client]:
+        """Open for a verb that only reads: also where the root is read-only, or full, or somebody holds its lock.
+
+        What was cut short is mended first, as by every verb, where that can be done at once.
+        """
+        root = self.root or default_root()
+        if owner(root) is not None or (await self._is_cut_short(root) and can_be_written(root / CATALOG)):
+            async with self.open() as orchestrator:
+                yield orchestrator
+            return
+        async with open_orchestrator(root, read_only=True) as orchestrator:
+            yield orchestrator
+
+    async def _is_cut_short(self, root: Path) -> bool:
+        async with open_orchestrator(root, read_only=True) as orchestrator:
+            return bool(await orchestrator.operations(outcome="running"))
 
     def tell(self, text: str) -> None:
         """Print a line for people, to standard output: not with ``--json``."""

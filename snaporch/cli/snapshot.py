@@ -11,9 +11,10 @@ import attrs
 import trio
 from cyclopts import App, Parameter
 
-from snaporch.cli import output, progress
+from snaporch.cli import progress
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput
+from snaporch.model import documents
 from snaporch.model.convert import parse_size
 from snaporch.model.domain import DomainInfo
 from snaporch.model.names import in_order
@@ -203,7 +204,7 @@ async def create(
             records = await orchestrator.create_group(members, snapshot, flags, options)
         else:
             records = (await orchestrator.create(domain, snapshot, flags, options),)
-    document = output.created_group(records) if group else output.created(records[0])
+    document = documents.created_group(records) if group else documents.created(records[0])
     return Answer(document, lambda human: human.created(records))
 
 
@@ -256,8 +257,8 @@ async def revert(
                 records = (await orchestrator.revert(domain, name, flags, save_current=save_current),)
         seconds = trio.current_time() - began
         infos = [await orchestrator.domain_info(record.domain) for record in records]
-    documents = [output.reverted(*each, seconds, save_current) for each in zip(records, infos, strict=True)]
-    document = output.of_group(name, documents) if group else documents[0]
+    answers = [documents.reverted(*each, seconds, save_current) for each in zip(records, infos, strict=True)]
+    document = documents.of_group(name, answers) if group else answers[0]
     return Answer(document, lambda human: human.reverted(records, infos, seconds))
 
 
@@ -315,8 +316,8 @@ async def delete(
             plans = await orchestrator.delete_group(members, name, flags, options, dry_run=dry_run)
         else:
             plans = {domain: await orchestrator.delete(domain, name, flags, options, dry_run=dry_run)}
-    documents = [output.deleted(member, name, plan, dry_run=dry_run) for member, plan in plans.items()]
-    document = output.of_group(name, documents) if group else documents[0]
+    answers = [documents.deleted(member, name, plan, dry_run=dry_run) for member, plan in plans.items()]
+    document = documents.of_group(name, answers) if group else answers[0]
     return Answer(document, lambda human: human.deleted(plans, dry_run=dry_run))
 
 
@@ -349,7 +350,7 @@ async def flatten(
     options = MergeOptions(_rate(bandwidth))
     async with session.open() as orchestrator, progress.shown(orchestrator, domain):
         plan = await orchestrator.flatten(domain, name, depth, options, dry_run=dry_run)
-    document = output.flattened(domain, name, plan, dry_run=dry_run)
+    document = documents.flattened(domain, name, plan, dry_run=dry_run)
     return Answer(document, lambda human: human.flattened(domain, plan, dry_run=dry_run))
 
 
@@ -380,11 +381,11 @@ async def verify(
     async with session.open() as orchestrator, progress.shown(orchestrator, domain):
         names = [record.name for record in await orchestrator.list(domain)] if everything else [name]
         reports = [await orchestrator.verify(domain, each, boot=boot) for each in names]
-    documents = [output.verified(report) for report in reports]
+    answers = [documents.verified(report) for report in reports]
     if damaged := [report.name for report in reports if not report.ok]:
         session.say(f"snaporch: {domain}: damaged: {', '.join(damaged)}")
     return Answer(
-        documents if everything else documents[0],
+        answers if everything else answers[0],
         lambda human: human.verified(domain, reports),
         status=1 if damaged else 0,
     )
@@ -392,26 +393,29 @@ async def verify(
 
 async def list_(domain: str, /, *, session: Here) -> Answer:
     """List the snapshots of a domain, oldest first."""
-    async with session.open() as orchestrator:
+    async with session.look() as orchestrator:
         records = await orchestrator.list(domain)
         current = await orchestrator.current(domain)
-    return Answer(output.listed(records, current), lambda human: human.snapshots(domain, records, current))
+        lost = await orchestrator.unreadable(domain, "snapshot")
+    return Answer(
+        documents.listed(records, current, lost), lambda human: human.snapshots(domain, records, current, lost)
+    )
 
 
 async def tree(domain: str, /, *, session: Here) -> Answer:
     """Show the snapshots of a domain as a tree."""
-    async with session.open() as orchestrator:
+    async with session.look() as orchestrator:
         records = await orchestrator.list(domain)
         current = await orchestrator.current(domain)
-    return Answer(output.branches(records, current), lambda human: human.tree(domain, records, current))
+    return Answer(documents.tree(records, current), lambda human: human.tree(domain, records, current))
 
 
 async def show(domain: str, name: str, /, *, session: Here) -> Answer:
     """Show one snapshot: its point, its files, how it was taken."""
-    async with session.open() as orchestrator:
+    async with session.look() as orchestrator:
         record = await orchestrator.show(domain, name)
         current = await orchestrator.current(domain)
-    return Answer(output.shown(record, current), lambda human: human.snapshot(record, current))
+    return Answer(documents.shown(record, current), lambda human: human.snapshot(record, current))
 
 
 async def pin(domain: str, name: str, /, *, off: bool = False, session: Here) -> Answer:

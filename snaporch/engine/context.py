@@ -89,6 +89,7 @@ class Context:
         for name in operation.domains:
             check_name(name, "domain")  # it becomes part of a path, before anybody knows it
         running = f"{operation.kind} {operation.subject}"
+        only_looks = only_looks or self.catalog.read_only
         at_work.add(operation.id)
         try:
             async with AsyncExitStack() as stack:
@@ -142,10 +143,11 @@ class Context:
                         raise failure
                     yield record, machine
                     return
-        if record.handle is not None:
-            await driver.forget(record.handle)
+        if (gone := record.handle) is not None:
             record = attrs.evolve(record, handle=None)
-            await self.catalog.write(Change(domains=(record,)))
+            if not self.catalog.read_only:
+                await driver.forget(gone)
+                await self.catalog.write(Change(domains=(record,)))
         yield record, None
 
     async def _found(self, record: DomainRecord, handle: Handle) -> DomainRecord:
@@ -153,7 +155,8 @@ class Context:
         if record.handle is not None and (record.handle, record.handle.data) == (handle, handle.data):
             return record
         record = attrs.evolve(record, handle=handle)
-        await self.catalog.write(Change(domains=(record,)))
+        if not self.catalog.read_only:
+            await self.catalog.write(Change(domains=(record,)))
         return record
 
     @asynccontextmanager

@@ -158,12 +158,12 @@ class Engine:
     Attributes:
         catalog: where the journal is.
         events: where what happens is told.
-        realtime: while a guest stands have real-time priority, see `snaporch.engine.realtime`.
+        realtime: while a guest stands have real-time priority (`snaporch.engine.realtime`), and collect no garbage.
     """
 
     catalog: Catalog
     events: Broadcast
-    realtime: bool = True
+    realtime: bool = False
     _leaving: bool = False
     _left: set[trio.CancelScope] = attrs.field(factory=set)
 
@@ -234,7 +234,7 @@ class Engine:
                     if not phase.paused:
                         still.close()
                     if phase.paused or phase.signal is Signal.PAUSE:
-                        still.enter_context(_nothing_collected())
+                        still.enter_context(_nothing_collected() if self.realtime else nullcontext())
                         still.enter_context(prompt() if self.realtime else nullcontext())
                     with operation.timed(operation.machine.state):
                         await self._perform(operation, phase, actors)

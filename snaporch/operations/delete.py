@@ -25,9 +25,10 @@ from snaporch.engine.run import Operation
 from snaporch.engine.states import OperationState, Signal, State
 from snaporch.errors import SnaporchError, Stranded
 from snaporch.images.chain import doomed_by, heir
-from snaporch.images.merge import MergePlan, plan_delete
+from snaporch.images.merge import plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
+from snaporch.model.merge import MergePlan
 from snaporch.model.names import in_order
 from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import MergeOptions

@@ -30,9 +30,10 @@ from snaporch.engine.replay import Action, after_flatten
 from snaporch.engine.run import ROLLBACK_SECONDS, Operation
 from snaporch.engine.states import Signal, State
 from snaporch.errors import InvalidInput, NotEnoughSpace, OperationFailed, Refused, SnaporchError, Stranded
-from snaporch.images.merge import MergePlan, apply, one_after_the_other, plan_delete, plan_flatten
+from snaporch.images.merge import apply, one_after_the_other, plan_delete, plan_flatten
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DiskStatus, DomainRecord
+from snaporch.model.merge import MergePlan
 from snaporch.model.record import OperationKind
 from snaporch.model.request import MergeOptions
 from snaporch.operations.merging import MergeJournal, Merging, merging

@@ -34,10 +34,11 @@ from snaporch.engine.verdict import STAY
 from snaporch.errors import NotConverging, Unsupported
 from snaporch.images.chain import Copies, Graph, Image, graph_of
 from snaporch.images.kinds import Verb
-from snaporch.images.merge import MergeKind, MergePlan, MergeStep, Where, plan_delete
+from snaporch.images.merge import plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
 from snaporch.model.formats import versioned
+from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import EventKind, FileRecord, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot

@@ -71,8 +71,8 @@ async def readers(context: Context, but: Collection[str]) -> Readers:
     for record in await context.catalog.domains():
         if record.name not in but:
             unseen += await _domain(context.driver(record).storage, record, found)
-    for each in await context.catalog.unreadable():
-        if each.kind == "domain" and each.domain not in but:
+    for each in await context.catalog.unreadable(kind="domain"):
+        if each.domain not in but:
             await _unreadable(context, each, found)
     lost = await _snapshots(context, but, found)
     return Readers(found, tuple(unseen), lost)

@@ -15,9 +15,10 @@ from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
 from snaporch.errors import Forbidden, InvalidInput, UnreadableRecord
-from snaporch.images.merge import MergePlan
+from snaporch.model import documents
 from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.merge import MergePlan
 from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, Unreadable
 from snaporch.model.request import Strategy
 from snaporch.service import shapes
@@ -155,11 +156,9 @@ async def pin(call: Call) -> SnapshotRecord:
 
 
 async def tree(call: Call) -> list[Any]:
-    """Show the snapshots of a domain as a tree."""
-    from snaporch.cli import output  # noqa: PLC0415 - its documents are the contract
-
+    """List the snapshots of a domain, oldest first, each with its parent."""
     records = await call.service.orchestrator.list(call.domain)
-    return output.branches(records, await call.service.orchestrator.current(call.domain))
+    return documents.tree(records, await call.service.orchestrator.current(call.domain))
 
 
 async def depth(call: Call) -> DomainInfo:
@@ -190,7 +189,7 @@ async def doctor(call: Call) -> dict[str, Any]:
 
 async def unreadable(call: Call) -> tuple[Unreadable, ...]:
     """List what there is, of one domain or all, whose record cannot be read, with the reason."""
-    return await call.service.orchestrator.unreadable(call.query.get("domain"))
+    return await call.service.orchestrator.unreadable(call.query.get("domain"), call.query.get("kind"))
 
 
 async def schedules(call: Call) -> tuple[ScheduleInfo, ...]:
@@ -283,7 +282,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/operations/{id}/give-up", A, give_up, shapes.GiveUp, GivenUp),
     Route("POST", "/v1/recover", A, recover, shapes.Recover, OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/fsck", A, fsck, shapes.Fsck, OperationStatus, status=202, query=("wait",)),
-    Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain",)),
+    Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain", "kind")),
     Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain", "measure")),
     Route("GET", "/v1/schedules", V, schedules, answer=list[ScheduleInfo]),
     Route("GET", "/v1/whoami", V, whoami, answer=dict[str, str]),

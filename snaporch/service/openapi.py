@@ -30,6 +30,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "after": {"type": "string"},
     "domain": {"type": "string"},
     "outcome": {"type": "string", "enum": ["complete", "rolled-back", "stranded", "running", "failed"]},
+    "kind": {"type": "string", "enum": ["domain", "snapshot", "operation"]},
     "since": {"type": "number", "minimum": 0},
     "strategy": {"type": "string", "enum": ["background", "precopy", "paused", "internal"]},
     "measure": {"type": "boolean"},

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from snaporch.catalog.store import Page
 from snaporch.errors import NotFound
-from snaporch.images.merge import MergePlan
 from snaporch.model.convert import dumps
+from snaporch.model.merge import MergePlan
 from snaporch.model.names import in_order
 from snaporch.model.record import Finding, GivenUp, OperationKind, OperationRecord, SnapshotRecord
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag

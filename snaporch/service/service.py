@@ -13,7 +13,7 @@ import trio
 
 from snaporch.batch.schedule import Scheduler
 from snaporch.drivers.local.confine import Confinement
-from snaporch.errors import Unavailable
+from snaporch.errors import SnaporchError, Unavailable
 from snaporch.model.record import Event
 from snaporch.orchestrator import Orchestrator
 from snaporch.service.config import Config, owner_ids
@@ -25,7 +25,9 @@ from snaporch.service.roles import TOKENS, Caller, Tokens
 
 PLANS = "plans"
 DOCTORS = 2
+JOURNAL_EVERY_SECONDS = 3_600.0
 
+_log = structlog.get_logger("snaporch.service")
 _audit = structlog.get_logger("snaporch.audit")
 
 
@@ -123,6 +125,7 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
             for hear in (quiet.hear, jobs.hear, tell):  # in this order: a guest stands before it is told
                 stack.enter_context(orchestrator.broadcast.tapped(hear))
             nursery.start_soon(metrics.run)
+            nursery.start_soon(_keep_journal, orchestrator, quiet)
             scheduler = Scheduler(orchestrator, Path(config.plans or orchestrator.root / PLANS))
             scheduled = scheduler.directory.is_dir()
             if scheduled:
@@ -132,3 +135,14 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
             orchestrator.confine(service.confinement)
             yield service
             nursery.cancel_scope.cancel()
+
+
+async def _keep_journal(orchestrator: Orchestrator, quiet: Quiet) -> None:
+    """Have the journal forget what is too old, for ever; not while a guest is paused."""
+    while True:
+        await trio.sleep(JOURNAL_EVERY_SECONDS)
+        await quiet.wait()
+        try:
+            await orchestrator.prune_journal()
+        except SnaporchError as error:  # the disk is full, say: there is another time
+            _log.warning("the journal was not shortened", error=str(error))

@@ -6,8 +6,8 @@ from functools import partial
 
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, Stranded
-from snaporch.images.merge import MergePlan, Where
 from snaporch.model.domain import DomainState
+from snaporch.model.merge import MergePlan, Where
 from snaporch.model.record import OperationKind
 from snaporch.model.rfc import DeleteFlag
 from snaporch.testing._support import (

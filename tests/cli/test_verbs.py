@@ -11,12 +11,13 @@ import pytest
 import trio
 from rich.console import Console
 
-from snaporch.cli import execute, human, output
+from snaporch.cli import execute, human
 from snaporch.cli.snapshot import all_internal, parse_disks
 from snaporch.errors import InvalidInput
-from snaporch.images.merge import MergeKind, MergePlan, MergeStep, Where
+from snaporch.model import documents
 from snaporch.model.convert import converter
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainState
+from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import (
     FileRecord,
     Group,
@@ -162,7 +163,7 @@ def test_recover_says_what_was_recovered(
     monkeypatch.setattr("snaporch.orchestrator.recover", recover)
     status, (document,) = call(capsys, tmp_path, "recover")
     assert (status, len(calls)) == (0, 1)
-    assert document == output.operation(calls[0])
+    assert document == documents.operation(calls[0])
     calls.clear()
     assert execute(["--root", str(tmp_path), "recover"]) == 0
     assert capsys.readouterr().out == "delete web one (0123abcd): complete\n"
@@ -191,7 +192,7 @@ def test_a_bad_definition_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_list_document() -> None:
     """The list is in the order of the records, and says which is current."""
-    first, second, third = output.listed(RECORDS, "two")
+    first, second, third = documents.listed(RECORDS, "two")
     assert first["name"] == "one"
     assert (second["parent"], second["memory"], second["current"]) == ("one", True, True)
     assert (third["memory"], third["domain_state"], third["creation_time"]) == (False, "running", 1000)
@@ -199,21 +200,21 @@ def test_list_document() -> None:
 
 
 def test_tree_document() -> None:
-    """Children are inside their parent."""
-    (root,) = output.branches(RECORDS, "two")
-    assert (root["name"], root["current"]) == ("one", False)
-    assert [(each["name"], each["current"], each["children"]) for each in root["children"]] == [
-        ("two", True, []),
-        ("three", False, []),
+    """A flat list, each with its parent."""
+    found = documents.tree(RECORDS, "two")
+    assert [(each["name"], each["parent"], each["current"]) for each in found] == [
+        ("one", None, False),
+        ("two", "one", True),
+        ("three", "one", False),
     ]
 
 
 def test_create_document() -> None:
     """What scripts rely on is there, null where there is none."""
-    document = output.created(RECORDS[0])
+    document = documents.created(RECORDS[0])
     assert (document["pause_seconds"], document["total_seconds"]) == (0.012, 1.5)
     assert (document["memory_file"], document["memory_bytes"]) == ("/m/one.mem", 3000)
-    assert output.created(RECORDS[2])["memory_file"] is None
+    assert documents.created(RECORDS[2])["memory_file"] is None
 
 
 PLAN = MergePlan(
@@ -228,7 +229,7 @@ PLAN = MergePlan(
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_delete_document(*, dry_run: bool) -> None:
     """A dry run has no outcome; the rest is the same."""
-    document = json.loads(json.dumps(converter.unstructure(output.deleted("web", "one", PLAN, dry_run=dry_run))))
+    document = json.loads(json.dumps(converter.unstructure(documents.deleted("web", "one", PLAN, dry_run=dry_run))))
     assert document == {
         "domain": "web",
         "name": "one",
@@ -247,6 +248,7 @@ def test_delete_document(*, dry_run: bool) -> None:
             }
         ],
         "unlink": ["/d/vda-2", "/d/[red]\x1b"],
+        "format": 1,
         "kept": [{"path": "/d/vda-1", "reason": "2 images are backed by it"}],
     }
     text = printed(human.deleted({"web": PLAN}, dry_run=dry_run))
@@ -263,9 +265,9 @@ def test_delete_document(*, dry_run: bool) -> None:
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_flatten_document(*, dry_run: bool) -> None:
     """As of a delete, with nothing deleted; chains that are short already are said to be."""
-    document = output.flattened("web", "", PLAN, dry_run=dry_run)
+    document = documents.flattened("web", "", PLAN, dry_run=dry_run)
     assert (document["name"], document["bytes"], document["dry_run"]) == (None, 2048, dry_run)
-    assert document.keys() == output.deleted("web", "one", PLAN, dry_run=dry_run).keys() - {"deleted"}
+    assert document.keys() == documents.deleted("web", "one", PLAN, dry_run=dry_run).keys() - {"deleted"}
     text = printed(human.flattened("web", PLAN, dry_run=dry_run)).splitlines()
     did = "nothing is touched; it would copy" if dry_run else "copied"
     assert (text[0], text[-1]) == ("flatten web", f"web: {did} 2.0 KiB")
@@ -276,7 +278,14 @@ def test_verify_document() -> None:
     """What is wrong is said in both forms."""
     good = VerifyReport("web", "one", ok=True, booted=True)
     bad = VerifyReport("web", "two", ok=False, problems=("/d/x is missing",))
-    assert output.verified(good) == {"domain": "web", "name": "one", "ok": True, "problems": (), "booted": True}
+    assert documents.verified(good) == {
+        "format": 1,
+        "domain": "web",
+        "name": "one",
+        "ok": True,
+        "problems": (),
+        "booted": True,
+    }
     assert printed(human.verified("web", [good, bad])).splitlines() == [
         "web one: ok: every file is what was saved, a copy runs",
         "web two: DAMAGED",
@@ -288,8 +297,8 @@ def test_verify_document() -> None:
 def test_a_snapshot_that_is_being_deleted_is_shown_as_such() -> None:
     """In the list, in the tree and by itself."""
     going = attrs.evolve(RECORDS[0], deleting=True)
-    assert [each["deleting"] for each in output.listed((going, RECORDS[1]), None)] == [True, False]
-    assert output.shown(going, None)["deleting"] is True
+    assert [each["deleting"] for each in documents.listed((going, RECORDS[1]), None)] == [True, False]
+    assert documents.shown(going, None)["deleting"] is True
     assert "one (deleting)" in printed(human.snapshots("web", (going,), None))
     assert "one (deleting)" in printed(human.tree("web", (going,), None))
     assert "one (deleting)" in printed(human.snapshot(going, None))
@@ -298,11 +307,11 @@ def test_a_snapshot_that_is_being_deleted_is_shown_as_such() -> None:
 def test_a_group_is_shown_as_such() -> None:
     """With the others by name; create answers with what it answers of each."""
     web = attrs.evolve(RECORDS[0], group=Group("0123abcd", ("db", "web")))
-    assert output.listed((web, RECORDS[1]), None)[0]["group"] == ("db", "web")
+    assert documents.listed((web, RECORDS[1]), None)[0]["group"] == ("db", "web")
     assert "one point with db" in printed(human.created([web]))
     assert "one (group)" in printed(human.tree("web", (web,), None))
     assert "db, web" in printed(human.snapshot(web, None))
-    document = output.created_group([web, attrs.evolve(web, domain="db", timings=Timings(pause=2.0))])
+    document = documents.created_group([web, attrs.evolve(web, domain="db", timings=Timings(pause=2.0))])
     assert (document["name"], document["outcome"], document["pause_seconds"]) == (web.name, "complete", 2.0)
     assert [member["domain"] for member in document["members"]] == ["web", "db"]
     plans = printed(human.deleted({"web": PLAN, "db": PLAN}, dry_run=False))
@@ -334,9 +343,9 @@ def test_groups_that_make_no_sense(words: list[str], tmp_path: Path, capsys: pyt
 def test_an_operation_has_an_outcome_when_it_has_ended() -> None:
     """One that runs has none."""
     ran = OperationRecord("0123abcd", OperationKind.CREATE, ("web",), "one", "streaming", 1000.0)
-    assert output.operation(ran)["outcome"] is None
+    assert documents.operation(ran)["outcome"] is None
     done = OperationRecord("0123abcd", OperationKind.CREATE, ("web",), "one", "rolled-back", 1000.0, 1001.0)
-    assert output.operation(done)["outcome"] == "rolled-back"
+    assert documents.operation(done)["outcome"] == "rolled-back"
     assert "1.00 s" in printed(human.operations([ran, done]))
 
 

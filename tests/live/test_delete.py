@@ -24,7 +24,7 @@ from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.drivers.qmp.merge import Merger
 from snaporch.engine.states import State
 from snaporch.errors import InvalidInput, NotFound, Stranded
-from snaporch.images.merge import MergePlan
+from snaporch.model.merge import MergePlan
 from snaporch.model.record import Event
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeleteFlag, RevertFlag

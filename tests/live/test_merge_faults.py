@@ -16,8 +16,8 @@ from snaporch.drivers.local.process import command_line, find_processes
 from snaporch.drivers.qmp import blockjob
 from snaporch.engine.states import State
 from snaporch.errors import Stranded
-from snaporch.images.merge import MergeStep
 from snaporch.model.domain import DomainState
+from snaporch.model.merge import MergeStep
 from snaporch.model.record import Event
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import CreateFlag

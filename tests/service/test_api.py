@@ -47,7 +47,10 @@ async def test_the_whole_story(lab: Lab, autojump_clock: MockClock, threads_hold
         "one",
         "two",
     ]
-    assert (await lab.http.get(f"{WEB}/tree")).json()[0]["children"][0]["current"]
+    assert [(r["name"], r["parent"], r["current"]) for r in (await lab.http.get(f"{WEB}/tree")).json()] == [
+        ("one", None, False),
+        ("two", "one", True),
+    ]
     for url, body in (("snapshots/one/revert", {}), ("snapshots/one/verify", {"boot": True})):
         answer = await lab.http.post(f"{WEB}/{url}?wait", json=body)
         assert (answer.status_code, answer.json()["outcome"]) == (200, "complete"), answer.text
