@@ -16,6 +16,7 @@ from snaporch.errors import InvalidInput, Unsupported
 
 BUILT_IN: Mapping[str, str] = {
     "qemu": "snaporch.drivers.qemu.driver:QemuDriver",
+    "libvirt": "snaporch.drivers.libvirt.driver:LibvirtDriver",
 }
 """The drivers of snaporch itself, each with the module and the class."""
 

@@ -130,6 +130,7 @@ def running_libvirt(version: str, prefix: Path, qemu: str) -> Iterator[Libvirt]:
     # In memory, and its path is short: there are sockets in it.
     state = Path(tempfile.mkdtemp(prefix="libvirt-", dir="/dev/shm"))
     made = Libvirt(version, prefix, qemu, state)
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)  # it prints them otherwise
     try:
         made.configure()
         made.start()

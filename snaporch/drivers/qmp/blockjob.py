@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from snaporch.drivers.base import Guard, Progress
-from snaporch.drivers.qmp import QMPClient
+from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, NotConverging
 from snaporch.model.request import MergeOptions, OnTimeout
@@ -63,7 +63,7 @@ class BlockJob:
 
     id: str
     progress: Progress
-    _qmp: QMPClient
+    _qmp: QMP
     _events: Subscription
     way_out: str = "job-cancel"
     _began: float = attrs.field(factory=trio.current_time)
@@ -112,7 +112,7 @@ class BlockJob:
 
 @asynccontextmanager
 async def started(
-    qmp: QMPClient, job: str, command: str, arguments: Mapping[str, Any], *, bandwidth: int, progress: Progress
+    qmp: QMP, job: str, command: str, arguments: Mapping[str, Any], *, bandwidth: int, progress: Progress
 ) -> AsyncIterator[BlockJob]:
     """Start a job that the body sees through to its end; else it takes its way out, and has ended on return."""
     with qmp.subscribe(*_EVENTS) as events:
@@ -126,7 +126,7 @@ async def started(
             raise
 
 
-async def end(qmp: QMPClient, job: str, command: str) -> None:
+async def end(qmp: QMP, job: str, command: str) -> None:
     """Have a job end, by `job-cancel` or `job-finalize`, and wait until it has."""
     with qmp.subscribe("JOB_STATUS_CHANGE") as changes:
         with suppress(CommandRefused):  # it is at its end already
@@ -138,14 +138,14 @@ async def end(qmp: QMPClient, job: str, command: str) -> None:
 # --- the guest ----------------------------------------------------------------------------------------------------
 
 
-async def _throttle(qmp: QMPClient, block: Mapping[str, Any], group: str, rate: int) -> None:
+async def _throttle(qmp: QMP, block: Mapping[str, Any], group: str, rate: int) -> None:
     """Limit what a guest writes to a disk, a row of query-block; 0 is no limit."""
     device = {"id": block["qdev"]} if block.get("qdev") else {"device": block["device"]}
     limits = dict.fromkeys(_LIMITS, 0) | {"bps_wr": rate}
     await qmp.execute("block_set_io_throttle", {**device, **limits} | ({"group": group} if rate else {}))
 
 
-async def unthrottle(qmp: QMPClient) -> None:
+async def unthrottle(qmp: QMP) -> None:
     """Take back every limit that `Brake` has set, in this life or in one that has crashed."""
     for block in await qmp.execute("query-block"):
         if block.get("inserted", {}).get("group", "").startswith(PREFIX):
@@ -165,7 +165,7 @@ class Brake:
     node: str
     group: str
     guard: Guard
-    _qmp: QMPClient
+    _qmp: QMP
     _throttled: bool = False
     _stopped: bool = False
 

@@ -8,8 +8,9 @@ import attrs
 
 from snaporch.drivers.base import Guard, LoadNote, PauseNote, PivotNote
 from snaporch.drivers.local.leash import GuardProcess
-from snaporch.drivers.qmp import QMPClient, guard
+from snaporch.drivers.qmp import guard
 from snaporch.drivers.qmp.process import QemuProcess
+from snaporch.drivers.qmp.protocol import QMP
 
 
 @attrs.frozen
@@ -23,7 +24,7 @@ class Reach:
         agent: the guest agent's socket, or an empty string.
     """
 
-    qmp: QMPClient
+    qmp: QMP
     socket: str
     aside: str
     agent: str

@@ -14,7 +14,8 @@ from typing import Any
 
 import trio
 
-from snaporch.drivers.qmp import QMPClient, guard
+from snaporch.drivers.qmp import guard
+from snaporch.drivers.qmp.protocol import QMP
 from snaporch.errors import HypervisorError
 
 _JOB = guard.INSIDE
@@ -22,7 +23,7 @@ SECONDS = 3600.0  # for all of a guest's memory to go to, or come from, a slow d
 RESTORE_SECONDS = 10.0
 
 
-async def run(qmp: QMPClient, verb: str, arguments: Mapping[str, Any]) -> None:
+async def run(qmp: QMP, verb: str, arguments: Mapping[str, Any]) -> None:
     """Run one of the jobs to its end; none is under way, see `settle`.
 
     Raises:
@@ -33,7 +34,7 @@ async def run(qmp: QMPClient, verb: str, arguments: Mapping[str, Any]) -> None:
         raise HypervisorError(f"{qmp.label}: QEMU's snapshot-{verb} of {arguments['tag']!r} failed: {error}")
 
 
-async def settle(qmp: QMPClient) -> str:
+async def settle(qmp: QMP) -> str:
     """Wait until no job is under way (a crash of ours leaves one), and return the last one's error, or nothing."""
     with qmp.subscribe("JOB_STATUS_CHANGE") as changes:
         while True:
@@ -48,7 +49,7 @@ async def settle(qmp: QMPClient) -> str:
 
 
 @asynccontextmanager
-async def plain_migration(qmp: QMPClient) -> AsyncIterator[None]:
+async def plain_migration(qmp: QMP) -> AsyncIterator[None]:
     """Have all migration capabilities off, which QEMU's snapshots obey too, and put them back."""
     before = await qmp.execute("query-migrate-capabilities")
     wanted = [c | {"state": c["capability"] == "events"} for c in before]

@@ -37,14 +37,16 @@ from snaporch.drivers.base import (
     untold,
 )
 from snaporch.drivers.local.process import wait_gone
-from snaporch.drivers.qmp import QMPClient, agent, internal
+from snaporch.drivers.qmp import agent, internal
 from snaporch.drivers.qmp.guards import Reach
 from snaporch.drivers.qmp.merge import Merger
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
+from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.shapes import check_answer
 from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.drivers.qmp.subscription import Subscription
+from snaporch.drivers.qmp.wire import Event
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, Unsupported
 from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainState, MachineShape
@@ -140,7 +142,7 @@ class QemuMachine(
 ):
     """See Machine."""
 
-    def __init__(self, qmp: QMPClient, process: QemuProcess, agent: str = "", aside: str = "") -> None:
+    def __init__(self, qmp: QMP, process: QemuProcess, agent: str = "", aside: str = "") -> None:
         self.qmp = qmp
         self._reach = Reach(qmp, process.socket, aside, agent)
         self._agent = agent
@@ -288,6 +290,9 @@ class QemuMachine(
         make QEMU abort, so what `stop` has led to is looked at.
         """
         await self.qmp.execute("stop")
+        await self._check_paused()
+
+    async def _check_paused(self) -> None:
         status = (await self.qmp.execute("query-status"))["status"]
         if status != "paused":
             raise HypervisorError(f"{self.qmp.label}: the guest does not run: its state is {status!r}")
@@ -342,13 +347,16 @@ class QemuMachine(
         """See Machine."""
         with suppress(trio.WouldBlock):
             while True:
-                event = self._pauses.receive_nowait()
-                self._run_changes += 1
-                if event.name == "RESUME" or "STOP" not in self._times:
-                    self._times[event.name] = event.timestamp
+                self._account(self._pauses.receive_nowait())
         if not self._times.keys() >= {"STOP", "RESUME"}:
             return None
         return self._times["STOP"], self._times["RESUME"]
+
+    def _account(self, event: Event) -> None:
+        """Note that the guest was stopped or let run."""
+        self._run_changes += 1
+        if event.name == "RESUME" or "STOP" not in self._times:
+            self._times[event.name] = event.timestamp
 
     def run_changes(self) -> int:
         """See Machine."""
@@ -446,9 +454,7 @@ class QemuMachine(
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See MemoryStreams."""
-        with suppress(trio.WouldBlock, ConnectionGone):  # what earlier streams said is no news
-            while True:
-                self._migration.receive_nowait()
+        self._forget_migrations()
         return QemuStream(
             self.qmp,
             self._process.local.pid,
@@ -458,11 +464,21 @@ class QemuMachine(
             standing="blockdev-set-active" not in self.capabilities.features,  # both came with 10.0
         )
 
-    async def load(self, path: str, offset: int = 0) -> None:
-        """See LoadsMemory."""
+    def _forget_migrations(self) -> None:
+        """Pass over what earlier streams have said."""
+        with suppress(trio.WouldBlock, ConnectionGone):
+            while True:
+                self._migration.receive_nowait()
+
+    async def _set_plain_capabilities(self) -> None:
+        """Set every migration capability as a load wants it."""
         capabilities = await self.qmp.execute("query-migrate-capabilities")
         wanted = [c | {"state": c["capability"] == "events"} for c in capabilities]
         await self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+    async def load(self, path: str, offset: int = 0) -> None:
+        """See LoadsMemory."""
+        await self._set_plain_capabilities()
         fdset = None
         with _opened(path, offset) as fd:
             if "mapped-ram" in self.capabilities.features:  # the release after the one that brought file:

@@ -35,7 +35,8 @@ import trio
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.local.files import identity, remove
 from snaporch.drivers.local.process import find_processes, kill, process_of, wait_gone
-from snaporch.drivers.qmp import QMPClient, sink
+from snaporch.drivers.qmp import sink
+from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import (
     CommandRefused,
@@ -107,7 +108,7 @@ class QemuStream(Stream):
 
     def __init__(
         self,
-        qmp: QMPClient,
+        qmp: QMP,
         pid: int,
         events: Subscription,
         plan: StreamPlan,
@@ -134,11 +135,17 @@ class QemuStream(Stream):
         self._read, write = _make_pipe()
         try:
             await self._start_sink()
+            if prologue := self._prologue():
+                await trio.to_thread.run_sync(os.write, write, prologue)
             await self._qmp.execute("getfd", {"fdname": self._fds["write"]}, fds=(write,))
             await self._qmp.execute("getfd", {"fdname": self._fds["read"]}, fds=(self._read,))
         finally:
             os.close(write)
         await self._set_capabilities()
+
+    def _prologue(self) -> bytes:
+        """Return what goes into the file before the stream: where others are to find it as a file of theirs."""
+        return b""
 
     async def _start_sink(self) -> None:
         # QEMU keeps to a bandwidth by itself but in background streams, where its limit would hold up the guest's
