@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import trio
 
 from snaporch.drivers.base.machine import Machine
 from snaporch.drivers.base.storage import Storage
@@ -65,6 +64,8 @@ class Driver(abc.ABC):
             Unsupported: what would load it is of another version.
             Refused: it cannot start, or cannot load this; the error has its words.
         """
+        import trio  # noqa: PLC0415 - what decides, and does no I/O, imports the values of this package
+
         label = launch.definition.name
         handle = await self.launch(attrs.evolve(launch, incoming=True))
         try:
