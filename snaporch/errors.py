@@ -6,7 +6,7 @@
     │   ├── TargetExists                2   409   a name or a file is taken
     │   ├── NotEnoughSpace              2   507   both figures are in it
     │   ├── Unsupported                 2   409   this hypervisor or this domain cannot do it
-    │   │   └── OtherMachine            2   409   what was started is not the machine that was wanted
+    │   │   └── OtherMachine            2   409   the machine that was wanted cannot be started
     │   ├── DamagedSnapshot             2   409   a file is missing or is not what was saved
     │   ├── Unauthenticated             2   401   the service does not know who asks
     │   ├── Forbidden                   2   403   who asks may not do it
@@ -22,6 +22,7 @@
     ├── ServiceGone                     1   502   the service does not answer; what it does goes on
     └── HypervisorError                 1   502
         ├── CommandRefused              1   502   the hypervisor answered with an error
+        ├── LoadFailed                  1   502   the hypervisor could not load a guest's memory
         ├── ConnectionGone              1   502   closed by the other side, or never there
         ├── NotConverging               1   502   a merge that a guest's writes outrun; it was given up
         ├── ProtocolError               1   502   what came is not QMP
@@ -45,6 +46,7 @@ __all__ = [
     "HypervisorError",
     "InvalidInput",
     "Left",
+    "LoadFailed",
     "NotConverging",
     "NotEnoughSpace",
     "NotFound",
@@ -124,7 +126,7 @@ class Unsupported(Refused):
 
 
 class OtherMachine(Unsupported):
-    """What the hypervisor has started is not the machine that was wanted; it was ended, and nothing was touched."""
+    """The machine that was wanted cannot be started, or what was started is another one; nothing was touched."""
 
 
 class DamagedSnapshot(Refused):
@@ -262,6 +264,10 @@ class CommandRefused(HypervisorError):
         self.command = command
         self.error_class = error_class
         self.description = description
+
+
+class LoadFailed(HypervisorError):
+    """The hypervisor could not load a guest's memory; its last words are in the error."""
 
 
 class ConnectionGone(HypervisorError):

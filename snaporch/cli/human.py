@@ -17,6 +17,7 @@ from snaporch.images.merge import render
 from snaporch.model.domain import DomainInfo, DomainState
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
+    Boot,
     FileRecord,
     Finding,
     GivenUp,
@@ -152,7 +153,9 @@ def verified(domain_name: str, reports: Sequence[VerifyReport]) -> RenderableTyp
         return line(f"{domain_name} has no snapshots")
     lines: list[RenderableType] = []
     for report in reports:
-        booted = ", a copy runs" if report.booted else ""
+        booted = {Boot.RAN: ", a copy runs", Boot.NOT_POSSIBLE: "; no copy can be tried here"}.get(
+            report.boot or Boot.FAILED, ""
+        )
         verdict = f"ok: every file is what was saved{booted}" if report.ok else "DAMAGED"
         lines.append(_text(f"{domain_name} {report.name}: {verdict}", "green" if report.ok else "bold red"))
         lines += [_text(f"  {problem}") for problem in report.problems]

@@ -18,6 +18,7 @@ from snaporch.model import documents
 from snaporch.model.convert import parse_size
 from snaporch.model.domain import DomainInfo
 from snaporch.model.names import in_order
+from snaporch.model.record import Boot
 from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 
@@ -363,7 +364,9 @@ async def verify(
     everything: Annotated[bool, Parameter(name="--all")] = False,
     session: Here,
 ) -> Answer:
-    """Read all files of a snapshot and compare them with what was saved. Exit status 1 when it is damaged.
+    """Read all files of a snapshot and compare them with what was saved.
+
+    Exit status 1 when it is damaged, 2 when the files are good and a copy cannot be tried here.
 
     Parameters
     ----------
@@ -384,10 +387,13 @@ async def verify(
     answers = [documents.verified(report) for report in reports]
     if damaged := [report.name for report in reports if not report.ok]:
         session.say(f"snaporch: {domain}: damaged: {', '.join(damaged)}")
+    untried = [report for report in reports if report.boot is Boot.NOT_POSSIBLE]
+    for report in untried:
+        session.say(f"snaporch: {domain}: a copy of {report.name} cannot be tried here: {report.reason}")
     return Answer(
         answers if everything else answers[0],
         lambda human: human.verified(domain, reports),
-        status=1 if damaged else 0,
+        status=1 if damaged else 2 if untried else 0,
     )
 
 

@@ -172,6 +172,9 @@ def verified(report: VerifyReport) -> dict[str, Any]:
         "ok": report.ok,
         "problems": report.problems,
         "booted": report.booted,
+        "files": report.files,
+        "boot": report.boot,
+        "reason": report.reason or None,
     }
 
 

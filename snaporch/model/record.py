@@ -213,6 +213,17 @@ class SnapshotRecord:
         return sum(own) + (self.memory.size if self.memory is not None else 0)
 
 
+class Boot(enum.StrEnum):
+    """What became of a throw-away copy of a snapshot's guest."""
+
+    RAN = "ran"
+    """It loaded, and ran for a while."""
+    FAILED = "failed"
+    """It did not load, or stopped by itself."""
+    NOT_POSSIBLE = "not-possible"
+    """It cannot be tried here: that says nothing of the snapshot."""
+
+
 @versioned("verify-report")
 @attrs.frozen
 class VerifyReport:
@@ -223,7 +234,10 @@ class VerifyReport:
         name: the snapshot's.
         ok: everything is what was saved.
         problems: what is not, one sentence each.
-        booted: whether a throw-away copy loaded and ran; None where that was not asked for.
+        booted: whether a throw-away copy loaded and ran; None where that was not asked for, or was not possible.
+        files: ``good`` or ``damaged``: whether they are what was saved.
+        boot: what became of the copy; None where that was not asked for, or the files are damaged.
+        reason: why it was not possible here, or what failed.
     """
 
     domain: str
@@ -231,6 +245,9 @@ class VerifyReport:
     ok: bool
     problems: tuple[str, ...] = ()
     booted: bool | None = None
+    files: str = "good"
+    boot: Boot | None = None
+    reason: str = ""
 
 
 class Trouble(enum.StrEnum):

@@ -20,10 +20,10 @@ from snaporch.drivers.base import Driver, ImagePoints, Launch, LoadsMemory, Mach
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.steps import ROLLBACK_VERIFY, VERIFY, all_steps
-from snaporch.errors import DamagedSnapshot, HypervisorError, Refused, SnaporchError, Unsupported
+from snaporch.errors import DamagedSnapshot, HypervisorError, LoadFailed, Refused, SnaporchError, Unsupported
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord, DomainState
-from snaporch.model.record import OperationKind, SnapshotRecord, VerifyReport
+from snaporch.model.record import Boot, OperationKind, SnapshotRecord, VerifyReport
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way
 from snaporch.operations.disks import claim_snapshot
@@ -182,26 +182,53 @@ async def verify(context: Context, domain: str, name: str, *, boot: bool = False
         driver = context.driver(domain_record)
         await claim_snapshot(context, operation, record)
         problems = await check_files(driver, record)
-        booted = None
+        tried, reason = None, ""
         if boot and not problems:
-            plan = await in_their_places(driver, _plan_trial(context, domain_record, record, operation))
-            needed = sum(file.size for file in record.inside.values())
-            await check_space(driver.storage, context.directory(domain), needed)
-            trial = Trial(plan, context, driver, None)
-            try:
-                await context.engine.run(
-                    operation,
-                    VERIFY,
-                    ROLLBACK_VERIFY,
-                    [trial],
-                    plan=dumps([plan]),
-                    commit=trial.commit,
-                    finish=trial.clean_up,
-                )
-                booted = True
-            except (SnaporchError, OSError) as error:
-                booted, problems = False, (f"it does not run: {error}",)
-    return VerifyReport(domain, name, not problems, problems, booted)
+            tried, reason = await _try(context, operation, domain_record, record)
+    failed = (f"it does not run: {reason}",) if tried is Boot.FAILED else ()
+    return VerifyReport(
+        domain,
+        name,
+        ok=not problems and not failed,
+        problems=problems or failed,
+        booted={Boot.RAN: True, Boot.FAILED: False}.get(tried) if tried else None,
+        files="damaged" if problems else "good",
+        boot=tried,
+        reason=reason,
+    )
+
+
+async def _try(
+    context: Context, operation: Operation, domain: DomainRecord, record: SnapshotRecord
+) -> tuple[Boot, str]:
+    """Load a snapshot in a throw-away copy and let that run; return what became of it, and why."""
+    driver, stand_ins = context.driver(domain), tuple[str, ...]()
+    try:
+        plan = await in_their_places(driver, _plan_trial(context, domain, record, operation))
+        needed = sum(file.size for file in record.inside.values())
+        await check_space(driver.storage, context.directory(domain.name), needed)
+        trial = Trial(plan, context, driver, None)
+        launch = Launch(record.definition, plan.disks, plan.run_directory, template=record.template)
+        stand_ins = driver.stand_ins(launch)
+        await context.engine.run(
+            operation,
+            VERIFY,
+            ROLLBACK_VERIFY,
+            [trial],
+            plan=dumps([plan]),
+            commit=trial.commit,
+            finish=trial.clean_up,
+        )
+    except (SnaporchError, OSError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, DamagedSnapshot):
+            return Boot.FAILED, str(error)
+        if isinstance(cause, Refused | OSError):
+            return Boot.NOT_POSSIBLE, str(error)
+        if isinstance(cause, LoadFailed) and stand_ins:
+            return Boot.NOT_POSSIBLE, f"{error}; the copy had {', '.join(stand_ins)}"
+        return Boot.FAILED, str(error)
+    return Boot.RAN, ""
 
 
 async def intact(context: Context, record: SnapshotRecord) -> bool:

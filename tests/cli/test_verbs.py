@@ -19,6 +19,7 @@ from snaporch.model.convert import converter
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainState
 from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import (
+    Boot,
     FileRecord,
     Group,
     OperationKind,
@@ -276,7 +277,7 @@ def test_flatten_document(*, dry_run: bool) -> None:
 
 def test_verify_document() -> None:
     """What is wrong is said in both forms."""
-    good = VerifyReport("web", "one", ok=True, booted=True)
+    good = VerifyReport("web", "one", ok=True, booted=True, boot=Boot.RAN)
     bad = VerifyReport("web", "two", ok=False, problems=("/d/x is missing",))
     assert documents.verified(good) == {
         "format": 1,
@@ -285,6 +286,9 @@ def test_verify_document() -> None:
         "ok": True,
         "problems": (),
         "booted": True,
+        "files": "good",
+        "boot": "ran",
+        "reason": None,
     }
     assert printed(human.verified("web", [good, bad])).splitlines() == [
         "web one: ok: every file is what was saved, a copy runs",

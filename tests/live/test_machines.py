@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 
+from snaporch.catalog.store import Change
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qemu.surroundings import untrusted
@@ -21,6 +22,7 @@ from snaporch.drivers.qmp import open_qmp
 from snaporch.drivers.qmp.machine import NOT_SAVED, SAVED
 from snaporch.errors import ConnectionGone, Refused, Unsupported
 from snaporch.model.domain import MachineShape
+from snaporch.model.record import Boot
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import DomainSnapshot, RevertFlag
 from snaporch.model.way import Way, WayBack
@@ -390,3 +392,42 @@ async def test_a_device_that_cannot_be_saved(lab: Lab) -> None:
     with pytest.raises(Unsupported, match=r"cannot save its memory.*nvme"):
         await lab.create()
     assert [disk.chain for disk in (await lab.shape()).disks] == [(str(lab.place / "a.qcow2"),)]
+
+
+@pytest.mark.parametrize(
+    ("words", "boot", "reason"),
+    [
+        (
+            ("-netdev", "tap,id=n0,ifname=IFNAME,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0"),
+            Boot.RAN,
+            "",
+        ),
+        (("-device", "virtio-net-pci"), Boot.RAN, ""),
+    ],
+)
+async def test_a_copy_is_tried(lab: Lab, words: Sequence[str], boot: Boot, reason: str) -> None:
+    """What keeps the copy from having what the guest has of the host has a stand-in."""
+    interface = f"sp{os.getpid() % 10**6}-{len(lab.qemu.version)}"
+    await lab.start(*(word.replace("IFNAME", interface) for word in words))
+    await lab.attach()
+    await lab.create()
+    report = await lab.orch.verify(NAME, "c1", boot=True)
+    assert (report.files, report.boot, report.ok) == ("good", boot, True), report
+    assert reason in report.reason
+
+
+async def test_a_copy_that_cannot_be_tried(lab: Lab) -> None:
+    """Its program is gone: that says nothing of the snapshot."""
+    program = lab.place / "qemu-copy"
+    await lab.start("-drive", f"if=virtio,file={lab.image('a.qcow2')}")
+    await lab.attach()
+    await lab.create()
+    record = await lab.orch.catalog.snapshot(NAME, "c1")
+    assert record.template is not None
+    data = record.template.data | {"surroundings": record.template.data["surroundings"] | {"program": str(program)}}
+    gone = attrs.evolve(record, template=attrs.evolve(record.template, data=data))
+    await lab.orch.catalog.write(Change(updated=(gone,)))
+    report = await lab.orch.verify(NAME, "c1", boot=True)
+    assert (report.files, report.boot, report.ok, report.booted) == ("good", Boot.NOT_POSSIBLE, True, None)
+    assert "not there any more" in report.reason
+    await lab.check_refused("not there any more")

@@ -88,6 +88,16 @@ class Driver(abc.ABC):
         """Return how a domain, as its machine is now, would go back to a point of it."""
         return WayBack(Way.BESIDE)
 
+    def stand_ins(self, launch: Launch) -> tuple[str, ...]:  # noqa: ARG002 - others look
+        """Return, in words, what an isolated machine has in place of what belongs to the host.
+
+        So much a throw-away copy does not prove.
+
+        Raises:
+            Unsupported: what is to be launched is not understood.
+        """
+        return ()
+
     async def present(self, record: DomainRecord) -> Handle | None:
         """Return the machine that runs a domain at present; None where none does.
 

@@ -20,16 +20,16 @@ from snaporch.drivers.base import Address, Driver, Info, Launch, Machine, Starts
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.trace import is_block_device
-from snaporch.drivers.qemu import attach, kvm, launcher, surroundings
+from snaporch.drivers.qemu import attach, hostside, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qemu.hostside import Held
 from snaporch.drivers.qemu.options import expand, parse
 from snaporch.drivers.qemu.surroundings import foreign, untrusted
 from snaporch.drivers.qmp import open_qmp
 from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine, image_file
-from snaporch.drivers.qmp.process import CONTROL, QemuProcess
+from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
 from snaporch.drivers.qmp.stream import end_sinks
-from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, Refused, Unsupported
+from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, OtherMachine, Refused, Unsupported
 from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way, WayBack
@@ -38,7 +38,7 @@ GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight
 QUERY_SECONDS = 2.0
 KILL_SECONDS = 10.0  # a killed process is gone at once but for a disk that hangs in the kernel
-QUERY, AGENT, LOG, PID = "query.sock", "agent.sock", "qemu.log", "qemu.pid"
+QUERY, AGENT, PID = "query.sock", "agent.sock", "qemu.pid"
 
 
 def default_emulator() -> str:
@@ -84,13 +84,6 @@ def _spawn(command: attach.Relaunch, fds: list[int], log: Path) -> int:
     )
 
 
-def _last_words(log: Path, start: int) -> str:
-    with suppress(OSError):
-        lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-        return "; ".join(line.partition(": ")[2] or line for line in lines[-3:])
-    return ""
-
-
 INFO = Info(
     "qemu",
     MACHINE_TRAITS | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE} | LocalStorage.traits,
@@ -112,16 +105,19 @@ class QemuDriver(Driver, StartsBeside):
 
     def _like(self, template: QemuProcess, launch: Launch, fds: list[int]) -> attach.Relaunch:
         """Return how a process like an attached one is started, in the surroundings that that one had."""
-        made = attach.relaunch(
-            template,
-            launch.definition.disks,
-            launch.disks,
-            fds=fds,
-            pidfile=str(launch.directory / PID),
-            incoming=launch.incoming,
-            isolated=launch.isolated,
-            suffix=f".{launch.directory.name}",
-        )
+        try:
+            made = attach.relaunch(
+                template,
+                launch.definition.disks,
+                launch.disks,
+                fds=fds,
+                pidfile=str(launch.directory / PID),
+                incoming=launch.incoming,
+                isolated=launch.isolated,
+                suffix=f".{launch.directory.name}",
+            )
+        except Unsupported as error:
+            raise OtherMachine(str(error)) from None
         wanted: dict[str, Any] = {"cwd": template.cwd}
         program = made.argv[0]
         if template.surroundings:
@@ -130,9 +126,9 @@ class QemuDriver(Driver, StartsBeside):
         else:  # attached to by an earlier version
             program = shutil.which(program) or program
         if not os.access(program, os.X_OK):
-            raise Unsupported(f"QEMU's program {program} is not there any more")
+            raise OtherMachine(f"QEMU's program {program} is not there any more")
         if why := untrusted(program):
-            raise Unsupported(why)
+            raise OtherMachine(why)
         wanted |= {"program": program, "private_network": made.private_network}
         return attrs.evolve(
             made,
@@ -191,7 +187,7 @@ class QemuDriver(Driver, StartsBeside):
             with trio.move_on_after(KILL_SECONDS, shield=True):
                 await self.kill(handle)
                 await self.clear(launch.directory)
-            words = _last_words(log, start)
+            words = last_words(log, start)
             raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
         except BaseException:
             with trio.move_on_after(KILL_SECONDS, shield=True):
@@ -356,6 +352,13 @@ class QemuDriver(Driver, StartsBeside):
                 return WayBack(Way.PROVEN, why)
         words = attach.held(template)
         return WayBack(Way.PROVEN, _both(words)) if words else WayBack(Way.BESIDE)
+
+    def stand_ins(self, launch: Launch) -> tuple[str, ...]:
+        """See Driver."""
+        process_ = QemuProcess.of(launch.template) if launch.template else None
+        argv = ("", *launch.definition.extra_args)
+        held = attach.held(process_ or QemuProcess(process.LocalProcess(0, 0), "", argv=argv))
+        return tuple(hostside.stand_ins(held))
 
     async def beside_blocker(self, launch: Launch) -> str:
         """See StartsBeside: what both would hold shows when the second one starts, its CPUs stopped."""

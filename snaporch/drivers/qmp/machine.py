@@ -47,7 +47,14 @@ from snaporch.drivers.qmp.shapes import check_answer
 from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.drivers.qmp.wire import Event
-from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, OutcomeUnknown, Unsupported
+from snaporch.errors import (
+    CommandRefused,
+    ConnectionGone,
+    HypervisorError,
+    LoadFailed,
+    OutcomeUnknown,
+    Unsupported,
+)
 from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 from snaporch.model.names import TARGET
@@ -479,6 +486,15 @@ class QemuMachine(
     async def load(self, path: str, offset: int = 0) -> None:
         """See LoadsMemory."""
         await self._set_plain_capabilities()
+        said = self._process.said()
+        try:
+            await self._load(path, offset)
+        except HypervisorError as error:
+            reason = error.description if isinstance(error, CommandRefused) else str(error)
+            words = "; ".join(filter(None, (reason, self._process.said(since=said[0])[1])))
+            raise LoadFailed(f"{self.qmp.label}: QEMU could not load the memory: {words}") from error
+
+    async def _load(self, path: str, offset: int) -> None:
         fdset = None
         with _opened(path, offset) as fd:
             if "mapped-ram" in self.capabilities.features:  # the release after the one that brought file:
@@ -497,7 +513,7 @@ class QemuMachine(
         while (info := await self.qmp.execute("query-migrate")).get("status") != "completed":
             if info.get("status") in {"failed", "cancelled"}:
                 words = info.get("error-desc", "no reason given")
-                raise HypervisorError(f"{self.qmp.label}: QEMU could not load the memory: {words}")
+                raise CommandRefused(self.qmp.label, "migrate-incoming", "GenericError", words)
             with trio.move_on_after(0.1):
                 await self._migration.receive()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,18 @@ from snaporch.model.domain import Handle
 
 CONTROL = "qmp.sock"
 """The name of the control socket of a QEMU that a driver has launched, in the directory of that launch."""
+
+
+LOG = "qemu.log"
+"""The name of the file that the QEMUs of a domain write their words to, in the domain's directory."""
+
+
+def last_words(log: Path, start: int) -> str:
+    """Return the last lines of a log from a position on, without the program's name."""
+    with suppress(OSError):
+        lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+        return "; ".join(line.partition(": ")[2] or line for line in lines[-3:])
+    return ""
 
 
 @attrs.frozen
@@ -38,6 +51,13 @@ class QemuProcess:
     directory: str = ""
     surroundings: dict[str, Any] = attrs.field(factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
+
+    def said(self, since: int = -1) -> tuple[int, str]:
+        """Return where its log ends now, and the last words in it from a position on; of one of ours only."""
+        log = Path(self.directory).parent / LOG
+        if not self.directory or not log.exists():
+            return 0, ""
+        return log.stat().st_size, last_words(log, since) if since >= 0 else ""
 
     @classmethod
     def of(cls, handle: Handle) -> QemuProcess:
