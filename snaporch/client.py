@@ -133,6 +133,13 @@ class Client:
         return _read(status.result, kind)
 
     async def _ended(self, status: OperationStatus) -> OperationStatus:
+        try:
+            return await self._waited_for(status)
+        except ServiceGone as error:
+            what = f"{status.kind} {status.subject}".strip()
+            raise ServiceGone(f"{error}: {what} is operation {status.id} in `snaporch operations`") from error
+
+    async def _waited_for(self, status: OperationStatus) -> OperationStatus:
         while status.ended is None:
             seconds = POLL_SECONDS + ANSWER_SECONDS
             answer = await self._ask(

@@ -107,15 +107,21 @@ class NotEnoughSpace(Refused):
         needed: bytes that may be needed.
         free: bytes that are free.
         where: the directory (or "host memory") that is short.
+        makes_room: names of snapshots whose deletion needs no room and makes enough.
     """
 
     http_status = 507
 
-    def __init__(self, needed: int, free: int, where: str) -> None:
+    def __init__(self, needed: int, free: int, where: str, makes_room: tuple[str, ...] | None = None) -> None:
+        advice = "free some, or choose another place"
+        if makes_room:
+            advice = f"to delete {' or '.join(makes_room)} needs none and makes enough"
+        elif makes_room is not None:
+            advice = "no snapshot of the domain makes enough without needing some: free some elsewhere"
         super().__init__(
-            f"not enough space in {where}: {needed:,} bytes may be needed, {free:,} are free; "
-            "free some, or choose another place"
+            f"not enough space in {where}: {needed:,} bytes may be needed, {free:,} are free; {advice}"
         )
+        self.makes_room = makes_room or ()
         self.needed = needed
         self.free = free
         self.where = where

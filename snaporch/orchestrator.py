@@ -224,7 +224,10 @@ class Orchestrator:
         return await self.domain_info(name)
 
     async def destroy(self, name: str) -> DomainInfo:
-        """End a domain's process at once, as pulling the plug does; an inactive domain stays so."""
+        """End a domain's process at once, as pulling the plug does, also while a shutdown waits for its guest.
+
+        An inactive domain stays so.
+        """
         await power.destroy(self._context, name)
         return await self.domain_info(name)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,8 +29,9 @@ import trio
 from snaporch.batch import store
 from snaporch.batch.plan import Missed, Plan, load_plan
 from snaporch.batch.runner import run_batch
+from snaporch.drivers.local.look import looked_at
 from snaporch.engine.run import leaves
-from snaporch.errors import InvalidInput, SnaporchError
+from snaporch.errors import InvalidInput, Refused, SnaporchError
 from snaporch.model.formats import versioned
 from snaporch.orchestrator import Orchestrator
 
@@ -101,12 +103,18 @@ class _Entry:
 def _stamps(directory: Path) -> Mapping[Path, Stamp]:
     """Return the plans of a directory, and by what a change of each is seen."""
     found = {}
-    for path in sorted(directory.glob("*.toml")):
+    for entry in sorted(os.listdir(directory)):
+        path = directory / entry
+        if path.suffix != ".toml":
+            continue
         try:
             status = os.stat(path)
         except FileNotFoundError:
-            continue  # it has just gone
-        found[path] = status.st_mtime_ns, status.st_size, status.st_ino
+            continue  # it has just gone, or leads nowhere
+        except OSError as error:
+            found[path] = 0, 0, error.errno or 0
+        else:
+            found[path] = status.st_mtime_ns, status.st_size, status.st_ino
     return found
 
 
@@ -126,6 +134,7 @@ class Scheduler:
     now: Callable[[], float] = time.time
     look_every: float = LOOK_SECONDS
     _entries: dict[Path, _Entry] = attrs.field(factory=dict)
+    _said: str = ""
     _wake: trio.Event = attrs.field(factory=trio.Event)
 
     def schedules(self) -> tuple[ScheduleInfo, ...]:
@@ -167,7 +176,12 @@ class Scheduler:
 
     async def _look(self) -> None:
         """Take up what is new or has changed, and let go of what is gone."""
-        stamps = await trio.to_thread.run_sync(_stamps, self.directory)
+        try:
+            stamps = await looked_at(str(self.directory / "*"), partial(_stamps, self.directory))
+        except (OSError, Refused) as error:
+            self._say_once(f"{self.directory} cannot be read: {getattr(error, 'strerror', None) or error}")
+            return
+        self._said = ""
         for path in [path for path, e in self._entries.items() if stamps.get(path) != e.stamp and not e.running]:
             del self._entries[path]
         for path, stamp in stamps.items():
@@ -175,14 +189,21 @@ class Scheduler:
                 self._entries[path] = entry = _Entry(path, stamp)
                 await self._take_up(entry)
 
+    def _say_once(self, what: str) -> None:
+        if what != self._said:
+            _log.error("plans are as they were last seen", error=what)
+        self._said = what
+
     async def _take_up(self, entry: _Entry) -> None:
         try:
-            plan = await trio.to_thread.run_sync(load_plan, entry.path)
+            if not entry.stamp[0]:
+                raise InvalidInput(f"{entry.path} cannot be read: {os.strerror(entry.stamp[2])}")
+            plan = await looked_at(str(entry.path), partial(load_plan, entry.path))
             if any(other.plan and other.plan.name == plan.name for other in self._entries.values()):
                 raise InvalidInput(f"{entry.path}: another file here is plan {plan.name} already")
             entry.plan = plan
             entry.due = await self._first(plan, entry.stamp[0] / 1e9)
-        except SnaporchError as error:
+        except (SnaporchError, OSError) as error:
             entry.error = str(error)
             _log.warning("not a plan that can be scheduled", file=str(entry.path), error=entry.error)
 

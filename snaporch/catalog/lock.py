@@ -59,8 +59,9 @@ async def domain_lock(
             if not wait:
                 raise Busy(domain, *holder(path))
             await trio.sleep(_RETRY_SECONDS)
-        os.truncate(fd, 0)
-        os.pwrite(fd, json.dumps({"operation": operation, "running": running}).encode(), 0)
+        with suppress(OSError):  # on a full disk it is not said who holds it, but held it is
+            os.truncate(fd, 0)
+            os.pwrite(fd, json.dumps({"operation": operation, "running": running}).encode(), 0)
         yield
     finally:
         os.close(fd)

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
+from snaporch.catalog.reserve import give_up_reserve, make_reserve
 from snaporch.catalog.schema import connect, connect_read_only, connect_reader
 from snaporch.errors import NotFound, SnaporchError, TargetExists, UnreadableRecord
 from snaporch.model.convert import dumps, loads
@@ -206,8 +207,16 @@ class Catalog:
                 raise
             return result
 
+        def or_by_the_reserve(connection: sqlite3.Connection) -> T:
+            try:
+                return transaction(connection)
+            except sqlite3.OperationalError as error:
+                if not _is_full(error) or not give_up_reserve(self.path.parent):
+                    raise
+                return transaction(connection)
+
         try:
-            return await trio.to_thread.run_sync(transaction, writer, limiter=self._writing)
+            return await trio.to_thread.run_sync(or_by_the_reserve, writer, limiter=self._writing)
         except sqlite3.IntegrityError as error:
             raise TargetExists(f"the catalog has it already: {error}") from None
         except sqlite3.Error as error:
@@ -562,6 +571,23 @@ def _paths_in(text: str) -> Iterator[str]:
             yield json.loads(found)
 
 
+def _is_full(error: sqlite3.OperationalError) -> bool:
+    """Return whether SQLite has found no room; where that is for what it maps, it says that it cannot write."""
+    return error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+
+def _connect_at_any_rate(path: Path) -> sqlite3.Connection:
+    """Connect, on a full file system by means of the reserve; that is made again where there is room."""
+    try:
+        connection = connect(path)
+    except sqlite3.OperationalError as error:
+        if not _is_full(error) or not give_up_reserve(path.parent):
+            raise
+        return connect(path)
+    make_reserve(path.parent)
+    return connection
+
+
 @asynccontextmanager
 async def open_catalog(path: Path, *, read_only: bool = False) -> AsyncIterator[Catalog]:
     """Open a catalog, made or brought to the present schema where needed.
@@ -575,6 +601,6 @@ async def open_catalog(path: Path, *, read_only: bool = False) -> AsyncIterator[
         with closing(await trio.to_thread.run_sync(connect_read_only, path)) as reader:
             yield Catalog(path, None, reader)
         return
-    connection = await trio.to_thread.run_sync(connect, path)
+    connection = await trio.to_thread.run_sync(_connect_at_any_rate, path)
     with closing(connection), closing(connect_reader(path)) as reader:
         yield Catalog(path, connection, reader)

@@ -104,7 +104,9 @@ def _discard_output() -> None:
 
 def _signals() -> list[signal.Signals]:
     """Return the signals that cancel; one that our parent has set to be ignored (``nohup``, ``&``) stays so."""
-    return [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) != signal.SIG_IGN]
+    return [
+        each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN
+    ]
 
 
 async def _supervised(session: Session, work: Work) -> Answer:

@@ -13,18 +13,21 @@ and what is still to be done is in the journal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 import attrs
 import trio
 
 from snaporch.catalog.store import Change
+from snaporch.drivers.base import Storage
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.states import OperationState, Signal, State
-from snaporch.errors import SnaporchError, Stranded
-from snaporch.images.chain import doomed_by, heir
+from snaporch.errors import NotEnoughSpace, SnaporchError, Stranded
+from snaporch.images.chain import Graph, doomed_by, heir
 from snaporch.images.merge import plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
@@ -65,6 +68,8 @@ async def _go_on(context: Context, operation: Operation, journal: MergeJournal) 
         snapshots = await context.catalog.snapshots(name)
         for image, tag in points_inside(s for s in snapshots if s.name in merges.doomed):
             await forget(merges.driver, merges.machine, merges.record.handle, image, tag)
+        # The snapshots are marked: nobody goes back to them any more, and what their memory takes may be needed.
+        await merges.remove(await merges.gone(await _memory(merges)))
         plan = await merges.merge_surplus()
         if journal.written:
             await merges.seal_anew(journal.written)
@@ -180,8 +185,54 @@ async def _plan(context: Context, operation: Operation, journal: MergeJournal, *
         if dry_run:
             plan = plan_delete(await merges.look(), merges.doomed)
         else:
-            _, plan = await merges.look_and_claim()
+            graph, plan = await merges.look_and_claim()
+            await check_room(merges, graph, plan, going)
         return attrs.evolve(plan, unlink=(*plan.unlink, *await _memory(merges)))
+
+
+async def check_room(merges: Merging, graph: Graph, plan: MergePlan, going: Sequence[SnapshotRecord]) -> None:
+    """Refuse merges that may not fit: what they write is counted as all new, and what goes first is taken off.
+
+    Raises:
+        NotEnoughSpace: with both figures, and the names of snapshots whose deletion makes room without needing any.
+    """
+    storage, needed, where = merges.driver.storage, Counter[str](), dict[str, str]()
+    own = await merges.context.catalog.own_files(merges.record.name)
+    for step in plan.steps:
+        device, _ = await storage.free(os.path.dirname(step.survivor))
+        image = graph.images[step.survivor]  # it cannot become larger than what a guest sees of it
+        needed[device] += min(step.bytes, max(0, image.virtual_size - image.allocated))
+        where[device] = os.path.dirname(step.survivor)
+    for device, directory in where.items():
+        _, free = await storage.free(directory)
+        free += await _freed_by_memory(storage, device, going, own)
+        if needed[device] > free:
+            short = needed[device] - free
+            raise NotEnoughSpace(needed[device], free, directory, await _makes_room(merges, graph, device, short))
+
+
+async def _freed_by_memory(
+    storage: Storage, device: str, snapshots: Iterable[SnapshotRecord], own: frozenset[str]
+) -> int:
+    files = [s.memory for s in snapshots if s.memory is not None and s.memory.path in own]
+    return sum([file.size for file in files if (await storage.free(os.path.dirname(file.path)))[0] == device])
+
+
+async def _makes_room(merges: Merging, graph: Graph, device: str, short: int) -> tuple[str, ...]:
+    """Return the names of snapshots, each of which can be deleted without a merge and frees enough on a device."""
+    storage, catalog, found = merges.driver.storage, merges.context.catalog, []
+    own = await catalog.own_files(merges.record.name)
+    for snapshot in await catalog.readable_snapshots(merges.record.name):
+        plan = plan_delete(graph, {snapshot.name})
+        if plan.steps or snapshot.name in merges.doomed:
+            continue
+        freed = await _freed_by_memory(storage, device, [snapshot], own)
+        for path in plan.unlink:
+            if (await storage.free(os.path.dirname(path)))[0] == device and path in graph.images:
+                freed += graph.images[path].allocated
+        if freed >= short:
+            found.append(snapshot.name)
+    return tuple(found)
 
 
 async def finish_delete(context: Context, operation: Operation, journal: MergeJournal) -> None:

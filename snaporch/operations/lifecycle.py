@@ -11,7 +11,7 @@ from snaporch.catalog.store import Change
 from snaporch.drivers.base import GuestAgent, Launch, Machine, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
-from snaporch.errors import HypervisorError, Refused, SnaporchError
+from snaporch.errors import Busy, HypervisorError, Refused, SnaporchError
 from snaporch.model.domain import DiskStatus, DomainInfo, DomainRecord, DomainState
 from snaporch.model.record import OperationKind
 from snaporch.operations.disks import check_drives, check_start
@@ -98,12 +98,26 @@ async def shutdown(context: Context, name: str, *, timeout: float) -> None:
 
 
 async def destroy(context: Context, name: str) -> None:
-    """See `snaporch.Orchestrator.destroy`."""
-    async with context.locked(Operation(OperationKind.DESTROY, name, "")):
+    """See `snaporch.Orchestrator.destroy`; a shutdown that waits for the guest is no reason to wait."""
+    operation = Operation(OperationKind.DESTROY, name, "")
+    try:
+        async with context.locked(operation):
+            await _end(context, name)
+    except Busy as busy:
+        if not busy.running.startswith(OperationKind.SHUTDOWN):
+            raise
         record = await context.catalog.domain(name)
         if record.handle is not None:
-            await context.driver(record).kill(record.handle)
-            await _forget_machine(context, record)
+            await context.driver(record).kill(record.handle)  # which is what the other one waits for
+        async with context.locked(operation, wait=True):
+            await _end(context, name)
+
+
+async def _end(context: Context, name: str) -> None:
+    record = await context.catalog.domain(name)
+    if record.handle is not None:
+        await context.driver(record).kill(record.handle)
+        await _forget_machine(context, record)
 
 
 async def _forget_machine(context: Context, record: DomainRecord) -> None:

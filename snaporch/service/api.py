@@ -14,11 +14,13 @@ import trio
 from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
-from snaporch.errors import Forbidden, InvalidInput, UnreadableRecord
+from snaporch.engine.run import name_next
+from snaporch.errors import Forbidden, InvalidInput, OperationFailed, UnreadableRecord
 from snaporch.model import documents
 from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.merge import MergePlan
+from snaporch.model.names import new_id
 from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, Unreadable
 from snaporch.model.request import Strategy
 from snaporch.service import shapes
@@ -90,8 +92,19 @@ async def start(call: Call) -> DomainInfo:
 
 
 async def shutdown(call: Call) -> DomainInfo:
-    """Ask the guest to power off, and wait until it has."""
-    return await call.service.orchestrator.shutdown(call.domain, timeout=call.body.timeout)
+    """Ask the guest to power off, and wait until it has; the wait can be cancelled, as an operation."""
+    asked: shapes.Shutdown = call.body
+    identifier, waits = new_id(), call.service.waits
+    if asked.ends_with_client:
+        call.ends.set()
+    with trio.CancelScope() as scope:
+        waits[identifier] = scope
+        try:
+            name_next(identifier)
+            return await call.service.orchestrator.shutdown(call.domain, timeout=asked.timeout)
+        finally:
+            del waits[identifier]
+    raise OperationFailed(f"nobody waits for the shutdown of {call.domain} any more; its guest has been asked to")
 
 
 async def destroy(call: Call) -> DomainInfo:

@@ -157,20 +157,20 @@ async def _defect(_: Request, error: Exception) -> Response:
 async def _answer(service: Service, row: Route, request: Request) -> Response:
     """Answer a request; whoever goes away ends what it waits for, and what only reads."""
     raw = b"" if request.method == "GET" else await _body(request, service.config.body_bytes)
-    gone, found = trio.Event(), None
+    gone, ends, found = trio.Event(), trio.Event(), None
     reads = request.method == "GET" or row.only_reads
 
     async def until_gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         gone.set()
-        if reads:
+        if reads or ends.is_set():
             watching.cancel_scope.cancel()
 
     try:
         async with trio.open_nursery() as watching:
             watching.start_soon(until_gone)
-            found = await _answered(service, row, request, raw, gone)
+            found = await _answered(service, row, request, raw, (gone, ends))
             watching.cancel_scope.cancel()
     except* Exception as group:  # noqa: BLE001 - it is raised again, without the group around it
         raise next(leaves(group)) from None
@@ -179,7 +179,9 @@ async def _answer(service: Service, row: Route, request: Request) -> Response:
     return found
 
 
-async def _answered(service: Service, row: Route, request: Request, raw: bytes, gone: trio.Event) -> Response:
+async def _answered(
+    service: Service, row: Route, request: Request, raw: bytes, client: tuple[trio.Event, trio.Event]
+) -> Response:
     key = request.headers.get("idempotency-key", "")
     call = Call(
         service,
@@ -189,7 +191,7 @@ async def _answered(service: Service, row: Route, request: Request, raw: bytes, 
         _parsed(raw, row.body) if row.body else None,
         key,
         hashlib.sha256(b"\0".join([row.path.encode(), str(request.url).encode(), raw])).hexdigest() if key else "",
-        gone,
+        *client,
     )
     found = await row.handler(call)
     if isinstance(found, Response):

@@ -32,6 +32,7 @@ class Call:
         key: the idempotency key, or nothing.
         request: tells this request from another one under the same key.
         gone: set when the client has gone.
+        ends: to be set where what is done ends with the client.
     """
 
     service: Service
@@ -42,6 +43,7 @@ class Call:
     key: str = ""
     request: str = ""
     gone: trio.Event = attrs.field(factory=trio.Event)
+    ends: trio.Event = attrs.field(factory=trio.Event)
 
     async def wait_for(self, event: trio.Event, seconds: float) -> None:
         """Wait for something, but no longer than that, nor than the client is there.

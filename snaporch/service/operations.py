@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from functools import partial
 from typing import Any
 
@@ -256,6 +257,9 @@ async def give_up(call: Call) -> GivenUp:
 async def cancel(call: Call) -> OperationStatus:
     """Cancel an operation: it rolls itself back. One that has ended stays as it is."""
     identifier = call.path["id"]
+    if (scope := call.service.waits.get(identifier)) is not None:
+        scope.cancel()
+        return OperationStatus(identifier, OperationKind.SHUTDOWN, (), "", "cancelled", time.time(), time.time())
     if (job := call.service.jobs.get(identifier)) is None:
         raise NotFound(f"no operation {identifier!r} runs in this service")
     job.scope.cancel()

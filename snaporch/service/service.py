@@ -46,6 +46,7 @@ class Service:
         nursery: for what runs beside all requests: schedules, watchdogs.
         scheduler: runs plans when they are due; None where there is no directory of them.
         streams: followers at present.
+        waits: shutdowns that wait for their guests, by the ids of their operations.
         doctors: lets few examine at once: it takes time of a CPU.
     """
 
@@ -59,6 +60,7 @@ class Service:
     nursery: trio.Nursery
     scheduler: Scheduler | None = None
     streams: int = 0
+    waits: dict[str, trio.CancelScope] = attrs.field(factory=dict)
     doctors: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(DOCTORS))
     _asking: Counter[str] = attrs.field(factory=Counter)
 

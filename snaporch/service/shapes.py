@@ -68,9 +68,10 @@ class Start:
 @versioned("shutdown-request")
 @attrs.frozen
 class Shutdown:
-    """Ask the guest to power off; wait no longer than `timeout` seconds."""
+    """Ask the guest to power off; wait no longer than `timeout` seconds, nor, if so, than the client is there."""
 
     timeout: float = attrs.field(default=SHUTDOWN_SECONDS, validator=within(0, MOST_SHUTDOWN_SECONDS))
+    ends_with_client: bool = False
 
 
 @versioned("tags-request")

@@ -142,6 +142,8 @@ async def test_the_directory(tmp_path: Path, autojump_clock: MockClock, virtual_
     async with open_estate(tmp_path / "root", 1) as estate:
         write(plans, "a", "0 * * * *")
         (plans / "broken.toml").write_text("name = 3")
+        (plans / "loop.toml").symlink_to("loop.toml")
+        (plans / "directory.toml").mkdir()
         async with scheduled(estate, plans) as scheduler:
             write(plans, "b", "30 * * * *")
             write(plans, "b", "0 * * * *", file="twin")
@@ -149,6 +151,8 @@ async def test_the_directory(tmp_path: Path, autojump_clock: MockClock, virtual_
             await trio.sleep(2 * HOUR)
             seen = named(scheduler)
             assert "3 is not a string" in seen["broken"].error
+            assert "Too many levels of symbolic links" in seen["loop"].error
+            assert "directory" in seen["directory"].error
             assert "another file here is plan b" in seen["twin"].error
             assert "no domain 'nobody'" in seen["lost"].error
             assert seen["a"].outcome == seen["b"].outcome == "complete"
@@ -156,7 +160,11 @@ async def test_the_directory(tmp_path: Path, autojump_clock: MockClock, virtual_
             (plans / "a.toml").unlink()
             write(plans, "b", "45 12 * * *")
             await trio.sleep(HOUR)
-            assert sorted(named(scheduler)) == ["b", "broken", "lost", "twin"]
+            assert sorted(named(scheduler)) == ["b", "broken", "directory", "loop", "lost", "twin"]
+            plans.rename(tmp_path / "away")  # all goes on as it was last seen
+            await trio.sleep(HOUR)
+            assert "b" in named(scheduler)
+            (tmp_path / "away").rename(plans)
             assert named(scheduler)["b"].cron == "45 12 * * *"
         assert sorted(batch.name for batch in await batches(estate)) == ["a", "a", "b", "b"]
         nowhere = attrs.evolve(scheduler, directory=tmp_path / "nowhere")

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import trio
 
+from snaporch.drivers.simulated.machine import SimulatedMachine
 from snaporch.service import http1
 from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
@@ -263,3 +264,54 @@ def test_pool() -> None:
     assert len(pool) == 0
     assert tcp_peer("10.0.0.1") != tcp_peer("10.0.0.2")
     assert tcp_peer("fe80::1%eth0") == tcp_peer("fe80::2")
+
+
+async def test_a_guest_that_does_not_power_off(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a shutdown waits, a destroy ends the guest; it can be cancelled, and ends with its client if told."""
+    send, asked_to = trio.open_memory_channel[None](9)
+
+    async def deaf(_: object) -> None:
+        await send.send(None)
+
+    monkeypatch.setattr(SimulatedMachine, "shutdown", deaf)
+    uds = httpx2.AsyncHTTPTransport(uds=str(house.path))
+    url, answers = "/v1/domains/web1", []
+    async with (
+        httpx2.AsyncClient(transport=uds, base_url="http://x", timeout=ENOUGH) as root,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def shut_down(**more: object) -> None:
+            answers.append(await root.post(f"{url}/shutdown", json={"timeout": 3600} | more, timeout=60))
+
+        async def busy() -> str:
+            await asked_to.receive()
+            answer = await root.post(f"{url}/pause")
+            assert answer.status_code == 409
+            return str(answer.json()["operation"])
+
+        nursery.start_soon(shut_down)
+        identifier = await busy()
+        assert (await root.post(f"/v1/operations/{identifier}/cancel")).json()["state"] == "cancelled"
+        with trio.fail_after(ENOUGH):
+            while not answers:  # noqa: ASYNC110 - it is another task's
+                await trio.sleep(0.01)
+        assert "asked to" in answers.pop().json()["detail"]
+
+        body = b'{"timeout":3600,"ends_with_client":true}'
+        head = house.request(f"{url}/shutdown", Role.OPERATOR).replace(b"GET", b"POST").strip()
+        asked = house.knock(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await busy()
+        asked.close()
+        with trio.fail_after(ENOUGH):
+            while (await root.post(f"{url}/resume")).status_code == 409:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+        nursery.start_soon(shut_down)
+        await busy()
+        destroyed = await root.post(f"{url}/destroy")
+        assert (destroyed.status_code, destroyed.json()["state"]) == (200, "inactive")
+        with trio.fail_after(ENOUGH):
+            while not answers:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert answers[0].json()["state"] == "inactive"
