@@ -12,6 +12,7 @@ import os
 import secrets
 import sqlite3
 import uuid
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -132,6 +133,49 @@ _MIGRATIONS = (
     UPDATE snapshot SET record = json_set(record, '$.id', uid) WHERE json_valid(record);
     CREATE UNIQUE INDEX snapshot_uid ON snapshot (uid);
     UPDATE domain SET record = json_set(record, '$.uuid', new_uuid()) WHERE json_valid(record)
+    """,
+    # What has changed, newest last, each domain and snapshot once: see snaporch.catalog.changes. And what was
+    # answered to a request with an idempotency key.
+    """
+    CREATE TABLE change (
+        revision INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        domain TEXT NOT NULL,
+        name TEXT NOT NULL,
+        gone INTEGER NOT NULL,
+        UNIQUE (kind, domain, name)
+    );
+    INSERT INTO change (kind, domain, name, gone) SELECT 'domain', name, '', 0 FROM domain ORDER BY name;
+    INSERT INTO change (kind, domain, name, gone)
+        SELECT 'snapshot', domain, name, 0 FROM snapshot ORDER BY id;
+    CREATE TRIGGER domain_insert AFTER INSERT ON domain BEGIN
+        DELETE FROM change WHERE kind = 'domain' AND domain = NEW.name AND name = '';
+        INSERT INTO change (kind, domain, name, gone) VALUES ('domain', NEW.name, '', 0);
+    END;
+    CREATE TRIGGER domain_update AFTER UPDATE ON domain BEGIN
+        DELETE FROM change WHERE kind = 'domain' AND domain = NEW.name AND name = '';
+        INSERT INTO change (kind, domain, name, gone) VALUES ('domain', NEW.name, '', 0);
+    END;
+    CREATE TRIGGER domain_delete AFTER DELETE ON domain BEGIN
+        DELETE FROM change WHERE kind = 'domain' AND domain = OLD.name AND name = '';
+        INSERT INTO change (kind, domain, name, gone) VALUES ('domain', OLD.name, '', 1);
+        DELETE FROM change WHERE revision < (SELECT max(revision) FROM change) - 1000000 AND gone;
+    END;
+    CREATE TRIGGER snapshot_insert AFTER INSERT ON snapshot BEGIN
+        DELETE FROM change WHERE kind = 'snapshot' AND domain = NEW.domain AND name = NEW.name;
+        INSERT INTO change (kind, domain, name, gone) VALUES ('snapshot', NEW.domain, NEW.name, 0);
+    END;
+    CREATE TRIGGER snapshot_update AFTER UPDATE ON snapshot BEGIN
+        DELETE FROM change WHERE kind = 'snapshot' AND domain = NEW.domain AND name = NEW.name;
+        INSERT INTO change (kind, domain, name, gone) VALUES ('snapshot', NEW.domain, NEW.name, 0);
+    END;
+    CREATE TRIGGER snapshot_delete AFTER DELETE ON snapshot BEGIN
+        DELETE FROM change WHERE kind = 'snapshot' AND domain = OLD.domain AND name = OLD.name;
+        INSERT INTO change (kind, domain, name, gone) VALUES ('snapshot', OLD.domain, OLD.name, 1);
+        DELETE FROM change WHERE revision < (SELECT max(revision) FROM change) - 1000000 AND gone;
+    END;
+    ALTER TABLE idempotency ADD COLUMN status INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE idempotency ADD COLUMN answer TEXT NOT NULL DEFAULT ''
     """,
 )
 
@@ -261,7 +305,7 @@ def _migrated(connection: sqlite3.Connection) -> sqlite3.Connection:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for step in _MIGRATIONS[_version(connection) :]:
-            for statement in step.split(";"):
+            for statement in _statements(step):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
         connection.execute("COMMIT")
@@ -269,6 +313,16 @@ def _migrated(connection: sqlite3.Connection) -> sqlite3.Connection:
         connection.execute("ROLLBACK")
         raise
     return connection
+
+
+def _statements(step: str) -> Iterator[str]:
+    """Yield the statements of a step; those of a trigger are one."""
+    text = ""
+    for part in step.split(";"):
+        text += f"{part};"
+        if sqlite3.complete_statement(text):
+            yield text
+            text = ""
 
 
 def keep_copy(connection: sqlite3.Connection, path: Path) -> Path:

@@ -14,6 +14,8 @@ import trio
 from starlette.responses import Response
 
 from snaporch.batch.schedule import ScheduleInfo
+from snaporch.catalog.changes import Changes, newest
+from snaporch.catalog.changes import changes as changes_after
 from snaporch.engine.run import name_next
 from snaporch.errors import Forbidden, InvalidInput, OperationFailed, UnreadableRecord
 from snaporch.model import documents
@@ -27,6 +29,7 @@ from snaporch.service import shapes
 from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor
 from snaporch.service.confine import check_definition, check_path
 from snaporch.service.operations import (
+    WAIT_SECONDS,
     cancel,
     create,
     create_group,
@@ -211,12 +214,25 @@ async def schedules(call: Call) -> tuple[ScheduleInfo, ...]:
     return call.service.scheduler.schedules() if call.service.scheduler else ()
 
 
+async def changes(call: Call) -> Changes:
+    """List what has changed in the catalog after a revision, oldest first; with `wait`, as soon as it has."""
+    catalog, after = call.service.orchestrator.catalog, int(call.number("after", 0, MOST_REVISIONS))
+    wait, limit = call.number("wait", 0, WAIT_SECONDS), limit_of(call)
+    with trio.move_on_after(wait):
+        while await newest(catalog) == after and not call.service.feed.draining:  # noqa: ASYNC110 - see below
+            await trio.sleep(LOOK_SECONDS)  # other processes change it, too
+    return await changes_after(catalog, after, limit)
+
+
 async def whoami(call: Call) -> dict[str, str | None]:
     """Say who asks, as the service sees it."""
     await trio.lowlevel.checkpoint()
     role = call.caller.role
     return {"name": call.caller.name, "role": role.name.lower() if role else None}
 
+
+LOOK_SECONDS = 0.25
+MOST_REVISIONS = 2.0**53
 
 _DOMAIN = "/v1/domains/{domain}"
 _GROUPS = "/v1/groups"
@@ -298,5 +314,6 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain", "kind")),
     Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain", "measure")),
     Route("GET", "/v1/schedules", V, schedules, answer=list[ScheduleInfo]),
+    Route("GET", "/v1/changes", V, changes, answer=Changes, query=("after", "wait", "limit")),
     Route("GET", "/v1/whoami", V, whoami, answer=dict[str, str]),
 )

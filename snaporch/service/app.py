@@ -190,7 +190,7 @@ async def _answered(
         request.query_params,
         _parsed(raw, row.body) if row.body else None,
         key,
-        hashlib.sha256(b"\0".join([row.path.encode(), str(request.url).encode(), raw])).hexdigest() if key else "",
+        _fingerprint(request, raw) if key else "",
         *client,
     )
     found = await row.handler(call)
@@ -200,6 +200,12 @@ async def _answered(
         return Response(status_code=204)
     status = 200 if row.status == 202 and getattr(found, "ended", None) else row.status  # noqa: PLR2004
     return Response(dumps(found), status, media_type="application/json")
+
+
+def _fingerprint(request: Request, raw: bytes) -> str:
+    """Return what tells a request from another: by which name it came here, and how long it waits, are no part."""
+    parts = [request.method.encode(), request.scope["path"].encode(), raw]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 async def _body(request: Request, most: int) -> bytes:

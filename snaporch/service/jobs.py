@@ -57,6 +57,7 @@ class Job:
         work: does it.
         waits: it may wait for another operation on its domain.
         final: its status as JSON, where that is known for good.
+        farewell: called when it has ended, before anybody is told.
     """
 
     kind: OperationKind
@@ -74,6 +75,7 @@ class Job:
     result: Any = None
     error: SnaporchError | None = None
     final: str | None = None
+    farewell: Callable[[], Awaitable[None]] | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     under_way: trio.Event = attrs.field(factory=trio.Event)
     over: trio.Event = attrs.field(factory=trio.Event)
@@ -254,10 +256,11 @@ class Jobs:
             what = f"{job.kind} {job.subject} of {job.who}".replace("  ", " ")
             job.error = OperationFailed(f"{what} was cancelled; everything is as it was before")
         job.ended = time.time()
-        job.under_way.set()
-        job.over.set()
         if job.state in {QUEUED, "running"}:  # the engine had nothing to say
             self._say(job, str(job.outcome))
+        await self._keep(job)
+        job.under_way.set()
+        job.over.set()
         _log.info(
             "operation ended",
             operation=job.id,
@@ -268,6 +271,15 @@ class Jobs:
             by=job.by,
             seconds=round(job.ended - job.begun, 3),
         )
+
+    async def _keep(self, job: Job) -> None:
+        """Note what whoever asks again is to be told; that it could not be noted is told in the log."""
+        if job.farewell is not None:
+            with trio.CancelScope(shield=True):
+                try:
+                    await job.farewell()
+                except SnaporchError as error:
+                    _log.warning("an answer was not kept", operation=job.id, error=str(error))
 
     def _say(self, job: Job, state: str) -> None:
         text = str(job.error) if job.error else f"{job.kind} {job.subject}".strip()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sqlite3
 import time
 
+import attrs
+
 from snaporch.catalog import Catalog
 from snaporch.errors import InvalidInput
 
-KEPT_SECONDS = 86_400.0  # whoever has not asked again by then has given up
+KEPT_SECONDS = 30 * 86_400.0  # whoever has not asked again by then has given up
 
 
 def check_same(key: str, first: str, request: str) -> None:
@@ -21,6 +23,15 @@ def check_same(key: str, first: str, request: str) -> None:
         raise InvalidInput(f"the idempotency key {key!r} was used for another request; choose another")
 
 
+@attrs.frozen
+class Kept:
+    """What a key stands for: an operation, and what was answered when that had ended; status 0: it had not."""
+
+    operation: str
+    status: int
+    answer: str
+
+
 async def keep(catalog: Catalog, caller: str, key: str, request: str, operation: str) -> None:
     """Note, durably, which operation a key stands for; keys that are too old go."""
 
@@ -28,21 +39,29 @@ async def keep(catalog: Catalog, caller: str, key: str, request: str, operation:
         now = time.time()
         connection.execute("DELETE FROM idempotency WHERE used < ?", (now - KEPT_SECONDS,))
         row = (caller, key, request, operation, now)
-        connection.execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)", row)
+        connection.execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, 0, '')", row)
 
     await catalog.transact(work)
 
 
-async def kept(catalog: Catalog, caller: str, key: str, request: str) -> str | None:
-    """Return the id of the operation that a key stands for, or None.
+async def keep_answer(catalog: Catalog, operation: str, status: int, answer: str) -> None:
+    """Note, durably, what is answered to the request that has begun an operation, now that this has ended."""
+    query = "UPDATE idempotency SET status = ?, answer = ? WHERE operation = ?"
+    await catalog.transact(lambda connection: connection.execute(query, (status, answer, operation)))
+
+
+async def kept(catalog: Catalog, caller: str, key: str, request: str) -> Kept | None:
+    """Return what a key stands for, or None.
 
     Raises:
         InvalidInput: the key was used for something else.
     """
 
-    def work(connection: sqlite3.Connection) -> tuple[str, str] | None:
-        query = "SELECT request, operation FROM idempotency WHERE caller = ? AND key = ? AND used >= ?"
-        row: tuple[str, str] | None = connection.execute(
+    def work(connection: sqlite3.Connection) -> tuple[str, str, int, str] | None:
+        query = (
+            "SELECT request, operation, status, answer FROM idempotency WHERE caller = ? AND key = ? AND used >= ?"
+        )
+        row: tuple[str, str, int, str] | None = connection.execute(
             query, (caller, key, time.time() - KEPT_SECONDS)
         ).fetchone()
         return row
@@ -50,4 +69,4 @@ async def kept(catalog: Catalog, caller: str, key: str, request: str) -> str | N
     if (found := await catalog.read(work)) is None:
         return None
     check_same(key, found[0], request)
-    return found[1]
+    return Kept(*found[1:])

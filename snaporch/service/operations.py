@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import attrs
 from starlette.responses import Response
 
 from snaporch.catalog.store import Page
-from snaporch.errors import NotFound
+from snaporch.engine.states import State
+from snaporch.errors import NotFound, OperationFailed, Stranded
 from snaporch.model.convert import dumps
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import in_order
@@ -21,14 +23,15 @@ from snaporch.service import shapes
 from snaporch.service.call import Call, json_page, limit_of, no_cursor
 from snaporch.service.confine import check_snapshot
 from snaporch.service.jobs import BEGIN_SECONDS, Job, Work, past
-from snaporch.service.keys import keep, kept
+from snaporch.service.keys import keep, keep_answer, kept
+from snaporch.service.problems import MEDIA_TYPE, problem
 from snaporch.service.shapes import OperationStatus, flags_of
 
 FAR_FUTURE = 2.0**40
 WAIT_SECONDS = 3_600.0  # the longest that a request waits for an operation
 
 
-async def create(call: Call) -> OperationStatus:
+async def create(call: Call) -> OperationStatus | Response:
     """Take a snapshot of a domain."""
     asked: shapes.Create = call.body
     await check_snapshot(asked.snapshot, call.service.confinement, call.domain)
@@ -42,7 +45,7 @@ async def create(call: Call) -> OperationStatus:
     )
 
 
-async def create_group(call: Call) -> OperationStatus:
+async def create_group(call: Call) -> OperationStatus | Response:
     """Take a snapshot of each of several domains, all at one point."""
     asked: shapes.CreateGroup = call.body
     for domain in asked.domains:
@@ -57,7 +60,7 @@ async def create_group(call: Call) -> OperationStatus:
     return await _begin(call, OperationKind.CREATE, group, asked.snapshot.name, work, waits=waits)
 
 
-async def revert(call: Call) -> OperationStatus:
+async def revert(call: Call) -> OperationStatus | Response:
     """Take a domain back to a snapshot."""
     asked: shapes.Revert = call.body
     flags = flags_of(RevertFlag, asked.flags)
@@ -69,7 +72,7 @@ async def revert(call: Call) -> OperationStatus:
     return await _begin(call, OperationKind.REVERT, (call.domain,), call.name, work)
 
 
-async def revert_group(call: Call) -> OperationStatus:
+async def revert_group(call: Call) -> OperationStatus | Response:
     """Take several domains back to the point at which a snapshot was taken of all: all or none."""
     asked: shapes.RevertGroup = call.body
     flags = flags_of(RevertFlag, asked.flags)
@@ -81,7 +84,7 @@ async def revert_group(call: Call) -> OperationStatus:
     return await _begin(call, OperationKind.REVERT, in_order(asked.domains), asked.name, work)
 
 
-async def verify(call: Call) -> OperationStatus:
+async def verify(call: Call) -> OperationStatus | Response:
     """Read every file of a snapshot in full and compare it with what was saved."""
 
     async def work() -> Any:
@@ -90,7 +93,7 @@ async def verify(call: Call) -> OperationStatus:
     return await _begin(call, OperationKind.VERIFY, (call.domain,), call.name, work)
 
 
-async def delete(call: Call) -> OperationStatus:
+async def delete(call: Call) -> OperationStatus | Response:
     """Delete snapshots; what the guest and every other snapshot hold stays the same."""
     asked: shapes.Delete = call.body
     flags = flags_of(DeleteFlag, asked.flags)
@@ -108,7 +111,7 @@ async def plan_delete(call: Call) -> MergePlan:
     return await call.service.orchestrator.delete(call.domain, asked.names, flags, dry_run=True)
 
 
-async def delete_group(call: Call) -> OperationStatus:
+async def delete_group(call: Call) -> OperationStatus | Response:
     """Delete snapshots that were taken of several domains at one point, of all of them."""
     asked: shapes.DeleteGroup = call.body
     flags = flags_of(DeleteFlag, asked.flags)
@@ -126,7 +129,7 @@ async def plan_delete_group(call: Call) -> dict[str, MergePlan]:
     return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, dry_run=True)
 
 
-async def flatten(call: Call) -> OperationStatus:
+async def flatten(call: Call) -> OperationStatus | Response:
     """Shorten the chains of a domain, or of a snapshot, by copying up; nobody sees a difference."""
     asked: shapes.Flatten = call.body
 
@@ -142,7 +145,7 @@ async def plan_flatten(call: Call) -> MergePlan:
     return await call.service.orchestrator.flatten(call.domain, asked.snapshot, asked.depth, dry_run=True)
 
 
-async def recover(call: Call) -> OperationStatus:
+async def recover(call: Call) -> OperationStatus | Response:
     """Finish or undo what a crash left."""
     asked: shapes.Recover = call.body
 
@@ -153,7 +156,7 @@ async def recover(call: Call) -> OperationStatus:
     return await _begin(call, OperationKind.RECOVER, (asked.domain,) if asked.domain else (), "", work)
 
 
-async def fsck(call: Call) -> OperationStatus:
+async def fsck(call: Call) -> OperationStatus | Response:
     """Compare catalog, files and running hypervisors."""
     asked: shapes.Fsck = call.body
 
@@ -165,7 +168,7 @@ async def fsck(call: Call) -> OperationStatus:
 
 async def _begin(
     call: Call, kind: OperationKind, domains: tuple[str, ...], subject: str, work: Work, *, waits: bool = False
-) -> OperationStatus:
+) -> OperationStatus | Response:
     """Take a job, or find the one that the key stands for; answer when it is under way, or as `wait` says.
 
     Raises:
@@ -174,9 +177,12 @@ async def _begin(
     wait = call.number("wait", BEGIN_SECONDS, WAIT_SECONDS)
     jobs, catalog, by = call.service.jobs, call.service.orchestrator.catalog, call.caller.name
     earlier = await kept(catalog, by, call.key, call.request) if call.key else None
-    job = jobs.known(by, call.key, call.request) or jobs.get(earlier or "")
-    if job is None and earlier is not None and (record := await catalog.operation(earlier)) is not None:
-        return past(record)
+    job = jobs.known(by, call.key, call.request) or jobs.get(earlier.operation if earlier else "")
+    if job is None and earlier is not None:
+        if earlier.status:
+            return Response(earlier.answer, earlier.status, media_type=_media_type(earlier.status))
+        if (record := await catalog.operation(earlier.operation)) is not None:
+            return _told(record)
     if job is None:
         new = Job(kind, domains, subject, by, work, waits=waits)
         if call.key:
@@ -189,8 +195,38 @@ async def _begin(
 
 
 async def _kept_first(call: Call, identifier: str, work: Work) -> Any:
-    await keep(call.service.orchestrator.catalog, call.caller.name, call.key, call.request, identifier)
+    """Do a job whose request has a key: its id is kept before it begins, its answer when it has ended."""
+    catalog = call.service.orchestrator.catalog
+    await keep(catalog, call.caller.name, call.key, call.request, identifier)
+    job = call.service.jobs.get(identifier)
+    if job is not None:
+        job.farewell = partial(_keep_answer, call, job)
     return await work()
+
+
+async def _keep_answer(call: Call, job: Job) -> None:
+    status = job.error.http_status if job.error is not None else 200
+    answer = dumps(problem(job.error) if job.error is not None else await _status(call, job))
+    await keep_answer(call.service.orchestrator.catalog, job.id, status, answer)
+
+
+def _media_type(status: int) -> str:
+    return "application/json" if status < HTTPStatus.BAD_REQUEST else MEDIA_TYPE
+
+
+def _told(record: OperationRecord) -> OperationStatus:
+    """Return what is told of an operation that the journal knows; what has failed is raised, as it was before.
+
+    Raises:
+        OperationFailed: it was rolled back.
+        Stranded: it is stranded.
+    """
+    if record.state == State.ROLLED_BACK:
+        raise OperationFailed(record.error or f"{record.kind} {record.subject} was rolled back")
+    if record.state == State.STRANDED:
+        what = f"{record.kind} {record.subject} could be neither finished nor undone"
+        raise Stranded(what, record.id, (record.error or "see `snaporch operations`",))
+    return past(record)
 
 
 async def _status(call: Call, job: Job) -> OperationStatus:

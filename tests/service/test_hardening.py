@@ -12,16 +12,23 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+import trio
 
+from snaporch import CreateFlag, DomainDefinition, DomainSnapshot
 from snaporch.errors import InvalidInput, Unavailable
 from snaporch.service import doors, log
+from snaporch.service.app import make_app
 from snaporch.service.config import Config, load_config
 from snaporch.service.roles import Role, Tokens
-from tests.service.conftest import Lab
+from snaporch.service.service import open_service
+from snaporch.testing import open_simulated_world
+from tests.service.conftest import ROOT_PEER, Lab, peer
 
 SECONDS = 60.0
 NOBODY = 65534
@@ -218,3 +225,80 @@ async def test_values_have_ranges(lab: Lab) -> None:
         answer = await lab.http.request(method, url, content=json.dumps(body))
         assert answer.status_code == 422, (url, body, answer.text[:200])
     assert await lab.world.everything() == before
+
+
+async def test_the_same_answer_after_a_restart(tmp_path: Path) -> None:
+    """A key stands for one request, whatever its host name and how long it waits, and for its answer, for good."""
+    url, key = f"{WEB}/snapshots", {"idempotency-key": "k"}
+    asked: tuple[tuple[str, dict[str, Any], str], ...] = (
+        (url, {"snapshot": {"name": "good"}, "flags": ["live"]}, "good"),
+        (url, {"snapshot": {"name": "good", "description": "again"}, "flags": ["live"]}, "bad"),
+        ("/v1/fsck", {}, "fsck"),
+    )
+    async with open_simulated_world(tmp_path / "root") as world:
+        answers = []
+        for restart in range(2):
+            async with open_service(world.orchestrator, Config(directories=("/images",))) as service:
+                transport = httpx2.ASGITransport(app=make_app(service))
+                async with httpx2.AsyncClient(transport=transport, base_url=f"http://x{restart}") as http:
+                    with peer(ROOT_PEER):
+                        for wait in ("?wait=60", "?wait=59"):
+                            for path, body, name in asked:
+                                headers = {"idempotency-key": name}
+                                answer = await http.post(path + wait, json=body, headers=headers)
+                                answers.append((name, answer.status_code, answer.json()))
+                        other = await http.post(url, json={}, headers=key | {"idempotency-key": "good"})
+                        assert other.status_code == 422
+        for name in ("good", "bad", "fsck"):
+            found = [rest for each, *rest in answers if each == name]
+            assert found == found[:1] * 4
+        assert [status for _, status, _ in answers[:3]] == [200, 409, 200]
+        assert len(await world.orchestrator.list("web1")) == 1
+
+
+async def test_changes(tmp_path: Path) -> None:
+    """From the feed an inventory can be kept: by numbers that hold across restarts, with what is gone."""
+    inventory: dict[tuple[str, str, str], Any] = {}
+    revision = 0
+    async with open_simulated_world(tmp_path / "root") as world:
+        orch = world.orchestrator
+
+        async def follow(http: httpx2.AsyncClient, **query: float) -> dict[str, Any]:
+            nonlocal revision
+            page: dict[str, Any] = {"more": True}
+            while page["more"]:
+                asked = query | {"after": revision, "limit": 2}
+                page = (await http.get("/v1/changes", params=asked)).json()
+                for item in page["items"]:
+                    assert item["revision"] > revision
+                    revision = item["revision"]
+                    at = (item["kind"], item["domain"], item["name"])
+                    inventory.pop(at, None)
+                    if not item["gone"]:
+                        inventory[at] = item["record"]
+                assert page["revision"] == revision
+            return page
+
+        for restart in range(2):
+            async with open_service(orch) as service:
+                transport = httpx2.ASGITransport(app=make_app(service))
+                async with httpx2.AsyncClient(transport=transport, base_url="http://x") as http:
+                    with peer(ROOT_PEER):
+                        names = [f"n{restart}{number}" for number in range(3)]
+                        for name in names:
+                            await orch.create("web1", DomainSnapshot(name), CreateFlag.LIVE)
+                        await follow(http)
+                        await orch.delete("web1", names[0])
+                        await orch.define(DomainDefinition("new", driver="simulated"))
+                        await orch.undefine("new")
+                        await follow(http, wait=60)
+                        assert {name for kind, _, name in inventory if kind == "snapshot"} == {
+                            record.name for record in await orch.list("web1")
+                        }
+                        assert [at for at in inventory if at[0] == "domain"] == [("domain", "web1", "")]
+                        assert all("images" not in record for record in inventory.values())
+                        assert (await http.get("/v1/changes?after=99999999")).json()["gap"]
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(partial(follow, http, wait=60))
+                            await orch.tag("web1", [f"t{restart}"])
+                        assert inventory["domain", "web1", ""]["tags"] == [f"t{restart}"]
