@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import h11
+import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
@@ -21,9 +22,12 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from snaporch.engine.run import leaves
+
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0  # for the first request of a connection to have come, from its beginning to its last header
 AHEAD_BYTES = 256 * 1024  # that a client may send before they are looked at
+_log = structlog.get_logger("snaporch.service")
 _UPGRADES = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -59,8 +63,10 @@ class Connection(TCPServer):
                 if tls:
                     await self.stream.do_handshake()
             await self._serve(tls=tls)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError):
-            return  # the client's doing, or its end
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError):
+            pass  # the client's doing, or its end
+        except* Exception as group:  # noqa: BLE001 - what one client brings about ends its connection, and no other
+            _log.warning("a connection was given up", error=[repr(leaf) for leaf in leaves(group)])
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._visitor)
