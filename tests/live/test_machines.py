@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ class Lab:
         qmp: bool = True,
         prefix: Sequence[str] = (),
         open_to_all: bool = False,
+        fds: Sequence[int] = (),
     ) -> None:
         """Start a QEMU whose CPUs stand."""
         for place in (self.place, *self.place.parents) if open_to_all else ():
@@ -81,7 +83,9 @@ class Lab:
         command = [*prefix, self.qemu.emulator, "-S", "-nodefaults", "-display", "none", "-accel", "tcg"]
         command += ["-M", machine, "-m", memory, *words]
         command += ["-qmp", f"unix:{self.socket},server=on,wait=off"] if qmp else []
-        process = subprocess.Popen(command, cwd=self.place, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=self.place, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=fds
+        )
         self._processes.append(process)
         with trio.fail_after(SECONDS):
             while not await self._answers():
@@ -115,12 +119,12 @@ class Lab:
         async with driver.connect(record.handle, NAME) as machine:
             return await machine.shape()
 
-    async def check_refused(self, words: str, name: str = "c1") -> None:
+    async def check_refused(self, words: str, name: str = "c1", flags: RevertFlag | None = None) -> None:
         """Assert that a revert is refused with these words, and that the machine is untouched."""
         before, record = await self.shape(), await self.orch.catalog.domain(NAME)
         with pytest.raises(Refused, match=words) as caught:
-            await self.revert(name)
-        assert "FORCE" not in str(caught.value)
+            await self.revert(name, flags)
+        assert "force" not in str(caught.value).lower()
         assert await self.shape() == before
         assert await self.orch.catalog.domain(NAME) == record
 
@@ -350,6 +354,20 @@ async def test_the_way_back(lab: Lab, what: str) -> None:
             await lab.create()
 
 
+async def test_what_nobody_else_can_have(lab: Lab) -> None:
+    """An inherited descriptor is gone with the process that has it: not even with FORCE is that ended."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        network = json.dumps({"type": "socket", "id": "n0", "fd": str(theirs.fileno())})
+        await lab.start("-netdev", network, "-device", "virtio-net-pci,netdev=n0", fds=(theirs.fileno(),))
+    await lab.attach()
+    with pytest.raises(Unsupported, match=r"no other process can have an inherited descriptor \(-netdev"):
+        await lab.create()
+    await lab.orch.create(NAME, DomainSnapshot("c1"), options=CreateOptions(even_if_no_way_back=True))
+    for flags in (RevertFlag(0), RevertFlag.FORCE):
+        await lab.check_refused("no other process can have an inherited descriptor", flags=flags)
+
+
 async def test_another_users(lab: Lab) -> None:
     """Whoever owns an attached QEMU decides what its program is: it is never started with our rights."""
     program = lab.place / "qemu-mine"
@@ -430,4 +448,5 @@ async def test_a_copy_that_cannot_be_tried(lab: Lab) -> None:
     report = await lab.orch.verify(NAME, "c1", boot=True)
     assert (report.files, report.boot, report.ok, report.booted) == ("good", Boot.NOT_POSSIBLE, True, None)
     assert "not there any more" in report.reason
-    await lab.check_refused("not there any more")
+    for flags in (RevertFlag(0), RevertFlag.FORCE):
+        await lab.check_refused("not there any more", flags=flags)

@@ -156,8 +156,3 @@ def _plugged(options: Iterable[Option], devices: set[str]) -> str:
     if devices and (gone := asked - there):
         return f"device {min(gone)} was unplugged since QEMU was started, and is on its command line"
     return ""
-
-
-def blocker(process: QemuProcess) -> str:
-    """Return what a second QEMU like `process` would want too, or an empty string."""
-    return "; ".join(f"both would have {each}" for each in held(process))

@@ -361,8 +361,19 @@ class QemuDriver(Driver, StartsBeside):
         return tuple(hostside.stand_ins(held))
 
     async def beside_blocker(self, launch: Launch) -> str:
-        """See StartsBeside: what both would hold shows when the second one starts, its CPUs stopped."""
-        return attach.blocker(QemuProcess.of(launch.template)) if launch.template else ""
+        """See StartsBeside: what both would hold.
+
+        Raises:
+            OtherMachine: no machine like the present one can be started at all, beside it or in its place.
+        """
+        if launch.template is None:
+            return ""
+        template = QemuProcess.of(launch.template)
+        self._like(template, launch, [])
+        held = attach.held(template)
+        if lost := [each for each in held if not each.again]:
+            raise OtherMachine(f"{launch.definition.name}: no other process can have {lost[0]}")
+        return _both(held)
 
     async def doctor(self) -> dict[str, Any]:
         """See Driver."""
