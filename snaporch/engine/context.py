@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
+import structlog
 import trio
 
 from snaporch.catalog import Catalog, domain_lock
@@ -16,11 +17,20 @@ from snaporch.drivers.registry import Registry
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
 from snaporch.engine.verdict import Verdict
-from snaporch.errors import HypervisorError, InvalidInput, OperationFailed, Refused
+from snaporch.errors import (
+    HypervisorError,
+    InvalidInput,
+    NotFound,
+    OperationFailed,
+    Refused,
+    SnaporchError,
+)
 from snaporch.model.domain import DiskStatus, DomainRecord, Handle
 from snaporch.model.names import check_name, short
 
 DYING_SECONDS = 2.0
+PUBLISH_SECONDS = 20.0
+_log = structlog.get_logger("snaporch")
 at_work: set[str] = set()  # ids of the operations of this process, in whichever orchestrator
 
 
@@ -98,6 +108,8 @@ class Context:
                     await stack.enter_async_context(lock)
                 if not only_looks:
                     stack.push_async_callback(self._release, operation)
+                    if not operation.kind.only_reads:
+                        stack.push_async_callback(self._publish, operation)
                 yield
         except OSError as error:
             what = f"{running} of {operation.who} failed".replace("  ", " ")
@@ -105,6 +117,19 @@ class Context:
             raise OperationFailed(f"{what}: {words} ({error.filename}); nothing was touched") from error
         finally:
             at_work.discard(operation.id)
+
+    async def _publish(self, operation: Operation) -> None:
+        """Tell managers of domains on which images the disks are now; what fails is told by the next operation."""
+        with trio.move_on_after(PUBLISH_SECONDS, shield=True):
+            for name in operation.domains:
+                with suppress(NotFound):
+                    record = await self.catalog.domain(name)
+                    try:
+                        await self.driver(record).publish(record)
+                    except (SnaporchError, OSError) as error:
+                        _log.warning(
+                            "the domain's manager was not told of its images", domain=name, error=str(error)
+                        )
 
     async def _release(self, operation: Operation) -> None:
         with trio.CancelScope(shield=True):

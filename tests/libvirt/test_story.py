@@ -9,7 +9,7 @@ import pytest
 
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
-from snaporch.model.rfc import RevertFlag
+from snaporch.model.rfc import CreateFlag, RevertFlag
 from tests.conftest import _qemus
 from tests.libvirt.lab import Libvirt
 from tests.libvirt.world import LibvirtWorld, open_libvirt_world
@@ -68,4 +68,8 @@ async def test_paused_and_power_cycle(world: LibvirtWorld) -> None:
     await world.create("again")
     await world.orch.destroy(NAME)
     assert await world.state() is DomainState.INACTIVE
+    await world.create("off", flags=CreateFlag.DISK_ONLY)
+    assert world.libvirt_disks("--inactive") == await active(world)
+    await world.orch.delete(NAME, "off")
+    assert world.libvirt_disks("--inactive") == await active(world)
     await world.start()

@@ -155,6 +155,12 @@ class Driver(abc.ABC):
         """
         return new
 
+    async def publish(self, record: DomainRecord) -> None:  # noqa: B027 - where nobody else manages domains
+        """Tell whoever manages a domain on which images its disks are now; called after each operation on it.
+
+        So that somebody who starts it by other means starts it on these. Idempotent.
+        """
+
     async def overlay_place(
         self,
         record: DomainRecord,  # noqa: ARG002 - for others

@@ -260,6 +260,21 @@ class LibvirtDriver(Driver):
         """See Driver."""
         await end_sinks(plan.path)
 
+    async def publish(self, record: DomainRecord) -> None:
+        """See Driver: libvirt does not see what is done to the images of a domain that does not run."""
+        known = LibvirtDomain.of(record.template) if record.template is not None else None
+        if known is None or record.handle is not None:
+            return
+        async with open_connection(known.uri, record.name) as connection:
+            domain = await connection.domain(known.uuid)
+            if not await connection.call("virDomainIsPersistent", domain.isPersistent):
+                return
+            flags = connection.libvirt.VIR_DOMAIN_XML_INACTIVE | connection.libvirt.VIR_DOMAIN_XML_SECURE
+            text = await connection.call("virDomainGetXMLDesc", domain.XMLDesc, flags)
+            now = {disk.target: disk.chain[0] for disk in domain_xml.disks(domain_xml.parse(text))}
+            if now != {disk.target: disk.path for disk in record.disks}:
+                await _define(connection, domain_xml.with_disks(text, record.disks))
+
     # Files.
 
     async def overlay_place(
