@@ -26,7 +26,8 @@ from snaporch.drivers.qemu.hostside import Held
 from snaporch.drivers.qemu.options import expand, parse
 from snaporch.drivers.qemu.surroundings import foreign, untrusted
 from snaporch.drivers.qmp import open_qmp
-from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine, image_file
+from snaporch.drivers.qmp.blocks import image_file
+from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, OtherMachine, Refused, Unsupported

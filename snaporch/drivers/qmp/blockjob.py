@@ -15,10 +15,11 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Guard, Progress
+from snaporch.drivers.base import Guard, Machine, Progress
 from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, NotConverging
+from snaporch.model.domain import DomainState
 from snaporch.model.request import MergeOptions, OnTimeout
 
 PREFIX = "snaporch-"  # of a job's id and of a throttle group's; the target of a disk follows
@@ -160,11 +161,13 @@ class Brake:
         node: the block node that the guest writes to.
         group: for the limit: found by it, should we crash.
         guard: lets a guest run that we have stopped, should we die.
+        machine: the guest's.
     """
 
     node: str
     group: str
     guard: Guard
+    machine: Machine
     _qmp: QMP
     _throttled: bool = False
     _stopped: bool = False
@@ -196,17 +199,17 @@ class Brake:
         return self._throttled
 
     async def _stop(self) -> None:
-        if (await self._qmp.execute("query-status"))["running"]:
+        if await self.machine.state() is DomainState.RUNNING:
             await self.guard.dismiss()
             await self.guard.post()
             self._stopped = True
-            await self._qmp.execute("stop")
+            await self.machine.pause()
 
     async def release(self) -> None:
         """Let the guest go on as before. Idempotent."""
         with suppress(ConnectionGone):  # then there is no guest any more
             if self._stopped:
-                await self._qmp.execute("cont")
+                await self.machine.resume()
             if self._throttled:
                 await unthrottle(self._qmp)
         await self.guard.dismiss()

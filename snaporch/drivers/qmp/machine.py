@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from string import ascii_lowercase
 from typing import Any
 
 import trio
-import xxhash
 
 from snaporch.drivers.base import (
     Capabilities,
     DirtyRate,
     Guard,
     GuestAgent,
-    LiveCopies,
-    LiveMerges,
     LoadNote,
     LoadsMemory,
-    Machine,
     MemoryStreams,
-    Overlay,
-    Overlays,
     PauseNote,
     PivotNote,
     PointsInside,
-    Progress,
     Stream,
     StreamPlan,
     Trait,
-    untold,
 )
 from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import agent, internal
+from snaporch.drivers.qmp.blocks import Blocks, chain_of
 from snaporch.drivers.qmp.guards import Reach
-from snaporch.drivers.qmp.merge import Merger
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.protocol import QMP
@@ -58,7 +49,6 @@ from snaporch.errors import (
 from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 from snaporch.model.names import TARGET
-from snaporch.model.request import MergeOptions, OnTimeout
 
 # Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
@@ -102,8 +92,6 @@ MACHINE_TRAITS = frozenset(
         Trait.DIRTY_RATE,
     ]
 )
-# Undoing must end: a guest that outruns the merge, slowed down too, is paused for the rest of it.
-_TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
 _GUEST_NAME = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+")
 
 
@@ -119,34 +107,7 @@ def _target_of(block: dict[str, Any], taken: set[str], *, ours: bool) -> str:
     return next(name for letter in ascii_lowercase if (name := prefix + letter) not in taken)
 
 
-def image_file(image: dict[str, Any]) -> str:
-    """Return the name of an image's file as QEMU was given it.
-
-    QEMU speaks of an image whose backing is not named as in its header as ``json:{…}``, all its options.
-    """
-    name = str(image["filename"])
-    if name.startswith("json:"):
-        options = json.loads(name.removeprefix("json:"))
-        while isinstance(options.get("file"), dict):
-            options = options["file"]
-        name = options.get("filename", name)
-    return name
-
-
-def _chain(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
-    while image is not None:
-        yield os.path.normpath(os.path.join(cwd, image_file(image)))
-        image = image.get("backing-image")
-
-
-def _node_of(overlay: Overlay) -> str:
-    """Return the name of the block node of an overlay: its own, also after a crash of ours, and short enough."""
-    return f"sp-{xxhash.xxh3_64_hexdigest(overlay.path.encode())}"
-
-
-class QemuMachine(
-    Machine, MemoryStreams, LoadsMemory, Overlays, LiveMerges, LiveCopies, PointsInside, GuestAgent, DirtyRate
-):
+class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, DirtyRate):
     """See Machine."""
 
     def __init__(self, qmp: QMP, process: QemuProcess, agent: str = "", aside: str = "") -> None:
@@ -154,6 +115,7 @@ class QemuMachine(
         self._reach = Reach(qmp, process.socket, aside, agent)
         self._agent = agent
         self._process = process
+        self.cwd = process.cwd
         self._pauses: Subscription
         self._migration: Subscription
         self._times: dict[str, float] = {}
@@ -243,7 +205,7 @@ class QemuMachine(
             if inserted is None:
                 continue
             image = inserted["image"]
-            chain = tuple(_chain(image, self._process.cwd))
+            chain = tuple(chain_of(image, self.cwd))
             found[target] = DiskStatus(
                 target=target,
                 active=chain[0],
@@ -263,7 +225,7 @@ class QemuMachine(
             if (inserted := block.get("inserted")) is not None:
                 target = _target_of(block, taken, ours=not self._process.attached)
                 taken.add(target)
-                path = next(_chain(inserted["image"], self._process.cwd))
+                path = next(chain_of(inserted["image"], self.cwd))
                 if odd := oddity(path, inserted["drv"], inserted["image"]):
                     found[target] = odd
         return found
@@ -326,7 +288,7 @@ class QemuMachine(
         return self._reach.load(note, [nodes[target] for target in note.targets])
 
     def pivot_guard(self, job: str, note: PivotNote) -> Guard:
-        """Return a guard for the time in which QEMU holds what the guest writes to a disk that is to pivot."""
+        """See Blocks."""
         return self._reach.pivot(job, note)
 
     async def check_agent(self) -> None:
@@ -376,39 +338,8 @@ class QemuMachine(
         self._times.clear()
         self._run_changes = 0
 
-    async def open_overlay(self, overlay: Overlay) -> None:
-        """See Overlays; the overlay's backing is left open: the transaction puts it on the present node."""
-        await self.qmp.execute(
-            "blockdev-add",
-            {
-                "driver": "qcow2",
-                "node-name": _node_of(overlay),
-                "file": {"driver": "file", "filename": overlay.path},
-                "backing": None,
-                "discard": "unmap",
-            },
-        )
-
-    async def nodes(self) -> set[str]:
-        """Return the names of all block nodes."""
-        nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
-        return {node["node-name"] for node in nodes}
-
-    async def close_overlay(self, overlay: Overlay) -> None:
-        """See Overlays."""
-        if (node := (await self.image_nodes()).get(overlay.path)) is not None:
-            await self.qmp.execute("blockdev-del", {"node-name": node})
-
-    async def switch(self, overlays: Sequence[Overlay]) -> None:
-        """See Overlays."""
-        actions = [
-            {"type": "blockdev-snapshot", "data": {"node": overlay.base.node, "overlay": _node_of(overlay)}}
-            for overlay in overlays
-        ]
-        await self.qmp.execute("transaction", {"actions": actions})
-
-    async def _activate(self) -> None:
-        """Make nodes writable that a finished migration of a guest which stays paused has left inactive."""
+    async def activate(self) -> None:
+        """See Blocks."""
         nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
         status = await self.qmp.execute("query-status")
         if "blockdev-set-active" in self.capabilities.features:
@@ -429,35 +360,9 @@ class QemuMachine(
                     await self.qmp.execute("block-export-del", {"id": "snaporch", "mode": "hard"})
             await self.qmp.execute("nbd-server-stop")
 
-    async def image_nodes(self, *, writable: bool = False) -> dict[str, str]:
-        """Return the block nodes of all open images, or only of those open for writing, by path."""
-        nodes = await self.qmp.execute("query-named-block-nodes")
-        wanted = (node for node in nodes if node["drv"] in {"qcow2", "raw"} and not (writable and node["ro"]))
-        return {next(_chain(node["image"], self._process.cwd)): node["node-name"] for node in wanted}
-
     def is_ours(self, node: str) -> bool:
-        """Return whether we have opened a node, here or on the command line."""
+        """See Blocks."""
         return node.startswith("sp-") or (node.endswith("-image") and not self._process.attached)
-
-    async def commit_image(
-        self, top: str, base: str, *, note: PivotNote, options: MergeOptions, progress: Progress
-    ) -> None:
-        """See LiveMerges."""
-        await self._activate()
-        await Merger(self).commit(top, base, note, options, progress)
-
-    async def merge_back(self, overlay: Overlay, note: PivotNote) -> None:
-        """See Overlays."""
-        await self.commit_image(overlay.path, overlay.base.active, note=note, options=_TO_THE_END, progress=untold)
-
-    async def stream_image(self, top: str, base: str | None, *, options: MergeOptions, progress: Progress) -> None:
-        """See LiveCopies."""
-        await self._activate()
-        await Merger(self).stream(top, base, options, progress)
-
-    async def settle_merges(self, active: Mapping[str, str]) -> None:
-        """See Overlays."""
-        await Merger(self).settle(active)
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See MemoryStreams."""

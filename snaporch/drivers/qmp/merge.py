@@ -18,7 +18,7 @@ from snaporch.model.domain import DiskStatus
 from snaporch.model.request import MergeOptions
 
 if TYPE_CHECKING:
-    from snaporch.drivers.qmp.machine import QemuMachine
+    from snaporch.drivers.qmp.blocks import Blocks
 
 PIVOT_SECONDS = 120.0
 
@@ -27,11 +27,11 @@ PIVOT_SECONDS = 120.0
 class Merger:
     """Merges in one QEMU."""
 
-    machine: QemuMachine
+    machine: Blocks
 
     def _brake(self, disk: DiskStatus) -> Brake:
         guard = self.machine.guard(PauseNote(keep_stream=True))
-        return Brake(disk.node, f"{PREFIX}{disk.target}", guard, self.machine.qmp)
+        return Brake(disk.node, f"{PREFIX}{disk.target}", guard, self.machine, self.machine.qmp)
 
     async def _disk_with(self, image: str) -> DiskStatus:
         return next(disk for disk in await self.machine.disks() if image in disk.chain)
