@@ -17,6 +17,7 @@ from snaporch.errors import InvalidInput, Unsupported
 BUILT_IN: Mapping[str, str] = {
     "qemu": "snaporch.drivers.qemu.driver:QemuDriver",
     "libvirt": "snaporch.drivers.libvirt.driver:LibvirtDriver",
+    "xen": "snaporch.drivers.xen.driver:XenDriver",
 }
 """The drivers of snaporch itself, each with the module and the class."""
 

@@ -34,6 +34,24 @@ def _checked_target(disk: DeviceDisk) -> str:
     return disk.target
 
 
+class XenKind(enum.StrEnum):
+    """The kinds of Xen guests that can be defined."""
+
+    PV = "pv"
+    PVH = "pvh"
+
+
+@attrs.frozen
+class XenOptions:
+    """What a definition says for Xen: the table ``[xen]``.
+
+    Attributes:
+        kind: ``pv`` or ``pvh``.
+    """
+
+    kind: XenKind = XenKind.PV
+
+
 @versioned("definition")
 @attrs.frozen
 class DomainDefinition:
@@ -51,7 +69,8 @@ class DomainDefinition:
         extra_args: passed to QEMU as they are.
         guest_agent: the guest has a serial port for the QEMU guest agent, which QUIESCE needs.
         disks: in the order in which the guest sees them.
-        driver: the hypervisor driver, ``qemu`` or ``simulated``.
+        driver: the hypervisor driver, for example ``qemu`` or ``xen``.
+        xen: what is said for Xen.
     """
 
     name: str
@@ -68,6 +87,7 @@ class DomainDefinition:
     guest_agent: bool = False
     disks: tuple[DeviceDisk, ...] = ()
     driver: str = "qemu"
+    xen: XenOptions | None = None
 
     def __attrs_post_init__(self) -> None:
         check_name(self.name, "domain")

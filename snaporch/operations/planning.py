@@ -340,6 +340,8 @@ def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) ->
         return Strategy.PAUSED, "the guest is paused already"
     if CreateFlag.LIVE not in flags:
         return Strategy.PAUSED, "asked for without LIVE"
+    if capabilities.live_blocker:
+        raise Unsupported(f"{scene.domain.name}: {capabilities.live_blocker}")
     caveat = capabilities.precopy_caveat
     if options.strategy is Strategy.PRECOPY:
         return Strategy.PRECOPY, f"asked for, although {caveat}" if caveat else "asked for"
