@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snaporch.errors import DamagedSnapshot, InvalidInput, NotFound, Unsupported
-from snaporch.images.chain import Graph, Image, Point, doomed_by, graph_of, heir
+from snaporch.images.chain import Copies, Graph, Image, Point, doomed_by, graph_of, heir
 from snaporch.images.merge import apply, plan_delete, plan_flatten, render
 from snaporch.model.domain import DomainDefinition, DomainRecord
-from snaporch.model.merge import MergePlan
+from snaporch.model.merge import MergeKind, MergePlan, Where
 from snaporch.model.rfc import DeleteFlag, DeviceDisk
 from tests.merge_model import Contents, check, least, snapshot_record
 
@@ -59,6 +59,28 @@ def test_any_small_graph_keeps_its_promises_and_moves_the_least(
     plan = plan_delete(graph, doomed)
     assert (len(apply(graph, plan).images), plan.bytes) == least(graph.without(doomed))
     check(graph, contents, plan, chance)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    small_graphs(),
+    st.sets(st.sampled_from(["s0", "s1", "s2"])),
+    st.sampled_from([Copies.INTO_ACTIVE, Copies.INTO_NONE]),
+    st.randoms(use_true_random=False),
+)
+def test_where_nothing_is_copied_up_all_is_committed_down(
+    graph: Graph, doomed: set[str], copies: Copies, chance: random.Random
+) -> None:
+    """Of a hypervisor that copies into active images only, or into none that is open; the user's own disk stays."""
+    graph = attrs.evolve(graph, running=True, copies=copies)
+    data = {path: {c: f"{path} {c}" for c in range(image.allocated)} for path, image in graph.images.items()}
+    data = {path: {c: v for c, v in d.items() if c < graph.images[path].virtual_size} for path, d in data.items()}
+    plan = plan_delete(graph, doomed)
+    for step in plan.steps:
+        if (step.kind, step.where) == (MergeKind.STREAM, Where.LIVE):
+            can = copies is Copies.INTO_ACTIVE and step.active
+            assert can or graph.images[step.top].original
+    check(graph, Contents(dict(graph.images), data), plan, chance)
 
 
 # --- shown trees --------------------------------------------------------------------------------------------------
