@@ -253,9 +253,13 @@ class Client:
         flags: RevertFlag = RevertFlag(0),  # noqa: B008 - an immutable value
         *,
         save_current: str = "",
+        ids: Collection[str] = (),
     ) -> SnapshotRecord:
         """See `Orchestrator.revert`."""
-        url, body = f"{_snapshot(domain, name)}/revert", {"flags": flag_names(flags), "save_current": save_current}
+        url, body = (
+            f"{_snapshot(domain, name)}/revert",
+            {"flags": flag_names(flags), "save_current": save_current, "ids": list(ids)},
+        )
         return cast("SnapshotRecord", await self._operate(SnapshotRecord, url, **body))
 
     async def revert_group(
@@ -265,10 +269,17 @@ class Client:
         flags: RevertFlag = RevertFlag(0),  # noqa: B008 - an immutable value
         *,
         save_current: str = "",
+        ids: Collection[str] = (),
     ) -> tuple[SnapshotRecord, ...]:
         """See `Orchestrator.revert_group`."""
         kind = tuple[SnapshotRecord, ...]
-        body = {"domains": domains, "name": name, "flags": flag_names(flags), "save_current": save_current}
+        body = {
+            "domains": domains,
+            "name": name,
+            "flags": flag_names(flags),
+            "save_current": save_current,
+            "ids": list(ids),
+        }
         return cast("tuple[SnapshotRecord, ...]", await self._operate(kind, "groups/revert", **body))
 
     async def delete(
@@ -278,11 +289,13 @@ class Client:
         flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
         options: MergeOptions | None = None,
         *,
+        ids: Collection[str] = (),
         dry_run: bool = False,
     ) -> MergePlan:
         """See `Orchestrator.delete`."""
         names = [name] if isinstance(name, str) else list(name)
         body: dict[str, Any] = {"names": names, "flags": flag_names(flags), "options": options or MergeOptions()}
+        body |= {"ids": list(ids)}
         url = f"{_domain(domain)}/delete"
         ask = self._post(MergePlan, f"{url}/plan", **body) if dry_run else self._operate(MergePlan, url, **body)
         return cast("MergePlan", await ask)
@@ -294,12 +307,13 @@ class Client:
         flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
         options: MergeOptions | None = None,
         *,
+        ids: Collection[str] = (),
         dry_run: bool = False,
     ) -> dict[str, MergePlan]:
         """See `Orchestrator.delete_group`."""
         names = [name] if isinstance(name, str) else list(name)
         body: dict[str, Any] = {"names": names, "flags": flag_names(flags), "options": options or MergeOptions()}
-        url, kind, body = "groups/delete", dict[str, MergePlan], {"domains": domains} | body
+        url, kind, body = "groups/delete", dict[str, MergePlan], {"domains": domains, "ids": list(ids)} | body
         ask = self._post(kind, f"{url}/plan", **body) if dry_run else self._operate(kind, url, **body)
         return cast("dict[str, MergePlan]", await ask)
 
@@ -323,19 +337,25 @@ class Client:
         found = await self._post(DomainInfo, f"{_domain(domain)}/depth", method="PUT", depth=depth)
         return cast("DomainInfo", found)
 
-    async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
+    async def verify(
+        self, domain: str, name: str, *, boot: bool = False, ids: Collection[str] = ()
+    ) -> VerifyReport:
         """See `Orchestrator.verify`."""
-        report = await self._operate(VerifyReport, f"{_snapshot(domain, name)}/verify", boot=boot)
+        report = await self._operate(VerifyReport, f"{_snapshot(domain, name)}/verify", boot=boot, ids=list(ids))
         return cast("VerifyReport", report)
 
     async def intact(self, domain: str, name: str) -> bool:
         """See `Orchestrator.intact`."""
         return bool((await self._ask("GET", f"{_snapshot(domain, name)}/intact"))["intact"])
 
-    async def pin(self, domain: str, name: str, *, pinned: bool = True) -> SnapshotRecord:
+    async def pin(
+        self, domain: str, name: str, *, pinned: bool = True, ids: Collection[str] = ()
+    ) -> SnapshotRecord:
         """See `Orchestrator.pin`."""
         url = f"{_snapshot(domain, name)}/pin"
-        return cast("SnapshotRecord", await self._post(SnapshotRecord, url, method="PUT", pinned=pinned))
+        return cast(
+            "SnapshotRecord", await self._post(SnapshotRecord, url, method="PUT", pinned=pinned, ids=list(ids))
+        )
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """See `Orchestrator.list`."""

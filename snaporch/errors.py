@@ -7,6 +7,7 @@
     │   ├── NotEnoughSpace              2   507   both figures are in it
     │   ├── Unsupported                 2   409   this hypervisor or this domain cannot do it
     │   │   └── OtherMachine            2   409   the machine that was wanted cannot be started
+    │   ├── OtherSnapshot               2   409   the name means another snapshot than the one that was meant
     │   ├── DamagedSnapshot             2   409   a file is missing or is not what was saved
     │   ├── Unauthenticated             2   401   the service does not know who asks
     │   ├── Forbidden                   2   403   who asks may not do it
@@ -52,6 +53,7 @@ __all__ = [
     "NotFound",
     "OperationFailed",
     "OtherMachine",
+    "OtherSnapshot",
     "OutcomeUnknown",
     "ProtocolError",
     "Refused",
@@ -133,6 +135,10 @@ class Unsupported(Refused):
 
 class OtherMachine(Unsupported):
     """The machine that was wanted cannot be started, or what was started is another one; nothing was touched."""
+
+
+class OtherSnapshot(Refused):
+    """A name that is used again means another snapshot than the one whose id was given."""
 
 
 class DamagedSnapshot(Refused):

@@ -62,7 +62,7 @@ from snaporch.operations.doctor import doctor, foretell
 from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.operations.fsck import fsck
 from snaporch.operations.give_up import give_up
-from snaporch.operations.group import check_alone, check_one_point, those_left
+from snaporch.operations.group import check_alone, check_ids, check_one_point, those_left
 from snaporch.operations.recover import reconnected, recover, sweep
 from snaporch.operations.revert import revert
 from snaporch.operations.verify import intact, verify
@@ -350,6 +350,7 @@ class Orchestrator:
         flags: RevertFlag = RevertFlag(0),  # noqa: B008 - an immutable value
         *,
         save_current: str = "",
+        ids: Collection[str] = (),
     ) -> SnapshotRecord:
         """Take a domain back to a snapshot; `libxl_domain_snapshot_revert`.
 
@@ -361,6 +362,7 @@ class Orchestrator:
             flags: RUNNING or PAUSED in place of the state at the point; FORCE replaces whatever is there; ALONE: of
                 a group (`create_group`) this domain only.
             save_current: first keep what the domain holds now in a snapshot of this name.
+            ids: the id that the snapshot must have (`SnapshotRecord.id`); none: whichever has the name.
 
         Returns:
             The snapshot's record.
@@ -370,7 +372,7 @@ class Orchestrator:
             OperationFailed: the domain is exactly as it was, its running guest included.
             Stranded: with FORCE only: the old guest is gone and the new one did not come up.
         """
-        (record,) = await self.revert_group((domain,), name, flags, save_current=save_current)
+        (record,) = await self.revert_group((domain,), name, flags, save_current=save_current, ids=ids)
         return record
 
     async def revert_group(
@@ -380,6 +382,7 @@ class Orchestrator:
         flags: RevertFlag = RevertFlag(0),  # noqa: B008 - an immutable value
         *,
         save_current: str = "",
+        ids: Collection[str] = (),
     ) -> tuple[SnapshotRecord, ...]:
         """Take the domains of a group (`create_group`) back to its point, as one operation: all or none.
 
@@ -390,6 +393,7 @@ class Orchestrator:
             name: the snapshots' name.
             flags: as of `revert`, for all; ALONE: only these domains, though there are more.
             save_current: first keep what all hold now in a group of this name.
+            ids: as of `revert`, of all of them.
 
         Returns:
             The snapshots' records in the order of `domains`.
@@ -404,6 +408,7 @@ class Orchestrator:
         for domain in domains:
             await self._mended(domain)
         records = [await self.catalog.snapshot(domain, name) for domain in domains]
+        check_ids(records, ids)
         check_one_point(records, "revert")
         if RevertFlag.ALONE not in flags:
             await check_alone(self.catalog, records, "revert")
@@ -432,6 +437,7 @@ class Orchestrator:
         flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
         options: MergeOptions | None = None,
         *,
+        ids: Collection[str] = (),
         dry_run: bool = False,
     ) -> MergePlan:
         """Delete a snapshot; `libxl_domain_snapshot_delete`.
@@ -447,6 +453,7 @@ class Orchestrator:
             options: bandwidth, and what to do about a guest that writes faster than a merge copies: by default
                 its writes are slowed down and, where that does not help either, an image stays to merge another
                 time; the plan has it under `kept`.
+            ids: as of `revert`, of all that are named.
             dry_run: only plan.
 
         Returns:
@@ -457,7 +464,7 @@ class Orchestrator:
             Stranded: merging was cut short; every remaining snapshot is whole, and `recover` finishes it. So it is
                 when the call is cancelled.
         """
-        return (await self.delete_group((domain,), name, flags, options, dry_run=dry_run))[domain]
+        return (await self.delete_group((domain,), name, flags, options, ids=ids, dry_run=dry_run))[domain]
 
     async def delete_group(
         self,
@@ -466,6 +473,7 @@ class Orchestrator:
         flags: DeleteFlag = DeleteFlag(0),  # noqa: B008 - an immutable value
         options: MergeOptions | None = None,
         *,
+        ids: Collection[str] = (),
         dry_run: bool = False,
     ) -> dict[str, MergePlan]:
         """Delete a group (`create_group`) as one operation: from its beginning on, none of it can be reverted to.
@@ -476,6 +484,7 @@ class Orchestrator:
                 no longer, it is not missed.
             flags: as of `delete`, for each domain; ALONE: only these domains, though there are more.
             options: as of `delete`.
+            ids: as of `revert`, of all that are named.
             dry_run: only plan.
 
         Returns:
@@ -494,7 +503,7 @@ class Orchestrator:
         for each in names:
             for record in await those_left(self.catalog, domains, each):
                 chosen[record.domain].append(each)
-        return await delete(self._context, chosen, flags, options or MergeOptions(), dry_run=dry_run)
+        return await delete(self._context, chosen, flags, options or MergeOptions(), ids=ids, dry_run=dry_run)
 
     async def flatten(
         self,
@@ -545,18 +554,21 @@ class Orchestrator:
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(domain)
 
-    async def verify(self, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
+    async def verify(
+        self, domain: str, name: str, *, boot: bool = False, ids: Collection[str] = ()
+    ) -> VerifyReport:
         """Read every file of a snapshot in full and compare it with what was saved.
 
         Args:
             domain: the domain's name.
             name: the snapshot's.
             boot: also load it in a throw-away copy without network, and let that run for a few seconds.
+            ids: as of `revert`.
 
         Returns:
             What was found; damage is an answer here, not an error.
         """
-        return await verify(self._context, domain, name, boot=boot)
+        return await verify(self._context, domain, name, boot=boot, ids=ids)
 
     async def intact(self, domain: str, name: str) -> bool:
         """Return whether a snapshot's files are there and are what was saved, as far as is quickly seen.
@@ -565,10 +577,13 @@ class Orchestrator:
         """
         return await intact(self._context, await self._context.catalog.snapshot(domain, name))
 
-    async def pin(self, domain: str, name: str, *, pinned: bool = True) -> SnapshotRecord:
-        """Let no retention delete a snapshot, or let it again."""
+    async def pin(
+        self, domain: str, name: str, *, pinned: bool = True, ids: Collection[str] = ()
+    ) -> SnapshotRecord:
+        """Let no retention delete a snapshot, or let it again; as for `ids`, see `revert`."""
         async with self._context.locked(Operation(OperationKind.PIN, domain, name)):
             record = attrs.evolve(await self._context.catalog.snapshot(domain, name), pinned=pinned)
+            check_ids([record], ids)
             await self._context.catalog.write(Change(updated=(record,)))
         return record
 

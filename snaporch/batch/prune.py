@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
@@ -11,6 +11,7 @@ from snaporch.batch.plan import Plan, Retention
 from snaporch.batch.retention import Candidate, Verdict, plan_retention
 from snaporch.batch.store import ItemRecord
 from snaporch.model.names import in_order
+from snaporch.model.record import SnapshotRecord
 from snaporch.operations.group import siblings
 from snaporch.orchestrator import Orchestrator
 
@@ -45,33 +46,45 @@ async def prune(
     Raises:
         SnaporchError: as `Orchestrator.delete`.
     """
-    found = {domain: await _verdict(orch, policy, domain, taken, now) for domain in domains}
+    known = {domain: {record.name: record for record in await orch.list(domain)} for domain in domains}
+    found = {domain: await _verdict(orch, policy, known[domain].values(), taken, now) for domain in domains}
     verdicts, going = {}, dict[tuple[str, ...], dict[str, None]]()
     for domain, verdict in found.items():
         verdicts[domain] = verdict
         for name in verdict.delete:
-            record = await orch.show(domain, name)
+            record = known[domain][name]
             others = [each.domain for each in await siblings(orch.catalog, record)]
             if keeper := next((each for each in others if name not in found.get(each, Verdict()).delete), None):
                 verdicts[domain] = _kept(verdicts[domain], name, f"one point with that of {keeper}, which stays")
             else:
                 going.setdefault(in_order([domain, *others]), {})[name] = None
     for together, names in going.items() if not dry_run else ():
-        await orch.delete_group(together, tuple(names))
+        ids = [record.id for domain in together for record in known.get(domain, {}).values()]
+        await orch.delete_group(together, tuple(names), ids=ids)
     return verdicts
 
 
 async def _verdict(
-    orch: Orchestrator, policy: Retention, domain: str, taken: Mapping[str, ItemRecord] | None, now: float
+    orch: Orchestrator,
+    policy: Retention,
+    known: Collection[SnapshotRecord],
+    taken: Mapping[str, ItemRecord] | None,
+    now: float,
 ) -> Verdict:
-    mine = taken or {}
     candidates = []
-    for record in await orch.list(domain):
+    named = {record.name: (record, (taken or {}).get(record.name)) for record in known}
+    mine = {name: item for name, (record, item) in named.items() if item is not None and _is(record, item)}
+    for record in known:
         if record.name in mine or policy.everything or taken is None:
             found_good = record.name not in mine or mine[record.name].verified is not False
-            good = found_good and not record.deleting and await orch.intact(domain, record.name)
+            good = found_good and not record.deleting and await orch.intact(record.domain, record.name)
             candidates.append(Candidate(record.name, record.point, record.size, good, record.pinned))
     return plan_retention(candidates, policy, now)
+
+
+def _is(record: SnapshotRecord, item: ItemRecord) -> bool:
+    """Return whether a snapshot is the one that a batch has taken, and not another one of its name."""
+    return not item.ids or record.id in item.ids
 
 
 def _kept(verdict: Verdict, name: str, why: str) -> Verdict:

@@ -13,7 +13,7 @@ an item that was cut short is there, complete, or it is not there at all; that i
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -32,7 +32,7 @@ from snaporch.batch.slots import Slots
 from snaporch.batch.store import BatchRecord, End, ItemRecord, Stage
 from snaporch.batch.timing import until_closed, until_open
 from snaporch.catalog import Catalog, domain_lock
-from snaporch.errors import Busy, HypervisorError, NotFound, OperationFailed, SnaporchError, Stranded
+from snaporch.errors import Busy, HypervisorError, NotFound, OperationFailed, OtherSnapshot, SnaporchError, Stranded
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
@@ -279,7 +279,10 @@ class Runner:
         if self.plan.snapshot.verify is Check.NONE:
             return record
         boot = self.plan.snapshot.verify is Check.BOOT
-        reports = [await self.orch.verify(domain, record.snapshot, boot=boot) for domain in record.item.members]
+        reports = [
+            await self.orch.verify(domain, record.snapshot, boot=boot, ids=record.ids)
+            for domain in record.item.members
+        ]
         problems = [f"{report.domain}: {problem}" for report in reports for problem in report.problems]
         record = attrs.evolve(record, verified=all(report.ok for report in reports))
         if not record.verified:
@@ -297,19 +300,19 @@ class Runner:
         """Delete what was taken."""
 
         async def one(record: ItemRecord) -> None:
-            await self._delete(record.item.members, record.snapshot)
+            await self._delete(record.item.members, record.snapshot, record.ids)
             end = End.UNDONE if record.end is End.DONE else record.end
             await store.save_item(self.catalog, attrs.evolve(record, end=end, taken=False))
 
         await self._each_taken(one)
 
-    async def _delete(self, domains: Sequence[str], name: str) -> None:
+    async def _delete(self, domains: Sequence[str], name: str, ids: Collection[str]) -> None:
         for domain in domains:
             await self.orch.recover(domain=domain)
         try:
-            await self.orch.delete_group(domains, name)
-        except NotFound:
-            return  # by the run that was cut short
+            await self.orch.delete_group(domains, name, ids=ids)
+        except (NotFound, OtherSnapshot):
+            return  # by the run that was cut short, or by somebody else
 
     async def prune(self) -> None:
         """Delete what retention does not keep, of the domains that were taken."""
@@ -379,7 +382,8 @@ def _end(error: Exception) -> End:
 def _with(record: ItemRecord, made: Sequence[SnapshotRecord]) -> ItemRecord:
     pauses = [each.timings.pause for each in made if each.timings.pause is not None]
     size = sum(each.memory_size for each in made)
-    return attrs.evolve(record, taken=True, pause=max(pauses, default=None), bytes=size)
+    ids = tuple(each.id for each in made)
+    return attrs.evolve(record, taken=True, pause=max(pauses, default=None), bytes=size, ids=ids)
 
 
 async def run_batch(

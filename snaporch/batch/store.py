@@ -87,6 +87,7 @@ class ItemRecord:
         error: why it failed or was skipped.
         deleted: older snapshots of it that retention has deleted.
         problems: what went wrong beside the snapshot: hooks after it failed, undoing it, retention.
+        ids: of the snapshots that were taken: what is done with them later is done with no others of the name.
     """
 
     batch: str
@@ -105,6 +106,7 @@ class ItemRecord:
     error: str = ""
     deleted: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 @versioned("batch")

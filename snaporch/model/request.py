@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from snaporch.errors import InvalidInput
 from snaporch.model.limits import MOST_BYTES, MOST_SECONDS, within
 
 
@@ -38,6 +39,10 @@ class OnTimeout(enum.StrEnum):
 
 
 def _targets(targets: Iterable[str]) -> frozenset[str]:
+    if isinstance(targets, str):  # a string is a sequence of letters
+        raise InvalidInput(
+            f"exclude: {targets!r} is one string; give the targets as a collection, as ({targets!r},)"
+        )
     return frozenset(targets)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
 import attrs
@@ -37,16 +37,16 @@ from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeleteFlag
 from snaporch.operations.disks import release_marks
-from snaporch.operations.group import check_alone
+from snaporch.operations.group import check_alone, check_ids
 from snaporch.operations.internal import check_forgettable, forget, points_inside
 from snaporch.operations.merging import MergeJournal, Merging, merging
 
 
 async def _doomed(
-    context: Context, domain: str, names: Sequence[str], flags: DeleteFlag
+    context: Context, domain: str, names: Sequence[str], flags: DeleteFlag, ids: Collection[str]
 ) -> tuple[SnapshotRecord, ...]:
     for name in names:
-        await context.catalog.snapshot(domain, name)
+        check_ids([await context.catalog.snapshot(domain, name)], ids)
     snapshots = await context.catalog.snapshots(domain)
     parents = {snapshot.name: snapshot.parent for snapshot in snapshots}
     doomed = frozenset[str]().union(*(doomed_by(parents, name, flags) for name in names))
@@ -146,13 +146,14 @@ async def delete(
     flags: DeleteFlag,
     options: MergeOptions,
     *,
+    ids: Collection[str] = (),
     dry_run: bool = False,
 ) -> dict[str, MergePlan]:
     """Delete snapshots, chosen by domain; see `snaporch.Orchestrator.delete_group`."""
     subject = ", ".join(dict.fromkeys(chain.from_iterable(chosen.values())))
     operation = Operation(OperationKind.DELETE, in_order(chosen), subject)
     async with context.locked(operation, only_looks=dry_run):
-        doomed = {name: await _doomed(context, name, chosen[name], flags) for name in operation.domains}
+        doomed = {name: await _doomed(context, name, chosen[name], flags, ids) for name in operation.domains}
         marked = tuple(chain.from_iterable(doomed.values()))
         if DeleteFlag.ALONE not in flags:
             await check_alone(context.catalog, marked, "delete")

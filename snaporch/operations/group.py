@@ -7,11 +7,11 @@ unless ALONE says that it is meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
 from snaporch.catalog import Catalog
-from snaporch.errors import NotFound, Unsupported
+from snaporch.errors import NotFound, OtherSnapshot, Unsupported
 from snaporch.model.record import SnapshotRecord
 
 
@@ -43,6 +43,24 @@ async def those_left(catalog: Catalog, domains: Sequence[str], name: str) -> tup
         raise missed
     check_one_point(found, "delete")
     return tuple(found)
+
+
+def check_ids(records: Iterable[SnapshotRecord], ids: Collection[str]) -> None:
+    """Refuse snapshots that are not those that were meant: their names are used again.
+
+    Args:
+        records: what is there under the names.
+        ids: of all that were meant; none: whatever has the names.
+
+    Raises:
+        OtherSnapshot: one has another id.
+    """
+    for record in records:
+        if ids and record.id not in ids:
+            raise OtherSnapshot(
+                f"{record.name} of {record.domain} is another snapshot now (id {record.id}): the one that was "
+                f"meant is gone, and its name is used again; `snaporch list {record.domain}` shows what there is"
+            )
 
 
 def check_one_point(records: Sequence[SnapshotRecord], what: str) -> None:

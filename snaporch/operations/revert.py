@@ -69,6 +69,7 @@ from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnaps
 from snaporch.model.way import Way
 from snaporch.operations.create import STREAM_BYTES, create
 from snaporch.operations.disks import claim_snapshot
+from snaporch.operations.group import check_ids
 from snaporch.operations.internal import forget
 from snaporch.operations.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
 from snaporch.operations.readers import kept_for, read_by_others
@@ -572,6 +573,8 @@ async def revert(
     if save_current:
         await _save(context, domains, save_current, snapshots[0])
     async with context.locked(operation), AsyncExitStack() as stack:
+        for each in snapshots:  # the name may be another's since it was looked at
+            check_ids([await context.catalog.snapshot(each.domain, each.name)], {each.id})
         reverters = [await _reverter(context, each, flags, operation, stack) for each in snapshots]
         reverters = _alike(reverters)
         try:

@@ -9,6 +9,7 @@ touched.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import partial
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from snaporch.model.record import Boot, OperationKind, SnapshotRecord, VerifyRep
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way
 from snaporch.operations.disks import claim_snapshot
+from snaporch.operations.group import check_ids
 from snaporch.operations.planning import RevertPlan, fresh_disks
 from snaporch.operations.revert import Reverter, chain_problem, check_space, in_their_places
 
@@ -173,12 +175,15 @@ def _plan_trial(context: Context, domain: DomainRecord, record: SnapshotRecord, 
     )
 
 
-async def verify(context: Context, domain: str, name: str, *, boot: bool = False) -> VerifyReport:
+async def verify(
+    context: Context, domain: str, name: str, *, boot: bool = False, ids: Collection[str] = ()
+) -> VerifyReport:
     """Verify a snapshot; see `snaporch.Orchestrator.verify`."""
     operation = Operation(OperationKind.VERIFY, domain, name)
     async with context.locked(operation):
         domain_record = await context.catalog.domain(domain)
         record = await context.catalog.snapshot(domain, name)
+        check_ids([record], ids)
         driver = context.driver(domain_record)
         await claim_snapshot(context, operation, record)
         problems = await check_files(driver, record)

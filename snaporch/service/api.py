@@ -168,7 +168,7 @@ async def intact(call: Call) -> dict[str, bool]:
 
 async def pin(call: Call) -> SnapshotRecord:
     """Let no retention delete a snapshot, or let it again."""
-    return await call.service.orchestrator.pin(call.domain, call.name, pinned=call.body.pinned)
+    return await call.service.orchestrator.pin(call.domain, call.name, pinned=call.body.pinned, ids=call.body.ids)
 
 
 async def tree(call: Call) -> list[Any]:

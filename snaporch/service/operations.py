@@ -67,7 +67,9 @@ async def revert(call: Call) -> OperationStatus | Response:
 
     async def work() -> SnapshotRecord:
         orchestrator = call.service.orchestrator
-        return await orchestrator.revert(call.domain, call.name, flags, save_current=asked.save_current)
+        return await orchestrator.revert(
+            call.domain, call.name, flags, save_current=asked.save_current, ids=asked.ids
+        )
 
     return await _begin(call, OperationKind.REVERT, (call.domain,), call.name, work)
 
@@ -79,7 +81,9 @@ async def revert_group(call: Call) -> OperationStatus | Response:
 
     async def work() -> tuple[SnapshotRecord, ...]:
         orchestrator = call.service.orchestrator
-        return await orchestrator.revert_group(asked.domains, asked.name, flags, save_current=asked.save_current)
+        return await orchestrator.revert_group(
+            asked.domains, asked.name, flags, save_current=asked.save_current, ids=asked.ids
+        )
 
     return await _begin(call, OperationKind.REVERT, in_order(asked.domains), asked.name, work)
 
@@ -88,7 +92,9 @@ async def verify(call: Call) -> OperationStatus | Response:
     """Read every file of a snapshot in full and compare it with what was saved."""
 
     async def work() -> Any:
-        return await call.service.orchestrator.verify(call.domain, call.name, boot=call.body.boot)
+        return await call.service.orchestrator.verify(
+            call.domain, call.name, boot=call.body.boot, ids=call.body.ids
+        )
 
     return await _begin(call, OperationKind.VERIFY, (call.domain,), call.name, work)
 
@@ -99,7 +105,7 @@ async def delete(call: Call) -> OperationStatus | Response:
     flags = flags_of(DeleteFlag, asked.flags)
 
     async def work() -> MergePlan:
-        return await call.service.orchestrator.delete(call.domain, asked.names, flags, asked.options)
+        return await call.service.orchestrator.delete(call.domain, asked.names, flags, asked.options, ids=asked.ids)
 
     return await _begin(call, OperationKind.DELETE, (call.domain,), ", ".join(asked.names), work)
 
@@ -108,7 +114,7 @@ async def plan_delete(call: Call) -> MergePlan:
     """Say what a delete would merge where, and which files would go; nothing is touched."""
     asked: shapes.Delete = call.body
     flags = flags_of(DeleteFlag, asked.flags)
-    return await call.service.orchestrator.delete(call.domain, asked.names, flags, dry_run=True)
+    return await call.service.orchestrator.delete(call.domain, asked.names, flags, ids=asked.ids, dry_run=True)
 
 
 async def delete_group(call: Call) -> OperationStatus | Response:
@@ -117,7 +123,9 @@ async def delete_group(call: Call) -> OperationStatus | Response:
     flags = flags_of(DeleteFlag, asked.flags)
 
     async def work() -> dict[str, MergePlan]:
-        return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, asked.options)
+        return await call.service.orchestrator.delete_group(
+            asked.domains, asked.names, flags, asked.options, ids=asked.ids
+        )
 
     return await _begin(call, OperationKind.DELETE, in_order(asked.domains), ", ".join(asked.names), work)
 
@@ -126,7 +134,9 @@ async def plan_delete_group(call: Call) -> dict[str, MergePlan]:
     """Say, for each domain, what that would merge where, and which files would go; nothing is touched."""
     asked: shapes.DeleteGroup = call.body
     flags = flags_of(DeleteFlag, asked.flags)
-    return await call.service.orchestrator.delete_group(asked.domains, asked.names, flags, dry_run=True)
+    return await call.service.orchestrator.delete_group(
+        asked.domains, asked.names, flags, ids=asked.ids, dry_run=True
+    )
 
 
 async def flatten(call: Call) -> OperationStatus | Response:

@@ -88,6 +88,7 @@ class Pin:
     """Whether retention must leave the snapshot."""
 
     pinned: bool = True
+    ids: tuple[str, ...] = ()
 
 
 @versioned("create-request")
@@ -114,10 +115,11 @@ class CreateGroup:
 @versioned("revert-request")
 @attrs.frozen
 class Revert:
-    """Go back to a snapshot; flags: ``running``, ``paused``, ``force``, ``alone``."""
+    """Go back to a snapshot; flags: ``running``, ``paused``, ``force``, ``alone``; `ids`: what it must be."""
 
     flags: tuple[str, ...] = ()
     save_current: str = ""
+    ids: tuple[str, ...] = ()
 
 
 @versioned("revert-group-request")
@@ -129,6 +131,7 @@ class RevertGroup:
     name: str
     flags: tuple[str, ...] = ()
     save_current: str = ""
+    ids: tuple[str, ...] = ()
 
 
 @versioned("verify-request")
@@ -137,6 +140,7 @@ class Verify:
     """Read a snapshot in full; `boot`: load it in a throw-away copy, too."""
 
     boot: bool = False
+    ids: tuple[str, ...] = ()
 
 
 @versioned("delete-request")
@@ -147,6 +151,7 @@ class Delete:
     names: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_ITEMS))
     flags: tuple[str, ...] = ()
     options: MergeOptions = attrs.field(factory=MergeOptions)
+    ids: tuple[str, ...] = ()
 
 
 @versioned("delete-group-request")
@@ -158,6 +163,7 @@ class DeleteGroup:
     names: tuple[str, ...] = attrs.field(validator=no_longer_than(MOST_ITEMS))
     flags: tuple[str, ...] = ()
     options: MergeOptions = attrs.field(factory=MergeOptions)
+    ids: tuple[str, ...] = ()
 
 
 @versioned("flatten-request")

@@ -91,10 +91,11 @@ export class Api {
   ended = (id) => this.#get(`${at("operations", id)}?wait=${PATIENCE}`);
 
   create = (domain, wanted) => this.#post(at("domains", domain, "snapshots"), wanted);
-  revert = (domain, name, wanted) => this.#post(at("domains", domain, "snapshots", name, "revert"), wanted);
-  verify = (domain, name, boot) => this.#post(at("domains", domain, "snapshots", name, "verify"), { boot });
-  delete = (domain, name, flags) => this.#post(at("domains", domain, "delete"), { names: [name], flags });
-  planDelete = (domain, name, flags) => this.#post(at("domains", domain, "delete", "plan"), { names: [name], flags });
+  /** What is done to a snapshot is done by its id too: its name may be another's since the page has seen it. */
+  revert = (domain, { name, id }, wanted) => this.#post(at("domains", domain, "snapshots", name, "revert"), { ...wanted, ids: [id] });
+  verify = (domain, { name, id }, boot) => this.#post(at("domains", domain, "snapshots", name, "verify"), { boot, ids: [id] });
+  delete = (domain, { name, id }, flags) => this.#post(at("domains", domain, "delete"), { names: [name], ids: [id], flags });
+  planDelete = (domain, { name, id }, flags) => this.#post(at("domains", domain, "delete", "plan"), { names: [name], ids: [id], flags });
   /** `verb`: start, pause, resume or shutdown. */
   power = (domain, verb) => this.#post(at("domains", domain, verb));
   cancel = (id) => this.#post(at("operations", id, "cancel"));

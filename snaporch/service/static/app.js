@@ -229,13 +229,13 @@ function Domain({ domain, state, store, api }) {
     create: () => html`<${CreateDialog} ...${{ ...opened, domain }}
       onSubmit=${(wanted) => begin(api.create(domain.name, wanted))} />`,
     revert: () => html`<${RevertDialog} ...${{ ...opened, domain, record }}
-      onSubmit=${(wanted) => begin(api.revert(domain.name, record.name, wanted))} />`,
+      onSubmit=${(wanted) => begin(api.revert(domain.name, record, wanted))} />`,
     delete: () => html`<${DeleteDialog} ...${{ ...opened, record }}
       hasChildren=${snapshots.some(({ parent }) => parent === record.name)}
-      getPlan=${(flags) => api.planDelete(domain.name, record.name, flags)}
-      onSubmit=${(flags) => begin(api.delete(domain.name, record.name, flags))} />`,
+      getPlan=${(flags) => api.planDelete(domain.name, record, flags)}
+      onSubmit=${(flags) => begin(api.delete(domain.name, record, flags))} />`,
     verify: () => html`<${VerifyDialog} ...${{ ...opened, record }}
-      onSubmit=${(boot) => begin(api.verify(domain.name, record.name, boot))} />`,
+      onSubmit=${(boot) => begin(api.verify(domain.name, record, boot))} />`,
   };
   return html`
     <div class="head">
