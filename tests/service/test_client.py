@@ -45,7 +45,7 @@ from snaporch.service.server import run_http
 from snaporch.service.service import Service, open_service
 from snaporch.testing import SimulatedWorld, open_simulated_world
 
-HERE_ONLY = {"catalog", "broadcast", "leave", "confine"}  # of the process that the operations run in
+HERE_ONLY = {"catalog", "broadcast", "leave", "confine", "prune_journal"}  # of this process, where operations run
 SECONDS = 30.0
 
 
