@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from snaporch.drivers.base import Driver
 from snaporch.errors import (
     Busy,
     CommandRefused,
@@ -20,9 +21,13 @@ from snaporch.errors import (
     HypervisorError,
     InvalidInput,
     Left,
+    LoadFailed,
+    NotConverging,
     NotEnoughSpace,
     NotFound,
     OperationFailed,
+    OtherMachine,
+    OtherSnapshot,
     OutcomeUnknown,
     ProtocolError,
     Refused,
@@ -33,22 +38,33 @@ from snaporch.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    UnreadableRecord,
     Unsupported,
 )
-from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainState
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainRecord, DomainState, Handle
+from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import (
     Estimate,
     Event,
+    EventKind,
     FileRecord,
+    Finding,
+    GivenUp,
+    Group,
+    OperationKind,
     OperationRecord,
     Outcome,
     SnapshotRecord,
     Timings,
+    Trouble,
+    Unreadable,
     VerifyReport,
 )
 from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.operations.bandwidth import SharedBandwidth
+from snaporch.orchestrator import Orchestrator, default_root, open_orchestrator
+from snaporch.protocol import AnyOrchestrator
 
 if TYPE_CHECKING:
     from snaporch.client import Client, open_client
@@ -58,6 +74,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "Orchestrator",
     "open_client",
     "Client",
+    "AnyOrchestrator",
+    "default_root",
+    "__version__",
     # the RFC's structures and flags
     "DomainSnapshot",
     "DiskSnapshot",
@@ -70,6 +89,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "Strategy",
     "OnTimeout",
     "MergeOptions",
+    "SharedBandwidth",
     "DomainDefinition",
     # answers
     "SnapshotRecord",
@@ -81,8 +101,23 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "DomainInfo",
     "DomainState",
     "DiskStatus",
+    "Group",
+    "DomainRecord",
+    "Handle",
+    "MergePlan",
+    "MergeStep",
+    "MergeKind",
+    "Where",
     "OperationRecord",
+    "OperationKind",
     "Event",
+    "EventKind",
+    "Finding",
+    "Trouble",
+    "Unreadable",
+    "GivenUp",
+    # for drivers of one's own
+    "Driver",
     # errors, as drawn in snaporch.errors
     "SnaporchError",
     "Refused",
@@ -91,7 +126,11 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "NotEnoughSpace",
     "Unsupported",
     "DamagedSnapshot",
+    "OtherSnapshot",
+    "OtherMachine",
+    "LoadFailed",
     "NotFound",
+    "UnreadableRecord",
     "Busy",
     "OperationFailed",
     "DeadlineExceeded",
@@ -99,6 +138,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "HypervisorError",
     "CommandRefused",
     "ConnectionGone",
+    "NotConverging",
     "ProtocolError",
     "OutcomeUnknown",
     "Left",
@@ -112,7 +152,11 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
 
 
 def __getattr__(name: str) -> Any:
-    """Give the client's names: whoever does without them need not wait until HTTP is imported."""
+    """Give the client's names and the version: who does without need not wait until HTTP is imported."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - as slow
+
+        return version("snaporch")
     if name in {"open_client", "Client"}:
         from snaporch import client  # noqa: PLC0415
 
