@@ -29,6 +29,7 @@ import trio
 from snaporch.batch import store
 from snaporch.batch.plan import Missed, Plan, load_plan
 from snaporch.batch.runner import run_batch
+from snaporch.batch.store import Stage
 from snaporch.drivers.local.look import looked_at
 from snaporch.engine.run import leaves
 from snaporch.errors import InvalidInput, Refused, SnaporchError
@@ -59,6 +60,8 @@ class ScheduleInfo:
         batch: the id of its last batch here.
         outcome: how that ended.
         error: why the file is no plan, or why the last batch could not run.
+        failed: of the last batch, which items failed, and why; the first ten.
+        succeeded: when a batch of the plan last took every snapshot, in seconds since the epoch; 0: none has.
     """
 
     plan: str
@@ -70,6 +73,8 @@ class ScheduleInfo:
     batch: str = ""
     outcome: str = ""
     error: str = ""
+    failed: tuple[str, ...] = ()
+    succeeded: float = 0.0
 
 
 @attrs.define
@@ -84,6 +89,8 @@ class _Entry:
     batch: str = ""
     outcome: str = ""
     error: str = ""
+    failed: tuple[str, ...] = ()
+    succeeded: float = 0.0
 
     def info(self) -> ScheduleInfo:
         schedule = self.plan.schedule if self.plan else None
@@ -97,6 +104,8 @@ class _Entry:
             batch=self.batch,
             outcome=self.outcome,
             error=self.error,
+            failed=self.failed,
+            succeeded=self.succeeded,
         )
 
 
@@ -201,6 +210,7 @@ class Scheduler:
             plan = await looked_at(str(entry.path), partial(load_plan, entry.path))
             if any(other.plan and other.plan.name == plan.name for other in self._entries.values()):
                 raise InvalidInput(f"{entry.path}: another file here is plan {plan.name} already")
+            entry.succeeded = await store.last_success(self.orch.catalog, plan.name)
             entry.plan = plan
             entry.due = await self._first(plan, entry.stamp[0] / 1e9)
         except (SnaporchError, OSError) as error:
@@ -232,6 +242,11 @@ class Scheduler:
         try:
             batch = await run_batch(self.orch, entry.plan, due=due, now=self.now)
             entry.batch, entry.outcome, entry.error = batch.id, str(batch.stage), ""
+            entry.failed = await store.failures(self.orch.catalog, batch.id)
+            entry.succeeded = await store.last_success(self.orch.catalog, name)
+            if batch.stage is not Stage.COMPLETE or batch.problems:
+                reasons = [*entry.failed, *batch.problems]
+                _log.warning("a plan has not done all", plan=name, batch=batch.id, stage=batch.stage, why=reasons)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other plans go on
             entry.error = "; ".join(str(leaf) or type(leaf).__name__ for leaf in leaves(error))
             _log.warning("a plan could not run", plan=name, error=entry.error)

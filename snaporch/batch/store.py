@@ -290,6 +290,24 @@ async def last_due(catalog: Catalog, name: str) -> BatchRecord | None:
     return loads(row[0], BatchRecord) if row else None
 
 
+async def last_success(catalog: Catalog, name: str) -> float:
+    """Return when a plan's last batch ended that took every snapshot; 0: there is none."""
+    query = "SELECT max(ended) FROM batch WHERE name = ? AND json_extract(record, '$.stage') = ?"
+    row = await catalog.transact(lambda connection: connection.execute(query, (name, Stage.COMPLETE)).fetchone())
+    return float(row[0] or 0.0)
+
+
+async def failures(catalog: Catalog, batch: str, most: int = 10) -> tuple[str, ...]:
+    """Return why items of a batch failed, each with its name; no more than so many."""
+    query = (
+        "SELECT name, json_extract(record, '$.error') FROM batch_item WHERE batch = ? AND state IN (?, ?, ?) "
+        "ORDER BY position LIMIT ?"
+    )
+    values = (batch, End.FAILED, End.STRANDED, End.SKIPPED, most)
+    rows = await catalog.transact(lambda connection: connection.execute(query, values).fetchall())
+    return tuple(f"{name}: {error}" for name, error in rows)
+
+
 async def batches(catalog: Catalog) -> tuple[BatchRecord, ...]:
     """Return all batches, oldest first."""
     query = "SELECT record FROM batch ORDER BY begun"

@@ -9,8 +9,9 @@ docs/metrics.md says what each is for; the files under contrib/ use them, and a 
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
 from math import inf
@@ -21,6 +22,7 @@ import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from snaporch.batch.schedule import ScheduleInfo
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, SnaporchError
 from snaporch.model.record import Event, EventKind, OperationKind
@@ -52,6 +54,13 @@ class Figures:
         self.running = gauge("snaporch_operations_running", "Operations that run")
         self.queued = gauge("snaporch_operations_queued", "Operations that wait for others")
         self.newest = gauge("snaporch_last_snapshot_timestamp_seconds", "The newest point", ("domain",))
+        self.succeeded = gauge(
+            "snaporch_plan_last_success_timestamp_seconds",
+            "When a plan last took every snapshot; 0: never",
+            ("plan",),
+        )
+        self.failed = gauge("snaporch_plan_failed_items", "What failed in a plan's last batch, or 1", ("plan",))
+        self.free = gauge("snaporch_root_free_bytes", "Free on the file system of the root")
         self.followers = gauge("snaporch_followers", "Clients that follow events")
         Info("snaporch_build", "Which snaporch this is", registry=registry).info({"version": version("snaporch")})
         ProcessCollector(registry=registry)
@@ -64,12 +73,14 @@ class Metrics:
     Attributes:
         orchestrator: whose operations they are about.
         jobs: those that clients asked for.
+        schedules: returns the plans that have a schedule.
         registry: where they are; each service has its own.
         figures: they themselves.
     """
 
     orchestrator: Orchestrator
     jobs: Jobs
+    schedules: Callable[[], Iterable[ScheduleInfo]] = tuple
     registry: CollectorRegistry = attrs.field(factory=CollectorRegistry)
     figures: Figures = attrs.field(default=attrs.Factory(lambda self: Figures(self.registry), takes_self=True))
     _begun: set[str] = attrs.field(factory=set)
@@ -96,6 +107,7 @@ class Metrics:
     async def run(self) -> None:
         """Account for what has ended, for ever."""
         for domain in await self.orchestrator.catalog.domains():
+            self.figures.newest.labels(domain.name).set(0)  # one that has no snapshot is seen, too
             for record in (await self.orchestrator.catalog.readable_snapshots(domain.name))[-1:]:
                 self.figures.newest.labels(record.domain).set(record.point)
         async for event in self._ended[1]:
@@ -136,6 +148,11 @@ class Metrics:
     async def text(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics as text and its media type, in a format that `accept` (of HTTP) has."""
         unfinished = await self.orchestrator.catalog.unfinished()
+        status = os.statvfs(self.orchestrator.root)
+        self.figures.free.set(status.f_bavail * status.f_frsize)
+        for plan in self.schedules():
+            self.figures.succeeded.labels(plan.plan).set(plan.succeeded)
+            self.figures.failed.labels(plan.plan).set(len(plan.failed) or bool(plan.error))
         self.figures.stranded.set(sum(operation.state == State.STRANDED for operation, _ in unfinished))
         encode, media_type = choose_encoder(accept)
         return encode(self.registry), media_type

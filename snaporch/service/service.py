@@ -133,6 +133,7 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
             if scheduled:
                 await nursery.start(scheduler.run)
             chosen = scheduler if scheduled else None
+            metrics.schedules = scheduler.schedules
             service = Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery, chosen)
             orchestrator.confine(service.confinement)
             yield service

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import attrs
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from snaporch import InvalidInput
@@ -156,6 +157,9 @@ async def test_the_directory(tmp_path: Path, autojump_clock: MockClock, virtual_
             assert "another file here is plan b" in seen["twin"].error
             assert "no domain 'nobody'" in seen["lost"].error
             assert seen["a"].outcome == seen["b"].outcome == "complete"
+            assert seen["a"].failed == ()
+            assert seen["a"].succeeded > EPOCH
+            assert seen["lost"].succeeded == 0
             assert seen["a"].next == pytest.approx(EPOCH + 2 * HOUR + 53 * 60 + 20)
             (plans / "a.toml").unlink()
             write(plans, "b", "45 12 * * *")
@@ -170,3 +174,21 @@ async def test_the_directory(tmp_path: Path, autojump_clock: MockClock, virtual_
         nowhere = attrs.evolve(scheduler, directory=tmp_path / "nowhere")
         with pytest.raises(InvalidInput, match="is no directory"):
             await nowhere.run()
+
+
+async def test_what_failed_is_seen(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """A plan of which items fail says which and why, in its schedule and in the log, and has not succeeded."""
+    plans = tmp_path / "plans"
+    async with open_estate(tmp_path / "root", 1) as estate:
+        path = write(plans, "frozen", "0 * * * *")
+        text = path.read_text().replace("[schedule]", "snapshot = { quiesce = true }\n[schedule]")
+        path.write_text(text)
+        os.utime(path, (now(), now()))
+        with capture_logs() as lines:
+            async with scheduled(estate, plans) as scheduler:
+                await trio.sleep(2 * HOUR)
+                seen = named(scheduler)["frozen"]
+        assert (seen.outcome, seen.succeeded) == ("failed", 0)
+        assert len(seen.failed) == 1
+        assert "agent" in seen.failed[0]
+        assert next(line for line in lines if line["event"] == "a plan has not done all")["why"] == [*seen.failed]
