@@ -230,13 +230,15 @@ async def check_taken(
         Refused: an image cannot be looked at, or is frozen for another root.
     """
     storage = context.driver(record).storage
+    disks = list(disks)
     if machine is not None:
+        odd = await machine.oddities()
+        for disk in disks:
+            if why := odd.get(disk.target):
+                raise Unsupported(f"{record.name} ({disk.target}): {why.refused(Verb.CREATE)}")
         await check_drives(record, machine, storage)
-    odd = await machine.oddities() if machine is not None else {}
     images: dict[str, str] = {}
     for disk in disks:
-        if why := odd.get(disk.target):
-            raise Unsupported(f"{record.name} ({disk.target}): {why.refused(Verb.CREATE)}")
         chain = await _trace_taken(storage, record, disk)
         images |= {link.identity: link.path for link in chain}
         if who := await marked_elsewhere(context, storage, disk.active):

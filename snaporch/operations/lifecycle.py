@@ -58,8 +58,8 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
     try:
         await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
         async with driver.connect(handle, record.name) as machine:
-            check_shape(record.name, await _wanted(context, record), None, await machine.shape())
             await check_drives(record, machine, driver.storage)
+            check_shape(record.name, await _wanted(context, record), None, await machine.shape())
             record = attrs.evolve(record, way_back=await driver.way_back(record, machine))
             await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
             if not paused:

@@ -95,16 +95,37 @@ MACHINE_TRAITS = frozenset(
 _GUEST_NAME = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+")
 
 
-def _target_of(block: dict[str, Any], taken: set[str], *, ours: bool) -> str:
-    """Return the target of a query-block entry: its device id where that is one, else counted as a guest would."""
+def _targets(blocks: Iterable[dict[str, Any]], *, ours: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the entries of query-block, each with its disk's target.
+
+    Nobody takes a name that is the id of a device of our own, wherever that comes.
+    """
+    entries = list(blocks)
+    named = {_id_of(block, ours=True) for block in entries} - {""} if ours else set[str]()
+    taken: set[str] = set()
+    for block in entries:
+        if block.get("inserted") is None and not block.get("qdev"):
+            continue  # a drive that no device uses
+        target = _target_of(block, taken, named, ours=ours)
+        taken.add(target)  # also where there is no medium: the others keep their names when it is taken out
+        yield target, block
+
+
+def _id_of(block: dict[str, Any], *, ours: bool) -> str:
+    path = block.get("qdev", "")
+    known = (part for part in path.split("/") if f"peripheral/{part}" in path)
+    return next((str(part) for part in known if (TARGET if ours else _GUEST_NAME).fullmatch(part)), "")
+
+
+def _target_of(block: dict[str, Any], taken: set[str], named: set[str], *, ours: bool) -> str:
+    """Return the target of an entry: its device id where that is one, else counted as a guest would."""
     path, device = block.get("qdev", ""), block.get("device", "")
-    for part in path.split("/"):
-        if part not in taken and (TARGET if ours else _GUEST_NAME).fullmatch(part) and f"peripheral/{part}" in path:
-            return str(part)
+    if (own := _id_of(block, ours=ours)) and own not in taken:
+        return own
     if device.startswith("pflash"):
         return str(device)
     prefix = "vd" if "virtio" in path + device else "sd"
-    return next(name for letter in ascii_lowercase if (name := prefix + letter) not in taken)
+    return next(name for letter in ascii_lowercase if (name := prefix + letter) not in taken | named)
 
 
 class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, DirtyRate):
@@ -195,14 +216,9 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
     async def disks(self) -> tuple[DiskStatus, ...]:
         """See Machine."""
         found: dict[str, DiskStatus] = {}
-        taken: set[str] = set()
-        for block in await self.qmp.execute("query-block"):
-            inserted = block.get("inserted")
-            if inserted is None and not block.get("qdev"):
-                continue  # a drive that no device uses
-            target = _target_of(block, taken, ours=not self._process.attached)
-            taken.add(target)  # also where there is no medium: the others keep their names when it is taken out
-            if inserted is None:
+        blocks = await self.qmp.execute("query-block")
+        for target, block in _targets(blocks, ours=not self._process.attached):
+            if (inserted := block.get("inserted")) is None:
                 continue
             image = inserted["image"]
             chain = tuple(chain_of(image, self.cwd))
@@ -220,11 +236,9 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
     async def oddities(self) -> dict[str, Traced]:
         """See Machine."""
         found: dict[str, Traced] = {}
-        taken: set[str] = set()
-        for block in await self.qmp.execute("query-block"):
+        blocks = await self.qmp.execute("query-block")
+        for target, block in _targets(blocks, ours=not self._process.attached):
             if (inserted := block.get("inserted")) is not None:
-                target = _target_of(block, taken, ours=not self._process.attached)
-                taken.add(target)
                 path = next(chain_of(inserted["image"], self.cwd))
                 if odd := oddity(path, inserted["drv"], inserted["image"]):
                     found[target] = odd

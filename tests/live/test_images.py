@@ -1,0 +1,167 @@
+"""A domain's disks are what its hypervisor has, and nobody starts on what a snapshot holds: on real QEMUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from snaporch.drivers.qmp import open_qmp
+from snaporch.errors import Refused, Unsupported
+from snaporch.model.domain import DomainDefinition
+from snaporch.model.request import CreateOptions
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
+from tests.live.world import NAME, MakeWorld, Qemu, World, make_image
+
+pytestmark = pytest.mark.live
+
+Begin = Callable[..., Path]
+
+
+@pytest.fixture
+def begin(make_world: MakeWorld, tmp_path: Path, qemu: Qemu) -> Iterator[Begin]:  # noqa: ARG001 - ended before that
+    """A function that starts a QEMU as others do, its CPUs stopped, and returns its control socket."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> Path:
+        socket = tmp_path / f"qmp{len(started)}.sock"
+        words = [qemu.emulator, "-nodefaults", "-display", "none", "-S", "-m", "16", *arguments]
+        started.append(subprocess.Popen([*words, "-qmp", f"unix:{socket},server=on,wait=off"]))
+        return socket
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+async def attach(world: World, name: str, socket: Path) -> None:
+    with trio.fail_after(30):
+        while not socket.exists():  # noqa: ASYNC110 - QEMU tells nobody
+            await trio.sleep(0.02)
+    await world.orch.attach(name, str(socket))
+
+
+@pytest.mark.parametrize("option", ["drive", "blockdev"])
+async def test_a_drive_in_extra_args(make_world: MakeWorld, tmp_path: Path, qemu: Qemu, option: str) -> None:
+    """A writable drive that the definition does not know would be in no snapshot: the start is refused."""
+    extra = tmp_path / "extra.qcow2"
+    make_image(qemu, extra)
+    node = {"driver": "qcow2", "node-name": "x", "file": {"driver": "file", "filename": str(extra)}}
+    words = {
+        "drive": ("-drive", f"if=virtio,format=qcow2,file={extra}"),
+        "blockdev": ("-blockdev", json.dumps(node), "-device", "virtio-blk-pci,drive=x,id=vdz"),
+    }[option]
+    world = await make_world(start=False, extra_args=words)
+    before = extra.read_bytes()
+    with pytest.raises(Unsupported, match=rf"guest writes to {extra} .* Name it there under \[\[disks\]\]"):
+        await world.orch.start(NAME)
+    assert extra.read_bytes() == before
+    assert (await world.orch.domain_info(NAME)).state == "inactive"
+
+
+async def test_a_drive_in_extra_args_that_is_only_read(make_world: MakeWorld, tmp_path: Path, qemu: Qemu) -> None:
+    """A drive that nobody writes to may be there."""
+    extra = tmp_path / "extra.qcow2"
+    make_image(qemu, extra)
+    words = ("-drive", f"if=virtio,format=qcow2,readonly=on,file={extra}")
+    world = await make_world(start=False, extra_args=words)
+    await world.orch.start(NAME)
+    record = await world.create("s1")
+    assert set(record.images) == {"vda", "vdb"}
+
+
+async def test_a_disk_that_was_plugged_in(make_world: MakeWorld, tmp_path: Path, qemu: Qemu) -> None:
+    """No snapshot is taken that would lack a disk which the guest writes to, or that could not be gone back to."""
+    extra = tmp_path / "extra.qcow2"
+    make_image(qemu, extra)
+    node = {"driver": "qcow2", "node-name": "x", "file": {"driver": "file", "filename": str(extra)}}
+    world = await make_world(machine="pc")
+    (socket,) = (world.root / NAME).glob("run-*/query.sock")
+    async with open_qmp(str(socket), label="test", timeout=30) as qmp:
+        await qmp.execute("blockdev-add", node)
+        await qmp.execute("device_add", {"driver": "virtio-blk-pci", "drive": "x", "id": "vdz"})
+    before = await world.everything()
+    with pytest.raises(Unsupported, match=f"guest writes to {extra}"):
+        await world.create("s1", even_if_no_way_back=True)
+    assert await world.everything() == before
+    await world.check_runs()
+
+
+async def test_started_again_on_a_frozen_image(world: World, begin: Begin) -> None:
+    """A guest whose owner starts it by its old command line is refused, with what holds its image."""
+    old = world.definition.disks[0].path
+    await world.create("s1")
+    await world.orch.destroy(NAME)
+    socket = begin("-drive", f"if=virtio,format=qcow2,file={old}")
+    with pytest.raises(Refused, match=rf"guest would write to {old} .*, which snapshot s1 of domain guest reads"):
+        await attach(world, NAME, socket)
+    with pytest.raises(Refused, match=r"which domain guest reads"):
+        await attach(world, "other", socket)
+    assert (await world.orch.verify(NAME, "s1")).ok
+
+
+async def test_one_process_is_one_domain(world: World, begin: Begin, tmp_path: Path, qemu: Qemu) -> None:
+    """A QEMU that is attached to already is not attached to under a second name."""
+    make_image(qemu, tmp_path / "a.qcow2")
+    socket = begin("-drive", f"if=virtio,format=qcow2,file={tmp_path}/a.qcow2")
+    await attach(world, "mine", socket)
+    with pytest.raises(Refused, match="that process is domain mine already"):
+        await attach(world, "twice", socket)
+
+
+_SLICE = "if=virtio,driver=raw,offset=1048576,size=1048576,file.driver=file,file.filename={d}/a.raw"
+ODD = {
+    "temporary": (("-drive", "if=virtio,format=qcow2,file={d}/a.qcow2,snapshot=on"), "a temporary file"),
+    "slice": (("-drive", _SLICE), "it is a part of a file (offset=1048576, size=1048576)"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+async def test_what_no_overlay_can_stand_for(
+    make_world: MakeWorld, begin: Begin, tmp_path: Path, qemu: Qemu, odd: str
+) -> None:
+    """A snapshot of what is more than an image is refused when it is planned; nothing is made."""
+    world, (words, why) = await make_world(start=False), ODD[odd]
+    make_image(qemu, tmp_path / "a.qcow2")
+    make_image(qemu, tmp_path / "a.raw", "raw")
+    await attach(world, "odd", begin(*(word.format(d=tmp_path) for word in words)))
+    with pytest.raises(Unsupported) as caught:
+        await world.orch.create("odd", DomainSnapshot("s1"), options=CreateOptions(even_if_no_way_back=True))
+    assert why in str(caught.value)
+    assert not (world.root / "odd").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set up a block device")
+async def test_a_block_device(make_world: MakeWorld, tmp_path: Path, qemu: Qemu) -> None:
+    """A raw disk on a block device: taken, gone back to, and merged again, under a running guest."""
+    back = tmp_path / "back.raw"
+    make_image(qemu, back, "raw")
+    losetup = subprocess.run(["losetup", "-f", "--show", str(back)], check=True, capture_output=True, text=True)
+    loop = losetup.stdout.strip()
+    try:
+        world = await make_world(start=False, disks={})
+        disk = DeviceDisk("vda", loop, "raw")
+        definition = {f: getattr(world.definition, f) for f in ("machine", "accel", "kernel", "append", "serial")}
+        await world.orch.define(DomainDefinition(NAME, emulator=qemu.emulator, disks=(disk,), **definition))
+        await world.orch.start(NAME)
+        await world.wait_report(lambda report: report.seq > 2 and report.errors == 0, since=0)
+        record = await world.orch.create(NAME, DomainSnapshot("s1"), CreateFlag.LIVE)
+        (sealed,) = record.images["vda"]
+        assert (sealed.path, sealed.size) == (loop, back.stat().st_size)
+        (status,) = (await world.orch.domain_info(NAME)).disks
+        assert status.active.startswith(f"{world.root}/")
+        await world.orch.revert(NAME, "s1")
+        await world.reports(2)
+        await world.orch.delete(NAME, "s1")
+        (status,) = (await world.orch.domain_info(NAME)).disks
+        assert status.active == loop
+        await world.check_runs()
+        await world.orch.destroy(NAME)
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
