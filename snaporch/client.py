@@ -39,6 +39,7 @@ from snaporch.model.record import (
     Finding,
     GivenUp,
     OperationRecord,
+    RevertRecord,
     SnapshotRecord,
     Unreadable,
     VerifyReport,
@@ -254,13 +255,13 @@ class Client:
         *,
         save_current: str = "",
         ids: Collection[str] = (),
-    ) -> SnapshotRecord:
+    ) -> RevertRecord:
         """See `Orchestrator.revert`."""
         url, body = (
             f"{_snapshot(domain, name)}/revert",
             {"flags": flag_names(flags), "save_current": save_current, "ids": list(ids)},
         )
-        return cast("SnapshotRecord", await self._operate(SnapshotRecord, url, **body))
+        return cast("RevertRecord", await self._operate(RevertRecord, url, **body))
 
     async def revert_group(
         self,
@@ -270,9 +271,9 @@ class Client:
         *,
         save_current: str = "",
         ids: Collection[str] = (),
-    ) -> tuple[SnapshotRecord, ...]:
+    ) -> tuple[RevertRecord, ...]:
         """See `Orchestrator.revert_group`."""
-        kind = tuple[SnapshotRecord, ...]
+        kind = tuple[RevertRecord, ...]
         body = {
             "domains": domains,
             "name": name,
@@ -280,7 +281,7 @@ class Client:
             "save_current": save_current,
             "ids": list(ids),
         }
-        return cast("tuple[SnapshotRecord, ...]", await self._operate(kind, "groups/revert", **body))
+        return cast("tuple[RevertRecord, ...]", await self._operate(kind, "groups/revert", **body))
 
     async def delete(
         self,

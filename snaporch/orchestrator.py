@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from snaporch.model.record import (
     GivenUp,
     OperationKind,
     OperationRecord,
+    RevertRecord,
     SnapshotRecord,
     Unreadable,
     VerifyReport,
@@ -351,10 +353,13 @@ class Orchestrator:
         *,
         save_current: str = "",
         ids: Collection[str] = (),
-    ) -> SnapshotRecord:
+    ) -> RevertRecord:
         """Take a domain back to a snapshot; `libxl_domain_snapshot_revert`.
 
-        The snapshot stays as it is, and can be reverted to again.
+        The snapshot stays as it is, and can be reverted to again. The new guest is made ready beside the old one,
+        which stands only while they change places. Where the hypervisor cannot have both at one time, a throw-away
+        copy first shows that the snapshot loads; then what the old guest holds is kept in a file until the new one
+        is there, and put back if that fails.
 
         Args:
             domain: the domain's name.
@@ -365,12 +370,14 @@ class Orchestrator:
             ids: the id that the snapshot must have (`SnapshotRecord.id`); none: whichever has the name.
 
         Returns:
-            The snapshot's record.
+            How it went back, and how long its guest stood.
 
         Raises:
-            Refused: before anything was touched; DamagedSnapshot when a file is not what was saved.
+            Refused: before anything was touched; DamagedSnapshot when a file is not what was saved; NotEnoughSpace
+                when there is too little RAM for a throw-away copy, or room to keep what the guest holds.
             OperationFailed: the domain is exactly as it was, its running guest included.
-            Stranded: with FORCE only: the old guest is gone and the new one did not come up.
+            Stranded: the old guest had to be ended, the new one did not come up, and with FORCE there is no other;
+                without, what was kept of the old one could not be put back, and is kept for `recover`.
         """
         (record,) = await self.revert_group((domain,), name, flags, save_current=save_current, ids=ids)
         return record
@@ -383,7 +390,7 @@ class Orchestrator:
         *,
         save_current: str = "",
         ids: Collection[str] = (),
-    ) -> tuple[SnapshotRecord, ...]:
+    ) -> tuple[RevertRecord, ...]:
         """Take the domains of a group (`create_group`) back to its point, as one operation: all or none.
 
         Old and new guests never run at one time. What was on its way between the guests at the point is lost.
@@ -396,13 +403,13 @@ class Orchestrator:
             ids: as of `revert`, of all of them.
 
         Returns:
-            The snapshots' records in the order of `domains`.
+            How each went back, in the order of `domains`.
 
         Raises:
             Refused: before anything was touched; Unsupported when these are no group, or not all of it.
             Busy: another operation runs on one of them, which the error names.
             OperationFailed: all are exactly as they were, their running guests included.
-            Stranded: with FORCE only: an old guest is gone and its new one did not come up.
+            Stranded: as of `revert`.
         """
         in_order(domains)  # each once
         for domain in domains:
@@ -412,11 +419,8 @@ class Orchestrator:
         check_one_point(records, "revert")
         if RevertFlag.ALONE not in flags:
             await check_alone(self.catalog, records, "revert")
-        try:
-            await revert(self._context, records, flags, save_current=save_current)
-        except Stranded as error:
-            await self._reconnected(domains[0], error)
-        return tuple(records)
+        mend = partial(self._reconnected, domains[0])
+        return await revert(self._context, records, flags, save_current=save_current, mend=mend)
 
     async def _reconnected(self, domain: str, error: Stranded) -> OperationRecord:
         """Return an operation that is complete after all, over a new connection; see `reconnected`.

@@ -17,6 +17,7 @@ from snaporch.model.record import (
     Finding,
     GivenUp,
     OperationRecord,
+    RevertRecord,
     SnapshotRecord,
     Unreadable,
     VerifyReport,
@@ -95,7 +96,7 @@ class AnyOrchestrator(Protocol):
 
     async def revert(
         self, domain: str, name: str, flags: RevertFlag = ..., *, save_current: str = "", ids: Collection[str] = ()
-    ) -> SnapshotRecord:
+    ) -> RevertRecord:
         """See `Orchestrator.revert`."""
 
     async def revert_group(
@@ -106,7 +107,7 @@ class AnyOrchestrator(Protocol):
         *,
         save_current: str = "",
         ids: Collection[str] = (),
-    ) -> tuple[SnapshotRecord, ...]:
+    ) -> tuple[RevertRecord, ...]:
         """See `Orchestrator.revert_group`."""
 
     async def delete(

@@ -482,7 +482,25 @@ async def test_inside(tmp_path: Path, autojump_clock: MockClock, threads_hold_ti
         assert [group.host.number(image) for image in images] == numbers
 
 
-REVERT_FAILURES = ["storage.make_overlay", "driver.launch", "machine.load", "guard.post", "machine.resume"]
+REVERT_FAILURES = ["storage.make_overlay", "machine.load", "guard.post"]
+# What a hypervisor that has no room for two guests answers.
+NO_ROOM = ["driver.launch", "machine.resume"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", NO_ROOM)
+async def test_one_has_no_room_beside(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, at: str, *, after: bool
+) -> None:
+    """Where one member's new guest cannot be there beside the old one, all go back one after the other."""
+    async with open_group(tmp_path, 3) as group:
+        await group.create()
+        fault = group.host.faults.add(at, domain="web1", after=after, nth=1)
+        back = await group.orch.revert_group(group.names, "g1")
+        assert fault.fired == 1
+        assert [each.way for each in back] == ["proven"] * 3
+        await trio.sleep(1)
+        group.check_consistent(group.names)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -536,7 +554,7 @@ class Failure:
 
 
 CREATE_CALLS = sorted({CALLS[step] for step in steps_of(Strategy.BACKGROUND, quiesce=False)})
-REVERT_CALLS = [*REVERT_FAILURES, "machine.pause", "guard.dismiss"]
+REVERT_CALLS = [*REVERT_FAILURES, *NO_ROOM, "machine.pause", "guard.dismiss"]
 
 
 @st.composite

@@ -16,6 +16,7 @@ from snaporch import (
     MergePlan,
     OperationRecord,
     Orchestrator,
+    RevertRecord,
     SnapshotRecord,
     Unreadable,
     VerifyReport,
@@ -30,6 +31,7 @@ def both(here: Orchestrator, there: Client) -> tuple[AnyOrchestrator, AnyOrchest
 async def types(orch: AnyOrchestrator) -> None:
     """What is answered: mypy says so."""
     assert_type(await orch.create("web", DomainSnapshot("one")), SnapshotRecord)
+    assert_type(await orch.revert("web", "one"), RevertRecord)
     assert_type(await orch.delete("web", "one", ids=["0"]), MergePlan)
     assert_type(await orch.verify("web", "one"), VerifyReport)
     assert_type(await orch.domain_info("web"), DomainInfo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -16,24 +17,14 @@ from snaporch import operations
 from snaporch.engine.actor import Actor
 from snaporch.engine.replay import Action, after_create, phases_begun, table, walk
 from snaporch.engine.states import TERMINAL, TRANSITIONS, IllegalTransition, OperationState, Signal, State, diagram
-from snaporch.engine.steps import (
-    CREATE,
-    QUIESCED,
-    REVERT,
-    ROLLBACK_CREATE,
-    ROLLBACK_REVERT,
-    ROLLBACK_VERIFY,
-    VERIFY,
-    Phase,
-    Step,
-    Undo,
-    all_steps,
-    steps_of,
-)
+from snaporch.engine.steps import CREATE, QUIESCED, ROLLBACK_CREATE, Phase, Step, Undo, all_steps, steps_of
+from snaporch.engine.ways import REVERTS, WAYS, Keeps, performed
+from snaporch.engine.ways import table as ways_table
 from snaporch.model.request import Strategy
+from snaporch.model.way import Way
 from snaporch.operations.create import Participant
 from snaporch.operations.revert import Reverter
-from snaporch.operations.verify import Trial
+from snaporch.operations.trial import Trial
 
 
 def test_every_state_has_a_row_and_terminal_ones_an_empty_one() -> None:
@@ -61,7 +52,7 @@ def test_whatever_is_not_over_can_fail() -> None:
 ALL = [
     *((f"create {s}", phases) for s, phases in CREATE.items()),
     *((f"create {s}, quiesced", phases) for s, phases in QUIESCED.items()),
-    *((f"revert {way}", phases) for way, phases in REVERT.items()),
+    *((f"revert {way}", row.phases) for way, row in WAYS.items()),
 ]
 
 
@@ -86,7 +77,7 @@ def actors() -> list[type[Actor]]:
         look += class_.__subclasses__()
         # Of a class with slots attrs has made two.
         found += [class_] if getattr(sys.modules[class_.__module__], class_.__name__, None) is class_ else []
-    return [class_ for class_ in found if class_ is not Actor]
+    return [class_ for class_ in found if not inspect.isabstract(class_) and class_.performs]
 
 
 def test_every_step_has_a_class_that_performs_it() -> None:
@@ -94,16 +85,17 @@ def test_every_step_has_a_class_that_performs_it() -> None:
     assert set(actors()) == {Participant, Reverter, Trial}
     assert frozenset[Step]().union(*(actor.performs for actor in actors())) == set(Step)
     assert Participant.performs == all_steps([*CREATE.values(), *QUIESCED.values()], ROLLBACK_CREATE)
-    assert Reverter.performs == all_steps(REVERT.values(), ROLLBACK_REVERT)
-    assert Trial.performs == all_steps([VERIFY], ROLLBACK_VERIFY)
+    assert Reverter.performs == performed(REVERTS.values())
+    assert Trial.performs == performed([WAYS[Way.VERIFY]])
 
 
 @pytest.mark.parametrize(
     ("tables", "rollback"),
     [
         ([*CREATE.values(), *QUIESCED.values()], ROLLBACK_CREATE),
-        (REVERT.values(), ROLLBACK_REVERT),
-        ([VERIFY], ROLLBACK_VERIFY),
+        ([row.phases for row in REVERTS.values()], REVERTS[Way.BESIDE].rollback),
+        ([WAYS[Way.PROVEN].phases], WAYS[Way.PROVEN].rollback),
+        ([WAYS[Way.VERIFY].phases], WAYS[Way.VERIFY].rollback),
     ],
 )
 def test_every_compensation_answers_a_step(tables: Iterable[tuple[Phase, ...]], rollback: tuple[Undo, ...]) -> None:
@@ -145,6 +137,29 @@ def test_the_table_in_the_docs_is_that_of_recovery() -> None:
     assert table() in page
 
 
+def test_the_ways_in_the_docs_are_those_of_the_table() -> None:
+    """`python -c 'from snaporch.engine.ways import table; print(table())'` made it."""
+    page = (Path(__file__).parents[1] / "docs" / "recovery.md").read_text()
+    assert ways_table() in page
+
+
+def test_every_way_has_a_row() -> None:
+    """But the one that no hypervisor goes yet, and none at all."""
+    assert set(Way) - set(WAYS) == {Way.IN_PLACE, Way.NONE}
+
+
+@pytest.mark.parametrize("way", list(REVERTS))
+def test_no_way_gives_up_the_old_guest_before_the_new_one_is_there(way: Way) -> None:
+    """Without FORCE: what ends the old process has proved that the point loads, and kept what the guest held."""
+    row = WAYS[way]
+    steps = [step for phase in row.phases for step in phase.steps]
+    if row.ends_old and way not in {Way.DISPLACE, Way.INSIDE_DISPLACE}:
+        assert steps.index(Step.PROVE) < steps.index(Step.KEEP_OLD) < steps.index(Step.END_OLD)
+        assert row.keeps is Keeps.FILE
+    assert row.ends_old == (Step.END_OLD in steps)
+    assert (row.keeps is Keeps.DISKS) == (row.ends_old and Step.KEEP_OLD not in steps)
+
+
 @pytest.mark.parametrize("strategy", list(CREATE))
 def test_only_what_holds_its_point_is_gone_on_with(strategy: Strategy) -> None:
     """From the first state that is gone on with there is no way back to one that is not."""
@@ -158,7 +173,7 @@ def test_what_may_be_left_is_what_is_gone_on_with(strategy: Strategy) -> None:
     """A phase is marked as one that goes on without us exactly where recovery goes on with it."""
     for phase, state in zip(CREATE[strategy], walk(CREATE[strategy]), strict=False):
         assert phase.goes_on == (after_create(strategy, state) is Action.GO_ON), state
-    assert not any(phase.goes_on for phases in (*REVERT.values(), VERIFY) for phase in phases)
+    assert not any(phase.goes_on for row in WAYS.values() for phase in row.phases)
 
 
 def test_what_may_have_begun_is_what_the_row_says() -> None:

@@ -22,6 +22,7 @@ from snaporch.model.record import (
     Finding,
     GivenUp,
     OperationRecord,
+    RevertRecord,
     SnapshotRecord,
     Unreadable,
     VerifyReport,
@@ -114,14 +115,17 @@ def _with(record: SnapshotRecord) -> str:
     return f", one point with {', '.join(name for name in members if name != record.domain)}" if members else ""
 
 
-def reverted(records: Sequence[SnapshotRecord], infos: Sequence[DomainInfo], seconds: float) -> RenderableType:
+def reverted(records: Sequence[RevertRecord], infos: Sequence[DomainInfo]) -> RenderableType:
     """Return what was done, in a line for each domain."""
-    return Group(
-        *(
-            _text(f"{r.domain} is back at {r.name} ({age(r.point)}), {i.state}, in {human_duration(seconds)}")
-            for r, i in zip(records, infos, strict=True)
-        )
-    )
+    return Group(*(_text(_reverted(*each)) for each in zip(records, infos, strict=True)))
+
+
+def _reverted(record: RevertRecord, info: DomainInfo) -> str:
+    text = f"{record.domain} is back at {record.name} ({age(record.point)}), {info.state}"
+    text += f", in {human_duration(record.total_seconds)}"
+    if record.outage_seconds is None:
+        return text
+    return f"{text}; its guest stood for {human_duration(record.outage_seconds)} ({record.way})"
 
 
 def deleted(plans: Mapping[str, MergePlan], *, dry_run: bool) -> RenderableType:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import attrs
-import trio
 from cyclopts import App, Parameter
 
 from snaporch.cli import progress
@@ -249,18 +248,16 @@ async def revert(
     flags |= RevertFlag.ALONE if alone else RevertFlag(0)
     members, name = _known("revert", domain, name, group)
     session.about(members, name)
-    began = trio.current_time()
     async with session.open() as orchestrator:
         async with progress.shown(orchestrator, in_order(members)):
             if group:
                 records = await orchestrator.revert_group(members, name, flags, save_current=save_current)
             else:
                 records = (await orchestrator.revert(domain, name, flags, save_current=save_current),)
-        seconds = trio.current_time() - began
         infos = [await orchestrator.domain_info(record.domain) for record in records]
-    answers = [documents.reverted(*each, seconds, save_current) for each in zip(records, infos, strict=True)]
+    answers = [documents.reverted(*each, save_current) for each in zip(records, infos, strict=True)]
     document = documents.of_group(name, answers) if group else answers[0]
-    return Answer(document, lambda human: human.reverted(records, infos, seconds))
+    return Answer(document, lambda human: human.reverted(records, infos))
 
 
 async def delete(

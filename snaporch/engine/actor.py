@@ -23,7 +23,7 @@ class Actor(abc.ABC):
         TypeError: when a class is made that has no such method for one of them.
     """
 
-    performs: ClassVar[frozenset[Step]]
+    performs: ClassVar[frozenset[Step]] = frozenset()
 
     def __init_subclass__(cls) -> None:
         """Look for the method of every step."""
@@ -45,5 +45,7 @@ class Actor(abc.ABC):
 
     def performing(self, step: Step) -> Callable[..., Awaitable[None]]:
         """Return what performs a step."""
+        if step not in self.performs:
+            raise AssertionError(f"{type(self).__name__} is not there for {step}")
         method: Callable[..., Awaitable[None]] = getattr(self, step)
         return method

@@ -9,9 +9,9 @@ point (`snaporch.engine.states`, rule 3). So:
   goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails, or where
   undoing it had begun: a file that it made is gone. The disks alone of a running guest have no file that would say
   so before an image that was frozen is written to again: that is always undone.
-- A revert is not complete before its commit: it is undone, the old guest is there. After it, it is tidied up.
-  Only one that loads a point in the running process has, once it may have begun to, no old guest any more: it is
-  gone on with, by loading the point again, and undone (what the guest held was kept) if that fails.
+- A revert is not complete before its commit: it is undone, and the old guest is there or is put back. After it, it
+  is tidied up. Where there is no old guest any more and the new one may run (`Row.goes_on`), it is gone on with,
+  and undone only if that fails: what the old guest held was kept.
 - A delete goes forward only.
 - A flatten has changed nothing that anybody sees: it is given up, what it has copied stays.
 """
@@ -22,7 +22,8 @@ import enum
 from collections.abc import Sequence
 
 from snaporch.engine.states import OperationState, Signal, State
-from snaporch.engine.steps import CREATE, QUIESCED, REVERT, VERIFY, Phase, create_phases
+from snaporch.engine.steps import CREATE, QUIESCED, Phase, create_phases
+from snaporch.engine.ways import WAYS
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
 
@@ -34,8 +35,6 @@ _HOLDS = {
     Strategy.INTERNAL: Signal.STREAM,
     Strategy.NONE: Signal.SWITCH,
 }
-
-_LOADED_IN_PLACE = {State.LOADING, State.SWAPPING, State.COMMITTING}
 
 
 class Action(enum.StrEnum):
@@ -93,7 +92,7 @@ def after_revert(state: State, way: Way = Way.BESIDE) -> Action:
     """Return what to do about a revert, or a verify, that was cut short in a state."""
     if state is State.ROLLED_BACK:
         return Action.NOTHING
-    if way is Way.INSIDE and state in _LOADED_IN_PLACE:
+    if state in WAYS[way].goes_on:
         return Action.GO_ON
     return Action.TIDY_UP if state is State.COMPLETE else Action.UNDO
 
@@ -122,9 +121,9 @@ def table() -> str:
     }
     rows |= {
         f"revert, {way}" if way is not Way.VERIFY else way.value: {
-            state: after_revert(state, way) for state in (*walk(phases), State.COMPLETE)
+            state: after_revert(state, way) for state in (*walk(row.phases), State.COMPLETE)
         }
-        for way, phases in [*REVERT.items(), (Way.VERIFY, VERIFY)]
+        for way, row in WAYS.items()
     }
     rows["delete"] = {state: after_delete(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}
     rows["flatten"] = {state: after_flatten(state) for state in (State.PREPARING, State.MERGING, State.COMMITTING)}

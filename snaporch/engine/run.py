@@ -183,14 +183,14 @@ class Engine:
             Left: it goes on without us.
         """
         if not phase.goes_on:
-            await _perform(phase, actors)
+            await perform(phase, actors)
             return
         with trio.CancelScope() as scope:
             self._left.add(scope)
             if self._leaving:
                 scope.cancel()
             try:
-                await _perform(phase, actors)
+                await perform(phase, actors)
             finally:
                 self._left.discard(scope)
         if scope.cancelled_caught:
@@ -275,7 +275,7 @@ class Engine:
                 if phase is not left[0]:
                     await self._enter(operation, phase.signal)
                 with operation.timed(operation.machine.state):
-                    await _perform(phase, actors)
+                    await perform(phase, actors)
             await trio.lowlevel.checkpoint_if_cancelled()
             if left:
                 await self._enter(operation, Signal.COMMIT, quiet=True)
@@ -427,7 +427,7 @@ def _nothing_collected() -> Iterator[None]:
             gc.enable()
 
 
-async def _perform(phase: Phase, actors: Sequence[Actor]) -> None:
+async def perform(phase: Phase, actors: Sequence[Actor]) -> None:
     """Run one phase: every lane of every actor side by side, the steps of each lane in order."""
 
     async def walk(actor: Actor, steps: Sequence[Step], arguments: tuple[str, ...]) -> None:

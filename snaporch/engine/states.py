@@ -15,7 +15,8 @@ The strategies differ in the order in which they walk through the same states:
     disk-only    preparing  switching  sealing  committing
     quiesced     freezing after preparing, thawing as soon as the guest runs on
     revert       preparing  loading  swapping  committing
-    revert FORCE preparing  displacing  loading  swapping  committing
+    displace     preparing  displacing  loading  swapping  committing
+    proven       preparing  proving  keeping  displacing  loading  swapping  committing
     (a revert to a point inside images walks the same ways)
     delete, flatten  preparing  merging  committing
 
@@ -50,10 +51,14 @@ class State(enum.StrEnum):
     """Memory goes to its file."""
     SEALING = "sealing"
     """Files are fsynced and their checksums computed."""
+    PROVING = "proving"
+    """A throw-away copy shows that the point loads; the guest notices nothing."""
+    KEEPING = "keeping"
+    """The old guest stands, and what it holds goes to a file."""
     DISPLACING = "displacing"
-    """FORCE: the old hypervisor process is ended before the new one is loaded."""
+    """The old hypervisor process is ended before the new one is loaded."""
     LOADING = "loading"
-    """A new hypervisor process, beside the old one, loads the point."""
+    """A new hypervisor process, beside the old one or in its place, loads the point."""
     SWAPPING = "swapping"
     """The old guest stands, the new one runs; then the old process goes."""
     MERGING = "merging"
@@ -77,6 +82,8 @@ class Signal(enum.StrEnum):
     THAW = "thaw"
     STREAM = "stream"
     SEAL = "seal"
+    PROVE = "prove"
+    KEEP = "keep"
     DISPLACE = "displace"
     LOAD = "load"
     SWAP = "swap"
@@ -98,6 +105,7 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
         Signal.STREAM: State.STREAMING,
         Signal.SWITCH: State.SWITCHING,
         Signal.LOAD: State.LOADING,
+        Signal.PROVE: State.PROVING,
         Signal.DISPLACE: State.DISPLACING,
         Signal.SWAP: State.SWAPPING,
         Signal.MERGE: State.MERGING,
@@ -135,6 +143,8 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
         **_FAIL,
     },
     State.SEALING: {Signal.COMMIT: State.COMMITTING, **_FAIL},
+    State.PROVING: {Signal.KEEP: State.KEEPING, Signal.DISPLACE: State.DISPLACING, **_FAIL},
+    State.KEEPING: {Signal.DISPLACE: State.DISPLACING, **_FAIL},
     State.DISPLACING: {Signal.LOAD: State.LOADING, Signal.SWAP: State.SWAPPING, **_FAIL},
     State.LOADING: {Signal.SWAP: State.SWAPPING, **_FAIL},
     # Of a group the old guests all stand before the first new one runs: several phases, one state, see `steps`.

@@ -1,4 +1,4 @@
-"""What each kind of operation does, in which order, and what undoes it: tables, no I/O.
+"""What a step is, and the tables of a create: what is done, in which order, and what undoes it; no I/O.
 
 A *phase* is a barrier: all lanes of all participants finish it before anyone begins the next. Inside a phase the
 *lanes* run side by side, each its own steps in order. So while the memory lane opens its stream every disk makes
@@ -9,6 +9,8 @@ A step is performed by the method of its name of the actor whose turn it is (see
 rollback tables name the compensations in the order in which they must run, each with the steps that make it
 necessary. A compensation looks at what is really there and is idempotent: it is run for a step that has *begun*,
 done or not, and again by `recover` after a crash.
+
+The tables of a revert and of a verify are in `snaporch.engine.ways`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import attrs
 
 from snaporch.engine.states import Signal
 from snaporch.model.request import Strategy
-from snaporch.model.way import Way
 
 
 class Lane(enum.StrEnum):
@@ -85,6 +86,8 @@ class Step(enum.StrEnum):
     GO_BACK = "go_back", Lane.INSIDE
     BRING_UP = "bring_up"
     RUN_AWHILE = "run_awhile"
+    PROVE = "prove"
+    KEEP_OLD = "keep_old"
     ABORT_STREAM = "abort_stream", Lane.MEMORY
     REMOVE_MEMORY_FILE = "remove_memory_file", Lane.MEMORY
     SWITCH_BACK = "switch_back"
@@ -97,6 +100,10 @@ class Step(enum.StrEnum):
     RESTORE_IMAGE = "restore_image", Lane.INSIDE
     FORGET_KEPT = "forget_kept", Lane.INSIDE
     MOURN_OLD = "mourn_old"
+    END_PROOF = "end_proof"
+    ABORT_KEEPING = "abort_keeping"
+    PUT_BACK = "put_back"
+    REMOVE_KEPT = "remove_kept"
 
 
 @attrs.frozen(init=False)
@@ -246,72 +253,5 @@ ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo(Step.SWITCH_BACK, Step.SWITCH),
     Undo(Step.FORGET_INSIDE, Step.SAVE_INSIDE, Step.KEEP_INSIDE),
     Undo(Step.CLOSE_OVERLAY, Step.OPEN_OVERLAY),
-    Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
-)
-
-REVERT: dict[Way, tuple[Phase, ...]] = {
-    # The new guest is complete beside the old one before the old one is touched.
-    Way.BESIDE: (
-        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
-        Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD),
-        # Old and new guests of a group never run at one time. The guards stand until the revert is complete, which
-        # is one row for all: until then they take every guest back.
-        Phase(Signal.SWAP, Step.POST_GUARD, Step.STAND_STILL),
-        Phase(Signal.SWAP, Step.TAKE_OVER, paused=True),
-    ),
-    # FORCE, where both cannot stand side by side, or the old one no longer answers.
-    Way.DISPLACE: (
-        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
-        Phase(Signal.DISPLACE, Step.END_OLD),
-        Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD),
-        Phase(Signal.SWAP, Step.TAKE_OVER),
-    ),
-    # The domain is to be inactive afterwards. The old guest runs until the catalog has that, and what is left is to
-    # end it: stopped before, it would stand until somebody recovers what we had died in.
-    Way.INACTIVE: (Phase(Signal.PREPARE, Step.MAKE_OVERLAY), Phase(Signal.SWAP)),
-    # The point is inside the images that the running guest is on: it is loaded in the same process. What the guest
-    # holds now is first kept inside too, and loaded again if that fails. From the load on it is the point that the
-    # guard lets run, and recovery finds it running.
-    Way.INSIDE: (
-        Phase(Signal.PREPARE, Step.POST_GUARD, Step.STAND_STILL, Step.KEEP_PRESENT),
-        Phase(Signal.LOAD, Step.LOAD_INSIDE),
-        Phase(Signal.SWAP, Step.TAKE_OVER),
-    ),
-    # The point is inside images that nobody has open: they go back to it in place, and then a process may load it.
-    Way.INSIDE_INACTIVE: (
-        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
-        Phase(Signal.LOAD, Step.KEEP_IMAGE, Step.GO_BACK),
-        Phase(Signal.SWAP, Step.BRING_UP),
-    ),
-    # FORCE, where the old process has them open.
-    Way.INSIDE_DISPLACE: (
-        Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
-        Phase(Signal.DISPLACE, Step.END_OLD),
-        Phase(Signal.LOAD, Step.KEEP_IMAGE, Step.GO_BACK),
-        Phase(Signal.SWAP, Step.BRING_UP),
-    ),
-}
-
-# A throw-away copy, nobody's place taken.
-VERIFY: tuple[Phase, ...] = (
-    Phase(Signal.PREPARE, Step.MAKE_OVERLAY),
-    Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD),
-    Phase(Signal.SWAP, Step.RUN_AWHILE),
-)
-
-ROLLBACK_VERIFY: tuple[Undo, ...] = (
-    Undo(Step.END_NEW, Step.LAUNCH),
-    Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
-)
-
-ROLLBACK_REVERT: tuple[Undo, ...] = (
-    Undo(Step.POST_GUARD, Step.STAND_STILL),
-    Undo(Step.END_NEW, Step.LAUNCH, Step.BRING_UP),
-    Undo(Step.LOAD_PRESENT, Step.LOAD_INSIDE),
-    Undo(Step.RUN_OLD, Step.STAND_STILL),
-    Undo(Step.DISMISS_GUARD, Step.POST_GUARD),
-    Undo(Step.RESTORE_IMAGE, Step.LOAD_INSIDE, Step.GO_BACK),
-    Undo(Step.FORGET_KEPT, Step.KEEP_PRESENT, Step.KEEP_IMAGE),
-    Undo(Step.MOURN_OLD, Step.END_OLD),
     Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )

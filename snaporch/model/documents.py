@@ -17,6 +17,7 @@ from snaporch.model.record import (
     GivenUp,
     OperationRecord,
     Outcome,
+    RevertRecord,
     SnapshotRecord,
     Unreadable,
     VerifyReport,
@@ -112,18 +113,22 @@ def of_group(name: str, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"format": FORMAT, "name": name, "outcome": Outcome.COMPLETE, "members": members}
 
 
-def reverted(record: SnapshotRecord, info: DomainInfo, seconds: float, saved: str) -> dict[str, Any]:
+def reverted(record: RevertRecord, info: DomainInfo, saved: str) -> dict[str, Any]:
     """Return what ``revert`` answers."""
     return {
         "format": FORMAT,
         "domain": record.domain,
         "name": record.name,
-        "outcome": Outcome.COMPLETE,
+        "outcome": record.outcome,
+        "way": record.way,
+        "lazy": record.lazy,
         "state": info.state,
         "current": info.current,
         "saved": saved or None,
         "disks": [disk(status) for status in info.disks],
-        "total_seconds": seconds,
+        "outage_seconds": record.outage_seconds,
+        "total_seconds": record.total_seconds,
+        "clock_behind_seconds": record.clock_behind_seconds,
     }
 
 

@@ -250,6 +250,35 @@ class VerifyReport:
     reason: str = ""
 
 
+@versioned("revert-record")
+@attrs.frozen
+class RevertRecord:
+    """Answer of `revert`: how a domain went back.
+
+    Attributes:
+        domain: the domain's name.
+        name: the snapshot's.
+        point: the instant that it holds, by the host's clock.
+        way: how: `beside`, `proven`, `in-place`, `displace`, `inactive` or `inside`.
+        outage_seconds: from the last instruction of the old guest to the first of the new one, by the hypervisor's
+            own events where it has them; None where there was no old guest that ran, or no new one runs.
+        total_seconds: all of it.
+        lazy: the guest runs before all of its memory is in.
+        clock_behind_seconds: how far the guest's clock is behind; None: not known.
+        outcome: `complete`.
+    """
+
+    domain: str
+    name: str
+    point: float
+    way: str
+    outage_seconds: float | None
+    total_seconds: float
+    lazy: bool = False
+    clock_behind_seconds: float | None = None
+    outcome: Outcome = Outcome.COMPLETE
+
+
 class Trouble(enum.StrEnum):
     """What `fsck` finds."""
 

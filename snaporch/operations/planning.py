@@ -357,10 +357,19 @@ def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) ->
 
 def _stream_plan(scene: Scene, path: str, strategy: Strategy, options: CreateOptions) -> StreamPlan:
     """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused."""
-    can = scene.capabilities
-    if scene.state is DomainState.PAUSED and can and can.background and can.keeps_paused:
-        strategy = Strategy.BACKGROUND
+    if scene.state is DomainState.PAUSED and scene.capabilities is not None:
+        strategy = _of_one_that_stands(scene.capabilities, strategy)
     return StreamPlan(path, strategy, options.bandwidth, scene.settings)
+
+
+def _of_one_that_stands(can: Capabilities, otherwise: Strategy) -> Strategy:
+    return Strategy.BACKGROUND if can.background and can.keeps_paused else otherwise
+
+
+def paused_stream(path: str, was: DomainState, can: Capabilities, settings: dict[str, Any]) -> StreamPlan:
+    """Return how the memory of a guest is streamed that stands, and then is as it was: running, or paused."""
+    stands = was is DomainState.PAUSED
+    return StreamPlan(path, _of_one_that_stands(can, Strategy.PAUSED) if stands else Strategy.PAUSED, 0, settings)
 
 
 def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
@@ -412,12 +421,15 @@ class RevertPlan:
         was: what it did before.
         disks: the images it will run on.
         frozen: of each disk that the snapshot holds, the image that its fresh overlay is made over.
-        way: how; `snaporch.engine.steps.REVERT` has its phases.
+        way: how; `snaporch.engine.ways` has its row.
         directory: of the new process.
         operation: whose plan it is.
         inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
         kept: the name of the snapshot that holds, inside these images, what they held before.
         owners: by target, whose the fresh overlay is, where it is not whoever runs snaporch.
+        reason: why the old guest has to be ended first, where it has.
+        keep: how what it holds is kept in a file meanwhile, where it is.
+        expected: what that is expected to take.
     """
 
     domain: DomainRecord
@@ -432,6 +444,9 @@ class RevertPlan:
     inside: dict[str, str] = attrs.field(factory=dict)
     kept: str = ""
     owners: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    reason: str = ""
+    keep: StreamPlan | None = None
+    expected: Estimate | None = None
 
     @property
     def memory_inside(self) -> bool:
@@ -523,7 +538,7 @@ def plan_revert(
     if record.definition != domain.definition and not force:
         raise Unsupported(
             f"{domain.name} was defined differently when {record.name} was taken; "
-            "FORCE goes back to that definition"
+            "`--force` goes back to that definition"
         )
     disks, frozen = fresh_disks(domain, record, directory, operation)
     inside = {disk.disk.target: disk.name for disk in record.snapshot.disks if not disk.external}
@@ -535,7 +550,7 @@ def plan_revert(
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(
             f"{record.name} does not hold {', '.join(shared)}: the old guest and the new one cannot both have it, "
-            "so the old one could not be kept until the new one runs; FORCE ends it first"
+            "so the old one could not be kept until the new one runs; `--force` ends it first"
         )
     way = Way.INACTIVE if state is DomainState.INACTIVE else Way.BESIDE
     if shared and was is not DomainState.INACTIVE and way is Way.BESIDE:
@@ -558,6 +573,6 @@ def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, 
     if not force:
         raise Unsupported(
             f"{domain.name} is {was}: {record.name} is inside images that go back in place, and the guest would "
-            "have to be ended first; shut it down, or FORCE does it"
+            "have to be ended first; shut it down, or `--force` does it"
         )
     return Way.INSIDE_DISPLACE

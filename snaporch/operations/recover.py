@@ -20,8 +20,9 @@ from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_create, after_revert
 from snaporch.engine.run import Operation, leaves
 from snaporch.engine.states import OperationState, State
-from snaporch.engine.steps import REVERT, ROLLBACK_CREATE, ROLLBACK_REVERT, ROLLBACK_VERIFY, VERIFY, create_phases
+from snaporch.engine.steps import ROLLBACK_CREATE, create_phases
 from snaporch.engine.verdict import COMPLETE, LOAD, UNDONE
+from snaporch.engine.ways import WAYS
 from snaporch.errors import (
     Busy,
     ConnectionGone,
@@ -39,11 +40,12 @@ from snaporch.model.way import Way
 from snaporch.operations.create import Held, Participant, commit
 from snaporch.operations.delete import finish_delete
 from snaporch.operations.flatten import finish_flatten
+from snaporch.operations.keeping import Kept
 from snaporch.operations.merging import MergeJournal
 from snaporch.operations.planning import CreatePlan, RevertPlan
 from snaporch.operations.revert import Reverter, clean_up
 from snaporch.operations.revert import commit as commit_revert
-from snaporch.operations.verify import Trial
+from snaporch.operations.trial import Trial
 
 
 async def recover(
@@ -191,21 +193,17 @@ async def _complete_or_undo(context: Context, operation: Operation, participants
 async def _revert(context: Context, operation: Operation, text: str) -> None:
     plans = loads(text, tuple[RevertPlan, ...])
     way = plans[0].way
-    phases, rollback = (VERIFY, ROLLBACK_VERIFY) if way is Way.VERIFY else (REVERT[way], ROLLBACK_REVERT)
     async with AsyncExitStack() as stack:
-        reverters = [await _reverter(context, plan, stack) for plan in plans]
+        reverters = [await _reverter(context, operation, plan, stack) for plan in plans]
         commit, finish = partial(commit_revert, reverters), partial(clean_up, reverters)
+        phases, rollback = WAYS[way].phases, WAYS[way].rollback
         action = after_revert(operation.machine.state, way)
         verdict = context.verdict(operation.id)
         if way is Way.BESIDE and action is Action.UNDO and await verdict.decide(UNDONE) == COMPLETE:
             action = Action.GO_ON  # we died before the catalog knew
-        if action is Action.GO_ON and way is Way.INSIDE and await verdict.decide(LOAD) != LOAD:
+        if action is Action.GO_ON and WAYS[way].same_process and await verdict.decide(LOAD) != LOAD:
             action = Action.UNDO  # we died before the load began, and the guard has let the guest run on
-        if (
-            action is Action.GO_ON
-            and way is Way.INSIDE
-            and not all([await each.keeps_present() for each in reverters])
-        ):
+        if action is Action.GO_ON and not all([await each.can_go_on() for each in reverters]):
             action = Action.UNDO  # that had begun, and we died in it: no row says so
         if action is Action.TIDY_UP:
             await context.engine.tidy_up(operation, finish)
@@ -217,21 +215,29 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
         await verdict.forget()
 
 
-async def _reverter(context: Context, plan: RevertPlan, stack: AsyncExitStack) -> Reverter:
+async def _reverter(
+    context: Context, operation: Operation, plan: RevertPlan, stack: AsyncExitStack
+) -> Reverter | Trial:
     name = plan.domain.name
-    if plan.way is Way.INSIDE:
+    if WAYS[plan.way].same_process:
         await _await_inside(context, name)
     record, machine = await stack.enter_async_context(context.machine_of(name, hung_is_none=True))
     driver = context.driver(record)
     made = {disk.path for disk in plan.disks if disk.target in plan.frozen}
     await driver.storage.release({disk.path for disk in plan.disks})
-    actor = Trial if plan.way is Way.VERIFY else Reverter
+    if plan.way is Way.VERIFY:
+        trial = Trial(plan, operation, context, driver, None)
+        await trial.find()
+        return trial
     # A guest that had been stopped to load a point, and runs: its guard, which lets nothing else run, has done it.
     loaded = False
-    if plan.way is Way.INSIDE and plan.was is DomainState.RUNNING and machine is not None:
+    if WAYS[plan.way].same_process and plan.was is DomainState.RUNNING and machine is not None:
         loaded = await machine.state() is DomainState.RUNNING
     new = await driver.find(plan.run_directory)
-    return actor(plan, context, driver, machine, new=new, made=made, loaded=loaded)
+    reverter = Reverter(plan, operation, context, driver, machine, new=new, made=made, loaded=loaded)
+    if name in operation.notes:
+        reverter.kept = loads(operation.notes[name], Kept)
+    return reverter
 
 
 async def _merges(context: Context, operation: Operation, text: str) -> None:

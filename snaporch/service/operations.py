@@ -17,7 +17,7 @@ from snaporch.errors import NotFound, OperationFailed, Stranded
 from snaporch.model.convert import dumps
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import in_order
-from snaporch.model.record import Finding, GivenUp, OperationKind, OperationRecord, SnapshotRecord
+from snaporch.model.record import Finding, GivenUp, OperationKind, OperationRecord, RevertRecord, SnapshotRecord
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
 from snaporch.service import shapes
 from snaporch.service.call import Call, json_page, limit_of, no_cursor
@@ -65,7 +65,7 @@ async def revert(call: Call) -> OperationStatus | Response:
     asked: shapes.Revert = call.body
     flags = flags_of(RevertFlag, asked.flags)
 
-    async def work() -> SnapshotRecord:
+    async def work() -> RevertRecord:
         orchestrator = call.service.orchestrator
         return await orchestrator.revert(
             call.domain, call.name, flags, save_current=asked.save_current, ids=asked.ids
@@ -79,7 +79,7 @@ async def revert_group(call: Call) -> OperationStatus | Response:
     asked: shapes.RevertGroup = call.body
     flags = flags_of(RevertFlag, asked.flags)
 
-    async def work() -> tuple[SnapshotRecord, ...]:
+    async def work() -> tuple[RevertRecord, ...]:
         orchestrator = call.service.orchestrator
         return await orchestrator.revert_group(
             asked.domains, asked.name, flags, save_current=asked.save_current, ids=asked.ids

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from snaporch.engine.states import State
-from snaporch.engine.steps import CREATE, REVERT
+from snaporch.engine.steps import CREATE
+from snaporch.engine.ways import WAYS
 from snaporch.errors import InvalidInput, TargetExists, Unsupported
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
@@ -107,7 +108,7 @@ async def check_internal_cancelled(world: World) -> None:
         else:
             await check_same(world, before, f"a create inside cancelled when {state}")
     await _take_inside(world, f"in-{State.STREAMING}")  # nothing is left inside that would have this name
-    for state in states_of(REVERT[Way.INSIDE]):
+    for state in states_of(WAYS[Way.INSIDE].phases):
         before = await picture(world)
         call = partial(world.orchestrator.revert, world.domain, f"in-{State.COMMITTING}")
         if not await cancelled_in(world, state, call):

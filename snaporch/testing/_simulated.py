@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +110,15 @@ class SimulatedWorld:
         """See World."""
         await trio.lowlevel.checkpoint()
         self.host.damage(path)
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """See World."""
+        self.host.alone = True
+        try:
+            yield
+        finally:
+            self.host.alone = False
 
     def troubles(self, strategy: Strategy) -> Sequence[str]:
         """See World; places for faults, see `FaultPlan.add`."""

@@ -9,14 +9,17 @@ import attrs
 
 from snaporch.engine.replay import Action, after_create
 from snaporch.engine.states import State
-from snaporch.engine.steps import CREATE, REVERT
+from snaporch.engine.steps import CREATE
+from snaporch.engine.ways import WAYS
 from snaporch.errors import Busy, DamagedSnapshot, SnaporchError, Stranded
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import RevertFlag
 from snaporch.model.way import Way
 from snaporch.testing._support import (
+    bounded,
     cancelled_in,
+    check_back,
     check_same,
     during,
     expect,
@@ -75,7 +78,7 @@ async def _check_next(world: World, strategy: Strategy) -> None:
 async def check_cancelled_revert(world: World) -> None:
     """A revert that is cancelled, in whichever state, leaves the old guest as it was, or is complete."""
     await take(world, "point")
-    for state in states_of(REVERT[Way.BESIDE]):
+    for state in states_of(WAYS[Way.BESIDE].phases):
         before = await picture(world)
         call = partial(world.orchestrator.revert, world.domain, "point", RevertFlag.PAUSED)
         if await cancelled_in(world, state, call):
@@ -83,6 +86,36 @@ async def check_cancelled_revert(world: World) -> None:
             await world.orchestrator.resume(world.domain)
         else:
             await check_same(world, before, f"revert cancelled when {state}")
+        await world.check_consistent()
+
+
+async def check_proven(world: World) -> None:
+    """Where two guests cannot be there at one time, the point is proved first; the old guest is kept until then."""
+    first, far = await bounded(world, "point")
+    with world.one_at_a_time():
+        back = await world.orchestrator.revert(world.domain, "point")
+        expect(back.way == Way.PROVEN, f"it went back {back.way}")
+        expect(bool(back.outage_seconds), f"its guest stood for {back.outage_seconds} s")
+        await world.check_consistent()
+        await check_back(world, "point", first, far)
+    expect(".kept" not in str(await world.everything()), "what was kept is left")
+
+
+async def check_proven_cancelled(world: World) -> None:
+    """Such a revert that is cancelled, in whichever state, leaves a guest as it was, or is complete."""
+    await take(world, "point")
+    for state in states_of(WAYS[Way.PROVEN].phases):
+        await world.go_on()
+        was, before = await world.number(), await picture(world)
+        with world.one_at_a_time():
+            complete = await cancelled_in(world, state, partial(world.orchestrator.revert, world.domain, "point"))
+        if complete:
+            expect(state is State.COMMITTING, f"a revert cancelled when {state} is complete")
+        else:
+            expect(await world.number() >= was, f"cancelled when {state}: the guest is not what it was")
+            after = await picture(world)
+            expect(after["files"] == before["files"], f"cancelled when {state}, files are left: {after['files']}")
+            expect(await state_of(world) is DomainState.RUNNING, f"cancelled when {state}, it does not run")
         await world.check_consistent()
 
 

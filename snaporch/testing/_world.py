@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from snaporch.engine.states import State
@@ -52,6 +52,9 @@ class World(Protocol):
 
     async def damage(self, path: str) -> None:
         """Change the content of a file, but not its size."""
+
+    def one_at_a_time(self) -> AbstractContextManager[None]:
+        """While the body runs, let two guests of the domain not be there at one time, but for a throw-away copy."""
 
     def troubles(self, strategy: Strategy) -> Sequence[str]:
         """Return names of what can be made to go wrong in a create of a strategy: each fails it without fail."""

@@ -24,6 +24,7 @@ from snaporch.model.record import (
     Group,
     OperationKind,
     OperationRecord,
+    RevertRecord,
     SnapshotRecord,
     Timings,
     VerifyReport,
@@ -320,8 +321,10 @@ def test_a_group_is_shown_as_such() -> None:
     assert [member["domain"] for member in document["members"]] == ["web", "db"]
     plans = printed(human.deleted({"web": PLAN, "db": PLAN}, dry_run=False))
     assert all(f"{name}: one, two deleted" in plans for name in ("web", "db"))
-    back = printed(human.reverted([web, RECORDS[1]], [info("vda")] * 2, 1.0))
-    assert all(f"is back at {record.name}" in back for record in (web, RECORDS[1]))
+    reverts = [RevertRecord(name, "one", web.point, "proven", 1.5, 2.0) for name in ("web", "db")]
+    back = printed(human.reverted(reverts, [info("vda")] * 2))
+    assert all(f"{each.domain} is back at one" in back for each in reverts)
+    assert "its guest stood for 1.50 s (proven)" in back
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ class Kind:
         first: what is there before: nothing, a checkpoint (of a hypervisor that is hung since), a snapshot of the
             disks of the inactive domain, or a tree.
         fault: where it fails by itself (a place of the simulated driver), before or after that, and is rolled back.
+        nth: of how many calls of that it is the last.
+        alone: old and new guests cannot be there at one time; in between there is none.
     """
 
     run: Operation
@@ -76,6 +78,8 @@ class Kind:
     changes: frozenset[str] = frozenset()
     first: str = ""
     fault: tuple[str, bool] | None = None
+    nth: int = 1
+    alone: bool = False
 
 
 NEW = frozenset({"new"})
@@ -108,6 +112,7 @@ KINDS = {
     "create disks": Kind(_create(Strategy.AUTO, CreateFlag.DISK_ONLY), changes=NEW, inactive=True),
     "revert": Kind(_revert(), first="checkpoint"),
     "revert by force": Kind(_revert(RevertFlag.FORCE), strands=True, first="hung"),
+    "revert one after the other": Kind(_revert(), first="checkpoint", alone=True),
     "revert to inactive": Kind(_revert(), first="disks"),
     **{
         f"delete {what}": Kind(
@@ -131,18 +136,23 @@ KINDS = {
 }
 # Those that fail by themselves are cut in their rollback, too.
 KINDS |= {
-    f"{name}, {how}": attrs.evolve(KINDS[name], fault=fault, strands=True)
-    for name, how, fault in (
-        ("create background", "failing", ("stream.seal", False)),
-        ("create background", "failing last", ("stream.forget", True)),
-        ("create precopy", "failing", ("stream.seal", False)),
-        ("create paused", "failing", ("stream.seal", False)),
-        ("create disks", "failing", ("storage.seal", False)),
-        ("create inside", "failing", ("storage.seal_inside", False)),
-        ("revert", "not loading", ("machine.load", False)),
-        ("revert inside", "not loading", ("machine.load_inside", False)),
-        ("revert inside", "failing", ("machine.load_inside", True)),
-        ("verify", "not loading", ("machine.load", False)),
+    f"{name}, {how}": attrs.evolve(KINDS[name], fault=fault, nth=nth, strands=True)
+    for name, how, fault, nth in (
+        ("create background", "failing", ("stream.seal", False), 1),
+        ("create background", "failing last", ("stream.forget", True), 1),
+        ("create precopy", "failing", ("stream.seal", False), 1),
+        ("create paused", "failing", ("stream.seal", False), 1),
+        ("create disks", "failing", ("storage.seal", False), 1),
+        ("create inside", "failing", ("storage.seal_inside", False), 1),
+        ("revert", "not loading", ("machine.load", False), 1),
+        ("revert inside", "not loading", ("machine.load_inside", False), 1),
+        ("revert inside", "failing", ("machine.load_inside", True), 1),
+        ("verify", "not loading", ("machine.load", False), 1),
+        # The first is the copy's, the second that of the new guest.
+        ("revert one after the other", "not proved", ("machine.load", False), 1),
+        ("revert one after the other", "not kept", ("stream.finished", False), 1),
+        ("revert one after the other", "not loading", ("machine.load", False), 2),
+        ("revert one after the other", "failing", ("machine.resume", True), 2),
     )
 }
 
@@ -285,7 +295,8 @@ async def prepare(world: SimulatedWorld, kind: Kind) -> None:
         await orch.create(domain, DomainSnapshot("point"), CreateFlag.LIVE)
     await trio.sleep(LONG)  # so that it can be told which of the two a guest is
     if kind.fault is not None:
-        world.host.faults.add(kind.fault[0], after=kind.fault[1])
+        world.host.faults.add(kind.fault[0], after=kind.fault[1], nth=kind.nth)
+    world.host.alone = kind.alone
     if kind.first == "hung":
         world.host.hang(world.process())
 
@@ -341,6 +352,8 @@ async def tell(story: Story, root: Path, steps: int) -> None:
         assert all(points.get(name, number) == number for name, number in now.items())
         for guest in map(world.host.guest, world.host.processes()):
             assert (guest.ticks < was) == (complete and story.kind.startswith("revert"))
+        if kind.alone:  # the old guest may be in another process now
+            before = {**before, "processes": world.host.processes()}
         await check(world, before, complete=complete and not story.kind.startswith("verify"))
 
 
@@ -352,6 +365,7 @@ async def check_goes_on(world: SimulatedWorld, kind: Kind) -> None:
     await trio.sleep(1)
     assert (
         kind.first == "hung"
+        or kind.alone
         or not guests
         or any(guest.ticks > was for guest, was in zip(guests, before, strict=True))
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
+import pytest
 import trio
 
+from snaporch.drivers.base import Launch
 from snaporch.model.record import Event
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot, DomainSnapshot
@@ -74,6 +76,18 @@ class QemuWorld:
         content = bytearray(await file.read_bytes())
         content[len(content) // 2] ^= 1
         await file.write_bytes(content)
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """See World."""
+
+        async def blocker(_launch: Launch) -> str:
+            await trio.lowlevel.checkpoint()
+            return "two have no room here"
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.orchestrator._context.drivers["qemu"], "beside_blocker", blocker)
+            yield
 
     def troubles(self, strategy: Strategy) -> Sequence[str]:  # noqa: ARG002 - the interface has it
         """See World."""

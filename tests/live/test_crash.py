@@ -14,7 +14,8 @@ import trio
 from snaporch.drivers.qmp import QMPClient, Subscription, open_qmp
 from snaporch.engine.replay import Action, after_create, walk
 from snaporch.engine.states import State
-from snaporch.engine.steps import CREATE, REVERT
+from snaporch.engine.steps import CREATE
+from snaporch.engine.ways import WAYS
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
@@ -180,7 +181,7 @@ async def test_adoption_of_what_died_too(make_world: MakeWorld, who: str) -> Non
         await world.check_nothing_lost()
 
 
-REVERT_PLACES = [*walk(REVERT[Way.BESIDE]), State.COMPLETE, "after:stand_still#1", "after:take_over#1"]
+REVERT_PLACES = [*walk(WAYS[Way.BESIDE].phases), State.COMPLETE, "after:stand_still#1", "after:take_over#1"]
 
 
 async def test_revert(make_world: MakeWorld) -> None:

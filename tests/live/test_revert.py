@@ -18,13 +18,14 @@ import trio
 import snaporch.drivers.qemu.driver
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import open_qmp
+from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.engine.states import State
 from snaporch.errors import (
     ConnectionGone,
     DamagedSnapshot,
+    HypervisorError,
     InvalidInput,
     OperationFailed,
-    Refused,
     TargetExists,
     Unsupported,
 )
@@ -199,21 +200,54 @@ async def test_other_machine(world: World) -> None:
             await world.revert("a")
 
 
-async def test_port(make_world: MakeWorld) -> None:
-    """A port that both want: refused with QEMU's words, and the old guest runs on; FORCE replaces it."""
+def port_for_itself() -> tuple[str, str]:
+    """Return options by which no second QEMU can be there.
+
+    No network card: the tiny guest's loader would boot from it. The user network holds the port all the same.
+    """
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    # No network card: the tiny guest's loader would boot from it. The user network holds the port all the same.
-    world = await make_world(extra_args=("-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22"))
+        return "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{taken.getsockname()[1]}-:22"
+
+
+async def test_port(make_world: MakeWorld) -> None:
+    """A port that both want: one goes after the other, once a copy has shown that the point loads."""
+    world = await make_world(extra_args=port_for_itself())
     await world.create("a")
-    async with undisturbed(world):
-        with pytest.raises(Refused, match=f"{port}.*FORCE"):
-            await world.revert("a")
+    await world.check_runs()
     pid = await world.pid()
-    await world.revert("a", RevertFlag.FORCE)
-    assert await world.pid() != pid
+    back = await world.revert("a")
+    assert (back.way, await world.pid() != pid) == ("proven", True)
+    assert 0 < (back.outage_seconds or 0) < back.total_seconds
     await world.check_consistent()
+    back = await world.revert("a", RevertFlag.FORCE)
+    assert back.way == "displace"
+    await world.check_consistent()
+    await world.check_no_orphans()
+
+
+async def test_put_back(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new guest does not load in the place of the old one: what was kept of that is put back, and runs on."""
+    world = await make_world(extra_args=port_for_itself())
+    await world.create("a")
+    await world.check_runs()
+    load, calls = QemuMachine.load, 0
+
+    async def fails_once(machine: QemuMachine, path: str, offset: int = 0) -> None:
+        nonlocal calls
+        calls += path.endswith("a.mem")
+        if path.endswith("a.mem") and calls == 2:  # the first is the copy's
+            raise HypervisorError("the memory does not load here")
+        await load(machine, path, offset)
+
+    monkeypatch.setattr(QemuMachine, "load", fails_once)
+    newest, files = (await world.reports(1))[0].seq, world.files()
+    with pytest.raises(OperationFailed, match="does not load here"):
+        await world.revert("a")
+    assert calls == 2
+    assert (await world.reports(2))[-1].seq > newest
+    await world.check_consistent()
+    assert world.files() == files
     await world.check_no_orphans()
 
 

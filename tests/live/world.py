@@ -22,7 +22,7 @@ from snaporch.drivers.qmp import open_qmp
 from snaporch.errors import SnaporchError
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
 from snaporch.model.domain import DomainDefinition, DomainState
-from snaporch.model.record import Event, SnapshotRecord
+from snaporch.model.record import Event, RevertRecord, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -184,7 +184,7 @@ class World:
         snapshot = DomainSnapshot(name, disks=tuple(disks), memory_file=memory_file)
         return await self.orch.create(NAME, snapshot, flags, CreateOptions(strategy=asked, **options))
 
-    async def revert(self, name: str, flags: RevertFlag = RevertFlag(0), **options: Any) -> SnapshotRecord:  # noqa: B008
+    async def revert(self, name: str, flags: RevertFlag = RevertFlag(0), **options: Any) -> RevertRecord:  # noqa: B008
         """Revert to a snapshot."""
         return await self.orch.revert(NAME, name, flags, **options)
 

@@ -102,7 +102,9 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     assert await client.verify("web1", "one") == await orch.verify("web1", "one")
     assert await client.intact("web1", "one")
     assert (await client.pin("web1", "one")).pinned
-    assert await client.revert("web1", "one") == await orch.show("web1", "one")
+    back, again = await client.revert("web1", "one"), await orch.revert("web1", "one")
+    assert (back.name, back.way, again.way) == ("one", "beside", "beside")
+    assert back.outage_seconds is not None
     assert (await client.pause("web1")).state == "paused"
     assert await client.resume("web1") == await orch.domain_info("web1")
     assert (await client.tag("web1", ["a", "b"])).tags == ("a", "b")
@@ -114,7 +116,7 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     assert await client.create_group(["web1"], DomainSnapshot("two"), CreateFlag.LIVE) == (
         await orch.show("web1", "two"),
     )
-    assert await client.revert_group(["web1"], "two") == (await orch.show("web1", "two"),)
+    assert [back.name for back in await client.revert_group(["web1"], "two")] == ["two"]
     assert await client.fsck() == await orch.fsck()
     assert await client.doctor() == await orch.doctor()
     assert await client.estimate("web1", Strategy.PRECOPY) == await orch.estimate("web1", Strategy.PRECOPY)

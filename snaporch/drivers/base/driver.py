@@ -196,6 +196,10 @@ class Driver(abc.ABC):
     async def forget(self, handle: Handle) -> None:  # noqa: B027 - as above
         """Remove what a machine that is gone has left, wherever that is; nothing if we did not start it."""
 
+    async def free_ram(self) -> int | None:
+        """Return the bytes of RAM that another guest can have here; None: that is not known."""
+        return None
+
     @abc.abstractmethod
     async def doctor(self) -> dict[str, Any]:
         """Return what this host can do and what stands in the way, one finding a key."""

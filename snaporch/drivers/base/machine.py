@@ -120,6 +120,13 @@ class Machine(abc.ABC):
     def pause_times(self) -> tuple[float, float] | None:
         """Return when the last pause since `forget_pauses` began and ended: the hypervisor's own time stamps."""
 
+    def run_times(self) -> tuple[float | None, float | None]:
+        """Return when the guest first stopped and last ran on since `forget_pauses`, as far as it did.
+
+        By the hypervisor's own time stamps; where it has none, neither is known.
+        """
+        return None, None
+
     @abc.abstractmethod
     def run_changes(self) -> int:
         """Return how often the guest was stopped or let run since `forget_pauses`, by us or by anybody else."""

@@ -19,6 +19,7 @@ import trio
 from snaporch.drivers.base import Address, Driver, Info, Launch, Machine, StartsBeside, StreamPlan, Trait, Writer
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.qemu import attach, hostside, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
@@ -375,6 +376,10 @@ class QemuDriver(Driver, StartsBeside):
         if lost := [each for each in held if not each.again]:
             raise OtherMachine(f"{launch.definition.name}: no other process can have {lost[0]}")
         return _both(held)
+
+    async def free_ram(self) -> int | None:
+        """See Driver: what the kernel reckons it can give without swapping."""
+        return free_ram()
 
     async def doctor(self) -> dict[str, Any]:
         """See Driver."""

@@ -326,6 +326,11 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         """See GuestAgent."""
         await agent.thaw(self._agent, self.qmp.label)
 
+    def run_times(self) -> tuple[float | None, float | None]:
+        """See Machine."""
+        self.pause_times()
+        return self._times.get("STOP"), self._times.get("RESUME")
+
     def pause_times(self) -> tuple[float, float] | None:
         """See Machine."""
         with suppress(trio.WouldBlock):

@@ -223,9 +223,13 @@ class SimulatedDriver(Driver, StartsBeside):
 
         def look() -> str:
             reasons = (self.host.locks.writing(disk.path) for disk in launch.disks)
-            return self.host.port_conflict(launch) or next(filter(None, reasons), "")
+            return self.host.conflict(launch) or next(filter(None, reasons), "")
 
         return await self._client.call("driver.beside_blocker", launch.definition.name, look)
+
+    async def free_ram(self) -> int | None:
+        """See Driver."""
+        return await self._client.call("driver.free_ram", "", lambda: self.host.free_ram)
 
     async def doctor(self) -> dict[str, Any]:
         """See Driver."""

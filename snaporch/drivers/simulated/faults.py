@@ -38,7 +38,10 @@ _FACES: dict[str, tuple[type, ...]] = {
 # They wait for nothing and ask nobody, or are made of others: nothing can happen in them.
 _SILENT = {
     f"driver.{name}" for name in ("alive", "pid", "present", "restore", "take_place", "forget", "overlay_place")
-} | {f"machine.{name}" for name in ("pause_times", "run_changes", "forget_pauses", "stream", "guard", "merge_back")}
+} | {
+    f"machine.{name}"
+    for name in ("pause_times", "run_times", "run_changes", "forget_pauses", "stream", "guard", "merge_back")
+}
 _DISK = "machine.switch."
 
 POINTS = frozenset(

@@ -49,6 +49,8 @@ class SimulatedHost:
         speeds: how long they take in the processes of single domains; looked up as `models`.
         model: the kind of every guest that is not in `models`.
         models: the kinds of guests, by domain; one is looked up when its process starts.
+        alone: two processes cannot have one domain's name, but for a throw-away copy.
+        ram: bytes of RAM for guests.
         epoch: seconds since the epoch, UTC, when the host's time began: a day of 2025, always the same.
         versions: what memory files are bound to; another value is another hypervisor.
         faults: what is to go wrong.
@@ -61,6 +63,8 @@ class SimulatedHost:
     speeds: dict[str, SimulatedSpeed] = attrs.field(factory=dict)
     model: GuestModel = attrs.field(factory=GuestModel)
     models: dict[str, GuestModel] = attrs.field(factory=dict)
+    alone: bool = False
+    ram: int = PLENTY
     epoch: float = 1_750_000_000.0
     versions: dict[str, str] = attrs.field(factory=lambda: {"hypervisor": "simulated 1"})
     faults: FaultPlan = attrs.field(factory=FaultPlan)
@@ -255,12 +259,20 @@ class SimulatedHost:
         """Count a process among those whose files grow, as long as they do."""
         self._growing.add(process)
 
-    def port_conflict(self, launch: Launch) -> str:
-        """Return why a port that is asked for cannot be had, or an empty string."""
+    def conflict(self, launch: Launch) -> str:
+        """Return why a launch cannot be beside what runs (its name, or a port), or an empty string."""
+        there = any(not process.launch.isolated for process in self.running(launch.definition.name))
+        if self.alone and there and not launch.isolated:
+            return f"only one {launch.definition.name} can run at a time"
         for port in _ports(launch):
             if port in self._ports:
                 return f"port {port} is in use by process {self._ports[port].pid}"
         return ""
+
+    @property
+    def free_ram(self) -> int:
+        """Bytes of RAM that no guest has."""
+        return self.ram - sum(process.ram for process in self.running())
 
     def start(self, launch: Launch) -> SimulatedProcess:
         """Start a process, CPUs stopped.
@@ -269,7 +281,7 @@ class SimulatedHost:
             Refused: an image is missing or locked, or a port is in use.
         """
         definition = launch.definition
-        if why := self.port_conflict(launch) or self.locks.conflict(launch.disks):
+        if why := self.conflict(launch) or self.locks.conflict(launch.disks):
             raise Refused(f"{definition.name} does not start: {why}")
         pid = next(self._pids)
         process = self._made(pid, launch)

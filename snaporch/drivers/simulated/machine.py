@@ -175,6 +175,15 @@ class SimulatedMachine(
             return epoch + stopped[1], epoch + started[1]
         return None
 
+    def run_times(self) -> tuple[float | None, float | None]:
+        """See Machine; instants are those of `SimulatedHost.epoch`."""
+        self.process.settle()
+
+        def known(change: int, at: float) -> float | None:
+            return self.client.host.epoch + at if change > self._pauses_from else None
+
+        return known(*self.process.guest.stopped), known(*self.process.guest.started)
+
     def run_changes(self) -> int:
         """See Machine."""
         self.process.settle()

@@ -1,0 +1,67 @@
+"""What several operations look at before they touch anything."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+
+from snaporch.drivers.base import Driver, Storage
+from snaporch.errors import NotEnoughSpace
+from snaporch.model.record import SnapshotRecord
+from snaporch.model.rfc import DiskSnapshot
+
+# What an overlay may need while memory streams; it grows with what the guest writes, for as long as it is used.
+OVERLAY_BYTES = 16 * 2**20
+# One that nobody writes to yet: what its guest writes later is not the operation's.
+EMPTY_OVERLAY_BYTES = 2**20
+# Stream headers and device state beside RAM itself.
+STREAM_BYTES = 16 * 2**20
+
+
+async def check_space(needs: Iterable[tuple[Storage, str, int]]) -> None:
+    """Compare what may be needed with what is free, all that goes to one file system together.
+
+    Args:
+        needs: a storage, a directory of it, and the bytes that may be needed there.
+
+    Raises:
+        NotEnoughSpace: less is free.
+    """
+    needed: Counter[str] = Counter()
+    places: dict[str, tuple[int, str]] = {}
+    for storage, directory, size in needs:
+        place, free = await storage.free(directory)
+        needed[place] += size
+        places.setdefault(place, (free, directory))
+    for place, (free, directory) in places.items():
+        if needed[place] > free:
+            raise NotEnoughSpace(needed[place], free, directory)
+
+
+async def chain_problem(
+    storage: Storage, record: SnapshotRecord, disk: DiskSnapshot, *, still: bool = False
+) -> str:
+    """Return what is wrong with the chain of one of a snapshot's disks, or an empty string.
+
+    Raises:
+        Refused: an image cannot be read or, with `still`, somebody writes to it.
+    """
+    found = await storage.chain(disk.disk.path, disk.disk.format, still=still)
+    known = [file.path for file in record.images[disk.disk.target]]
+    if not disk.external:
+        known.insert(0, record.inside[disk.disk.target].path)
+    if [os.path.realpath(link.path) for link in found] == [os.path.realpath(path) for path in known]:
+        return ""
+    return f"the backing chain of {disk.disk.path} is not what was saved"
+
+
+async def check_ram(driver: Driver, needed: int) -> None:
+    """Compare the RAM that another guest needs, in bytes, with what is free on the host, where that is known.
+
+    Raises:
+        NotEnoughSpace: less is free.
+    """
+    free = await driver.free_ram()
+    if free is not None and free < needed:
+        raise NotEnoughSpace(needed, free, "host memory")
