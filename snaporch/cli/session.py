@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import attrs
 from cyclopts import Parameter
 
 from snaporch.catalog.schema import CATALOG, can_be_written
+from snaporch.errors import Busy
 from snaporch.orchestrator import Orchestrator, default_root, open_orchestrator
 from snaporch.service.owner import owner
 
@@ -69,11 +70,13 @@ class Session:
         What was cut short is mended first, as by every verb, where that can be done at once.
         """
         root = self.root or default_root()
-        if owner(root) is not None or (await self._is_cut_short(root) and can_be_written(root / CATALOG)):
-            async with self.open() as orchestrator:
-                yield orchestrator
-            return
-        async with open_orchestrator(root, read_only=True) as orchestrator:
+        async with AsyncExitStack() as stack:
+            orchestrator: Orchestrator | Client | None = None
+            if owner(root) is not None or (await self._is_cut_short(root) and can_be_written(root / CATALOG)):
+                with suppress(Busy):  # a snaporch of an earlier version is at work, and the catalog is still its
+                    orchestrator = await stack.enter_async_context(self.open())
+            if orchestrator is None:
+                orchestrator = await stack.enter_async_context(open_orchestrator(root, read_only=True))
             yield orchestrator
 
     async def _is_cut_short(self, root: Path) -> bool:
