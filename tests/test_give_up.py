@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 import trio
 
+from snaporch.catalog.store import Change
 from snaporch.cli import execute
 from snaporch.drivers.local.files import LocalStorage
+from snaporch.engine.run import Operation
+from snaporch.engine.states import OperationState, State
 from snaporch.errors import NotFound, OperationFailed, Refused, Stranded
+from snaporch.model.convert import dumps
+from snaporch.model.record import OperationKind
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
+from snaporch.operations.trial import plan_trial
 from tests.image_place import MIB, Place, content, opened, write
 
 
@@ -109,6 +115,24 @@ async def test_a_revert(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [found.subject for found in await place.orch.fsck(repair=True)] == [left]
     assert not Path(left).exists()
     assert await place.orch.fsck() == ()
+
+
+async def test_a_look_strands_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verify that cannot remove what it has made blocks nothing; fsck removes it once that is possible."""
+    await place.define("one", place.image("disk.qcow2"))
+    await place.snapshot("one", "s1")
+    context, operation = place.orch._context, Operation(OperationKind.VERIFY, "one", "s1")
+    operation.machine = OperationState(State.LOADING)
+    domain, record = await context.catalog.domain("one"), await context.catalog.snapshot("one", "s1")
+    plan = plan_trial(domain, record, directory=context.directory("one"), operation=operation.id)
+    left = plan.disks[0].path
+    await context.drivers["qemu"].storage.make_overlay(left, plan.frozen["vda"], MIB)
+    await context.catalog.write(Change(operation=operation.record(), begins=True, plan=dumps([plan])))
+    with broken(monkeypatch, "remove"):
+        await place.orch.recover()
+        await place.snapshot("one", "s2")
+    assert [found.subject for found in await place.orch.fsck(repair=True)] == [left]
+    assert not Path(left).exists()
 
 
 async def test_what_is_not_there(place: Place) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from snaporch.catalog.store import Change
 from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_create, after_revert
 from snaporch.engine.run import Operation, leaves
@@ -80,7 +81,10 @@ async def recover(
         except Busy:
             continue
         except SnaporchError as error:
-            failure = error
+            if mended := record.kind is OperationKind.VERIFY:
+                await _end_look(context, operation, plan, str(error))
+            else:
+                failure = error
         ended.append(operation.record(ended=mended))
     for each in await context.catalog.unfinished_unreadable(domain):
         failure = UnreadableRecord(
@@ -130,6 +134,16 @@ async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[H
                 await driver.kill(handle)
             await driver.clear(directory)
     return tuple(found)
+
+
+async def _end_look(context: Context, operation: Operation, text: str, why: str) -> None:
+    """End a verify that left something which cannot be removed: it has changed nothing, so it blocks nothing.
+
+    What it has made is the domain's own from now on: `fsck` tells of it, and removes it when that is possible.
+    """
+    plans = loads(text, tuple[RevertPlan, ...])
+    made = {plan.domain.name: tuple(d.path for d in plan.disks if d.target in plan.frozen) for plan in plans}
+    await context.catalog.write(Change(files=made, operation=operation.record(ended=True, error=why)))
 
 
 def recalled(record: OperationRecord) -> Operation:
