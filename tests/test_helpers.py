@@ -15,7 +15,7 @@ import pytest
 
 from snaporch.drivers.local import guard
 from snaporch.drivers.qmp import guard as action
-from snaporch.drivers.qmp import sink
+from snaporch.drivers.qmp import sink, stream
 
 SECONDS = 60.0
 GREETING = {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}
@@ -130,3 +130,15 @@ def test_sink_that_is_held(tmp_path: Path, *, release: bool) -> None:
     assert process.returncode == 0
     assert (time.monotonic() - began < seconds) is release
     assert json.loads(result.read_text())["size"] == 4 * sink.BUFFER
+
+
+def test_a_sink_of_another_installation_is_known(tmp_path: Path) -> None:
+    """After an upgrade the program is elsewhere, and what wrote before it still writes."""
+    program, memory = tmp_path / "sink.py", str(tmp_path / "one.mem")
+    program.write_text("input()")
+    with subprocess.Popen([sys.executable, str(program), memory], stdin=subprocess.PIPE) as process:
+        try:
+            assert stream._sinks(memory) == [process.pid]
+            assert not stream._sinks(memory + "2")
+        finally:
+            process.kill()

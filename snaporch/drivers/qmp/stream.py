@@ -34,7 +34,7 @@ import trio
 
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.local.files import identity, remove
-from snaporch.drivers.local.process import find_processes, kill, process_of, wait_gone
+from snaporch.drivers.local.process import command_line, find_processes, kill, process_of, wait_gone
 from snaporch.drivers.qmp import sink
 from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.subscription import Subscription
@@ -91,7 +91,7 @@ def _result_of(path: str) -> Path:
 
 async def end_sinks(path: str) -> None:
     """Kill every sink that writes to `path`, and remove what it would leave beside that."""
-    for pid in find_processes(sink.__file__, path):
+    for pid in _sinks(path):
         if (found := process_of(pid)) is not None:
             await kill(found)
     result = _result_of(path)
@@ -101,6 +101,17 @@ async def end_sinks(path: str) -> None:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # a name that cannot be is not there
             raise
+
+
+def _sinks(path: str) -> list[int]:
+    """Return the processes that write a memory file: also one that an installation elsewhere has started.
+
+    After an upgrade the program is at another place, and the sinks of before it are still at work.
+    """
+    name = os.path.basename(sink.__file__)
+    return [
+        pid for pid in find_processes(path) if any(os.path.basename(word) == name for word in command_line(pid))
+    ]
 
 
 class QemuStream(Stream):
@@ -254,12 +265,12 @@ class QemuStream(Stream):
         """Return whether somebody writes the file: our sink, or one that a crash of ours has left to itself."""
         if self._sink is not None:
             return self._sink.poll() is None
-        return bool(find_processes(sink.__file__, self._plan.path))
+        return bool(_sinks(self._plan.path))
 
     async def _sink_ended(self) -> None:
         if self._sink is not None:
             await self._sink.wait()
-        for pid in find_processes(sink.__file__, self._plan.path):
+        for pid in _sinks(self._plan.path):
             if (found := process_of(pid)) is not None:
                 await wait_gone(found)
 
