@@ -159,11 +159,25 @@ async def test_let_run_while_it_is_kept(
 async def test_force_gives_the_old_guest_up(
     world: SimulatedWorld, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
-    """With FORCE nothing is proved and nothing kept, and it is not waited for."""
+    """With FORCE nothing is kept; but a copy has loaded the point before the old guest is ended."""
+    before = await world.everything()
+    world.host.faults.add("machine.load")
+    with pytest.raises(OperationFailed):
+        await world.orchestrator.revert(world.domain, "point", RevertFlag.FORCE)
+    assert await world.everything() == before
     back = await world.orchestrator.revert(world.domain, "point", RevertFlag.FORCE)
     assert back.way == "displace"
     assert back.outage_seconds is not None
-    assert back.total_seconds < 3
+    await world.check_consistent()
+
+
+async def test_force_without_room_for_a_copy(
+    world: SimulatedWorld, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """With FORCE a host that has no RAM for a copy is no reason to stop; that nothing was tried is said."""
+    world.host.ram = GIB + GIB // 2
+    back = await world.orchestrator.revert(world.domain, "point", RevertFlag.FORCE)
+    assert back.way == "displace"
     await world.check_consistent()
 
 

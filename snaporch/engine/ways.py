@@ -112,9 +112,19 @@ WAYS: dict[Way, Row] = {
         two_guests=True,
         goes_on=frozenset({State.SWAPPING, State.COMMITTING}),
     ),
-    # FORCE, where both cannot be there at one time, or the old one no longer answers.
+    # FORCE, where both cannot be there at one time, or the old one no longer answers. Its memory is given up, and
+    # not for nothing: a copy has loaded the point before, wherever there can be one.
     Way.DISPLACE: Row(
-        (_PREPARE, _END_OLD, _LOAD, Phase(Signal.SWAP, Step.TAKE_OVER)), Keeps.DISKS, _ROLLBACK, ends_old=True
+        (
+            _PREPARE,
+            Phase(Signal.PROVE, Step.PROVE),
+            _END_OLD,
+            _LOAD,
+            Phase(Signal.SWAP, Step.TAKE_OVER),
+        ),
+        Keeps.DISKS,
+        (Undo(Step.END_PROOF, Step.PROVE), *_ROLLBACK),
+        ends_old=True,
     ),
     # The domain is to be inactive afterwards. The old guest runs until the catalog has that, and what is left is to
     # end it: stopped before, it would stand until somebody recovers what we had died in.

@@ -56,7 +56,7 @@ from snaporch.model.record import EventKind, OperationKind, RevertRecord, Snapsh
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way
-from snaporch.operations.checks import EMPTY_OVERLAY_BYTES, STREAM_BYTES, chain_problem, check_space
+from snaporch.operations.checks import EMPTY_OVERLAY_BYTES, STREAM_BYTES, chain_problem, check_ram, check_space
 from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_way
 from snaporch.operations.create import create
 from snaporch.operations.disks import claim_snapshot
@@ -148,15 +148,37 @@ class Reverter(RevertUndo):
         return Trial(plan, self.operation, self.context, self.driver, None)
 
     async def prove(self) -> None:
-        """See a throw-away copy of the guest load the point, and run."""
+        """See a throw-away copy of the guest load the point, and run.
+
+        Where the old guest is given up anyway and there can be no copy, that is said and gone on without.
+        """
+        if self.plan.way is Way.DISPLACE and (why := await self._unprovable()):
+            text = f"{self.name}: no copy has tried {self.plan.snapshot.name} beforehand: {why}"
+            self.context.events.publish(self.operation.event(EventKind.NOTE, text=text))
+            _log.warning("not tried beforehand", domain=self.name, why=why)
+            return
         proof = await self._copy()
         for phase in WAYS[Way.VERIFY].phases:
             await perform(phase, [proof])
         await proof.clean_up()
 
+    async def _unprovable(self) -> str:
+        """Return why there can be no throw-away copy, or an empty string."""
+        if self.plan.snapshot.memory is None:
+            return "it has no memory that could fail to load"
+        try:
+            await self._copy()
+            await check_ram(self.driver, self.plan.snapshot.definition.memory)
+        except Refused as error:
+            return str(error)
+        return ""
+
     async def end_proof(self) -> None:
         """Remove the copy, wherever it was; also a compensation."""
-        proof = await self._copy()
+        try:
+            proof = await self._copy()
+        except Unsupported:
+            return  # there never was one
         await proof.find()
         await proof.clean_up()
 
