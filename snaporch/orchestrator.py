@@ -164,6 +164,17 @@ class Orchestrator:
                 raise Refused(f"{name} has snapshots ({names}): delete them first")
             await check_forgettable(self._context, record)
             await self._context.catalog.drop_domain(name)
+            await self._leave_nothing(record)
+
+    async def _leave_nothing(self, record: DomainRecord) -> None:
+        """Remove the directory of a domain that is no more, and logs in it, unless there is more in it."""
+        directory = self._context.directory(record.name)
+        storage, logs = self._context.driver(record).storage, self._context.driver(record).info.logs
+        with suppress(OSError):
+            if set(os.listdir(directory)) <= set(logs):
+                for log in logs:
+                    await storage.remove(os.path.join(directory, log))
+                os.rmdir(directory)
 
     async def attach(
         self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
@@ -762,9 +773,9 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "snaporch"
 
 
-def _make_root(root: Path) -> None:
+def _make_root(root: Path, *, parents: bool) -> None:
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=parents, exist_ok=True)
         (root / "locks").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"cannot use {root}: {error.strerror}") from None
@@ -779,7 +790,7 @@ async def open_orchestrator(
     realtime: bool = False,
     read_only: bool = False,
 ) -> AsyncIterator[Orchestrator]:
-    """Open the orchestrator on a root directory, made where it is missing (0700).
+    """Open the orchestrator on a root directory, made where it is missing (0700), in a directory that is there.
 
     Args:
         root: holds the catalog and, by default, all files; `default_root` when None.
@@ -794,9 +805,10 @@ async def open_orchestrator(
     Raises:
         InvalidInput: the root cannot be made or is not writable.
     """
+    chosen = root is not None or "SNAPORCH_ROOT" in os.environ
     root = Path(os.path.realpath(root or default_root()))  # one root by two names is one: its files have one name
     if not read_only:
-        _make_root(root)
+        _make_root(root, parents=not chosen)
     events = Broadcast()
     async with open_catalog(root / CATALOG, read_only=read_only) as catalog:
         engine = Engine(catalog, events, realtime)

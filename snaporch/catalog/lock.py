@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -36,9 +36,26 @@ def holder(path: Path) -> tuple[str, str]:
     return "unknown", "an operation"
 
 
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Return whether an open file is still the one of that name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    return False
+
+
 @asynccontextmanager
 async def domain_lock(
-    directory: Path, domain: str, operation: str, running: str, *, wait: bool = False
+    directory: Path,
+    domain: str,
+    operation: str,
+    running: str,
+    *,
+    wait: bool = False,
+    keep: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[None]:
     """Hold the domain's lock.
 
@@ -48,20 +65,30 @@ async def domain_lock(
         operation: id of the operation that wants it.
         running: what that is, for whoever comes second.
         wait: wait for the lock instead of raising.
+        keep: asked at the end: whether there is a domain of that name, whose file stays.
 
     Raises:
         Busy: another operation holds it.
     """
     path = directory / f"{domain}.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open(path)
     try:
-        while not _try(fd):
-            if not wait:
+        while not _try(fd) or not _is_at(path, fd):
+            if not _is_at(path, fd):  # the domain is gone, and its file with it
+                os.close(fd)
+                fd = _open(path)
+            elif wait:
+                await trio.sleep(_RETRY_SECONDS)
+            else:
                 raise Busy(domain, *holder(path))
-            await trio.sleep(_RETRY_SECONDS)
         with suppress(OSError):  # on a full disk it is not said who holds it, but held it is
             os.truncate(fd, 0)
             os.pwrite(fd, json.dumps({"operation": operation, "running": running}).encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            if not keep():
+                with suppress(OSError):
+                    path.unlink()
     finally:
         os.close(fd)

@@ -238,6 +238,13 @@ class Catalog:
         """Return all domains that can be read, by name."""
         return readable(await self._rows("SELECT record FROM domain ORDER BY name"), DomainRecord)
 
+    def knows(self, domain: str) -> bool:
+        """Return whether there is a domain of that name, or nobody can say."""
+        try:
+            return self._reader.execute("SELECT 1 FROM domain WHERE name = ?", (domain,)).fetchone() is not None
+        except sqlite3.Error:
+            return True
+
     async def domain(self, name: str) -> DomainRecord:
         """Return one domain.
 

@@ -6,10 +6,12 @@ snapshot; 4 busy; 5 stranded; 130 interrupted, and rolled back.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Sequence
 from functools import partial
 from inspect import iscoroutinefunction
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -27,6 +29,12 @@ _HELP = """Live snapshots of virtual machines: memory and all disks at one point
 Exit status: 0 done, 1 failed and rolled back, 2 refused or wrong use, 3 not found, 4 busy, 5 stranded,
 130 interrupted and rolled back.
 """
+
+
+# Verbs, in whatever group, that change nothing.
+_READS = frozenset(
+    {"list", "show", "tree", "operations", "doctor", "discover", "estimate", "rehearse", "verify", "check", "plan"}
+)
 
 
 def _application() -> App:
@@ -85,6 +93,7 @@ def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
             return refuse(session, f"{' '.join(['snaporch', *tokens])}: which verb? See `snaporch --help`")
         command(*bound.args, **bound.kwargs)
         return 0
+    session.only_reads = command.__name__.rstrip("_") in _READS
     injected = dict.fromkeys(ignored, session)
     work: partial[Awaitable[Answer]] = partial(command, *bound.args, **bound.kwargs, **injected)
     return run(session, work)
@@ -92,4 +101,19 @@ def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the program on this process's arguments."""
+    _have_standard_files()
     sys.exit(execute(sys.argv[1:]))
+
+
+def _have_standard_files() -> None:
+    """Have descriptors 0 to 2 open: a file that got one would be written to. Escape what cannot be shown."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets that number: the lowest that is free
+    if sys.stderr is None:  # to print to None is to print to standard output
+        sys.stderr = os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -22,7 +22,7 @@ def _state(info: DomainInfo) -> Answer:
 @app.command
 async def define(file: Path, /, *, session: Here) -> Answer:
     """Make a domain known, from its definition in a TOML file; an inactive one gets the new definition."""
-    async with session.open() as orchestrator:
+    async with session.open(make=True) as orchestrator:
         record = await orchestrator.define(file)
         return _state(await orchestrator.domain_info(record.name))
 
@@ -135,7 +135,7 @@ async def attach(
     if not (qmp or driver or uri or of):
         raise InvalidInput(f"where is {name}? --qmp SOCKET says it of a QEMU, --driver DRIVER who else runs it")
     socket = "" if qmp is None else os.path.abspath(qmp)
-    async with session.open() as orchestrator:
+    async with session.open(make=True) as orchestrator:
         return _state(await orchestrator.attach(name, socket, driver=driver or "qemu", uri=uri, of=of))
 
 

@@ -100,6 +100,7 @@ async def fsck(domain: str | None = None, /, *, repair: bool = False, session: H
     repair
         Do what is certain and takes nothing from anybody; without, nothing is touched.
     """
+    session.only_reads = not repair
     async with session.open(recover=False) if repair else session.look() as orchestrator:
         found = await orchestrator.fsck(domain, repair=repair)
     answers = [documents.finding(each) for each in found]

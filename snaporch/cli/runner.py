@@ -1,18 +1,23 @@
 """Runs one verb: signals, errors, exit status. Nothing else in the command line ends the process.
 
-A verb is cancelled by SIGINT or SIGTERM, and the operation rolls itself back; a second signal changes nothing, as
-half a rollback helps nobody. Whatever goes wrong becomes one line on standard error and, with ``--json``, one
-document on standard output; a traceback is a defect, and is shown only to those who ask for it.
+A verb is cancelled by SIGINT, SIGTERM or SIGHUP (its terminal is gone), and the operation rolls itself back; a
+second signal changes nothing, as half a rollback helps nobody. Whatever goes wrong becomes one line on standard
+error and, with ``--json``, one document on standard output; a traceback is a defect, shown only on request.
+
+What a verb has done is done, whether or not its answer can be written: then it exits 0 with a line on standard
+error, and with 1 where the answer was all that there was to do.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
+from functools import partial
 
 import trio
 
@@ -39,15 +44,40 @@ class Interrupted(SnaporchError):
 
 def run(session: Session, work: Work) -> int:
     """Run a verb, print its answer or its error, and return the exit status."""
-    status = 0
     try:
         answer = trio.run(_supervised, session, work)
-        status = answer.status
-        print_answer(answer, as_json=session.as_json)
-    except BrokenPipeError:
-        _discard_output()  # whoever read it has seen enough, as `head` has
     except ANYTHING as error:
         return report(session, error)
+    return _print(session, partial(print_answer, answer, as_json=session.as_json), answer.status)
+
+
+def _print(session: Session, write: Callable[[], None], status: int) -> int:
+    """Print to standard output and return the exit status."""
+    try:
+        _check_open()
+        write()
+    except BrokenPipeError:
+        _discard_output()  # whoever read it has seen enough, as `head` has
+    except OSError as error:
+        _discard_output()
+        done = "" if session.only_reads else "; what was asked for is done"
+        session.say(f"snaporch: standard output cannot be written to: {error.strerror}{done}")
+        return status or int(session.only_reads)
+    except SystemExit:
+        pass  # rich's way to say that nobody reads on
+    except Exception as error:  # noqa: BLE001 - how an answer is shown says nothing about what was done
+        return report(session, error) if session.only_reads else _unshown(session, error, status)
+    return status
+
+
+def _check_open() -> None:
+    """Raise where there was no standard output when the program began: Python then writes to nowhere."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _unshown(session: Session, error: Exception, status: int) -> int:
+    session.say(f"snaporch: done, and it cannot be shown: {_unexpected(error)}: a defect in snaporch")
     return status
 
 
@@ -66,10 +96,7 @@ def report(session: Session, error: BaseException) -> int:
         )
     session.say("snaporch: " + " ".join(str(cause).split()))
     if session.as_json:
-        try:
-            print_document(error_document(cause, session.subject))
-        except BrokenPipeError:
-            _discard_output()
+        return _print(session, partial(print_document, error_document(cause, session.subject)), cause.exit_code)
     return cause.exit_code
 
 
@@ -78,7 +105,8 @@ def refuse(session: Session, text: str) -> int:
     text = " ".join(text.split())
     session.say(f"snaporch: {text}")
     if session.as_json:
-        print_document({"error": {"type": "UsageError", "message": text, "exit_code": WRONG_USE}})
+        document = {"error": {"type": "UsageError", "message": text, "exit_code": WRONG_USE}}
+        return _print(session, partial(print_document, document), WRONG_USE)
     return WRONG_USE
 
 
@@ -99,7 +127,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def _discard_output() -> None:
     """Let the interpreter flush what is left to nowhere, without a complaint."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _signals() -> list[signal.Signals]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +33,7 @@ class Session:
         verbose: how many times ``-v`` was given.
         subject: the domain and the snapshot that a create, revert or delete is about: an error's document names
             them, and says how the operation ended.
+        only_reads: the verb changes nothing: its answer is all that there is of it.
         interrupted: what there is to say when a signal has ended the verb; for those without a subject.
     """
 
@@ -38,6 +41,7 @@ class Session:
     as_json: bool = False
     verbose: int = 0
     subject: dict[str, Any] = attrs.field(factory=dict)
+    only_reads: bool = False
     interrupted: str = "ended"
 
     def about(self, domains: Sequence[str], name: str) -> None:
@@ -46,22 +50,39 @@ class Session:
         self.subject = names | {"name": name}
 
     @asynccontextmanager
-    async def open(self, *, recover: bool = True) -> AsyncIterator[Orchestrator | Client]:
-        """Open the orchestrator on the root, or a client of the service that owns it."""
+    async def open(self, *, recover: bool = True, make: bool = False) -> AsyncIterator[Orchestrator | Client]:
+        """Open the orchestrator on the root, as `open_here`, or a client of the service that owns it."""
         if owner(self.root or default_root()) is not None:
             from snaporch.client import open_client  # noqa: PLC0415 - slow, and needed only here
 
             async with open_client(self.root) as client:
                 yield client
             return
-        async with self.open_here(recover=recover) as orchestrator:
+        async with self.open_here(recover=recover, make=make) as orchestrator:
             yield orchestrator
 
     @asynccontextmanager
-    async def open_here(self, *, recover: bool = True) -> AsyncIterator[Orchestrator]:
-        """Open the orchestrator on the root, in this process: also beside a service, as both keep to the locks."""
-        async with open_orchestrator(self.root, recover=recover, realtime=True) as orchestrator:
-            yield orchestrator
+    async def open_here(self, *, recover: bool = True, make: bool = False) -> AsyncIterator[Orchestrator]:
+        """Open the orchestrator on the root, in this process: also beside a service, as both keep to the locks.
+
+        Args:
+            recover: see `open_orchestrator`.
+            make: make a root that is not there; without, it is as one that has nothing in it, and none is made.
+        """
+        with self._place(make=make) as root:
+            async with open_orchestrator(root, recover=recover, realtime=True) as orchestrator:
+                yield orchestrator
+
+    @contextmanager
+    def _place(self, *, make: bool) -> Iterator[Path | None]:
+        """Give the root; where there is none and none is to be made, an empty directory for as long as it takes."""
+        root = self.root or default_root()
+        if make or os.path.lexists(root):
+            yield self.root
+            return
+        self.say(f"snaporch: there is no root {root} yet: `domain define`, `domain attach` and `serve` make it")
+        with TemporaryDirectory(prefix="snaporch-") as nothing:
+            yield Path(nothing)
 
     @asynccontextmanager
     async def look(self) -> AsyncIterator[Orchestrator | Client]:
@@ -70,6 +91,10 @@ class Session:
         What was cut short is mended first, as by every verb, where that can be done at once.
         """
         root = self.root or default_root()
+        if not os.path.lexists(root):
+            async with self.open_here() as nothing:
+                yield nothing
+            return
         async with AsyncExitStack() as stack:
             orchestrator: Orchestrator | Client | None = None
             if owner(root) is not None or (await self._is_cut_short(root) and can_be_written(root / CATALOG)):
@@ -85,11 +110,13 @@ class Session:
 
     def tell(self, text: str) -> None:
         """Print a line for people, to standard output: not with ``--json``."""
-        print(text, flush=True)  # noqa: T201 - the command line's own words
+        with suppress(OSError):  # it is a remark: what cannot be seen is said by the answer
+            print(text, flush=True)  # noqa: T201 - the command line's own words
 
     def say(self, text: str) -> None:
-        """Print a line for people, to standard error."""
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line's own words
+        """Print a line for people, to standard error, if that can be written to."""
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line's own words
 
 
 Here = Annotated[Session, Parameter(parse=False)]

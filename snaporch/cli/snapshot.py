@@ -309,6 +309,7 @@ async def delete(
     flags |= DeleteFlag.ALONE if alone else DeleteFlag(0)
     members, name = _known("delete", domain, name, group)
     session.about(members, name)
+    session.only_reads = dry_run
     async with session.open() as orchestrator, progress.shown(orchestrator, in_order(members)):
         if group:
             plans = await orchestrator.delete_group(members, name, flags, options, dry_run=dry_run)
@@ -346,6 +347,7 @@ async def flatten(
     """
     session.about((domain,), name)
     options = MergeOptions(_rate(bandwidth))
+    session.only_reads = dry_run
     async with session.open() as orchestrator, progress.shown(orchestrator, domain):
         plan = await orchestrator.flatten(domain, name, depth, options, dry_run=dry_run)
     document = documents.flattened(domain, name, plan, dry_run=dry_run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -104,7 +105,8 @@ class Context:
         try:
             async with AsyncExitStack() as stack:
                 for name in operation.domains if not only_looks else ():
-                    lock = domain_lock(self.root / "locks", name, operation.id, running, wait=wait)
+                    keep = partial(self.catalog.knows, name)
+                    lock = domain_lock(self.root / "locks", name, operation.id, running, wait=wait, keep=keep)
                     await stack.enter_async_context(lock)
                 if not only_looks:
                     stack.push_async_callback(self._release, operation)

@@ -19,17 +19,19 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import attrs
 import cattrs
+from cattrs.errors import AttributeValidationNote
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from cattrs.preconf.json import JsonConverter, make_converter
 
 from snaporch.errors import InvalidInput, UnreadableRecord
-from snaporch.model.domain import DomainDefinition
+from snaporch.model.domain import DomainDefinition, faults
 from snaporch.model.formats import FORMATS, KEY, NewerFormat
 
 T = TypeVar("T")
@@ -61,7 +63,12 @@ def _make(*, unknown_keys: bool = False) -> JsonConverter:
 
 # What JSON can say and no file name, database or terminal takes: NUL, and halves of characters.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+}
 
 
 def _only(kind: Any) -> Callable[[Any, Any], Any]:
@@ -111,7 +118,34 @@ def _make_strict() -> JsonConverter:
     for kind in _KINDS:
         made.register_structure_hook(kind, _only(kind))
     made.register_structure_hook(enum.StrEnum, _choice)  # else it would be left a string, and never the member
+    made.register_structure_hook(DomainDefinition, _definition(made.get_structure_hook(DomainDefinition)))
     return made
+
+
+def _definition(read: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return a hook that names wrong types and wrong values of a definition all at once, each with its place."""
+
+    def structure(document: Any, _: Any) -> Any:
+        wrong = list(_faults(document)) if isinstance(document, dict) else []
+        if wrong and isinstance(document.get("memory"), str):  # that is said already
+            document = {key: value for key, value in document.items() if key != "memory"}
+        try:
+            return read(document, DomainDefinition)
+        except cattrs.ClassValidationError as error:
+            wrong = [*error.exceptions, *wrong]
+        except InvalidInput:
+            if not wrong:
+                raise
+        raise cattrs.ClassValidationError("a definition", wrong, DomainDefinition)
+
+    return structure
+
+
+def _faults(document: dict[str, Any]) -> Iterator[Exception]:
+    for key, words in faults(document):
+        error = InvalidInput(words)
+        error.add_note(AttributeValidationNote("in a definition", key, str))
+        yield error
 
 
 converter = _make()
@@ -162,8 +196,9 @@ def load_definition(path: Path) -> DomainDefinition:
 
 def definition_from(data: dict[str, Any], base: Path, where: str = "definition") -> DomainDefinition:
     """Structure a definition; see `load_definition`."""
-    if "memory" in data:
-        data = data | {"memory": parse_size(data["memory"])}
+    if isinstance(size := data.get("memory"), str):
+        with suppress(InvalidInput):  # it is named with everything else that is wrong
+            data = data | {"memory": parse_size(size)}
     definition = structured(data, DomainDefinition, where)
 
     def absolute(text: str) -> str:

@@ -6,6 +6,7 @@ Everything here is frozen and says nothing about how it is stored or sent: see `
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -17,6 +18,8 @@ from snaporch.model.rfc import DeviceDisk
 from snaporch.model.upcasts import with_handles
 from snaporch.model.way import WayBack
 
+LEAST_MEMORY = 2**20
+
 
 class DomainState(enum.StrEnum):
     """What a domain does, as far as a user is concerned."""
@@ -26,12 +29,39 @@ class DomainState(enum.StrEnum):
     PAUSED = "paused"
 
 
-def _checked_target(disk: DeviceDisk) -> str:
-    if not TARGET.fullmatch(disk.target):
-        raise InvalidInput(f"{disk.target!r} is not a disk target: up to 16 letters and digits, for example vda")
-    if disk.format not in {"qcow2", "raw"}:
-        raise InvalidInput(f"{disk.target}: format {disk.format!r} is neither qcow2 nor raw")
-    return disk.target
+def _disk_faults(disk: Mapping[str, Any], taken: set[str]) -> Iterator[str]:
+    target, format_ = disk.get("target"), disk.get("format")
+    if isinstance(target, str):
+        if not TARGET.fullmatch(target):
+            yield f"{target!r:.60} is not a disk target: up to 16 letters and digits, for example vda"
+        elif target in taken:
+            yield f"the disk target {target} is used twice"
+        taken.add(target)
+    if isinstance(format_, str) and format_ not in {"qcow2", "raw"}:
+        yield f"{target}: format {format_!r:.60} is neither qcow2 nor raw"
+
+
+def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the values of a definition, with their keys; passes over what is of a wrong type."""
+    name, memory, vcpus = values.get("name"), values.get("memory"), values.get("vcpus")
+    if isinstance(name, str):
+        try:
+            check_name(name, "domain")
+        except InvalidInput as error:
+            yield "name", str(error)
+    if type(memory) is int and memory < LEAST_MEMORY:
+        yield "memory", f"needs at least 1 MiB of memory, and {memory} is in bytes"
+    if isinstance(memory, str):
+        yield "memory", f"{memory!r:.60} is not a size; write for example 1073741824, 512MiB or 1GiB"
+    if type(vcpus) is int and vcpus < 1:
+        yield "vcpus", "needs at least one vcpu"
+    if isinstance(accel := values.get("accel"), str) and accel not in {"auto", "kvm", "tcg"}:
+        yield "accel", f"accel {accel!r:.60} is none of auto, kvm, tcg"
+    taken: set[str] = set()
+    disks = values.get("disks")
+    for disk in disks if isinstance(disks, list | tuple) else ():
+        if isinstance(disk, Mapping):
+            yield from (("disks", words) for words in _disk_faults(disk, taken))
 
 
 class XenKind(enum.StrEnum):
@@ -90,14 +120,9 @@ class DomainDefinition:
     xen: XenOptions | None = None
 
     def __attrs_post_init__(self) -> None:
-        check_name(self.name, "domain")
-        targets = [_checked_target(disk) for disk in self.disks]
-        if len(set(targets)) != len(targets):
-            raise InvalidInput(f"{self.name}: a disk target is used twice")
-        if self.accel not in {"auto", "kvm", "tcg"}:
-            raise InvalidInput(f"{self.name}: accel {self.accel!r} is none of auto, kvm, tcg")
-        if self.memory < 2**20 or self.vcpus < 1:
-            raise InvalidInput(f"{self.name}: needs at least 1 MiB of memory and one vcpu")
+        found = [words for _, words in faults(attrs.asdict(self))]
+        if found:
+            raise InvalidInput("; ".join(f"{self.name}: {words}" for words in found))
 
 
 @attrs.frozen

@@ -72,6 +72,7 @@ from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.operations.disks import check_taken, release_marks
 from snaporch.operations.estimate import LOOK_BACK
 from snaporch.operations.internal import forget
+from snaporch.operations.places import check_directory
 from snaporch.operations.planning import CreatePlan, Scene, at_one_point, plan_create
 
 T = TypeVar("T")
@@ -104,6 +105,7 @@ async def check_create(participants: Sequence[Participant]) -> None:
             await each.storage.chain(base.active, base.format, still=True)
         for path in each.plan.files:
             await each.storage.check_place(str(each.context.root), each.name, path, "a file of the snapshot")
+            await check_directory(each.context, each.storage, each.name, path, "a file of the snapshot")
             if await each.storage.exists(path):
                 raise TargetExists(f"{path} exists already: nothing is overwritten; choose another file", path)
         for path, size in each.needs().items():

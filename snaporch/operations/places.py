@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+from snaporch.drivers.base import Storage
 from snaporch.engine.context import Context
+from snaporch.errors import InvalidInput
 from snaporch.model.domain import DomainDefinition, DomainRecord
 from snaporch.model.reserved import check_command_line, check_domain_name
 
@@ -26,3 +30,31 @@ async def check_definition(context: Context, definition: DomainDefinition) -> No
     storage = context.driver(DomainRecord(definition)).storage
     for what, path in paths_of(definition).items():
         await storage.check_place(str(context.root), definition.name, path, what)
+    await _check_there(context, definition)
+
+
+async def _check_there(context: Context, definition: DomainDefinition) -> None:
+    """Refuse a definition of files that are not there, cannot be read, or are something else than it says."""
+    storage = context.driver(DomainRecord(definition)).storage
+    for disk in definition.disks:
+        if not disk.path:
+            raise InvalidInput(f"{definition.name}: disk {disk.target} has no path: the image that it is on")
+        await storage.check_given(disk.path, f"disk {disk.target}", disk.format)
+    for what in ("kernel", "initrd"):
+        if path := getattr(definition, what):
+            await storage.check_given(path, what)
+    if definition.serial:
+        await check_directory(context, storage, definition.name, definition.serial, "serial")
+
+
+async def check_directory(context: Context, storage: Storage, domain: str, path: str, what: str) -> None:
+    """Refuse a file in a directory that is not there: but for a domain's own, snaporch makes none up.
+
+    Raises:
+        InvalidInput: so it is.
+    """
+    directory, own = os.path.dirname(path), context.directory(domain)
+    if directory != own and not directory.startswith(f"{own}/") and not await storage.exists(directory):
+        raise InvalidInput(
+            f"{what}: there is no directory {directory}: make it first (`mkdir -p`), or mount what belongs there"
+        )

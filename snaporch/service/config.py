@@ -18,6 +18,7 @@ from snaporch.model.convert import structured
 from snaporch.service.roles import role_of
 
 NAME = "service.toml"
+_MOST_PORT = 65_535
 
 _RANGES: dict[str, tuple[int, int]] = {
     "running": (1, 1_000),
@@ -113,8 +114,8 @@ class Config:
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`."""
         host, _, port = self.listen.rpartition(":")
-        if not host or not port.isdecimal():
-            raise InvalidInput(f"listen: {self.listen!r} is not ADDRESS:PORT")
+        if not host or not port.isdecimal() or int(port) > _MOST_PORT:
+            raise InvalidInput(f"listen: {self.listen!r} is not ADDRESS:PORT, with a port up to {_MOST_PORT}")
         return host.strip("[]"), int(port)
 
 
@@ -148,4 +149,4 @@ def load_config(path: Path, *, must_exist: bool = False, **overrides: Any) -> Co
         data = tomllib.loads(path.read_text()) if must_exist or path.exists() else {}
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path}: {error}") from None
-    return structured(data | overrides, Config, str(path))
+    return structured(data | overrides, Config, str(path) if path.exists() else "the options")

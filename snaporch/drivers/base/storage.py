@@ -39,6 +39,18 @@ class Storage(abc.ABC):
         if PurePath(path).is_relative_to(root):
             check_in_root(PurePath(path).relative_to(root), domain, what)
 
+    async def check_given(self, path: str, what: str, format_: str = "") -> None:  # noqa: B027 - as far as it can tell
+        """Refuse a file of a definition that is not there, cannot be read, or is not of its format.
+
+        Args:
+            path: the file.
+            what: what it is for.
+            format_: of an image.
+
+        Raises:
+            InvalidInput: so it is.
+        """
+
     @abc.abstractmethod
     async def check_writable(self, directory: str) -> None:
         """Raise Refused when files cannot be made in `directory`; makes nothing."""

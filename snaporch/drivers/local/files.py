@@ -38,13 +38,14 @@ from snaporch.drivers.local.confine import Confinement, check_own
 from snaporch.drivers.local.lineage import Link, Unread, lineage
 from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
-from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
+from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused
 from snaporch.images.kinds import Traced
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
 
 _PROGRESS = re.compile(rb"\((\d+)\.(\d\d)/100%\)")
+_QCOW2 = b"QFI\xfb"
 _PROBE = 64 * 1024  # bytes: a cluster of qcow2
 _PROBES = 256
 _ROUNDS = 8  # through them, as qemu-img tells milliseconds
@@ -186,6 +187,10 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
     async def exists(self, path: str) -> bool:
         """See Storage; a dangling symbolic link exists."""
         return os.path.lexists(path)
+
+    async def check_given(self, path: str, what: str, format_: str = "") -> None:
+        """See Storage."""
+        await trio.to_thread.run_sync(_check_given, path, what, format_)
 
     async def check_writable(self, directory: str) -> None:
         """See Storage."""
@@ -474,3 +479,17 @@ def _sync_file(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _check_given(path: str, what: str, format_: str) -> None:
+    try:
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or (format_ and stat.S_ISBLK(kind))):
+            raise InvalidInput(f"{what}: {path} is no file")
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            begins_as_qcow2 = file.read(len(_QCOW2)) == _QCOW2
+    except OSError as error:
+        raise InvalidInput(f"{what}: {path}: {error.strerror}") from None
+    if format_ and begins_as_qcow2 != (format_ == "qcow2"):
+        said = "is no qcow2 image" if format_ == "qcow2" else "is a qcow2 image, and the guest would see its header"
+        raise InvalidInput(f'{what}: {path} {said}; the definition says format = "{format_}"')
