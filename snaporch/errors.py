@@ -235,12 +235,11 @@ class Stranded(SnaporchError):
         )
         self.operation = operation
         self.remains = remains
-        self._what = what
 
     @property
     def what(self) -> str:
         """What failed, and why."""
-        return self._what
+        return str(self).partition("; not undone: ")[0]
 
 
 class Left(SnaporchError):

@@ -115,8 +115,10 @@ class Session:
 
     def say(self, text: str) -> None:
         """Print a line for people, to standard error, if that can be written to."""
-        with suppress(OSError):
+        try:
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line's own words
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is left to be flushed at the end goes there
 
 
 Here = Annotated[Session, Parameter(parse=False)]

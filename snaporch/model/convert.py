@@ -130,7 +130,9 @@ def _definition(read: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         if wrong and isinstance(document.get("memory"), str):  # that is said already
             document = {key: value for key, value in document.items() if key != "memory"}
         try:
-            return read(document, DomainDefinition)
+            found = read(document, DomainDefinition)
+            if not wrong:
+                return found
         except cattrs.ClassValidationError as error:
             wrong = [*error.exceptions, *wrong]
         except InvalidInput:

@@ -195,8 +195,8 @@ def test_signals_that_are_to_be_ignored(capsys: pytest.CaptureFixture[str]) -> N
     """Below a parent that has set all of them so (``trap '' INT TERM``), a verb runs all the same."""
     before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        assert execute(["--json", "--root", "/proc/nowhere", "list", "x"]) == errors.InvalidInput.exit_code
+        assert execute(["--json", "--root", "/proc/nowhere", "list", "x"]) == errors.NotFound.exit_code
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    assert json.loads(capsys.readouterr().out)["error"]["type"] == "InvalidInput"
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "NotFound"

@@ -226,13 +226,13 @@ KILLS = {
     "revert": {
         "after:stand_still#1": State.ROLLED_BACK,
         "after:keep_present#1": State.ROLLED_BACK,
-        State.LOADING: State.COMPLETE,
+        State.LOADING: State.ROLLED_BACK,  # the load has not begun, and the guard decides
         "after:load_inside#1": State.COMPLETE,
         "after:take_over#1": State.COMPLETE,
     },
     "failing-revert": {
         "before:load_present#1": State.COMPLETE,
-        "before:delete_inside#1": State.COMPLETE,
+        "before:delete_inside#1": State.ROLLED_BACK,  # what it held is put back
         "after:delete_inside#1": State.ROLLED_BACK,
         "after:run_old#1": State.ROLLED_BACK,
         "after:forget_kept#1": State.ROLLED_BACK,
