@@ -106,6 +106,7 @@ async def test_the_roots_own_paths(place: Place) -> None:
                 await place.orch.define(DomainDefinition("d", **asked))
             assert (await place.http.post("/v1/domains", json={"name": "d", key: path})).status_code in {403, 422}
         assert (await place.define(path)).status_code in {403, 422}, path
+    Path(place.image("x.qcow2")).rename(place.root / "d" / "x.qcow2")
     assert (await place.define(str(place.root / "d" / "x.qcow2"))).status_code == 200
 
 
@@ -256,23 +257,25 @@ def test_a_way_that_others_could_move(tmp_path: Path) -> None:
 
 async def test_a_disk_that_never_answers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A domain with a FIFO for a disk says so; one on a dead mount, too, in time; no other waits."""
-    os.mkfifo(place.images / "fifo")
+    (place.images / "fifo").write_bytes(bytes(512))
     await place.orch.define(DomainDefinition("f", disks=(DeviceDisk("vda", str(place.images / "fifo"), "raw"),)))
+    (place.images / "fifo").unlink()
+    os.mkfifo(place.images / "fifo")
     dead, over = place.images / "dead", trio.Event()
     dead.mkdir()
     held = trio.lowlevel.current_trio_token()
+
+    disks = [DeviceDisk("vda", place.image(f"dead/{number}.qcow2")) for number in range(8)]
 
     def hang(path: str, *_: object) -> Any:
         if "dead" in path:
             trio.from_thread.run(over.wait, trio_token=held)
         return lineage(path, *_)  # type: ignore[arg-type]
 
+    for number, disk in enumerate(disks):
+        await place.orch.define(DomainDefinition(f"dead{number}", disks=(disk,)))
     monkeypatch.setattr("snaporch.drivers.local.confine.lineage", hang)
     monkeypatch.setattr(look, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr("snaporch.operations.places.paths_of", lambda _: {})
-    for number in range(8):
-        disk = DeviceDisk("vda", str(dead / f"{number}.qcow2"))
-        await place.orch.define(DomainDefinition(f"dead{number}", disks=(disk,)))
     assert (await place.define(place.image("good.qcow2"))).status_code == 200
     try:
         for _ in range(2):
