@@ -168,8 +168,9 @@ async def test_a_raw_disk_stays_raw(place: Place) -> None:
     """A guest that writes an image's header to its raw disk has written bytes: nothing is read after it."""
     header = Path(place.image("header.qcow2", "-b", "/etc/shadow", "-F", "raw")).read_bytes()
     disk = place.images / "disk.raw"
-    disk.write_bytes(header)
+    disk.write_bytes(bytes(len(header)))
     assert (await place.define(str(disk), "raw")).status_code == 200
+    disk.write_bytes(header)
     await place.orch.create("d", DomainSnapshot("s"), CreateFlag.DISK_ONLY)
     (status,) = (await place.orch.domain_info("d")).disks
     assert status.chain[1:] == (str(disk),)
