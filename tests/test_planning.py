@@ -1,4 +1,4 @@
-"""What is decided before anything is touched: the specification's table of creates and reverts, row by row."""
+"""What is decided before anything is touched: each kind of create and revert."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_files_bear_the_operations_id() -> None:
 
 
 def test_a_missing_name_is_made_from_the_utc_time() -> None:
-    """As the specification says; the memory file is named for it."""
+    """The strategy of each kind of create; the memory file is named for it."""
     made = plan(snapshot=DomainSnapshot())
     assert made.snapshot.name == "20010909T014640Z"
     assert made.snapshot.memory_file == "/root/web1/20010909T014640Z.mem"
@@ -121,8 +121,8 @@ def test_a_paused_guest_is_streamed_so_that_it_stays_truly_paused() -> None:
 @pytest.mark.parametrize(
     ("scene", "snapshot", "flags", "options", "words"),
     [
-        (RUNNING, disks("vda", external=False), CreateFlag.LIVE, CreateOptions(), "LIVE is for external"),
-        (RUNNING, None, CreateFlag.LIVE | CreateFlag.DISK_ONLY, CreateOptions(), "LIVE is for external"),
+        (RUNNING, disks("vda", external=False), CreateFlag.LIVE, CreateOptions(), "--live is for external"),
+        (RUNNING, None, CreateFlag.LIVE | CreateFlag.DISK_ONLY, CreateOptions(), "--live is for external"),
         (RUNNING, None, CreateFlag.DISK_ONLY, CreateOptions(), "not be one point"),
         (RUNNING, DomainSnapshot("s", memory=False), ANY, CreateOptions(), "not be one point"),
         (INACTIVE, None, ANY, CreateOptions(), "no memory to save"),
@@ -187,7 +187,7 @@ def test_a_revert_goes_to_the_state_at_the_point_unless_told_otherwise(state: Do
 
 
 def test_running_and_paused_together_are_refused() -> None:
-    """They exclude each other."""
+    """RUNNING and PAUSED exclude each other."""
     with pytest.raises(InvalidInput, match="exclude each other"):
         revert_state(DomainState.RUNNING, RevertFlag.RUNNING | RevertFlag.PAUSED)
 
@@ -246,7 +246,7 @@ def test_a_stream_that_stops_the_guest_begins_while_it_runs() -> None:
     assert plan().order is Strategy.PAUSED
     with pytest.raises(Unsupported, match="at one point"):
         at_one_point([made, plan(attrs.evolve(scene, directory="/root/web2"))])
-    with pytest.raises(Unsupported, match="QUIESCE would keep the file systems"):
+    with pytest.raises(Unsupported, match="--quiesce would keep the file systems"):
         plan(scene, flags=CreateFlag.QUIESCE)
 
 

@@ -137,7 +137,7 @@ def main() -> None:
     (options.out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (options.out / "results.md").write_text(markdown(machine, bench.runs))
     draw_one(options, bench, machine.qemu)
-    print("\n".join(table(("target", "wanted", "found", "n", ""), rows(bench))))
+    print("\n".join(table(("target", "limit", "found", "n", ""), rows(bench))))
     quiet = [run.gap for run in select(bench.runs, NOTHING)]
     if quiet:
         print(f"\nwithout any snapshot the guest itself misses up to {milliseconds(max(quiet))} ms at a time")

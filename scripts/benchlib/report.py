@@ -68,7 +68,7 @@ def look_at_machine(qemu: Qemu, disk: float, command: str) -> Machine:
 
 @attrs.frozen
 class Target:
-    """A figure that is promised."""
+    """A figure, and the limit that it must keep."""
 
     name: str
     wanted: str
@@ -119,7 +119,7 @@ def _ratio(name: str, wanted: str, runs: tuple[list[Run], list[Run]], figure: st
 
 
 def targets(runs: Sequence[Run]) -> list[Target]:
-    """Return what the issue promises, and what was found; the medians are compared."""
+    """Return the limits, and what was found; the medians are compared."""
     paused, stalled = ({c: select(runs, c, purpose) for c in CONTENDERS} for purpose in (PAUSE_CELL, STALL_CELL))
     found = [
         _ratio(
@@ -151,7 +151,7 @@ def targets(runs: Sequence[Run]) -> list[Target]:
         found.append(Target(name, "≤ 1.02", f"{largest:.4f}", str(len(every)), largest <= 1.02))  # noqa: PLR2004
     own = [run.between for run in paused[BACKGROUND] if run.between is not None]
     if own:
-        name = "our own time between the commands of the pause"
+        name = "snaporch's own time between the commands of the pause"
         found.append(Target(name, "< 2 ms", f"{spread(own)} ms", str(len(own)), median(own) < 2e-3))  # noqa: PLR2004
     return found
 
@@ -237,7 +237,7 @@ def markdown(machine: Machine, runs: Sequence[Run]) -> str:
         "## Targets",
         "",
         *table(
-            ("target", "wanted", "found", "n", ""),
+            ("target", "limit", "found", "n", ""),
             ([t.name, t.wanted, t.found, t.n, t.verdict] for t in targets(runs)),
         ),
         "",
@@ -246,7 +246,7 @@ def markdown(machine: Machine, runs: Sequence[Run]) -> str:
     if select(runs, FLOOR, PAUSE_CELL):
         lines += [
             "",
-            "Where the pause goes, by our clock, in ms:",
+            "Where the pause goes, by the host's clock, in ms:",
             "",
             *table(("", "background", "floor"), _stretches(runs)),
         ]

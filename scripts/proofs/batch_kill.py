@@ -3,7 +3,7 @@
     scripts/proof batch-kill [--kills 20] [--guests 4] [--seed N] [--qemu VERSION] [--out FILE]
 
 Real guests, and `snaporch batch run` as a process of its own, killed after a random time, again and again, until
-the batch has come to its end all the same; then the next one begins, until there were as many kills as are wanted.
+the batch has come to its end all the same; then the next one begins, until there were as many kills as asked for.
 After each batch, each domain must have exactly one snapshot of it, under the batch's name, verified whole; `fsck`
 must find nothing; and each guest must run and find nothing wrong with its memory and its disks. In the very end
 each domain is reverted to each of its snapshots, and the guest must go on from there.

@@ -214,7 +214,7 @@ def page(kills: Sequence[Kill]) -> str:
         "is how the operation had ended after recovery; *not reached* is a point that this run did not come by.",
         "A group is of two guests: the QEMU of one is killed, or a while later those of both.",
         "",
-        f"{len(kills)} kills: {_counts(kills)}. Not as promised: {len(wrong)}.",
+        f"{len(kills)} kills: {_counts(kills)}. Wrong: {len(wrong)}.",
         "",
         *(f"- {kill.kind}, {kill.point}, {kill.victim}, QEMU {kill.qemu}: {kill.ended}" for kill in wrong),
         *([""] if wrong else []),
@@ -269,7 +269,7 @@ def main() -> int:
     with workplace(CACHE / "lab") as place:
         trio.run(run, options, qemu, place, record)
     wrong = [kill for kill in record.kills if kill.wrong]
-    print(f"{len(record.kills)} kills, {len(wrong)} not as promised", *wrong, sep="\n")
+    print(f"{len(record.kills)} kills, {len(wrong)} wrong", *wrong, sep="\n")
     if options.page:
         options.page.write_text(page(record.kills))
     return 1 if wrong else 0

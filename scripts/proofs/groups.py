@@ -225,7 +225,7 @@ group to slowest | group to sum | |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 {pauses}
 
-Wanted is a ratio to the slowest near 1. Arming a member is work of its hypervisor, which goes through all of its
+The best possible ratio to the slowest is 1. Arming is work of a member's hypervisor, which goes through all of its
 RAM: with more members than cores they take turns, and four on two cores cannot do much better than 2. One taken
 alone had the others' running guests beside it.
 """

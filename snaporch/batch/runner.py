@@ -405,7 +405,7 @@ async def run_batch(
         orch: the orchestrator.
         plan: what is done.
         anew: begin another batch even where one was cut short; that one is then over.
-        due: when the plan's schedule wanted it.
+        due: when the plan's schedule had it due.
         now: the time, in seconds since the epoch.
         tell: called with each item that has come to an end.
         took: says how long a domain is expected to take.

@@ -4,7 +4,7 @@ Rules:
 
 1. A plan never runs twice at once. What comes due while it runs is dropped: it ran then.
 2. What came due while nobody was there counts as one, and runs at once, or not at all: `Schedule.missed` says so.
-   How far things had come is in the catalog: the last batch that the schedule wanted. Nothing is missed from before
+   How far things had come is in the catalog: the last batch that was due. Nothing is missed from before
    the file was written.
 3. A batch of the schedule's that was cut short, with the service or the host, is gone on with at once.
 4. The directory is looked at again and again: a plan that is new, changed or gone is so without a restart. That one

@@ -120,7 +120,7 @@ class BatchRecord:
         snapshot: the name of all its snapshots.
         stage: where it is.
         begun: when, in seconds since the epoch.
-        due: when its schedule wanted it, or 0.
+        due: when its schedule had it due, or 0.
         ended: when, or None.
         runs: how often it was begun or gone on with.
         prepared: the hooks before it have run.
@@ -282,7 +282,7 @@ async def latest(catalog: Catalog, name: str) -> BatchRecord | None:
 
 
 async def last_due(catalog: Catalog, name: str) -> BatchRecord | None:
-    """Return the last batch that a plan's schedule wanted, or None."""
+    """Return the last batch of a plan that was due by its schedule, or None."""
     query = (
         "SELECT record FROM batch WHERE name = ? AND json_extract(record, '$.due') > 0 ORDER BY begun DESC LIMIT 1"
     )

@@ -54,7 +54,7 @@ def next_id() -> str:
 
 
 def name_next(identifier: str) -> None:
-    """Say what the first operation is called that this task begins: it was promised to somebody under that id."""
+    """Set the id of the next operation that this task begins; the client already has this id."""
     _next_id.set(identifier)
 
 

@@ -1,14 +1,16 @@
-"""What an operation and its guard may both want to decide, and only one of them does.
+"""A decision that an operation and its guard may both have to make, and that is made only once.
 
-The operation decides when it is past the point from which nothing goes back; its guard, when the operation's
-process is dead or stopped. Whoever comes second obeys, and so does recovery. The words:
+The operation decides when it passes the point after which it is never undone; its guard decides when the
+operation's process is dead or stopped. The second of the two obeys the first, and so does recovery. The words are:
 
-    complete   the new guest has taken the old one's place (a revert) load       what is inside the images may have
-    begun to be loaded (a revert) put-back   what the guest held before was loaded inside its images, and is to be
-    loaded again (a revert that fails) undone     the old guest runs on, whatever comes (a revert) stay       a disk
-    stays on the image that it is on (a merge); any other word is where it goes
+- ``complete``: the new guest has taken the old one's place (a revert).
+- ``load``: the point inside the images may have begun to load (a revert).
+- ``put-back``: the state that the guest had before was loaded inside its images, and is to be loaded again (a
+  revert that fails).
+- ``undone``: the old guest runs on, whatever happens afterwards (a revert).
+- ``stay``: a disk stays on the image that it is on (a merge); any other word is the image that it moves to.
 
-It is a file of the root: a guard needs no catalog for it.
+The decision is a file in the root, so that a guard needs no catalog.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Verdict:
             raise HypervisorError(guard_acted(domain))
 
     async def revise(self, word: str) -> None:
-        """Decide otherwise: for whoever has decided, and cannot go through with it."""
+        """Replace the decision; only for the process that made it, when it cannot carry it out."""
         await trio.to_thread.run_sync(self._revise, word)
 
     def _revise(self, word: str) -> None:

@@ -270,7 +270,7 @@ def doomed_by(parents: Mapping[str, str | None], name: str, flags: DeleteFlag) -
     if name not in parents:
         raise NotFound(f"there is no snapshot {name!r}")
     if DeleteFlag.CHILDREN in flags and DeleteFlag.CHILDREN_ONLY in flags:
-        raise InvalidInput("CHILDREN and CHILDREN_ONLY exclude each other: with this snapshot, or without it")
+        raise InvalidInput("--children and --children-only exclude each other: with this snapshot, or without it")
     if not flags & (DeleteFlag.CHILDREN | DeleteFlag.CHILDREN_ONLY):
         return frozenset({name})
     children: dict[str | None, list[str]] = {}

@@ -92,5 +92,5 @@ async def check_alone(catalog: Catalog, chosen: Iterable[SnapshotRecord], what: 
         if others:
             raise Unsupported(
                 f"{record.name} of {record.domain} is one point with that of {', '.join(others)}: {what} the "
-                "group, or with ALONE this part of it only"
+                "group, or with --alone this part of it only"
             )

@@ -139,7 +139,7 @@ class Scene:
 
 
 def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
-    """Decide how a create is done; the table of the specification's section 3.
+    """Decide how a create is done: the strategy, or the reason why it is refused.
 
     Raises:
         InvalidInput: the request makes no sense.
@@ -163,8 +163,8 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
     stops_itself = streamed and can is not None and can.stops_itself
     if order_of(strategy, stops_itself=stops_itself) is Strategy.PRECOPY and CreateFlag.QUIESCE in flags:
         raise Unsupported(
-            f"QUIESCE would keep the file systems of {scene.domain.name} frozen for as long as its memory streams "
-            f"({strategy}: {reason}); leave out LIVE, or QUIESCE"
+            f"--quiesce would keep the file systems of {scene.domain.name} frozen while its memory streams "
+            f"({strategy}: {reason}); leave out --live, or --quiesce"
         )
     if snapshot.memory_file and not streamed:
         raise InvalidInput("there is no memory that a file is needed for: it is inside an image, or not saved")
@@ -247,7 +247,7 @@ def _hypervisor(capabilities: Capabilities | None) -> dict[str, str]:
 def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, memory: bool) -> None:
     internal = [disk.disk.target for disk in snapshot.disks if not disk.external]
     if CreateFlag.LIVE in flags and (internal or not memory):
-        raise InvalidInput("LIVE is for external checkpoints: not with internal disks, and not without memory")
+        raise InvalidInput("--live is for external checkpoints: not with internal disks, and not without memory")
     if scene.state is DomainState.INACTIVE:
         if memory:
             raise InvalidInput(
@@ -256,10 +256,12 @@ def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, me
     elif not memory and CreateFlag.QUIESCE not in flags:
         raise Unsupported(
             f"{scene.domain.name} is {scene.state}: disks alone would not be one point with its memory; "
-            "take a checkpoint, shut it down first, or let a guest agent QUIESCE it"
+            "take a checkpoint, shut it down first, or let its guest agent freeze its file systems (--quiesce)"
         )
     if CreateFlag.QUIESCE in flags and scene.state is not DomainState.RUNNING:
-        raise InvalidInput(f"{scene.domain.name} is {scene.state}: there is nobody to quiesce; leave out QUIESCE")
+        raise InvalidInput(
+            f"{scene.domain.name} is {scene.state}: it has no running guest to quiesce; leave out --quiesce"
+        )
     if internal and not memory and scene.state is not DomainState.INACTIVE:
         raise Unsupported(
             "of a guest that runs, disks alone are taken in files of their own, not inside the images"
@@ -339,7 +341,7 @@ def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) ->
     if scene.state is DomainState.PAUSED:
         return Strategy.PAUSED, "the guest is paused already"
     if CreateFlag.LIVE not in flags:
-        return Strategy.PAUSED, "asked for without LIVE"
+        return Strategy.PAUSED, "asked for without --live"
     if capabilities.live_blocker:
         raise Unsupported(f"{scene.domain.name}: {capabilities.live_blocker}")
     caveat = capabilities.precopy_caveat
@@ -393,8 +395,8 @@ def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
     if len(chosen) > 1 or chosen & {Strategy.PRECOPY, Strategy.INTERNAL}:
         each = "; ".join(f"{plan.domain.name}: {plan.strategy}, {plan.reason}" for plan in plans)
         raise Unsupported(
-            f"these cannot be taken at one point as they are ({each}): all by background, or leave out LIVE and "
-            "all stand until their memory is saved"
+            f"these cannot be taken at one point as they are ({each}): all by background, or leave out --live and "
+            "all are paused until their memory is saved"
         )
     return tuple(plans)
 
@@ -471,7 +473,7 @@ def wanted_state(record: SnapshotRecord, flags: RevertFlag) -> DomainState:
         InvalidInput: RUNNING and PAUSED were both asked for.
     """
     if flags & RevertFlag.RUNNING and flags & RevertFlag.PAUSED:
-        raise InvalidInput("RUNNING and PAUSED exclude each other")
+        raise InvalidInput("--running and --paused exclude each other")
     if flags & RevertFlag.RUNNING:
         return DomainState.RUNNING
     return DomainState.PAUSED if flags & RevertFlag.PAUSED else record.domain_state

@@ -154,7 +154,7 @@ async def test_styles(attached: Callable[[Style], Awaitable[World]], place: Path
         pid = await world.pid()
         if style == "drive-relative-daemonize" and name == "a":
             # It has left the directory, so it could not reopen its images read-only when they were frozen.
-            with pytest.raises(Unsupported, match=r"lock.*FORCE"):
+            with pytest.raises(Unsupported, match=r"lock.*--force"):
                 await world.revert(name)
             await world.check_runs()
             await world.revert(name, RevertFlag.FORCE)

@@ -23,7 +23,7 @@ from tests.live.world import LOSES_PAGES, NAME, SECONDS, SLOW, SLOW_BANDWIDTH, M
 
 pytestmark = pytest.mark.live
 
-# The promise is 250 ms, and scripts/guard_times measures it; here other tests run at the same time.
+# `scripts/bench recovery` measures this against 250 ms; here other tests run at the same time.
 STANDS_SECONDS = 1.0
 
 

@@ -113,7 +113,7 @@ async def test_disks(world: World) -> None:
     newest = [await world.newest(target) for target in ("vda", "vdb")]
     await world.start()
     async with world.unchanged():
-        with pytest.raises(Unsupported, match="FORCE"):
+        with pytest.raises(Unsupported, match="--force"):
             await world.revert("point")
     await world.revert("point", RevertFlag.FORCE)
     assert await world.state() is DomainState.INACTIVE

@@ -20,7 +20,7 @@ SECONDS = 600.0
 
 
 def matrix(*words: str) -> None:
-    """Run the matrix; whatever is not as promised fails."""
+    """Run the matrix; whatever is wrong fails."""
     command = [sys.executable, "-m", "proofs.faults", *words]
     done = subprocess.run(
         command, cwd=ROOT / "scripts", capture_output=True, text=True, check=False, timeout=SECONDS

@@ -4,10 +4,10 @@
     pivot SOCKET ASIDE FD JOB VERDICT
     load SOCKET ASIDE FD VERDICT AFTERWARDS TAG KEPT NODE...
 
-SOCKET is QEMU's monitor, which serves one client at a time: until now snaporch. ASIDE is a second one, or ``-``,
-and FD our end of snaporch's connection, or ``-``. Where snaporch is dead, the connection is ended and SOCKET is
-free. Where it is stopped, ASIDE is used, so that snaporch keeps its connection and sees by QEMU's events what has
-happened; where that is not there, or taken, the connection is ended too.
+SOCKET is QEMU's monitor, which serves one client at a time: snaporch, until the guard takes its place. ASIDE is a
+second one, or ``-``, and FD our end of snaporch's connection, or ``-``. Where snaporch is dead, the connection is
+ended and SOCKET is free. Where it is stopped, ASIDE is used, so that snaporch keeps its connection and sees by
+QEMU's events what has happened; where that is not there, or taken, the connection is ended too.
 
 ``pause``: the guest is paused.
 
@@ -25,11 +25,14 @@ known which image the guest writes to, should QEMU die too. A job that is not pe
 snaporch is only stopped it is left alone until it is.
 
 ``load``: the guest goes back to the snapshot TAG inside the images on the block NODEs (the memory is in the first).
-Where VERDICT says ``load``, loading may have begun: the snapshot is loaded, and then runs, unless AFTERWARDS is
-``stand``. Else VERDICT is ``undone`` from now on (unless it says ``put-back``), and the guest runs on; and so it
-does if the snapshot cannot be
-loaded: what the guest held is KEPT inside, is loaded and then deleted there, unless snaporch has done that itself.
-Recovery takes a guest that runs for the snapshot, as long as KEPT is there.
+
+1. Where VERDICT says ``load``, loading may have begun: the snapshot is loaded, and then the guest runs, unless
+   AFTERWARDS is ``stand``.
+2. Else VERDICT is ``undone`` from now on (unless it says ``put-back``), and the guest runs on.
+3. If the snapshot cannot be loaded, the guest runs on too, from the state that it had before: that is the snapshot
+   KEPT inside the images, which is loaded and then deleted, unless snaporch has done that itself.
+
+Recovery takes a guest that runs to be at the snapshot, as long as KEPT is there.
 
 This is only posted for a guest that ran, so it never lets one run that its user had paused.
 """
