@@ -125,6 +125,17 @@ def test_the_pause_of_a_live_point_is_covered_by_one_row_of_the_journal() -> Non
         assert all(paused for _, paused in signals[first : last + 1])
 
 
+def test_images_are_synced_right_before_every_pause() -> None:
+    """In a phase of its own, so that nobody of a group stands while others sync; and before file systems freeze."""
+    pausing = [phases for phases in (*CREATE.values(), *QUIESCED.values()) if Step.PAUSE in steps_of(phases)]
+    assert len(pausing) == 4
+    for phases in pausing:
+        signals = [phase.signal for phase in phases]
+        synced = next(i for i, phase in enumerate(phases) if Step.SYNC_IMAGES in phase.steps)
+        assert phases[synced].steps == (Step.SYNC_IMAGES,)
+        assert signals[synced + 1 : signals.index(Signal.PAUSE)] in ([], [Signal.FREEZE])
+
+
 def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
     """`python -c 'from snaporch.engine.states import diagram; print(diagram())'` made it."""
     page = (Path(__file__).parents[1] / "docs" / "states.md").read_text()
@@ -179,8 +190,8 @@ def test_what_may_be_left_is_what_is_gone_on_with(strategy: Strategy) -> None:
 def test_what_may_have_begun_is_what_the_row_says() -> None:
     """The state of the row and those before; the pause's, which have no rows, with the one from before it."""
     phases = CREATE[Strategy.BACKGROUND]
-    assert phases_begun(phases, State.PREPARING) == phases[:1]
-    assert phases_begun(phases, State.PAUSING) == phases[:5]
+    assert phases_begun(phases, State.PREPARING) == phases[:2]
+    assert phases_begun(phases, State.PAUSING) == phases[:6]
     assert phases_begun(phases, State.STREAMING) == phases
-    assert phases_begun(CREATE[Strategy.PAUSED], State.PAUSING) == CREATE[Strategy.PAUSED][:2]
+    assert phases_begun(CREATE[Strategy.PAUSED], State.PAUSING) == CREATE[Strategy.PAUSED][:3]
     assert phases_begun(phases, State.STRANDED) == phases

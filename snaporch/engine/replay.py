@@ -65,13 +65,13 @@ def phases_left(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
 def phases_begun(phases: Sequence[Phase], state: State) -> tuple[Phase, ...]:
     """Return the phases of which a step may have begun, by the state in a row.
 
-    That of the row and those before it, and after it those that write none. All of them where the row does not say
-    it: the operation was being rolled back, or could not be.
+    Those of the row's state and before it, and after them those that write none. All of them where the row does not
+    say it: the operation was being rolled back, or could not be.
     """
     states = walk(phases)
     if state not in states:
         return tuple(phases)
-    end = states.index(state) + 1
+    end = min(len(states) - states[::-1].index(state), len(phases))
     while end < len(phases) and phases[end].paused:
         end += 1
     return tuple(phases[:end])

@@ -340,8 +340,10 @@ class Engine:
             quiet: not in the journal: recovery does the same in this state as in the one before.
             plan: what `recover` needs to know.
         """
-        begins = operation.machine.state is State.NEW
-        operation.machine.send(signal)
+        before = operation.machine.state
+        begins = before is State.NEW
+        if operation.machine.send(signal) is before:
+            return  # all rows and events would say the same again
         if not quiet:
             change = Change(operation=operation.record(), begins=begins, plan=plan if begins else None)
             await self.catalog.write(change)

@@ -100,6 +100,7 @@ _FAIL = {Signal.FAIL: State.ROLLING_BACK}
 TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.NEW: {Signal.PREPARE: State.PREPARING, **_FAIL},
     State.PREPARING: {
+        Signal.PREPARE: State.PREPARING,  # several phases, one state, see `steps`
         Signal.FREEZE: State.FREEZING,
         Signal.PAUSE: State.PAUSING,
         Signal.STREAM: State.STREAMING,

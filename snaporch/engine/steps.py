@@ -64,6 +64,7 @@ class Step(enum.StrEnum):
     DISMISS_GUARD = "dismiss_guard"
     SEAL_IMAGE = "seal_image", Lane.DISK
     SEAL_MEMORY = "seal_memory", Lane.MEMORY
+    SYNC_IMAGES = "sync_images"
     PAUSE = "pause"
     SWITCH = "switch"
     START_STREAM = "start_stream", Lane.MEMORY
@@ -158,12 +159,15 @@ _PREPARE = Phase(
     Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.OPEN_OVERLAY, Step.MAKE_MEMORY_FILE, Step.OPEN_STREAM
 )
 _PREPARE_OFFLINE = Phase(Signal.PREPARE, Step.MAKE_OVERLAY)
+# Just before a pause, in which the hypervisor would flush images; nobody of a group stands while others still sync.
+_SYNC = Phase(Signal.PREPARE, Step.SYNC_IMAGES)
 _SEAL = Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE, Step.SEAL_MEMORY, goes_on=True)
 
 CREATE: dict[Strategy, tuple[Phase, ...]] = {
     # The point is where the guest stands; RAM is write-protected there and streams while the guest runs on.
     Strategy.BACKGROUND: (
         _PREPARE,
+        _SYNC,
         Phase(Signal.PAUSE, Step.PAUSE),  # not `paused`: its row in the journal covers the whole pause
         Phase(Signal.SWITCH, Step.SWITCH, paused=True),
         Phase(Signal.ARM, Step.START_STREAM, Step.AWAIT_ARMED, paused=True),
@@ -183,6 +187,7 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
     # The guest stands from the point until its memory is on disk.
     Strategy.PAUSED: (
         _PREPARE,
+        _SYNC,
         Phase(Signal.PAUSE, Step.PAUSE),
         Phase(Signal.SWITCH, Step.SWITCH),
         Phase(Signal.STREAM, Step.START_STREAM, Step.FINISH_STREAM, Step.SEAL_MEMORY),

@@ -38,6 +38,7 @@ CALLS = {
     "open_overlay": "machine.open_overlay",
     "make_memory_file": "storage.make_file",
     "open_stream": "stream.open",
+    "sync_images": "storage.write_back",
     "pause": "machine.pause",
     "switch": "machine.switch",
     "start_stream": "stream.start",

@@ -153,6 +153,12 @@ class Storage(abc.ABC):
     async def remove(self, path: str) -> None:
         """Unlink a file, if it is there; durable on return."""
 
+    async def write_back(self, paths: Collection[str]) -> None:  # noqa: B027 - nothing where nothing is cached
+        """Have what hypervisors have written to images, and not synced, go to disk, as far as that can be done.
+
+        A guest that is paused next then need not wait for it. What cannot be synced is passed over.
+        """
+
     @abc.abstractmethod
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """Make a file durable and return its record, `known` itself where that is still true."""

@@ -38,6 +38,7 @@ from snaporch.drivers.local.confine import Confinement, check_own
 from snaporch.drivers.local.lineage import Link, Unread, lineage
 from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
+from snaporch.drivers.local.writeback import write_back
 from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused
 from snaporch.images.kinds import Traced
 from snaporch.model.record import FileRecord
@@ -50,6 +51,7 @@ _PROBE = 64 * 1024  # bytes: a cluster of qcow2
 _PROBES = 256
 _ROUNDS = 8  # through them, as qemu-img tells milliseconds
 _FILENAME = "file.file.filename="
+WRITE_BACK_SECONDS = 60.0  # a file system that takes longer may not answer at all
 _CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
 
 
@@ -416,6 +418,11 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
     async def remove(self, path: str) -> None:
         """See Storage."""
         await trio.to_thread.run_sync(remove, path)
+
+    async def write_back(self, paths: Collection[str]) -> None:
+        """See Storage; given up where the files do not get there in time."""
+        with trio.move_on_after(WRITE_BACK_SECONDS):
+            await trio.to_thread.run_sync(write_back, tuple(paths), abandon_on_cancel=True)
 
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""

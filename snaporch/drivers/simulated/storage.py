@@ -345,6 +345,10 @@ class SimulatedStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
 
         await self._call("remove", remove)
 
+    async def write_back(self, paths: Collection[str]) -> None:  # noqa: ARG002 - nothing is cached
+        """See Storage."""
+        await self._call("write_back", lambda: None)
+
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""
         faults = await self._client.enter("storage.seal", "")
