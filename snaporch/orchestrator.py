@@ -326,8 +326,9 @@ class Orchestrator:
     ) -> tuple[SnapshotRecord, ...]:
         """Create a snapshot of each of several domains, all at one point: a consistency group.
 
-        There is an instant at which all of them stand: none has received what another has not sent. What is on its
-        way between two of them then is in no snapshot, as if the wire had lost it. Either all are taken or none is.
+        There is an instant at which all guests are paused: none has received what another has not sent. What is on
+        its way between two of them then is in no snapshot, as if the wire had lost it. Either all are taken or none
+        is.
 
         Args:
             domains: the domains' names, each once.
@@ -368,9 +369,9 @@ class Orchestrator:
         """Take a domain back to a snapshot; `libxl_domain_snapshot_revert`.
 
         The snapshot stays as it is, and can be reverted to again. The new guest is made ready beside the old one,
-        which stands only while they change places. Where the hypervisor cannot have both at one time, a throw-away
-        copy first shows that the snapshot loads; then what the old guest holds is kept in a file until the new one
-        is there, and put back if that fails.
+        which is paused only while they change places. Where the hypervisor cannot have both at one time, a
+        throw-away copy first shows that the snapshot loads; then what the old guest holds is kept in a file until
+        the new one is there, and put back if that fails.
 
         Args:
             domain: the domain's name.
@@ -381,7 +382,7 @@ class Orchestrator:
             ids: the id that the snapshot must have (`SnapshotRecord.id`); none: whichever has the name.
 
         Returns:
-            How it went back, and how long its guest stood.
+            How it went back, and how long its guest was paused.
 
         Raises:
             Refused: before anything was touched; DamagedSnapshot when a file is not what was saved; NotEnoughSpace
@@ -796,7 +797,7 @@ async def open_orchestrator(
         root: holds the catalog and, by default, all files; `default_root` when None.
         drivers: hypervisor drivers by name; by default all of `snaporch.drivers.registry`, made when they are used.
         recover: first finish or undo what a crash left; without, it is for the caller to do.
-        realtime: while a guest stands this thread has real-time priority, where it may have that, so that it is not
+        realtime: while a guest is paused this thread has real-time priority, if permitted, so that it is not
             a CPU that the guest waits for, and Python's garbage collector is off. Both are the process's: a program
             says whether it wants that. The command line and the service do.
         read_only: for a look: nothing is made or written in the root, so that it may be on a file system that is

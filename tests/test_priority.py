@@ -1,4 +1,4 @@
-"""While a guest stands our thread has real-time priority, where it may; nothing that it starts has it."""
+"""While a guest is paused our thread has real-time priority, where it may; nothing that it starts has it."""
 # ruff: noqa: ARG001 - pytest-trio runs a test on the clock and with the instruments that it finds among the arguments
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def may_have_priority() -> bool:
 
 @pytest.fixture
 def wanted() -> Iterator[int]:
-    """What the thread has while a guest stands; before and after it has what it had."""
+    """What the thread has while a guest is paused; before and after it has what it had."""
     before = os.sched_getscheduler(0)
     yield os.SCHED_RR if may_have_priority() else os.SCHED_OTHER
     assert os.sched_getscheduler(0) in {before, before | os.SCHED_RESET_ON_FORK}

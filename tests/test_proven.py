@@ -50,7 +50,7 @@ async def test_what_it_takes_is_said_and_counted(
         while (event := events.receive_nowait()).state != State.COMPLETE:
             notes += [event.text] if event.kind is EventKind.NOTE else []
     (note,) = notes
-    assert note.startswith("web1: only one web1 can run at a time, so the guest is kept in a file and stands")
+    assert note.startswith("web1: only one web1 can run at a time, so the guest is kept in a file and is paused")
     assert note.endswith(": about 1,073,741,824 bytes, 1.1 s")
     assert (back.way, back.lazy, back.clock_behind_seconds) == ("proven", False, None)
     speed = world.host.speed
@@ -112,7 +112,7 @@ async def test_neither_the_one_nor_the_other(
 async def test_put_back_as_it_was(
     world: SimulatedWorld, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
-    """A guest that its user has paused is put back, and stands."""
+    """A guest that its user has paused is put back, and is paused."""
     await world.orchestrator.pause(world.domain)
     was = await world.number()
     world.host.faults.add("machine.load", nth=2)

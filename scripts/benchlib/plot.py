@@ -42,7 +42,7 @@ def draw(runs: Sequence[Run], path: Path, subtitle: str) -> None:
     for axis, name, title in zip(
         axes,
         ("pause", "stall"),
-        ("Pause: the guest stands still", "Stall: the longest the guest waits"),
+        ("Pause: the guest does not run", "Stall: the longest the guest waits"),
         strict=True,
     ):
         for contender, (colour, marker, line, width) in STYLES.items():

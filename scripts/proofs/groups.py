@@ -4,9 +4,9 @@
     scripts/proof groups --count 10 --sabotage     one after the other, while they run: is that found out?
     scripts/proof groups --pauses 10 [--members 4]  the pause of a group, to that of its members alone
 
-Both guests go back to the point and stand there; then their memory says what each has sent and heard up to it. A
-violation is a number that one has heard and the other has not sent. Afterwards they run on, joined by a new cable,
-hear one another, find nothing wrong with their memory and disks, and the group is deleted while they run.
+Both guests go back to the point and are paused there; then their memory says what each has sent and heard up to it.
+A violation is a number that one has heard and the other has not sent. Afterwards they run on, joined by a new
+cable, hear one another, find nothing wrong with their memory and disks, and the group is deleted while they run.
 
 With --record, results are kept; --page writes all that are kept.
 
@@ -105,7 +105,7 @@ async def take(guests: Linked, name: str, *, sabotage: bool) -> list[SnapshotRec
 
 
 async def go_back(guests: Linked, name: str, *, sabotage: bool) -> None:
-    """Have all stand at their points."""
+    """Have all guests go back to their points, paused."""
     for together in [[each] for each in guests.names] if sabotage else [guests.names]:
         await guests.orch.revert_group(together, name, RevertFlag.PAUSED)
 
@@ -209,8 +209,8 @@ PAGE = """\
 
 Made by `scripts/proof groups` (TCG, 2 cores; see the script for what is compared).
 
-Two guests send one another a number every millisecond. At the point, when they have gone back to it and stand, a
-violation is a number that one has heard and the other has not sent. A sabotage takes the two one after the other,
+Two guests send one another a number every millisecond. At the point, when they have gone back to it and are paused,
+a violation is a number that one has heard and the other has not sent. A sabotage takes the two one after the other,
 while they run: so much is found when they are not of one instant.
 
 | QEMU | taken | points | violations | longest pause of a member, ms | |

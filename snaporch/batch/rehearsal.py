@@ -54,7 +54,7 @@ class Known:
         active: it has memory to take.
         size: bytes that a memory file of it will have.
         rate: bytes a second at which it is saved, all told; None when it never was.
-        pause: seconds that its guest stands; None as above.
+        pause: seconds that its guest is paused; None as above.
         precopy: its memory went by precopy when it was last taken.
     """
 
@@ -99,7 +99,7 @@ class Forecast:
         seconds: from then to the end.
         bytes: of memory that would be saved, in all.
         free: bytes that are free under the root now.
-        pause_longest: seconds that a guest would stand, at most.
+        pause_longest: seconds that a guest would be paused, at most.
         pause_median: likewise, in the middle.
         counts: how many would come to which end.
         failures: what would go wrong, by name; the first few.

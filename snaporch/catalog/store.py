@@ -6,7 +6,7 @@ Rules:
    domain's new active images, nor an operation complete without its snapshot.
 2. What is written is durable on return (synchronous=FULL): the journal is the reverter, it must not lag behind.
 3. Writes run in one worker thread at a time; reads at once, on a connection of their own: what is only asked waits
-   for no disk. Nothing here is ever called while a guest stands for a LIVE point.
+   for no disk. Nothing here is ever called while a guest is paused for a LIVE point.
 4. Records are JSON by the one converter; columns are only what is searched for. See `snaporch.catalog.schema`.
 5. A record that cannot be read is one record: what lists passes over it, and `unreadable` tells of it. Where it
    would be wrong to go on without it, `UnreadableRecord` is raised.

@@ -125,7 +125,7 @@ def _reverted(record: RevertRecord, info: DomainInfo) -> str:
     text += f", in {human_duration(record.total_seconds)}"
     if record.outage_seconds is None:
         return text
-    return f"{text}; its guest stood for {human_duration(record.outage_seconds)} ({record.way})"
+    return f"{text}; its guest was paused for {human_duration(record.outage_seconds)} ({record.way})"
 
 
 def deleted(plans: Mapping[str, MergePlan], *, dry_run: bool) -> RenderableType:

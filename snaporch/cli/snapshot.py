@@ -339,7 +339,7 @@ async def flatten(
     name
         A snapshot; by default what the domain writes to.
     depth
-        How many images may be left in a chain: 1 stands alone, 2 is on the chain's base, which is not copied.
+        How many images may be left in a chain: 1 is alone, 2 is on the chain's base, which is not copied.
     dry_run
         Only say what would be copied, and which files would go.
     bandwidth

@@ -169,7 +169,7 @@ def _figures(record: SnapshotRecord) -> dict[str, Any]:
 
 
 def _comparison(live: SnapshotRecord, standing: SnapshotRecord) -> list[str]:
-    rows = [f"  {'':14} {'strategy':11} {'guest stood':>12} {'in all':>9} {'memory file':>12}"]
+    rows = [f"  {'':14} {'strategy':11} {'pause':>12} {'in all':>9} {'memory file':>12}"]
     for record in (live, standing):
         size = record.memory.size / 2**20 if record.memory else 0.0
         pause = (record.timings.pause or 0.0) * 1000
@@ -177,7 +177,7 @@ def _comparison(live: SnapshotRecord, standing: SnapshotRecord) -> list[str]:
             f"  {record.name:14} {record.strategy:11} {pause:9.1f} ms {record.timings.total:7.2f} s {size:8.1f} MiB"
         )
     if live.timings.pause and standing.timings.pause:
-        rows.append(f"  The guest stood {standing.timings.pause / live.timings.pause:.0f} times shorter.")
+        rows.append(f"  The pause was {standing.timings.pause / live.timings.pause:.0f} times shorter.")
     return [*rows, ""]
 
 

@@ -1,4 +1,4 @@
-"""Our thread is not kept waiting for a CPU by what has more work than it: while a guest stands, or all the time.
+"""Gives snaporch's thread real-time priority while a guest is paused, or always, so that no pause waits for a CPU.
 
 It works for milliseconds at a time; on a host whose CPUs are all busy it would wait for up to tenths of a second.
 The priority is the lowest of those that are real-time (sched(7): SCHED_RR), and this thread's alone: with

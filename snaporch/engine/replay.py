@@ -1,19 +1,19 @@
 """What is done about an operation that was cut short: a table over its last row in the journal, no I/O.
 
-The row names the state; a phase's row is written before its first step, and none while a guest stands for a LIVE
-point (`snaporch.engine.states`, rule 3). So:
+The row names the state. A phase's row is written before its first step; no row is written while a guest is paused
+for a LIVE point (`snaporch.engine.states`, rule 3). So:
 
 - In a state before the guest ran on, or in the one in which that happened, nobody can say any more whether the
-  point was held when the guest ran: the operation is undone.
-- In a later state the point is held and the guest has run on. What is left is to wait for the memory stream, which
-  goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails, or where
-  undoing it had begun: a file that it made is gone. The disks alone of a running guest have no file that would say
-  so before an image that was frozen is written to again: that is always undone.
+  point was complete when the guest ran: the operation is undone.
+- In a later state the point is complete and the guest has run on. What is left is to wait for the memory stream,
+  which goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails, or
+  where undoing it had begun: a file that it made is gone. The disks alone of a running guest have no file that
+  would say so before an image that was frozen is written to again: that is always undone.
 - A revert is not complete before its commit: it is undone, and the old guest is there or is put back. After it, it
   is tidied up. Where there is no old guest any more and the new one may run (`Row.goes_on`), it is gone on with,
-  and undone only if that fails: what the old guest held was kept.
+  and undone only if that fails: the old guest's state was kept.
 - A delete goes forward only.
-- A flatten has changed nothing that anybody sees: it is given up, what it has copied stays.
+- A flatten has changed nothing that a guest or snapshot sees: it is given up, and what it has copied stays.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The tables in `snaporch.engine.steps` say what is done and what undoes it; actors (one a domain) do it. The engine
 knows no hypervisor and no file. It guarantees:
 
-1. The journal says what may have been touched before anything is; while a guest stands for a LIVE point nothing is
-   written, the row written before the pause covers all of it.
+1. The journal says what may have been touched before anything is. While a guest is paused for a LIVE point nothing
+   is written: the row from before the pause covers all of the pause.
 2. An operation that does not complete is rolled back, whatever ended it: an error, a cancellation, a deadline.
    Rolling back is shielded from cancellation and has a deadline of its own. The one exception is `leave`.
 3. What could not be undone is in the `Stranded` error and in the journal; nothing is left out silently.
@@ -158,7 +158,8 @@ class Engine:
     Attributes:
         catalog: where the journal is.
         events: where what happens is told.
-        realtime: while a guest stands have real-time priority (`snaporch.engine.realtime`), and collect no garbage.
+        realtime: have real-time priority (`snaporch.engine.realtime`) and collect no garbage while a guest is
+            paused.
     """
 
     catalog: Catalog
@@ -414,7 +415,7 @@ _standing = 0  # how many have asked that nothing be collected
 
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
-    """Keep Python's garbage collector off while a guest stands: in a service's process it takes up to 100 ms."""
+    """Keep Python's garbage collector off while a guest is paused: in a service it takes up to 100 ms."""
     global _standing  # noqa: PLW0603 - as the collector is the process's
     if not _standing and not gc.isenabled():
         yield  # the program does without

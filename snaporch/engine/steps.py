@@ -114,7 +114,8 @@ class Phase:
     Attributes:
         signal: sent to the operation's state machine before the first step.
         steps: what is done; those of one lane in this order.
-        paused: the guest stands still for a LIVE point: no database write, no fsync, nothing but the hypervisor.
+        paused: the guest is paused for a LIVE point: no journal row, no database write, no fsync, nothing but the
+            hypervisor.
         goes_on: what it does goes on, or can be done again, without us: it may be left; see
             `snaporch.engine.replay`.
     """
@@ -164,7 +165,7 @@ _SYNC = Phase(Signal.PREPARE, Step.SYNC_IMAGES)
 _SEAL = Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE, Step.SEAL_MEMORY, goes_on=True)
 
 CREATE: dict[Strategy, tuple[Phase, ...]] = {
-    # The point is where the guest stands; RAM is write-protected there and streams while the guest runs on.
+    # The point is where the guest is paused; RAM is write-protected there and streams while the guest runs on.
     Strategy.BACKGROUND: (
         _PREPARE,
         _SYNC,
@@ -184,7 +185,7 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
         Phase(Signal.RESUME, Step.RESUME, paused=True),
         _SEAL,
     ),
-    # The guest stands from the point until its memory is on disk.
+    # The guest is paused from the point until its memory is on disk.
     Strategy.PAUSED: (
         _PREPARE,
         _SYNC,
@@ -200,7 +201,7 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
         Phase(Signal.STREAM, Step.SAVE_INSIDE),
         Phase(Signal.SEAL, Step.SEAL_INSIDE, goes_on=True),
     ),
-    # An inactive domain: its disks stand still by themselves.
+    # An inactive domain: nobody writes to its disks.
     Strategy.NONE: (
         _PREPARE_OFFLINE,
         Phase(Signal.SWITCH, Step.KEEP_INSIDE),

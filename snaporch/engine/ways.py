@@ -1,7 +1,7 @@
 """The ways back to a point, one row each: what is done and what undoes it, and what that means; no I/O.
 
-Without FORCE no way gives up the old guest before the new one is there: either its process is kept until then, or
-what it holds is. A way is chosen in `snaporch.operations.planning`, by what the hypervisor can do.
+Without FORCE no way gives up the old guest before the new guest is there: until then either its process is kept, or
+its memory and disks are. A way is chosen in `snaporch.operations.planning`, by what the hypervisor can do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from snaporch.model.way import Way
 class Keeps(enum.StrEnum):
     """How the old guest is kept until the new one is there; the value is for people."""
 
-    PROCESS = "its process, which stands at most while the new guest takes its place"
+    PROCESS = "its process, which is paused at most while the new guest takes its place"
     FILE = "what it holds, in a file"
     INSIDE = "what it holds, inside its images"
     DISKS = "its disks only: --force gives up its memory"
@@ -86,7 +86,7 @@ WAYS: dict[Way, Row] = {
         (
             _PREPARE,
             _LOAD,
-            # Old and new guests of a group never run at one time. The guards stand until the revert is complete,
+            # Old and new guests of a group never run at one time. The guards stay until the revert is complete,
             # which is one row for all: until then they take every guest back.
             Phase(Signal.SWAP, Step.POST_GUARD, Step.STAND_STILL),
             Phase(Signal.SWAP, Step.TAKE_OVER, paused=True),
@@ -127,7 +127,7 @@ WAYS: dict[Way, Row] = {
         ends_old=True,
     ),
     # The domain is to be inactive afterwards. The old guest runs until the catalog has that, and what is left is to
-    # end it: stopped before, it would stand until somebody recovers what we had died in.
+    # end it: stopped before, it would stay paused until somebody runs recover, if snaporch dies.
     Way.INACTIVE: Row((_PREPARE, Phase(Signal.SWAP)), Keeps.PROCESS, _ROLLBACK),
     # What the guest holds now is first kept inside too, and loaded again if the point cannot be. From the load on
     # it is the point that the guard lets run, and recovery finds it running: there is no old guest any more.

@@ -157,7 +157,8 @@ class DomainRecord:
             domain is launched; the definition has only what could be seen.
         tags: names that batches select it by.
         max_depth: a disk's chain that becomes longer is flattened after the create that made it so; 0: none is.
-        frozen: the guest, which stands, went back to a point at which its file systems were frozen: to be thawed.
+        frozen: the guest, which is paused, went back to a point at which its file systems were frozen: to be
+            thawed.
         shape: what its machine was made of when it was attached to, or at the point that it went back to; None:
             that is not known.
         uuid: tells it from every other domain for ever; the name may change.

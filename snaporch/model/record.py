@@ -84,7 +84,7 @@ class PastCheckpoint:
         strategy: how memory was saved.
         bytes: of memory that were saved, as `SnapshotRecord.memory_size`.
         seconds: all of it.
-        pause: seconds that the guest stood; None where it was not paused by us.
+        pause: seconds that the guest was paused; None where it was not paused by us.
     """
 
     strategy: Strategy
@@ -102,7 +102,7 @@ class Estimate:
         strategy: how memory would be saved.
         bytes: of memory that would be saved.
         seconds: from the request to the record; None: it would not end, as the guest writes more than is sent.
-        pause: seconds that the guest would stand; None: it would not end, or the guest stands already.
+        pause: seconds that the guest would be paused; None: it would not end, or the guest is already paused.
         known: how many earlier checkpoints it goes by; with none, all is assumed.
         dirty_rate: bytes of RAM a second that the guest was seen to write to; None where that was not measured.
     """

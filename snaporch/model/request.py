@@ -23,9 +23,9 @@ class Strategy(enum.StrEnum):
     PRECOPY = "precopy"
     """The point is at the end, as in a live migration."""
     PAUSED = "paused"
-    """The guest stands still from the point until its memory is on disk."""
+    """The guest is paused from the point until its memory is on disk."""
     INTERNAL = "internal"
-    """Inside the qcow2 images, by the hypervisor itself, which lets the guest stand meanwhile."""
+    """Inside the qcow2 images, by the hypervisor itself, which pauses the guest meanwhile."""
     NONE = "none"
 
 

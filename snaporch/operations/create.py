@@ -11,7 +11,7 @@ at the point: the guest is paused, all disks switch in one transaction, the hype
 guest runs on, after milliseconds. Memory then streams while the disks' frozen images are sealed.
 
 Several domains are several participants: they finish each phase together, so that there is an instant at which all
-of them stand, and either all of them are taken or none is.
+guests are paused, and either all snapshots are taken or none is.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ T = TypeVar("T")
 OVERLAY_BYTES = 16 * 2**20
 # Stream headers and device state beside RAM itself.
 STREAM_BYTES = 16 * 2**20
-# While guests stand, streams that have begun already would take the CPUs by which the others are armed.
+# While guests are paused, streams that have begun already would take the CPUs by which the others are armed.
 HOLD_SECONDS = 0.25
 DYING_SECONDS = 5.0  # from a lost connection to the end of a process with much memory
 
@@ -137,7 +137,7 @@ class Held:
     """What only whoever took a point can know of it: noted in the journal, for whoever goes on after a crash.
 
     Attributes:
-        point: when the guest stood still, by our clock.
+        point: when the guest was paused, by our clock.
         pause: the hypervisor's own time stamps of the beginning and the end of the pause.
         between: our own time between the commands of the pause, in seconds.
         memory: the memory file, once it is sealed.
@@ -267,7 +267,7 @@ class Participant(Actor):
             await self._guard.post()
 
     async def dismiss_guard(self) -> None:
-        """The guest runs, or is to stand; also a compensation."""
+        """Let the guest run, or leave it paused as it was; also a compensation."""
         if self._guard is not None:
             await self._guard.dismiss()
 

@@ -62,7 +62,7 @@ async def _memory(merges: Merging) -> tuple[str, ...]:
 
 
 async def _go_on(context: Context, operation: Operation, journal: MergeJournal) -> MergePlan:
-    """Merge, remove files, remove records, of the journal's domain: from wherever it stands."""
+    """Merge, remove files, remove records, of the journal's domain: from wherever it was interrupted."""
     async with merging(context, operation, journal) as merges:
         name = merges.record.name
         snapshots = await context.catalog.snapshots(name)

@@ -90,7 +90,7 @@ async def _close(merges: Merging, signal: Signal = Signal.DONE, why: str = "") -
 
 
 async def _give_up(context: Context, operation: Operation, journal: MergeJournal, why: str) -> None:
-    """Leave everything whole where it stands.
+    """Leave everything whole as it is now.
 
     Raises:
         Stranded: not even that can be done now.

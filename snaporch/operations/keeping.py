@@ -1,13 +1,13 @@
-"""What the old guest holds is kept in a file while its machine is ended for another, and put back if that fails.
+"""Keeps the old guest's memory in a file while its machine is ended for another one; puts it back if that fails.
 
-    keep_old        the guest stands: its memory goes to a file; nobody writes to its disks any more
+    keep_old        the guest is paused: its memory goes to a file; nobody writes to its disks any more
     put_back        a machine like the old one, on the old one's disks, loads it and runs
     remove_kept     the new guest is there, or the old one is back
 
 Rule: a guest never runs while the journal and the file say that it is to be put back: its disks would be newer than
-its memory. So the guard, which lets it run when we die, is dismissed before the journal has that the file is whole;
-and before the guest runs again, wherever it is, the file is removed. A machine that is found with the file is ended
-and put back again; one without has loaded it, and may have run.
+its memory. So the guard, which lets it run when snaporch dies, is dismissed before the journal says that the file
+is whole; and before the guest runs again, wherever it is, the file is removed. A machine that is found with the
+file is ended and put back again; one without has loaded it, and may have run.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Keeping(Restoring):
     # Doing.
 
     async def keep_old(self) -> None:
-        """Keep what the old guest, which stands, holds."""
+        """Keep the memory of the old guest, which is paused."""
         if self.plan.keep is None or self.old is None:
             return
         await self.driver.storage.make_directory(os.path.dirname(self.plan.keep.path))

@@ -327,7 +327,7 @@ class Merging:
     def _progress(self, step: MergeStep, before: int, total: int) -> Progress:
         """Return what tells of a step's progress; it tells at once that the step begins.
 
-        A guest that writes may well make more of what is left: then it stands still.
+        A guest that writes may well make more of what is left: then the guest is paused.
         """
         moved = before
 

@@ -369,7 +369,7 @@ def _of_one_that_stands(can: Capabilities, otherwise: Strategy) -> Strategy:
 
 
 def paused_stream(path: str, was: DomainState, can: Capabilities, settings: dict[str, Any]) -> StreamPlan:
-    """Return how the memory of a guest is streamed that stands, and then is as it was: running, or paused."""
+    """Return how the memory of a paused guest is streamed; the guest is then as it was: running, or paused."""
     stands = was is DomainState.PAUSED
     return StreamPlan(path, _of_one_that_stands(can, Strategy.PAUSED) if stands else Strategy.PAUSED, 0, settings)
 
@@ -381,7 +381,7 @@ def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
 
     Raises:
         Unsupported: one of them cannot go with the others. Precopies never can: each ends when its own guest writes
-            slowly enough, and that guest would then stand until the last of the others has come so far. Nor can
+            slowly enough, and that guest would then be paused until the last of the others has come so far. Nor can
             those inside images: each hypervisor stops its guest when it comes to it.
     """
     if len(plans) == 1:

@@ -55,7 +55,7 @@ class Restoring(Actor):
         old: the domain's machine; None when it is inactive or does not answer.
         new: the machine that is brought up.
         made: the files that this operation has made.
-        guard: what stands by while the old guest stands.
+        guard: the guard of the old guest while it is paused.
     """
 
     plan: RevertPlan

@@ -7,9 +7,9 @@
     revert          puts them together
 
 Beside the old guest, which is the rule: a new hypervisor process is launched beside the old one, its disks on
-fresh overlays over the frozen images, and loads the memory. Only when it is complete does the old guest stand
-still and the new one run; only when that is in the catalog does the old process go. Until then the old guest is
-there, and runs on if anything fails.
+fresh overlays over the frozen images, and loads the memory. Only when the new guest is complete is the
+old one paused, and the new one runs; only when that is in the catalog does the old process end. Until then the old
+guest is there, and runs on if anything fails.
 
 Where the two cannot be there at one time: a throw-away copy shows that the point loads, the old guest is kept in a
 file, its process ends, and the new one loads the point. If that fails, what was kept is put back. That is *proven*.
@@ -128,7 +128,7 @@ class Reverter(RevertUndo):
         """Say beforehand what it takes to keep the old guest."""
         if (expected := self.plan.expected) is not None and expected.seconds is not None:
             text = (
-                f"{self.name}: {self.plan.reason}, so the guest is kept in a file and stands meanwhile: about "
+                f"{self.name}: {self.plan.reason}, so the guest is kept in a file and is paused meanwhile: about "
                 f"{expected.bytes:,} bytes, {expected.seconds:.1f} s"
             )
             self.context.events.publish(self.operation.event(EventKind.NOTE, text=text))
@@ -182,7 +182,7 @@ class Reverter(RevertUndo):
         await proof.find()
         await proof.clean_up()
 
-    # The old guest stands, and goes. How it is kept is in `keeping`.
+    # The old guest is paused, and ends. How it is kept is in `keeping`.
 
     async def stand_still(self) -> None:
         """Stop the old guest, if it runs; it can still run on."""
@@ -205,7 +205,7 @@ class Reverter(RevertUndo):
     # The new one is there.
 
     async def take_over(self) -> None:
-        """Let the new guest run, or see that it stands."""
+        """Let the new guest run, or see that it is paused."""
         if WAYS[self.plan.way].same_process:
             await self._take_over(self._old)
         else:
@@ -245,7 +245,7 @@ class Reverter(RevertUndo):
         return self.old
 
     async def keep_present(self) -> None:
-        """Keep what the guest, which stands, holds now: inside the images too."""
+        """Keep the memory and disks of the paused guest inside the images, too."""
         check_versions(self._old, self.plan.snapshot.hypervisor, self.plan.snapshot.name)
         await need(self._old, PointsInside, self.name).save_inside(self.plan.kept, list(self.plan.inside))
 

@@ -1,4 +1,4 @@
-"""What clients' idempotency keys stand for: in the catalog, so that they hold across a restart."""
+"""Clients' idempotency keys and their answers: in the catalog, so that they outlive a restart."""
 
 from __future__ import annotations
 

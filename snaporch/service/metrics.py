@@ -1,7 +1,7 @@
-"""What Prometheus is told: how long guests stood, what operations took, how they ended, what runs and waits.
+"""Metrics for Prometheus: pauses of guests, times and outcomes of operations, and what runs and waits.
 
 1. Nothing is measured here. When an operation has ended, its figures are taken from the journal and the catalog.
-2. Hearing of an event costs next to nothing: it may come while a guest stands. Looking things up is for later.
+2. Hearing of an event costs next to nothing: it may come while a guest is paused. Looking things up is for later.
 3. Counters begin with the service, as Prometheus expects; gauges say what is so when they are asked for.
 
 docs/metrics.md says what each is for; the files under contrib/ use them, and a test compares the names.
@@ -47,7 +47,7 @@ class Figures:
         self.operations = counter("snaporch_operations", "Operations that have ended", outcome)
         self.seconds = histogram("snaporch_operation_seconds", "What it took", strategy, buckets=TOTAL_BUCKETS)
         self.pause = histogram(
-            "snaporch_pause_seconds", "How long a guest stood", ("strategy",), buckets=PAUSE_BUCKETS
+            "snaporch_pause_seconds", "How long a guest was paused", ("strategy",), buckets=PAUSE_BUCKETS
         )
         self.moved = counter("snaporch_bytes", "Memory saved by creates, images merged by deletes", ("kind",))
         self.stranded = gauge("snaporch_operations_stranded", "Operations that wait for `snaporch recover`")

@@ -1,9 +1,9 @@
-"""What can wait does not run while a guest stands still for a point.
+"""Requests that can wait do not run while a guest is paused for a point.
 
 All of the service is one thread: what answers two hundred followers while a guest is paused lengthens that pause.
-So a request waits, before anything is done for it, while a guest stands; but a moment only: among many creates one
-guest or another always stands. Those who follow events can wait longer: they pass one after the other, so that what
-comes meanwhile, a request or an answer of a hypervisor, meets no queue of work that is ready to run.
+So a request waits, before anything is done for it, while a guest is paused; but a moment only: among many creates
+one guest or another is always paused. Those who follow events can wait longer: they pass one after the other, so
+that what comes meanwhile, a request or an answer of a hypervisor, meets no queue of work that is ready to run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STANDING = frozenset({State.PAUSING, State.SWITCHING, State.ARMING, State.RESUM
 
 @attrs.define(eq=False)
 class Quiet:
-    """Knows whether a guest stands still for a point."""
+    """Knows whether a guest is paused for a point."""
 
     _standing: set[str] = attrs.field(factory=set)
     _passages: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(PASSAGES))
@@ -41,14 +41,14 @@ class Quiet:
                 self._runs = trio.Event()
 
     async def wait(self) -> None:
-        """Wait while a guest stands, but not for long."""
+        """Wait while a guest is paused, but not for long."""
         with trio.move_on_after(PATIENCE_SECONDS):
             while self._standing:
                 await self._runs.wait()
 
     @asynccontextmanager
     async def passage(self) -> AsyncIterator[None]:
-        """Run the body of a follower while no guest stands, if that is soon, and beside few others."""
+        """Run the body of a follower while no guest is paused, if that is soon, and beside few others."""
         async with self._passages:
             await self.wait()
             yield

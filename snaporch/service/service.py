@@ -40,7 +40,7 @@ class Service:
         config: what it was told; replaced by `reload`.
         jobs: what was asked for.
         feed: what happened.
-        quiet: whether a guest stands.
+        quiet: whether a guest is paused.
         tokens: who may come in.
         metrics: what Prometheus is told.
         nursery: for what runs beside all requests: schedules, watchdogs.
@@ -124,7 +124,7 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
         metrics = Metrics(orchestrator, jobs)
         tokens = Tokens(orchestrator.root / TOKENS)
         with ExitStack() as stack:
-            for hear in (quiet.hear, jobs.hear, tell):  # in this order: a guest stands before it is told
+            for hear in (quiet.hear, jobs.hear, tell):  # in this order: `quiet` knows of a pause first
                 stack.enter_context(orchestrator.broadcast.tapped(hear))
             nursery.start_soon(metrics.run)
             nursery.start_soon(_keep_journal, orchestrator, quiet)

@@ -60,7 +60,7 @@ class Attach:
 @versioned("start-request")
 @attrs.frozen
 class Start:
-    """Start a domain; `paused`: it stands before its first instruction."""
+    """Start a domain; `paused`: the guest is paused before its first instruction."""
 
     paused: bool = False
 

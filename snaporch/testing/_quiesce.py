@@ -54,7 +54,7 @@ async def check_quiesce(world: World) -> None:
             options = CreateOptions(strategy=Strategy.PRECOPY)
             await world.orchestrator.create(world.domain, DomainSnapshot("x"), CreateFlag.QUIESCE, options)
     await world.orchestrator.pause(world.domain)
-    async with unchanged(world, "QUIESCE of a guest that stands"):
+    async with unchanged(world, "QUIESCE of a paused guest"):
         with raises(InvalidInput):
             await _take(world, "x", Strategy.NONE)
 

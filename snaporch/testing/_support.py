@@ -79,7 +79,7 @@ async def revert(world: World, name: str, flags: RevertFlag = RevertFlag(0)) -> 
 
 
 async def go_back(world: World, name: str) -> int:
-    """Revert, so that the guest stands at the point; let it run, and return how far it then says it has come."""
+    """Revert, so that the guest is paused at the point; let it run, and return how far it then says it has come."""
     await revert(world, name, RevertFlag.PAUSED)
     expect(await state_of(world) is DomainState.PAUSED, "it is not paused after a revert with PAUSED")
     await world.orchestrator.resume(world.domain)

@@ -95,7 +95,7 @@ async def check_proven(world: World) -> None:
     with world.one_at_a_time():
         back = await world.orchestrator.revert(world.domain, "point")
         expect(back.way == Way.PROVEN, f"it went back {back.way}")
-        expect(bool(back.outage_seconds), f"its guest stood for {back.outage_seconds} s")
+        expect(bool(back.outage_seconds), f"its guest was paused for {back.outage_seconds} s")
         await world.check_consistent()
         await check_back(world, "point", first, far)
     expect(".kept" not in str(await world.everything()), "what was kept is left")

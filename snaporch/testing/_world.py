@@ -42,7 +42,7 @@ class World(Protocol):
         """Check that the guest runs and goes on, and that its memory and all its disks are of one point."""
 
     async def check_still(self) -> None:
-        """Check that the guest stands still."""
+        """Check that the guest is paused."""
 
     async def start(self) -> None:
         """Start the domain, which is inactive, by the orchestrator, and return when its guest counts."""

@@ -82,7 +82,7 @@ class ExampleStream(Stream):
         raise AssertionError("only a background stream is armed")
 
     async def finished(self, progress: Progress) -> None:
-        """See Stream: by then the guest stands."""
+        """See Stream: by then the guest is paused."""
         while (migration := self._migration()).active:
             progress(migration.file.size, migration.total)
             await trio.sleep(LOOK_SECONDS)

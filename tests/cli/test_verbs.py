@@ -324,7 +324,7 @@ def test_a_group_is_shown_as_such() -> None:
     reverts = [RevertRecord(name, "one", web.point, "proven", 1.5, 2.0) for name in ("web", "db")]
     back = printed(human.reverted(reverts, [info("vda")] * 2))
     assert all(f"{each.domain} is back at one" in back for each in reverts)
-    assert "its guest stood for 1.50 s (proven)" in back
+    assert "its guest was paused for 1.50 s (proven)" in back
 
 
 @pytest.mark.parametrize(

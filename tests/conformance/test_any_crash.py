@@ -272,7 +272,7 @@ async def perform_on(
         if not strands and how != "stop":
             raise
     # One guest after the other: between the end of the old one and the beginning of the new one none runs.
-    assert host.alone or not steps.stood, "its guest stood while it was stopped"
+    assert host.alone or not steps.stood, "its guest was paused while it was stopped"
     return steps.count
 
 

@@ -88,7 +88,7 @@ async def test_create(make_world: MakeWorld) -> None:
 
 
 async def test_revert(make_world: MakeWorld) -> None:
-    """Stopped when the old guest stands, and when the new one runs: the old one runs again, and never both."""
+    """Stopped when the old guest is paused, and when the new one runs: the old one runs again, and never both."""
     world = await make_world()
     await world.create("point")
     for place in ("after:stand_still#1", "after:take_over#1"):

@@ -152,7 +152,7 @@ class World:
         return first
 
     async def check_still(self) -> None:
-        """Assert that the guest stands."""
+        """Assert that the guest is paused."""
         assert await self.state() is DomainState.PAUSED
         since = self.position()
         await trio.sleep(0.3)  # three reports

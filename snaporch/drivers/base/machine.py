@@ -67,7 +67,7 @@ class Guard(abc.ABC):
 
     @abc.abstractmethod
     async def post(self) -> None:
-        """Have it stand by; from here on until `dismiss` the guest is never left paused by our death."""
+        """Start the guard: until `dismiss`, the guest is never left paused because snaporch died."""
 
     @abc.abstractmethod
     def has_acted(self) -> bool:

@@ -131,7 +131,7 @@ class PointsInside(Protocol):
     async def save_inside(self, tag: str, targets: Sequence[str]) -> None:
         """Save memory and disks, at one point, inside the images that these disks are on; memory in the first.
 
-        The guest stands meanwhile and is then as it was before, whatever becomes of us. While it is at it, the
+        The guest is paused meanwhile, and is then as it was before, also if snaporch dies. While it is at it, the
         hypervisor answers nothing; a call that is cut short goes on. One that fails may have left some images with
         the snapshot.
         """
@@ -140,7 +140,7 @@ class PointsInside(Protocol):
     async def load_inside(self, tag: str, targets: Sequence[str]) -> None:
         """Go back to what `save_inside` has saved, in the same machine; it is PAUSED afterwards, at the point.
 
-        The guest must stand, or have been launched and never run. What it holds is lost, also where this fails.
+        The guest must be paused, or have been launched and never run. What it holds is lost, also where this fails.
         """
 
     @abc.abstractmethod
@@ -204,7 +204,7 @@ class StartsBeside(Protocol):
 
     @abc.abstractmethod
     async def beside_blocker(self, launch: Launch) -> str:
-        """Return why the launch cannot stand beside the domain's present machine, or an empty string."""
+        """Return why the launch cannot run beside the domain's present machine, or an empty string."""
 
 
 # --- of storages --------------------------------------------------------------------------------------------------

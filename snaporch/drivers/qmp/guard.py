@@ -131,7 +131,7 @@ def _end_rival(rival: str) -> None:
 def _run_again(monitor: Monitor, *, cancel: bool) -> None:
     deadline = time.monotonic() + SECONDS
     if cancel and monitor.ask("query-migrate").get("status", "none") not in _OVER:
-        monitor.ask("stop")  # why it must stand, and when it is too late: rule 6 of stream.py
+        monitor.ask("stop")  # why it must be paused, and when it is too late: rule 6 of stream.py
         if monitor.ask("query-status").get("status") != "finish-migrate":
             monitor.ask("migrate_cancel")
         while monitor.ask("query-migrate").get("status", "none") not in _OVER and time.monotonic() < deadline:

@@ -162,7 +162,7 @@ class SimulatedMachine(
         await self._call("freeze", self.process.freeze, self._speed.query)
 
     async def thaw(self) -> None:
-        """See GuestAgent; as a real one, it tries again while the guest stands for a save that was cut short."""
+        """See GuestAgent; as a real one, it tries again while the guest is paused for a save that was cut short."""
         await self.client.wait(self.process.saving, self.process)
         await self._call("thaw", self.process.thaw, self._speed.query)
 

@@ -212,7 +212,7 @@ class SimulatedProcess:
         """Let the guest's agent thaw them."""
         if self.guest.frozen:
             if not self.guest.runs:
-                raise self.refusal("guest-fsfreeze-thaw", "no guest agent answers: the guest stands")
+                raise self.refusal("guest-fsfreeze-thaw", "no guest agent answers: the guest is paused")
             self.guest.thaw(self.clock())
 
     def power_button(self) -> None:
@@ -443,7 +443,7 @@ class SimulatedProcess:
         return found
 
     def save_inside(self, tag: str, targets: Sequence[str], seconds: float) -> None:
-        """Keep RAM and disks inside the disks' images; the guest stands for some seconds, if it ran."""
+        """Keep RAM and disks inside the disks' images; the guest is paused for some seconds, if it ran."""
         self._idle("snapshot-save")
         drives = self._taken("snapshot-save", targets)
         if any(tag in drive.image.inside for drive in drives):

@@ -9,7 +9,7 @@ const NAME = "[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}"; // as snaporch.model.names.NAM
 
 const STRATEGIES = [
   ["auto", "Automatic", "The best that this guest can do."],
-  ["background", "Background", "The point is now; the guest stands for milliseconds."],
+  ["background", "Background", "The point is now; the guest is paused for milliseconds."],
   ["precopy", "Precopy", "The point is at the end, as in a live migration."],
 ];
 
@@ -36,7 +36,7 @@ export function CreateDialog({ domain, onSubmit, onClose }) {
       <label class="switch">
         <input type="checkbox" role="switch" checked=${inside} onChange=${(event) => setInside(event.target.checked)} />
         <span><b>Keep it inside the images</b>
-          <span class="hint">In no file of its own. A guest stands until its memory is saved.</span>
+          <span class="hint">In no file of its own. A guest is paused until its memory is saved.</span>
         </span>
       </label>
       ${domain.state === "running" && html`
@@ -50,7 +50,7 @@ export function CreateDialog({ domain, onSubmit, onClose }) {
         <label class="switch">
           <input type="checkbox" role="switch" checked=${live} onChange=${(event) => setLive(event.target.checked)} />
           <span><b>Keep the guest running</b>
-            <span class="hint">Without, it stands until its memory is on disk: the smallest and quickest file.</span>
+            <span class="hint">Without, it is paused until its memory is on disk: the smallest and quickest file.</span>
           </span>
         </label>`}
       ${streams && html`
