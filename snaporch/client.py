@@ -358,6 +358,19 @@ class Client:
             "SnapshotRecord", await self._post(SnapshotRecord, url, method="PUT", pinned=pinned, ids=list(ids))
         )
 
+    async def edit(
+        self,
+        domain: str,
+        name: str,
+        *,
+        new_name: str = "",
+        description: str | None = None,
+        ids: Collection[str] = (),
+    ) -> SnapshotRecord:
+        """See `Orchestrator.edit`."""
+        body: dict[str, Any] = {"name": new_name, "description": description, "ids": list(ids)}
+        return cast("SnapshotRecord", await self._post(SnapshotRecord, f"{_snapshot(domain, name)}/edit", **body))
+
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """See `Orchestrator.list`."""
         return await self._all(SnapshotRecord, f"{_domain(domain)}/snapshots")

@@ -61,6 +61,7 @@ from snaporch.operations.create import create
 from snaporch.operations.delete import delete
 from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
 from snaporch.operations.doctor import doctor, foretell
+from snaporch.operations.edit import edit
 from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.operations.fsck import fsck
 from snaporch.operations.give_up import give_up
@@ -602,6 +603,41 @@ class Orchestrator:
             check_ids([record], ids)
             await self._context.catalog.write(Change(updated=(record,)))
         return record
+
+    async def edit(
+        self,
+        domain: str,
+        name: str,
+        *,
+        new_name: str = "",
+        description: str | None = None,
+        ids: Collection[str] = (),
+    ) -> SnapshotRecord:
+        """Give a snapshot another name, another description, or both; its files stay as they are.
+
+        It gets its new name wherever the old one is, in one transaction: in its children, and in the domain whose
+        current snapshot it is. Its id stays.
+
+        Args:
+            domain: the domain's name.
+            name: the snapshot's.
+            new_name: the one that it is to have; by default it keeps its name.
+            description: free text; None: it keeps the one that it has.
+            ids: see `revert`.
+
+        Returns:
+            The record as it is now.
+
+        Raises:
+            InvalidInput: the name or the description is none that a snapshot may have, or nothing is to change.
+            TargetExists: there is a snapshot of that name.
+            Unsupported: it is to be renamed, and others of its group are there: they have one name.
+            OtherSnapshot: the name means another snapshot by now.
+            Busy: an operation runs on the domain.
+            Stranded: one that was cut short, and names the snapshot perhaps, cannot be mended.
+        """
+        await self._mended(domain)
+        return await edit(self._context, domain, name, new_name=new_name, description=description, ids=ids)
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """Return a domain's snapshots, oldest first; what cannot be read is in `unreadable`."""

@@ -161,6 +161,17 @@ class AnyOrchestrator(Protocol):
     ) -> SnapshotRecord:
         """See `Orchestrator.pin`."""
 
+    async def edit(
+        self,
+        domain: str,
+        name: str,
+        *,
+        new_name: str = "",
+        description: str | None = None,
+        ids: Collection[str] = (),
+    ) -> SnapshotRecord:
+        """See `Orchestrator.edit`."""
+
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """See `Orchestrator.list`."""
 

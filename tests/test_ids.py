@@ -20,6 +20,7 @@ ACTS: dict[str, Callable[[Orchestrator, list[str]], Awaitable[Any]]] = {
     "delete": lambda orch, ids: orch.delete("web1", "one", ids=ids),
     "plan": lambda orch, ids: orch.delete("web1", "one", DeleteFlag.CHILDREN, ids=ids, dry_run=True),
     "verify": lambda orch, ids: orch.verify("web1", "one", ids=ids),
+    "edit": lambda orch, ids: orch.edit("web1", "one", new_name="two", ids=ids),
     "pin": lambda orch, ids: orch.pin("web1", "one", ids=ids),
 }
 

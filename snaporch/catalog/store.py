@@ -50,6 +50,7 @@ class Change:
         snapshots: added.
         updated: snapshots that are there, written anew.
         dropped: (domain, name) of snapshots that go.
+        renamed: (domain, name, new name) of snapshots that are there; done before all else.
         operation: written.
         begins: the operation is a new one.
         plan: the operation's plan as JSON, when it is new or has changed.
@@ -61,6 +62,7 @@ class Change:
     snapshots: tuple[SnapshotRecord, ...] = ()
     updated: tuple[SnapshotRecord, ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()
+    renamed: tuple[tuple[str, str, str], ...] = ()
     operation: OperationRecord | None = None
     begins: bool = False
     plan: str | None = None
@@ -80,6 +82,8 @@ def merged(changes: Sequence[Change]) -> Change:
 
 def _apply(connection: sqlite3.Connection, change: Change) -> None:
     run = connection.execute
+    for names in change.renamed:
+        _rename(connection, *names)
     for domain in change.domains:
         run("INSERT OR IGNORE INTO domain VALUES (?, '')", (domain.name,))
         run("UPDATE domain SET record = ? WHERE name = ?", (dumps(_with_uuid(connection, domain)), domain.name))
@@ -103,6 +107,20 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
         connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", files)
     connection.executemany("DELETE FROM file WHERE path = ?", [(path,) for path in change.gone])
     connection.executemany("DELETE FROM sealed WHERE path = ?", [(path,) for path in change.gone])
+
+
+def _rename(connection: sqlite3.Connection, domain: str, name: str, new_name: str) -> None:
+    """Give a snapshot's row another name; what batches have taken under the old one is found under the new one."""
+    query = (
+        "UPDATE batch_item SET snapshot = ?, record = json_set(record, '$.snapshot', ?) "
+        "WHERE snapshot = ? AND json_valid(record) AND EXISTS (SELECT 1 "
+        "FROM json_each(batch_item.record, '$.ids') JOIN snapshot ON snapshot.uid = value "
+        "WHERE snapshot.domain = ? AND snapshot.name = ?)"
+    )
+    connection.execute(query, (new_name, new_name, name, domain, name))
+    connection.execute("UPDATE snapshot SET name = ? WHERE domain = ? AND name = ?", (new_name, domain, name))
+    gone = "INSERT OR REPLACE INTO change (kind, domain, name, gone) VALUES ('snapshot', ?, ?, 1)"
+    connection.execute(gone, (domain, name))
 
 
 def _with_uuid(connection: sqlite3.Connection, domain: DomainRecord) -> DomainRecord:
@@ -371,6 +389,10 @@ class Catalog:
         """Give up the claims of an operation, unless it is in the journal and has not ended."""
         if await self._rows("SELECT 1 FROM claim WHERE operation = ? LIMIT 1", operation):
             await self.transact(lambda connection: _release_claims(connection, operation))
+
+    async def is_own(self, path: str) -> bool:
+        """Return whether snaporch made a file."""
+        return bool(await self._rows("SELECT 1 FROM file WHERE path = ?", path))
 
     async def own_files(self, domain: str) -> frozenset[str]:
         """Return the paths of the files that snaporch made for a domain."""

@@ -442,7 +442,39 @@ async def pin(domain: str, name: str, /, *, off: bool = False, session: Here) ->
     return Answer(document, lambda human: human.line(said))
 
 
+async def edit(
+    domain: str,
+    old: Annotated[str, Parameter(name="NAME")],
+    /,
+    *,
+    name: str = "",
+    description: str | None = None,
+    session: Here,
+) -> Answer:
+    """Give a snapshot another name, or another description; its files stay as they are.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    old
+        The snapshot.
+    name
+        The name that it is to have.
+    description
+        Free text, in place of what is there.
+    """
+    async with session.open() as orchestrator:
+        known = (await orchestrator.show(domain, old)).id
+        record = await orchestrator.edit(domain, old, new_name=name, description=description, ids=[known])
+        current = await orchestrator.current(domain)
+    said = (
+        f"{old} of {domain} is {record.name} now" if record.name != old else f"{old} of {domain} is described anew"
+    )
+    return Answer(documents.shown(record, current), lambda human: human.line(said))
+
+
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (create, list_, tree, show, revert, delete, flatten, verify, pin):
+    for verb in (create, list_, tree, show, revert, delete, flatten, verify, pin, edit):
         app.command(verb, name=verb.__name__.rstrip("_"))

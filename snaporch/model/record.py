@@ -368,6 +368,7 @@ class OperationKind(enum.StrEnum):
     TAG = "tag"
     LIMIT_DEPTH = "limit-depth"
     PIN = "pin"
+    EDIT = "edit"
     DOCTOR = "doctor"
     ESTIMATE = "estimate"
 

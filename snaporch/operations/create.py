@@ -694,6 +694,7 @@ async def _scene(
         traits=driver.traits,
         places={image.target: await driver.overlay_place(record, image, directory) for image in images},
         way_back=await driver.way_back(record, machine) if machine else None,
+        renamed=await context.catalog.is_own(f"{directory}/{operation.subject}.mem"),
     )
     return scene, machine
 

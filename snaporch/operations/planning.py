@@ -121,6 +121,7 @@ class Scene:
         traits: of its driver.
         places: where overlays go that have no path in the request, by target, if not in `directory`.
         way_back: how it could go back to this point; None when inactive.
+        renamed: a file of memory is named as this snapshot's would be: that snapshot has another name now.
     """
 
     domain: DomainRecord
@@ -136,6 +137,7 @@ class Scene:
     traits: frozenset[Trait] = frozenset()
     places: Mapping[str, OverlayPlace] = attrs.field(factory=dict)
     way_back: WayBack | None = None
+    renamed: bool = False
 
 
 def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, options: CreateOptions) -> CreatePlan:
@@ -168,7 +170,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         )
     if snapshot.memory_file and not streamed:
         raise InvalidInput("there is no memory that a file is needed for: it is inside an image, or not saved")
-    memory_file = os.path.abspath(snapshot.memory_file or f"{scene.directory}/{name}.mem") if streamed else ""
+    memory_file = os.path.abspath(snapshot.memory_file or _memory_file(scene, name)) if streamed else ""
     if memory_file in {overlay.path for overlay in overlays}:
         raise InvalidInput("memory and a disk cannot have the same file")
     complete = attrs.evolve(
@@ -313,6 +315,14 @@ def _one_disk(
     path = os.path.abspath(path or f"{place.directory}/{status.target}.{short(scene.operation)}.qcow2")
     overlay = Overlay(base=status, path=path, owner=place.owner)
     return DiskSnapshot(frozen, name, external=True, external_sn=DeviceDisk(status.target, path)), overlay
+
+
+def _memory_file(scene: Scene, name: str) -> str:
+    return (
+        f"{scene.directory}/{name}.{short(scene.operation)}.mem"
+        if scene.renamed
+        else f"{scene.directory}/{name}.mem"
+    )
 
 
 def tag_of(name: str) -> str:

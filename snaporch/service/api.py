@@ -171,6 +171,14 @@ async def pin(call: Call) -> SnapshotRecord:
     return await call.service.orchestrator.pin(call.domain, call.name, pinned=call.body.pinned, ids=call.body.ids)
 
 
+async def edit(call: Call) -> SnapshotRecord:
+    """Give a snapshot another name, or another description; its files stay as they are."""
+    asked: shapes.Edit = call.body
+    return await call.service.orchestrator.edit(
+        call.domain, call.name, new_name=asked.name, description=asked.description, ids=asked.ids
+    )
+
+
 async def tree(call: Call) -> list[Any]:
     """List the snapshots of a domain, oldest first, each with its parent."""
     records = await call.service.orchestrator.list(call.domain)
@@ -288,6 +296,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", _SNAPSHOT, V, snapshot, answer=SnapshotRecord),
     Route("GET", f"{_SNAPSHOT}/intact", V, intact, answer=dict[str, bool]),
     Route("PUT", f"{_SNAPSHOT}/pin", O, pin, shapes.Pin, SnapshotRecord),
+    Route("POST", f"{_SNAPSHOT}/edit", O, edit, shapes.Edit, SnapshotRecord),
     Route("POST", f"{_SNAPSHOT}/revert", O, revert, shapes.Revert, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_SNAPSHOT}/verify", O, verify, shapes.Verify, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_DOMAIN}/delete", O, delete, shapes.Delete, OperationStatus, status=202, query=("wait",)),

@@ -91,6 +91,16 @@ class Pin:
     ids: tuple[str, ...] = ()
 
 
+@versioned("edit-request")
+@attrs.frozen
+class Edit:
+    """What a snapshot is to be called and described as: what is left out stays; `ids`: what it must be."""
+
+    name: str = ""
+    description: str | None = None
+    ids: tuple[str, ...] = ()
+
+
 @versioned("create-request")
 @attrs.frozen
 class Create:

@@ -102,6 +102,9 @@ async def test_answers_and_errors_are_the_same(served: Served) -> None:
     assert await client.verify("web1", "one") == await orch.verify("web1", "one")
     assert await client.intact("web1", "one")
     assert (await client.pin("web1", "one")).pinned
+    assert (await client.edit("web1", "one", description="x")).snapshot.description == "x"
+    assert (await client.edit("web1", "one", new_name="two")).name == "two"
+    assert (await orch.edit("web1", "two", new_name="one")).id == record.id
     back, again = await client.revert("web1", "one"), await orch.revert("web1", "one")
     assert (back.name, back.way, again.way) == ("one", "beside", "beside")
     assert back.outage_seconds is not None
@@ -150,6 +153,10 @@ REFUSALS: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "no such snapshot": lambda o: o.show("web1", "none"),
     "verify none": lambda o: o.verify("web1", "none"),
     "pin none": lambda o: o.pin("web1", "none"),
+    "edit none": lambda o: o.edit("web1", "none", new_name="x"),
+    "edit nothing": lambda o: o.edit("web1", "one"),
+    "rename a part": lambda o: o.edit("web1", "group", new_name="x"),
+    "a name that is taken": lambda o: o.edit("web1", "one", new_name="two"),
     "revert to none": lambda o: o.revert("web1", "none"),
     "running and paused": lambda o: o.revert("web1", "one", RevertFlag.RUNNING | RevertFlag.PAUSED),
     "save under a name that exists": lambda o: o.revert("web1", "one", save_current="two"),
