@@ -6,7 +6,7 @@
     │   ├── TargetExists                2   409   a name or a file is taken
     │   ├── NotEnoughSpace              2   507   both figures are in it
     │   ├── Unsupported                 2   409   this hypervisor or this domain cannot do it
-    │   │   └── OtherMachine            2   409   the machine that was wanted cannot be started
+    │   │   └── OtherMachine            2   409   the domain's machine cannot be started, or differs
     │   ├── OtherSnapshot               2   409   the name means another snapshot than the one that was meant
     │   ├── DamagedSnapshot             2   409   a file is missing or is not what was saved
     │   ├── Unauthenticated             2   401   the service does not know who asks
@@ -109,7 +109,7 @@ class NotEnoughSpace(Refused):
         needed: bytes that may be needed.
         free: bytes that are free.
         where: the directory (or "host memory") that is short.
-        makes_room: names of snapshots whose deletion needs no room and makes enough.
+        makes_room: names of snapshots whose deletion needs no space and frees enough.
     """
 
     http_status = 507
@@ -117,9 +117,9 @@ class NotEnoughSpace(Refused):
     def __init__(self, needed: int, free: int, where: str, makes_room: tuple[str, ...] | None = None) -> None:
         advice = "free some, or choose another place"
         if makes_room:
-            advice = f"to delete {' or '.join(makes_room)} needs none and makes enough"
+            advice = f"deleting {' or '.join(makes_room)} needs no space and frees enough"
         elif makes_room is not None:
-            advice = "no snapshot of the domain makes enough without needing some: free some elsewhere"
+            advice = "no snapshot of the domain can be deleted to free enough: free some elsewhere"
         super().__init__(
             f"not enough space in {where}: {needed:,} bytes may be needed, {free:,} are free; {advice}"
         )
@@ -134,7 +134,7 @@ class Unsupported(Refused):
 
 
 class OtherMachine(Unsupported):
-    """The machine that was wanted cannot be started, or what was started is another one; nothing was touched."""
+    """The domain's machine cannot be started, or the started machine differs from it; nothing was touched."""
 
 
 class OtherSnapshot(Refused):
@@ -150,13 +150,13 @@ class DamagedSnapshot(Refused):
 
 
 class Unauthenticated(Refused):
-    """The service does not know who asks: there is no token, or not one that it has made."""
+    """The service does not know the client: there is no token, or the service has not made it."""
 
     http_status = 401
 
 
 class Forbidden(Refused):
-    """Who asks is known, and may not do this."""
+    """The client is known, and its role does not permit this."""
 
     http_status = 403
 
@@ -168,7 +168,7 @@ class TooLarge(Refused):
 
 
 class Unavailable(Refused):
-    """The service takes nothing just now: it stops, or has as much to do as it may have."""
+    """The service takes no requests now: it is stopping, or its queue is full."""
 
     http_status = 503
 
@@ -223,7 +223,7 @@ class Stranded(SnaporchError):
 
     Attributes:
         operation: the operation's id, for ``snaporch recover``.
-        remains: what is where, one entry a thing that could not be undone.
+        remains: what could not be undone and where it is, one entry each.
     """
 
     exit_code = 5
@@ -243,19 +243,19 @@ class Stranded(SnaporchError):
 
 
 class Left(SnaporchError):
-    """We stopped while an operation could go on without us: `recover`, at the next start, completes it."""
+    """snaporch stopped, and the hypervisor goes on with the operation; the next start completes it."""
 
     http_status = 503
 
 
 class ServiceGone(SnaporchError):
-    """The service does not answer, or no longer: an operation of it goes on, or is mended at its next start."""
+    """The service does not answer: an operation goes on in it, or is finished or undone at its next start."""
 
     http_status = 502
 
 
 class HypervisorError(SnaporchError):
-    """Something between us and the hypervisor went wrong."""
+    """The hypervisor did not do what snaporch asked, or the connection to it failed."""
 
     http_status = 502
 
@@ -278,7 +278,7 @@ class CommandRefused(HypervisorError):
 
 
 class LoadFailed(HypervisorError):
-    """The hypervisor could not load a guest's memory; its last words are in the error."""
+    """The hypervisor could not load a guest's memory; its last message is in the error."""
 
 
 class ConnectionGone(HypervisorError):
@@ -289,7 +289,7 @@ class ConnectionGone(HypervisorError):
 
 
 class NotConverging(HypervisorError):
-    """The guest writes faster than a merge copies, and was not to be paused; nothing has changed."""
+    """The guest writes faster than a merge copies, and pausing it was not allowed; nothing has changed."""
 
 
 class ProtocolError(HypervisorError):

@@ -97,7 +97,7 @@ async def test_neither_the_one_nor_the_other(
         await revert(world)
     assert caught.value.exit_code == 5
     (kept,) = [path for path in world.host.files() if path.endswith(".kept")]
-    assert f"{kept} is all that there is of the old guest, and is kept" in str(caught.value)
+    assert f"{kept} is the only copy of the old guest's memory, and is kept" in str(caught.value)
     assert "cannot put back" in str(caught.value)
     assert "snaporch recover" in str(caught.value)
     assert not world.host.processes()
@@ -150,7 +150,7 @@ async def test_let_run_while_it_is_kept(
 
     world.host.on_effect = let_run
     before = await world.everything()
-    with pytest.raises(OperationFailed, match="somebody let the guest run"):
+    with pytest.raises(OperationFailed, match="another program let the guest run"):
         await revert(world)
     assert await world.everything() == before
     await world.check_consistent()

@@ -1,4 +1,4 @@
-"""What came up is compared with what was wanted: each difference is found, and names both sides."""
+"""The started machine is compared with the one asked for: each difference is found, and names both sides."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_disk_that_is_different(fields: dict[str, Any], words: str) -> None:
 )
 def test_a_machine_that_is_different(fields: dict[str, Any], words: str) -> None:
     assert differences([WANTED], SHAPE, attrs.evolve(SHAPE, **fields)) == (words,)
-    with pytest.raises(OtherMachine, match=f"web1: the new machine is not what was wanted: {words}"):
+    with pytest.raises(OtherMachine, match=f"web1: the new machine differs from the domain's: {words}"):
         check_shape("web1", [WANTED], SHAPE, attrs.evolve(SHAPE, **fields))
 
 

@@ -133,7 +133,9 @@ async def attach(
         Its name there, where that is another one.
     """
     if not (qmp or driver or uri or of):
-        raise InvalidInput(f"where is {name}? --qmp SOCKET says it of a QEMU, --driver DRIVER who else runs it")
+        raise InvalidInput(
+            f"{name}: say how to reach it: --qmp SOCKET for a QEMU, --driver DRIVER for another hypervisor"
+        )
     socket = "" if qmp is None else os.path.abspath(qmp)
     async with session.open(make=True) as orchestrator:
         return _state(await orchestrator.attach(name, socket, driver=driver or "qemu", uri=uri, of=of))

@@ -107,7 +107,9 @@ def _subject(verb: str, domain: str, name: str, group: str) -> tuple[tuple[str, 
     if not group and not domain:
         raise InvalidInput(f"{verb}: name a domain, or several: --group web,db")
     if group and name:
-        raise InvalidInput(f"--group {group} says which domains: leave out {domain!r}, the only word is the name")
+        raise InvalidInput(
+            f"--group {group} names the domains: leave out {domain!r}, the one argument is the snapshot"
+        )
     return (tuple(group.split(",")), domain) if group else ((domain,), name)
 
 

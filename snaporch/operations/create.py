@@ -260,7 +260,7 @@ class Participant(Actor):
     # The guard: posted beside the running guest, dismissed when it runs again.
 
     async def post_guard(self) -> None:
-        """Have somebody let the guest run again if we die while it is paused."""
+        """Start a guard, which lets the guest run again if snaporch dies while the guest is paused."""
         if self.plan.state is DomainState.RUNNING:
             background = self.plan.strategy is Strategy.BACKGROUND
             self._guard = self._hypervisor.guard(PauseNote(background, thaw=self.plan.quiesce))
@@ -389,7 +389,9 @@ class Participant(Actor):
         if self._guard is not None and self._guard.has_acted():
             raise HypervisorError(guard_acted(self.name))
         if self._hypervisor.run_changes() > changes:
-            raise HypervisorError(f"{self.name}: somebody let the guest run while it was paused for the snapshot")
+            raise HypervisorError(
+                f"{self.name}: another program let the guest run while it was paused for the snapshot"
+            )
 
     # Afterwards: memory streams, the frozen images are sealed.
 

@@ -93,7 +93,9 @@ class Keeping(Restoring):
             return
         running = await self.old.state() is DomainState.RUNNING  # asked first: all earlier events are there then
         if running or self.old.run_changes() > 1:
-            raise HypervisorError(f"{self.name}: somebody let the guest run while it was kept")
+            raise HypervisorError(
+                f"{self.name}: another program let the guest run while its memory was being saved"
+            )
 
     def _progress(self, done: int, total: int) -> None:
         self.context.events.publish(self.operation.progress(self.name, done, total))
@@ -161,6 +163,6 @@ class Keeping(Restoring):
         if self.plan.keep is None:
             return
         if self.lost:
-            raise OperationFailed(f"{self.plan.keep.path} is all that there is of the old guest, and is kept")
+            raise OperationFailed(f"{self.plan.keep.path} is the only copy of the old guest's memory, and is kept")
         self.note(memory=None)
         await self.driver.storage.remove(self.plan.keep.path)

@@ -292,7 +292,8 @@ class Merging:
         need(machine, LiveMerges if step.kind is MergeKind.COMMIT else LiveCopies, name)
         if step.kind is MergeKind.STREAM and not (step.active or machine.capabilities.copies_into_middle):
             raise Unsupported(
-                f"{name}: its hypervisor copies into active images only, and {step.top} is none; shut it down first"
+                f"{name}: its hypervisor copies into active images only, and {step.top} is not active; shut "
+                "it down first"
             )
 
     async def merge_surplus(self) -> MergePlan:

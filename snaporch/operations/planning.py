@@ -169,7 +169,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
             f"({strategy}: {reason}); leave out --live, or --quiesce"
         )
     if snapshot.memory_file and not streamed:
-        raise InvalidInput("there is no memory that a file is needed for: it is inside an image, or not saved")
+        raise InvalidInput("leave out the memory file: the memory is saved inside an image, or not at all")
     memory_file = os.path.abspath(snapshot.memory_file or _memory_file(scene, name)) if streamed else ""
     if memory_file in {overlay.path for overlay in overlays}:
         raise InvalidInput("memory and a disk cannot have the same file")

@@ -146,7 +146,7 @@ class Restoring(Actor):
         return {target: tuple(file.path for file in chain) for target, chain in images.items()}
 
     async def load(self) -> None:
-        """See that it is the machine that was wanted, and load the memory into it, where the snapshot has some."""
+        """Check that the machine is the one asked for, and load the snapshot's memory into it, if there is any."""
         if self._in_one_call:
             self.new = await self.driver.restore(
                 self.what_to_launch(), self._memory_file, versions=self.plan.snapshot.hypervisor

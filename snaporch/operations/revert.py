@@ -153,7 +153,7 @@ class Reverter(RevertUndo):
         Where the old guest is given up anyway and there can be no copy, that is said and gone on without.
         """
         if self.plan.way is Way.DISPLACE and (why := await self._unprovable()):
-            text = f"{self.name}: no copy has tried {self.plan.snapshot.name} beforehand: {why}"
+            text = f"{self.name}: {self.plan.snapshot.name} was not tried in a copy beforehand: {why}"
             self.context.events.publish(self.operation.event(EventKind.NOTE, text=text))
             _log.warning("not tried beforehand", domain=self.name, why=why)
             return

@@ -1,4 +1,4 @@
-"""Is what came up what was wanted? Compares what machines are made of; no I/O but reading links.
+"""Is the machine that was started the one that was asked for? Compares them; the only I/O is reading links.
 
 A hypervisor that is told of a disk in words that mean something else to it starts all the same, with another disk
 or an empty one. So before a guest's memory is loaded into a machine, and before a machine runs, what its hypervisor
@@ -118,4 +118,4 @@ def check_shape(name: str, disks: Iterable[WantedDisk], shape: MachineShape | No
         OtherMachine: the error names both sides of each difference.
     """
     if phrases := differences(disks, shape, found):
-        raise OtherMachine(f"{name}: the new machine is not what was wanted: {'; '.join(phrases)}")
+        raise OtherMachine(f"{name}: the new machine differs from the domain's: {'; '.join(phrases)}")

@@ -56,7 +56,9 @@ async def test_a_full_file_system(small: Path) -> None:
     async with open_orchestrator(small / "root", realtime=False) as orch:
         assert [record.name for record in await orch.list("d")] == [f"s{number}" for number in range(5)]
         assert [domain.name for domain in await orch.domains()] == ["d"]
-        with pytest.raises(NotEnoughSpace, match="no snapshot of the domain makes enough") as refused:
+        with pytest.raises(
+            NotEnoughSpace, match="no snapshot of the domain can be deleted to free enough"
+        ) as refused:
             await orch.delete("d", "s2")
         assert refused.value.needed > refused.value.free
         assert all(not record.deleting for record in await orch.list("d"))
