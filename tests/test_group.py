@@ -111,7 +111,7 @@ class Group:
 async def open_group(root: Path, count: int) -> AsyncIterator[Group]:
     host = SimulatedHost()
     names = [f"web{number}" for number in range(count)]
-    async with open_orchestrator(root, drivers={"simulated": SimulatedDriver(host)}) as orch:
+    async with open_orchestrator(root, drivers={"simulated": SimulatedDriver(host)}, realtime=True) as orch:
         for name in names:
             disks = [attrs.evolve(host.add_image(f"/images/{name}-{disk}"), target=disk) for disk in ("vda", "vdb")]
             await orch.define(DomainDefinition(name, memory=GIB, disks=tuple(disks), driver="simulated"))
