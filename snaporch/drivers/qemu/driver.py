@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from snaporch.drivers.base import Address, Driver, Info, Launch, Machine, StartsBeside, StreamPlan, Trait, Writer
-from snaporch.drivers.local import process
+from snaporch.drivers.local import hugepages, process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
@@ -394,6 +394,12 @@ class QemuDriver(Driver, StartsBeside):
             shutil.which(self.storage.qemu_img) or "not installed (Debian: apt install qemu-utils)"
         )
         findings["userfaultfd"] = _userfaultfd()
+        blocker = await trio.to_thread.run_sync(hugepages.blocker)
+        findings["huge-pages"] = (
+            f"split by every background snapshot, and later pauses are longer: {blocker}"
+            if blocker
+            else "a guest gets them back after a background snapshot"
+        )
         return findings
 
 

@@ -26,6 +26,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ import trio
 
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.local.files import identity, remove
+from snaporch.drivers.local.hugepages import collapse
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of, wait_gone
 from snaporch.drivers.qmp import sink
 from snaporch.drivers.qmp.protocol import QMP
@@ -53,6 +55,7 @@ UNLIMITED = 0  # as max-bandwidth; QEMU's own default is 128 MiB/s
 PIPE_SIZES = (16 * 2**20, 2**20)  # root may have any; /proc/sys/fs/pipe-max-size is mostly 1 MiB
 READY_SECONDS = 20.0  # for the sink to start
 SINK_SECONDS = 60.0  # after its pipe has ended the sink has at most its ring and one fsync to write
+HUGE_PAGES_SECONDS = 2.0  # for what the guest is still to get back of them when the file is written
 PROGRESS_SECONDS = 0.1
 FINALIZE_SECONDS = 0.001  # a guest is paused
 ARM_SECONDS = 60.0  # cold pages take 100 ms a GiB
@@ -292,12 +295,23 @@ class QemuStream(Stream):
         """See Stream."""
         await self._restore_settings()
         await self._close()
-        with trio.move_on_after(SINK_SECONDS):
-            await self._sink_ended()
+        stop = threading.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                if self._background:
+                    nursery.start_soon(self._regain_huge_pages, stop)
+                with trio.move_on_after(SINK_SECONDS):
+                    await self._sink_ended()
+                nursery.cancel_scope.deadline = trio.current_time() + HUGE_PAGES_SECONDS
+        finally:
+            stop.set()
         if not self._result.exists():
             raise OperationFailed(f"the process that writes {self._plan.path} ended without a result")
         answer = self._result_or_error()
         return FileRecord(self._plan.path, answer["size"], answer["checksum"], identity(self._plan.path))
+
+    async def _regain_huge_pages(self, stop: threading.Event) -> None:
+        await trio.to_thread.run_sync(collapse, self._pid, stop, abandon_on_cancel=True)
 
     async def forget(self) -> None:
         """See Stream."""
