@@ -1,4 +1,4 @@
-"""Who performs steps: one actor a domain, with a method for each step that it is to perform."""
+"""Actors perform the steps: one actor for each domain, with a method for each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells everyone who listens what happens, without ever waiting for them."""
+"""Sends events to all listeners, without ever waiting for one."""
 
 from __future__ import annotations
 

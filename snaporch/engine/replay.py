@@ -1,4 +1,4 @@
-"""What is done about an operation that was cut short: a table over its last row in the journal, no I/O.
+"""How recovery treats an interrupted operation: a table over its last row in the journal, no I/O.
 
 The row names the state. A phase's row is written before its first step; no row is written while a guest is paused
 for a LIVE point (`snaporch.engine.states`, rule 3). So:

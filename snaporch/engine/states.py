@@ -1,8 +1,8 @@
 """The states of an operation, as one table.
 
 Rule 1: an operation is in exactly one state, and only `OperationState.send` changes it.
-Rule 2: whatever is not in `TRANSITIONS` is a bug of ours: it raises and changes nothing.
-Rule 3: every state that may be left behind by a crash says, by itself, what has been touched. A phase's signal
+Rule 2: a transition that is not in `TRANSITIONS` is a bug in snaporch: it raises and changes nothing.
+Rule 3: a state that a crash leaves in the journal says by itself what has been touched. A phase's signal
         is therefore sent *before* its first step: in SWITCHING the disks may or may not have switched.
 Rule 4: FAIL is legal from every state in which something may have been touched, and leads to ROLLING_BACK only.
 

@@ -1,4 +1,4 @@
-"""What a step is, and the tables of a create: what is done, in which order, and what undoes it; no I/O.
+"""Steps, and the tables of a create: which steps run, in which order, and what undoes them; no I/O.
 
 A *phase* is a barrier: all lanes of all participants finish it before anyone begins the next. Inside a phase the
 *lanes* run side by side, each its own steps in order. So while the memory lane opens its stream every disk makes

@@ -1,7 +1,7 @@
 """One bandwidth for several memory streams, shared out anew whenever one begins or ends.
 
-Each stream's rate is set by a task of its own operation: a hypervisor that does not answer holds up nobody else,
-and what goes wrong with it is that operation's error.
+Each stream's rate is set by a task of its own operation: a hypervisor that does not answer delays no other
+operation, and its errors are errors of that operation.
 """
 
 from __future__ import annotations

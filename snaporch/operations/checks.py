@@ -1,4 +1,4 @@
-"""What several operations look at before they touch anything."""
+"""Checks that several operations make before they touch anything."""
 
 from __future__ import annotations
 

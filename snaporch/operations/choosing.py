@@ -1,4 +1,4 @@
-"""Which way a domain goes back: beside its old guest, if that can be; see `snaporch.engine.ways`."""
+"""Chooses the way a domain goes back: beside its old guest, if possible; see `snaporch.engine.ways`."""
 
 from __future__ import annotations
 

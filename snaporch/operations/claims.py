@@ -1,15 +1,15 @@
-"""Claims: which images an operation reads or writes, for as long as it lasts, for all processes on one root to see.
+"""Claims: the images that an operation reads or writes while it runs, visible to all processes on one root.
 
-The lock of a domain keeps two operations on *it* apart. Two domains may share images: what one merges another may
-be about to start on. So an operation claims images before it looks for the last time at who reads them:
+The lock of a domain keeps two operations on *it* apart. Two domains may share images: one operation may merge an
+image that another domain is about to start on. So an operation claims images before its last look at their readers:
 
-- define, start, attach, create, revert and verify claim for reading what they are on;
-- merges claim for writing what they write to and what they remove.
+- define, start, attach, create, revert and verify claim for reading the images of their disks;
+- merges claim for writing the images that they write to or remove.
 
-The claim is one transaction with the look at all other claims; whoever comes second finds the first one's claim, or
-its result. A conflicting claim is Busy. A claim ends with its operation, in the same transaction. That of a
-process that is gone is dropped by whoever comes next, unless the operation is in the journal and has not ended:
-one that was cut short keeps its images until it is recovered or given up.
+The claim is one transaction with the look at all other claims; the second operation finds the first one's claim, or
+its result. A conflicting claim is Busy. A claim ends with its operation, in the same transaction. The claim of a
+process that is gone is dropped by the next operation, unless its operation is in the journal and has not ended: an
+interrupted operation keeps its images until it is recovered or given up.
 """
 
 from __future__ import annotations

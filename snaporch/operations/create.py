@@ -442,7 +442,7 @@ class Participant(Actor):
         await self._seal(target, self._overlay(target).base.chain)
 
     async def _seal(self, target: str, chain: Sequence[str]) -> None:
-        for path in chain:  # before: a mark changes the file's ctime
+        for path in chain:  # before sealing: a mark changes the file's ctime
             await self.storage.mark(path, str(self.context.root))
         sealed = tuple([await self.storage.seal(path, self.known.get(path)) for path in chain])
         self._note(images=self.held.images | {target: sealed})
@@ -450,7 +450,7 @@ class Participant(Actor):
     # Points inside images.
 
     async def save_inside(self) -> None:
-        """Let the hypervisor save memory and disks inside their images; it stops the guest for that by itself."""
+        """Let the hypervisor save memory and disks inside their images; it pauses the guest itself."""
         self.held = attrs.evolve(self.held, point=time.time())
         points = self.plan.inside
         await self._able(PointsInside).save_inside(points[0].tag, [point.target for point in points])
@@ -477,7 +477,7 @@ class Participant(Actor):
     # Compensations: each looks at what is there.
 
     async def is_whole(self) -> bool:
-        """Return whether all is there that was made: else we have died in rolling it back, which no row says."""
+        """Return whether all files of this create still exist; if not, a rollback had begun before the crash."""
         there = [await self.storage.exists(path) for path in self.plan.files]
         there += [point.tag in await self._points.inside(point.base.active) for point in self.plan.inside]
         return all(there)
@@ -492,9 +492,9 @@ class Participant(Actor):
     async def switch_back(self) -> None:
         """Put the disks back on the images that they were on, with everything that the guest has written since.
 
-        The images that were frozen are no more from here on; that the memory is gone says so (see `is_whole`). An
-        overlay is removed when both images hold the same and before the disk goes over. So one that is there holds
-        what is newest, and one that is not had nothing more than the image below: whoever dies, and when.
+        From here on the snapshot's images may be written to; the missing memory file says so (see `is_whole`). An
+        overlay is removed when both images have the same contents and before the disk moves to its base. Invariant:
+        an overlay that exists has the newest data; if it is gone, its base is complete. A crash cannot break this.
         """
         self._unmerged = True
         await self.remove_memory_file()
@@ -504,7 +504,7 @@ class Participant(Actor):
         except (ConnectionGone, OutcomeUnknown):
             if not await self._is_gone():  # noqa: ASYNC120 - it re-raises where it matters
                 raise
-            # The guest is gone; its last words are in the overlays: merge them offline.
+            # The guest is gone; what it wrote last is in the overlays: merge them offline.
             for overlay in self.plan.overlays:
                 if overlay.path in self.made and await self.storage.exists(overlay.path):
                     await self.storage.commit_overlay(overlay.path)

@@ -1,11 +1,12 @@
-"""Delete: points are given up, and no other point, nor the guest, ever sees a difference. Read downwards.
+"""Delete: snapshots are removed; no other snapshot and no guest changes. Read downwards.
 
     delete          plans, or refuses; marks the snapshots, then merges, then removes files, then records
-    finish_delete   the same from wherever a delete was cut short
+    finish_delete   the same from where a delete was interrupted
 
-A delete goes forward only. Once its snapshots are marked they can no longer be reverted to, and whatever then stops
-it (an error, a cancellation, a crash) leaves images in which every remaining point is whole: `recover` plans anew
-from what is there and goes on. How images merge is in `snaporch.operations.merging`.
+A delete goes forward only. Once its snapshots are marked they can no longer be reverted to. Anything that then
+stops the delete (an error, a cancellation, a crash) leaves images in which every remaining snapshot is whole:
+`recover` makes a new plan from the images that exist and goes on. How images merge is in
+`snaporch.operations.merging`.
 
 A group's snapshots are marked all at once, in one transaction; then its domains are worked on one after the other,
 and what is still to be done is in the journal.

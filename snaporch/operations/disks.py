@@ -1,7 +1,7 @@
-"""What a domain's disks are: whether a definition fits them, and whether they may be run on and taken.
+"""Checks of a domain's disks: does the definition fit them, may a guest run on them, may they be snapshotted?
 
-Rule 1: a domain's disks are what its hypervisor has. A drive that its definition does not know would be in no
-        snapshot, or in a snapshot and in nothing else.
+Rule 1: a domain's disks are what its hypervisor has. A drive that its definition does not know would be missing
+        from snapshots.
 Rule 2: a domain that is on overlays is on them until these are merged. No definition takes it off its newest image,
         and none brings a frozen image under a guest.
 """

@@ -1,4 +1,4 @@
-"""What a host and a domain can do, what stands in the way, and what a checkpoint would take."""
+"""What a host and a domain can do, what prevents the rest, and the cost of a checkpoint."""
 
 from __future__ import annotations
 

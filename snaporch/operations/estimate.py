@@ -1,8 +1,8 @@
 """Predicts what a checkpoint will take, before it is begun; no I/O.
 
 Size, speed and pause are those of the domain's last checkpoints (their medians). Where there is none, all of its
-RAM is taken to be full, and the disk and the hypervisor to be of the usual kind. What a precopy sends again follows
-from how quickly the guest writes to its memory, where that was measured.
+RAM counts as full, and usual speeds are assumed. What a precopy sends again is computed from the rate at which the
+guest writes to its memory, if that was measured.
 """
 
 from __future__ import annotations

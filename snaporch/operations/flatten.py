@@ -1,13 +1,13 @@
-"""Flatten: chains are shortened by copying up, and nobody sees a difference. Read downwards.
+"""Flatten: chains are shortened by copying up; no guest and no snapshot changes. Read downwards.
 
-    flatten         plans, or refuses; copies, then merges what is left over, then removes files that nobody needs
-    finish_flatten  what becomes of one that was cut short
-    keep_short      the automatic one: a domain whose chains have grown longer than it allows
-    chain_cost      what a chain costs
+    flatten         plans, or refuses; copies, then merges what is left over, then removes files without readers
+    finish_flatten  finishes or gives up one that was interrupted
+    keep_short      the automatic flatten of a domain whose chains are longer than its limit
+    chain_cost      measures what a chain costs
 
-Unlike a delete it gives nothing up, so it can itself be given up at any moment, by an error, a cancellation or a
-crash: what has been copied stays, chains that are not short yet are as they were, and snapshots whose images were
-written to are sealed anew. How images merge is in `snaporch.operations.merging`.
+A flatten removes no snapshot, so it can be abandoned at any moment, by an error, a cancellation or a crash: what
+has been copied stays, chains that are not short yet are as they were, and snapshots whose images were written to
+are sealed anew. How images merge is in `snaporch.operations.merging`.
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ async def finish_flatten(context: Context, operation: Operation, journal: MergeJ
 async def keep_short(context: Context, domains: Iterable[str]) -> None:
     """Flatten the chains of domains that a create has made longer than they allow.
 
-    That create is complete, come what may: what goes wrong here is said and is in `operations`, and a cancellation
-    ends here, so that whoever cancelled is told of the create.
+    Never raises: the create is committed. Failures are logged and listed in `operations`; a cancellation ends the
+    flatten only, and the create's result is returned.
     """
     try:
         for domain in domains:

@@ -1,8 +1,8 @@
 """Fsck: the catalog, the files and the running hypervisors compared with one another, domain by domain.
 
-Other hands may have been at work between two commands: a file deleted, an image resized, a domain started by its
-old command line. `fsck` says what is not as the catalog has it; `repair` does what is *certain*, which is only what
-takes nothing from anybody: no file is removed that snaporch did not make, and no image is written to.
+People may have changed things between two commands: a file deleted, an image resized, a domain started by its old
+command line. `fsck` says what differs from the catalog; `repair` does only what is *certain* and loses nothing: no
+file is removed that snaporch did not make, and no image is written to.
 """
 
 from __future__ import annotations

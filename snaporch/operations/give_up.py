@@ -1,8 +1,8 @@
-"""Give up: an operation that cannot be mended ends, and blocks nothing afterwards. Nothing is removed by that.
+"""Give up: end an operation that cannot be finished or undone, so that it blocks nothing. Removes nothing.
 
-What a create, a revert or a verify has made becomes the domain's own: an overlay that holds what the guest has
-written is what the disk is on. Everything else is surplus: the next delete merges it, or `fsck --repair` removes it
-where nobody reads it. The snapshots of a delete are gone; images that it had not merged yet are surplus, too.
+What a create, a revert or a verify has made becomes the domain's own: an overlay with data that the guest has
+written becomes the disk's image. Everything else is surplus: the next delete merges it, or `fsck --repair` removes
+it where it has no reader. The snapshots of a delete are gone; images that it had not merged yet are surplus, too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Groups: the snapshots that were taken of several domains at one point. What is done with one is done with all.
+"""Groups: snapshots of several domains at one point. An operation on one of them is an operation on all.
 
-A part of a group is worth less than the whole: who goes back to it alone is of another instant than the others, and
-these may have received what it has not sent; who deletes it alone takes that point from all. So both are refused,
-unless ALONE says that it is meant.
+A part of a group is worth less than the whole. A domain that goes back alone is at another instant than the others,
+which may have received packets that it has not sent yet; a member that is deleted alone leaves a group that cannot
+be reverted to. So both are refused without ALONE.
 """
 
 from __future__ import annotations

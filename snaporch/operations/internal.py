@@ -1,4 +1,4 @@
-"""Points inside images: by the process that has an image open, or, where none has, by ourselves."""
+"""Points inside images: made by the process that has the image open, or, if there is none, by snaporch itself."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@
     put_back        a machine like the old one, on the old one's disks, loads it and runs
     remove_kept     the new guest is there, or the old one is back
 
-Rule: a guest never runs while the journal and the file say that it is to be put back: its disks would be newer than
-its memory. So the guard, which lets it run when snaporch dies, is dismissed before the journal says that the file
-is whole; and before the guest runs again, wherever it is, the file is removed. A machine that is found with the
-file is ended and put back again; one without has loaded it, and may have run.
+Rule: a guest never runs while the journal and the file say that it is to be put back: its disks would then be newer
+than its memory. So the guard, which lets it run when snaporch dies, is dismissed before the journal says that the
+file is whole; and before the guest runs again, wherever it is, the file is removed. A machine that is found with
+the file is ended and put back again; one without has loaded it, and may have run.
 """
 
 from __future__ import annotations

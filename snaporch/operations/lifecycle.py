@@ -1,4 +1,4 @@
-"""Domains on and off: start, shutdown, destroy, pause and resume; what a domain does is asked, not remembered."""
+"""Start, shutdown, destroy, pause and resume; a domain's state is asked of its hypervisor."""
 
 from __future__ import annotations
 

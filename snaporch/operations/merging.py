@@ -1,9 +1,10 @@
-"""Merges of a domain's images: what a delete and a flatten are made of.
+"""Merges of a domain's images, for delete and flatten.
 
-A plan (`snaporch.images.merge`) is carried out step by step. After each the catalog has what moved, before the next
-one begins; whatever stops it (an error, a cancellation, a crash) leaves images in which every point is whole. Two
-things cannot be seen from the images afterwards, so the journal has them before the first merge: which files were
-written to (their checksums are no longer right), and which go in the end (what was merged away is in no chain).
+A plan (`snaporch.images.merge`) is carried out step by step. After each step the catalog records what moved, before
+the next step begins; anything that stops it (an error, a cancellation, a crash) leaves images in which every point
+is whole. Two things cannot be seen from the images afterwards, so the journal has them before the first merge:
+which files were written to (their checksums are no longer right), and which go in the end (what was merged away is
+in no chain).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which places in the root a request may name: a path of a domain lies below its own directory there."""
+"""Which paths in the root a request may name: those below the domain's own directory."""
 
 from __future__ import annotations
 

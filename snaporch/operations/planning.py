@@ -1,7 +1,7 @@
 """Decides how a create or a revert is done, or refuses; no I/O.
 
-A plan says everything before anything is begun: which files, which block nodes, which strategy and why. It is what
-the journal holds, so that after a crash it is known what may have been made.
+A plan says everything before anything is begun: which files, which block nodes, which strategy and why. The journal
+has the plan, so that recovery knows which files may have been made.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whose file is this? Who reads an image, of all that a root knows: looked up anew each time, by what files are.
+"""Who reads an image: looked up anew each time, by the identity of files, among all that the root knows.
 
 Rule 1: an image is known by its identity (`snaporch.images.kinds.Traced`), never by a name or by what the catalog
-has. Rule 2: a reader that cannot be looked at does not disappear: what it may read is written to by nobody.
-Rule 3: a disk that is read only is a reader as any other.
+has. Rule 2: a reader that cannot be examined still counts: no image that it may read is written to.
+Rule 3: a read-only disk is a reader like any other.
 
 Readers are the disks of domains (as defined, and as they are now) with their whole chains, snapshots with all of
 their frozen images, processes of this host that have a file open, and other root directories, by their marks.

@@ -1,9 +1,9 @@
-"""Recover: what was cut short by a crash of ours is gone on with, or undone.
+"""Recover: finishes or undoes operations that a crash of snaporch has interrupted.
 
 The journal's row says in which state the operation was, what it may have made (its plan) and what it had found out
-(its notes); `snaporch.engine.replay` says what is done about that. What is really there is asked of the
-hypervisor and the file system by the steps and compensations themselves, the same ones that an operation runs: they
-are idempotent, so recovery too may be cut short and run again.
+(its notes); `snaporch.engine.replay` says whether to finish or undo it. The steps and compensations, the same ones
+that an operation runs, ask the hypervisor and the file system what really exists. They are idempotent, so recovery
+too may be interrupted and run again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A guest is brought up at the point of a snapshot: what a revert and a throw-away copy have in common."""
+"""Starts a guest at the point of a snapshot: the common part of a revert and a throw-away copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Undoing a revert: the compensations, each of which looks at what is there.
+"""Undoing a revert: the compensations. Each of them looks at what exists.
 
 The order in which they run is in `snaporch.engine.ways`. What they share with the steps is in `RevertPart`.
 """

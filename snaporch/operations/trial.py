@@ -2,7 +2,8 @@
 
 It is launched on overlays of its own (of points inside images: on copies), without network and without the
 outside's serial ports, loads the memory and runs for a few seconds; then all of it is removed. Neither the domain
-nor the snapshot is touched. A verify with `boot` is one, and a revert by the way *proven* begins with one.
+nor the snapshot is touched. A verify with `boot` runs such a copy, and a revert by the way *proven* begins with
+one.
 """
 
 from __future__ import annotations

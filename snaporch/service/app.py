@@ -93,7 +93,7 @@ def _at_once(answer: Callable[[Request], Response]) -> Answering:
 
 
 def _guarded(service: Service, role: Role | None, answering: Answering) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint: who asks is known and may, what is wrong becomes a problem, what changes is audited."""
+    """Return an endpoint: authenticate, authorise, turn errors into problem documents, and audit changes."""
 
     async def endpoint(request: Request) -> Response:
         caller = Caller("anonymous", None)

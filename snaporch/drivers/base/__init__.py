@@ -6,8 +6,8 @@ A driver has three faces, each a small core that every driver has, and traits (`
 - `Machine` is an open connection to one of them, exclusive while it is open;
 - `Storage` is where its images and memory files live.
 
-The rest of snaporch asks the records, `Info` and `Capabilities`, never the driver's name. What a driver promises is
-what the conformance suite in `snaporch.testing` checks; the docstrings here give the details.
+The rest of snaporch asks the records, `Info` and `Capabilities`, never the driver's name. The conformance
+suite in `snaporch.testing` checks what a driver has to do; the docstrings here give the details.
 
 Errors: a driver raises `CommandRefused` when the hypervisor said no (nothing was changed), `ConnectionGone` when
 it is gone, `OutcomeUnknown` when it did not answer. File errors are `OSError`.

@@ -24,7 +24,7 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     async def armed(self) -> None:
-        """Return when the point is held whatever the guest does from now on (BACKGROUND only)."""
+        """Return when the point is complete, whatever the guest does from now on (BACKGROUND only)."""
 
     @abc.abstractmethod
     async def finished(self, progress: Progress) -> None:
@@ -32,9 +32,9 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     async def limit(self, bandwidth: int) -> None:
-        """Let it take so many bytes a second from now on, 0 for no limit; beside `finished` only.
+        """Limit the stream to so many bytes a second, 0 for no limit; call it only while `finished` runs.
 
-        One that was adopted after a crash of ours may keep to what it was told before.
+        A stream that was adopted after a crash of snaporch may keep its earlier limit.
         """
 
     async def hold(self, seconds: float) -> None:  # noqa: B027 - only where a stream takes CPUs from the guests

@@ -34,7 +34,7 @@ class Storage(abc.ABC):
             what: what it is for.
 
         Raises:
-            InvalidInput: so it is.
+            InvalidInput: the path is such a one.
         """
         if PurePath(path).is_relative_to(root):
             check_in_root(PurePath(path).relative_to(root), domain, what)
@@ -48,7 +48,7 @@ class Storage(abc.ABC):
             format_: of an image.
 
         Raises:
-            InvalidInput: so it is.
+            InvalidInput: the path is such a one.
         """
 
     @abc.abstractmethod

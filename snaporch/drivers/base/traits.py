@@ -1,8 +1,8 @@
 """Traits: what a machine, a driver or a storage may be able to do beside what all of them can.
 
-Whoever has one inherits from its protocol *and* names it in its record: `Info.traits` of a driver,
+A class that has a trait inherits from its protocol *and* names the trait in its record: `Info.traits` of a driver,
 `Capabilities.traits` of a machine (which may have less than its driver), `Storage.traits`. The record is asked
-(`has`) before anything is touched; `need` gives the trait itself, or says that there is none.
+(`has`) before anything is touched; `need` returns the object as the trait's protocol, or raises Unsupported.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class GuestAgent(Protocol):
     async def freeze(self) -> None:
         """Have the guest agent freeze the guest's file systems, which runs on; within a deadline.
 
-        They are to be thawed whatever this raises.
+        Call `thaw` even if this raises.
 
         Raises:
             Unsupported: there was nothing to freeze.

@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 
 def untold(_done: int, _total: int) -> None:
-    """Tell nobody how far something is."""
+    """Report no progress."""
 
 
 class Trait(enum.StrEnum):
@@ -132,11 +132,11 @@ class ChainCost:
 
 @attrs.frozen
 class PauseNote:
-    """What a guard has to know of a guest that we pause.
+    """What a guard needs to know about a guest that snaporch pauses.
 
     Attributes:
-        keep_stream: a memory stream that is under way when we die goes on; else it is ended, as one that stops the
-            guest at its end would.
+        keep_stream: a memory stream that is under way when snaporch dies goes on; else the stream is ended, because
+            it would pause the guest again at its end.
         rival: a machine that was to take the guest's place; it is ended before the guest runs again.
         verdict: a file; where it says ``complete``, the rival has taken the place, else it says ``undone`` from
             then on.
@@ -151,12 +151,13 @@ class PauseNote:
 
 @attrs.frozen
 class LoadNote:
-    """What a guard has to know of a guest that goes back to a point inside its images.
+    """What a guard needs to know about a guest that goes back to a point inside its images.
 
     Attributes:
         tag: the point's name inside.
-        kept: that of what the guest held before; where it is not there any more the guest holds that again.
-        targets: the disks that it is of; the first one's image has the memory.
+        kept: the name of the guest's state from before, inside; if it does not exist any more, the guest has that
+            state again.
+        targets: the disks of the point; the first disk's image has the memory.
         verdict: a file; where it says ``load``, the load may have begun, else it says ``undone`` from then on.
         run: the guest is to run afterwards.
     """
@@ -170,9 +171,9 @@ class LoadNote:
 
 @attrs.frozen
 class PivotNote:
-    """How it is noted, outside of the hypervisor, that a disk goes over from an image to the one below it.
+    """A note, outside of the hypervisor, that a disk moves from an image to the one below it.
 
-    Should we die about then, and the hypervisor with us, this is what says which of the two is the newest.
+    If snaporch and the hypervisor both die near that moment, this tells recovery which image is the newest.
 
     Attributes:
         write: called when both images read the same, nothing is written to either, and the disk is about to go
