@@ -137,7 +137,7 @@ class Window:
     def __attrs_post_init__(self) -> None:
         parse_zone(self.zone)
         if parse_clock(self.opens) == parse_clock(self.closes):
-            raise InvalidInput("a window that closes when it opens is none; leave it out")
+            raise InvalidInput("a window cannot close at the time at which it opens; leave it out for no window")
 
 
 def _above(least: float, instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:

@@ -20,8 +20,8 @@ class Keeps(enum.StrEnum):
     """How the old guest is kept until the new one is there; the value is for people."""
 
     PROCESS = "its process, which is paused at most while the new guest takes its place"
-    FILE = "what it holds, in a file"
-    INSIDE = "what it holds, inside its images"
+    FILE = "its memory, in a file"
+    INSIDE = "its memory and disks, inside its images"
     DISKS = "its disks only: --force gives up its memory"
 
 

@@ -78,7 +78,7 @@ def _only(kind: Any) -> Callable[[Any, Any], Any]:
         whole_for_float = kind is float and type(value) is int
         if (type(value) is kind and (kind is not float or math.isfinite(value))) or whole_for_float:
             if kind is str and _NO_TEXT.search(value):
-                raise InvalidInput(f"{value!r:.60} has characters that are in no text")
+                raise InvalidInput(f"{value!r:.60} has characters that are not valid in text")
             return kind(value)
         raise InvalidInput(f"{value!r:.60} is not {_KINDS[kind]}")
 

@@ -33,7 +33,7 @@ def check_domain_name(name: str) -> str:
     """
     check_name(name, "domain")
     if is_reserved(name):
-        raise InvalidInput(f"a domain cannot be called {name!r}: the root keeps something of its own there")
+        raise InvalidInput(f"a domain cannot be called {name!r}: snaporch uses this name itself")
     return name
 
 

@@ -81,7 +81,7 @@ async def attach(call: Call) -> DomainInfo:
     """Take charge of a domain that something else started."""
     body = call.body
     if body.uri and not call.caller.local:
-        raise Forbidden("a URI may name a program: only who asks over the unix socket may give one")
+        raise Forbidden("a URI can name a program to run: it is accepted over the unix socket only")
     if body.socket:
         await check_path(call.service.confinement, body.socket, call.domain, "socket")
     return await call.service.orchestrator.attach(
@@ -107,7 +107,7 @@ async def shutdown(call: Call) -> DomainInfo:
             return await call.service.orchestrator.shutdown(call.domain, timeout=asked.timeout)
         finally:
             del waits[identifier]
-    raise OperationFailed(f"nobody waits for the shutdown of {call.domain} any more; its guest has been asked to")
+    raise OperationFailed(f"the client that shut {call.domain} down is gone; its guest was asked to power off")
 
 
 async def destroy(call: Call) -> DomainInfo:

@@ -143,7 +143,9 @@ async def _http_error(_: Request, error: Exception) -> Response:
     found = NotFound("there is nothing at this URL; /v1/openapi.json says what there is")
     if status == 404:  # noqa: PLR2004 - HTTP's number
         return problem_response(found)
-    refused = Refused(f"this is not how it is asked: {error.detail if isinstance(error, HTTPException) else error}")
+    refused = Refused(
+        f"the request does not fit this URL: {error.detail if isinstance(error, HTTPException) else error}"
+    )
     headers = error.headers if isinstance(error, HTTPException) else None
     return Response(dumps(problem(refused) | {"status": status}), status, headers, MEDIA_TYPE)
 

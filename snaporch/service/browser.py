@@ -66,9 +66,11 @@ def check_origin(headers: Mapping[str, str], *, local: bool) -> None:
         Forbidden: another page asks, or the name that we were asked by may be anybody's.
     """
     if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
-        raise Forbidden("this was asked by a page of another site; only the dashboard's own page may ask")
+        raise Forbidden(
+            "the request is from a page of another site; only the dashboard's own page may send requests"
+        )
     if local and not _is_our_name(headers.get("host", "")):
-        raise Forbidden("without a token the service is asked as localhost, not by a name that may be anybody's")
+        raise Forbidden("without a token, address the service as localhost: other host names are not trusted")
 
 
 def _is_our_name(host: str) -> bool:

@@ -140,4 +140,4 @@ def limit_of(call: Call) -> int:
 
 def no_cursor(after: str | None) -> InvalidInput:
     """Return the error of a cursor that is nobody's."""
-    return InvalidInput(f"after: {after!r} is none of the list, or no longer; begin without it")
+    return InvalidInput(f"after: {after!r} is not in the list, or no longer; begin without it")

@@ -89,7 +89,7 @@ class Config:
         if self.log not in {"json", "console"}:
             raise InvalidInput(f"log: {self.log!r} is neither json nor console")
         if bool(self.certificate) != bool(self.key):
-            raise InvalidInput("certificate and key: one is nothing without the other")
+            raise InvalidInput("certificate and key: give both, or neither")
         for name, (least, most) in _RANGES.items():
             if not least <= getattr(self, name) <= most:
                 raise InvalidInput(f"{name}: must be between {least:,} and {most:,}")

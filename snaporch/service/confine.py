@@ -22,7 +22,7 @@ async def check_definition(definition: DomainDefinition, confinement: Confinemen
             does not come over the unix socket.
     """
     if not local and (definition.emulator or definition.extra_args):
-        raise Forbidden("emulator and extra_args can have anything run: they are taken over the unix socket only")
+        raise Forbidden("emulator and extra_args can run any program: they are accepted over the unix socket only")
     images = {f"disk {disk.target}": disk.format for disk in definition.disks}
     for what, path in paths_of(definition).items():
         if format_ := images.get(what):

@@ -191,10 +191,10 @@ def _unix_socket(config: Config, path: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, address(path) as where:
         try:
             if os.path.exists(path) and not _is_socket(path):
-                raise InvalidInput(f"socket: {path} is there, and is no socket")
+                raise InvalidInput(f"socket: {path} exists, and is not a socket")
             if os.path.lexists(path):
                 if _answers(where):
-                    raise InvalidInput(f"socket: {path} is another service's, which answers")
+                    raise InvalidInput(f"socket: {path} is in use by another service")
                 os.unlink(path)
             before = os.umask(0o177)
             try:

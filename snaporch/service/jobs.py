@@ -219,7 +219,7 @@ class Jobs:
             Busy: another job is on the domain.
         """
         if self.closing:
-            raise Unavailable("the service is stopping; try again when it has started anew")
+            raise Unavailable("the service is stopping; try again when it has started again")
         others = list(self.active())
         if len(others) >= self.queued + int(self.limiter.total_tokens):
             raise Unavailable(f"{len(others)} operations run or wait, which is as many as may; try again later")

@@ -53,7 +53,7 @@ class GuardProcess(Guard):
                 with trio.move_on_after(READY_SECONDS):
                     said = bytes(await output.receive_some())
         if said != guard.READY or not isinstance(process.stdin, trio.lowlevel.FdStream):
-            raise OperationFailed("the process that is to guard the pause does not start")
+            raise OperationFailed("the guard of the pause does not start")
         self._beating = trio.CancelScope()
         trio.lowlevel.spawn_system_task(self._beat, process.stdin.fileno(), self._beating, name="heartbeat")
 

@@ -66,7 +66,7 @@ class _Walk:
             entry = self._look(name)
             if entry is None:
                 if ".." in todo:
-                    raise Forbidden(f"{path}: {name} is not there, and where .. leads from it is not known")
+                    raise Forbidden(f"{path}: {name} does not exist, so it is not known where `..` leads from it")
                 return os.path.join(self._real, name, *reversed(todo))
             if stat.S_ISLNK(entry.st_mode):
                 if (links := links + 1) > _MOST_LINKS:
@@ -127,7 +127,7 @@ def check_content(status: os.stat_result, path: str, trusted: Collection[int]) -
     if status.st_uid not in {0, *trusted}:
         raise _foreign(path, status.st_uid)
     if status.st_mode & stat.S_IWOTH:
-        raise Forbidden(f"{path} may be written to by everybody, who could have it backed by any file")
+        raise Forbidden(f"{path} can be written to by every user, who could make any file its backing file")
 
 
 def _foreign(path: str, uid: int) -> Forbidden:

@@ -305,7 +305,7 @@ class QemuDriver(Driver, StartsBeside):
                 raise Refused(f"{name}: the process at the other end of {path} cannot be seen")
             argv, cwd = process.command_line(pid), os.readlink(f"/proc/{pid}/cwd")
             if why := foreign(pid):
-                raise Refused(f"{name}: QEMU (process {pid}) cannot be taken charge of: {why}")
+                raise Refused(f"{name}: QEMU (process {pid}) cannot be managed: {why}")
             if "qemu" not in os.path.basename(argv[0]):
                 # The kernel names whoever made the socket: a manager may have handed it to its QEMU.
                 raise Refused(

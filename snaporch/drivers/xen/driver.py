@@ -99,7 +99,7 @@ class XenDriver(Driver, StartsBeside):
                 await self.clear(launch.directory)
             raise
         if made is None:
-            raise ConnectionGone(f"{label}: the domain has ended as soon as it was there")
+            raise ConnectionGone(f"{label}: the domain ended right after its start")
         if launch.template is not None:
             made = attrs.evolve(made, config=self._config(launch))
         return made.handle(self.info.name)
