@@ -19,6 +19,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -272,8 +273,15 @@ class Catalog:
         """
         rows = await self._rows("SELECT record FROM domain WHERE name = ?", name)
         if not rows:
-            raise NotFound(f"no domain {name!r}; `snaporch domain list` shows those that there are")
+            meant = await self._meant(name, "SELECT name FROM domain WHERE true")
+            raise NotFound(f"no domain {name!r}; {meant}`snaporch domain list` shows those that there are")
         return _read(rows[0][0], DomainRecord, f"the record of domain {name}")
+
+    async def _meant(self, name: str, query: str, *values: object) -> str:
+        """Return a question for a name that is like one that is not there, or an empty string."""
+        few = "abs(length(name) - length(?)) <= 3 ORDER BY name LIMIT 1000"
+        names = [found for (found,) in await self._rows(f"{query} AND {few}", *values, name)]
+        return "".join(f"did you mean {each!r}? " for each in get_close_matches(name, names, 1, 0.7))
 
     async def drop_domain(self, name: str) -> None:
         """Forget a domain; its snapshots must be gone."""
@@ -341,7 +349,10 @@ class Catalog:
         await self.domain(domain)
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? AND name = ?", domain, name)
         if not rows:
-            raise NotFound(f"{domain} has no snapshot {name!r}; `snaporch list {domain}` shows those that it has")
+            meant = await self._meant(name, "SELECT name FROM snapshot WHERE domain = ?", domain)
+            raise NotFound(
+                f"{domain} has no snapshot {name!r}; {meant}`snaporch list {domain}` shows those that it has"
+            )
         return _read(rows[0][0], SnapshotRecord, f"the record of snapshot {name} of {domain}")
 
     # --- files ---

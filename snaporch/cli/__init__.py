@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from snaporch.cli import batch, domain, inspect, prune, service, snapshot
+from snaporch.cli.habits import in_words
 from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.runner import ANYTHING, refuse, report, run
 from snaporch.cli.session import Answer, Session
@@ -81,7 +82,7 @@ def execute(arguments: Sequence[str]) -> int:
         command, bound, _ = app.meta.parse_args(list(arguments), exit_on_error=False, print_error=False)
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
-        return refuse(session, f"{str(error).rstrip('.')}; see `snaporch --help`")
+        return refuse(session, in_words(app, error))
     except ANYTHING as error:
         return report(session, error)
 
@@ -89,7 +90,7 @@ def execute(arguments: Sequence[str]) -> int:
 def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
     command, bound, ignored = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
     if not iscoroutinefunction(command):  # help or version, asked for or for want of a verb
-        if not {"--help", "-h", "--version"} & set(tokens):
+        if (tokens or session.as_json) and not {"--help", "-h", "--version"} & set(tokens):
             return refuse(session, f"{' '.join(['snaporch', *tokens])}: which verb? See `snaporch --help`")
         command(*bound.args, **bound.kwargs)
         return 0

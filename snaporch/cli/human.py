@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from snaporch.cli.fitted import Fitted
 from snaporch.cli.tree import Drawing
 from snaporch.engine.states import State
 from snaporch.images.merge import render
@@ -226,10 +227,16 @@ def domains(infos: Sequence[DomainInfo], unreadable: Sequence[Unreadable] = ()) 
         return line(
             "no domains; `snaporch domain define FILE` or `snaporch domain attach NAME --qmp SOCKET` adds one"
         )
-    table = _table("name", "state", "disks", "current")
-    for info in infos:
-        state = _text(info.state, _STATE_STYLES[info.state])
-        table.add_row(info.name, state, " ".join(disk.target for disk in info.disks), info.current or "-")
+    rows = [
+        (
+            info.name,
+            _text(info.state, _STATE_STYLES[info.state]),
+            " ".join(disk.target for disk in info.disks),
+            info.current or "-",
+        )
+        for info in infos
+    ]
+    table = Fitted(("name", "state", "disks", "current"), rows, less=("disks", "current", "state"))
     return Group(table, *(_text(_lost(each), "bold red") for each in unreadable))
 
 
@@ -239,9 +246,9 @@ def snapshots(
     """Return a table of snapshots, oldest first, and a line for each whose record cannot be read."""
     if not records and not unreadable:
         return line(f"{domain_name} has no snapshots; `snaporch create {domain_name} --live` makes one")
-    table = _table("", "name", "parent", "state", "memory", "size", "age", "description")
-    for record in records:
-        table.add_row(
+    columns = ("", "name", "parent", "state", "memory", "size", "age", "description")
+    rows = [
+        (
             "*" if record.name == current else "",
             record.name + _marks(record),
             record.parent or "-",
@@ -251,6 +258,10 @@ def snapshots(
             age(record.point),
             _text(record.snapshot.description),
         )
+        for record in records
+    ]
+    less = ("description", "memory", "state", "size", "parent", "age")
+    table = Fitted(columns, rows, less, text="description")
     return Group(table, *(_text(f"{domain_name}: {_lost(each)}", "bold red") for each in unreadable))
 
 
@@ -321,8 +332,8 @@ def _phases(phases: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {human_duration(seconds)}" for name, seconds in phases.items())
 
 
-def operations(records: Sequence[OperationRecord]) -> RenderableType:
-    """Return a table of operations, oldest first."""
+def operations(records: Sequence[OperationRecord], *, more: bool = False) -> RenderableType:
+    """Return a table of operations, oldest first; `more`: there are older ones."""
     if not records:
         return line("no operations yet")
     table = _table("id", "what", "state", "begun", "took", "phases, or why it failed")
@@ -335,7 +346,8 @@ def operations(records: Sequence[OperationRecord]) -> RenderableType:
             human_duration(record.ended - record.begun if record.ended else None),
             _text(record.error or _phases(record.phases)),
         )
-    return table
+    said = f"the last {len(records)}; --last N shows more, --since TIME those since then, --json all"
+    return Group(line(said), table) if more else table
 
 
 def findings(found: Mapping[str, Mapping[str, Any]]) -> RenderableType:

@@ -14,6 +14,8 @@ from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput
 from snaporch.model import documents
 
+SHOWN = 20  # operations, where nothing is said of how many
+
 
 def instant(text: str) -> float:
     """Return the seconds since the epoch of a date (UTC, unless it says otherwise), or of so long ago.
@@ -49,7 +51,7 @@ async def operations(
     domain
         Only of this domain.
     last
-        Only so many, the newest.
+        Only so many, the newest; by default the last 20, or all with --since or --json.
     since
         Only those that began then or later: 2h, 3d, or a date as 2026-01-31 or 2026-01-31T12:00:00Z.
     running
@@ -64,8 +66,13 @@ async def operations(
     outcome = "running" if running else "failed" if failed else None
     begun = None if since is None else instant(since)
     async with session.look() as orchestrator:
-        records = await orchestrator.operations(domain, last=last, since=begun, outcome=outcome)
-    return Answer([documents.operation(record) for record in records], lambda human: human.operations(records))
+        few = last is None and since is None and not session.as_json
+        asked = SHOWN + 1 if few else last  # one more says whether there are more
+        records = await orchestrator.operations(domain, last=asked, since=begun, outcome=outcome)
+    more = few and len(records) > SHOWN
+    shown = records[-SHOWN:] if more else records
+    answers = [documents.operation(record) for record in shown]
+    return Answer(answers, lambda human: human.operations(shown, more=more))
 
 
 async def give_up(identifier: str, /, *, dry_run: bool = False, session: Here) -> Answer:

@@ -28,7 +28,7 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
     # What is printed are names and paths of others: nothing in them is markup.
     plain = {"markup": False, "emoji": False, "highlight": False}
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)  # type: ignore[arg-type]
-    console.print(answer.human(human), soft_wrap=not sys.stdout.isatty())
+    console.print(answer.human(human), soft_wrap=not sys.stdout.isatty(), crop=False)
     sys.stdout.flush()
 
 
