@@ -1,7 +1,7 @@
 """The *Libxl Domain Snapshot API* (RFC V6) under its own names, over any driver.
 
 The coroutines return 0 or -1 as the RFC's functions do; what went wrong is then in `libxl_ctx.error`. All else is
-the orchestrator's: whoever writes Python rather than follows the RFC wants `snaporch.Orchestrator`, which raises.
+the orchestrator's: new Python programs use `snaporch.Orchestrator`, which raises exceptions.
 
     async with open_orchestrator(root) as orchestrator:
         ctx = libxl_ctx(orchestrator)

@@ -328,8 +328,8 @@ class Orchestrator:
         """Create a snapshot of each of several domains, all at one point: a consistency group.
 
         There is an instant at which all guests are paused: none has received what another has not sent. What is on
-        its way between two of them then is in no snapshot, as if the wire had lost it. Either all are taken or none
-        is.
+        its way between two of them then is in no snapshot, as if the network had lost it. Either all are taken or
+        none is.
 
         Args:
             domains: the domains' names, each once.
@@ -367,19 +367,19 @@ class Orchestrator:
         save_current: str = "",
         ids: Collection[str] = (),
     ) -> RevertRecord:
-        """Take a domain back to a snapshot; `libxl_domain_snapshot_revert`.
+        """Bring a domain back to a snapshot; `libxl_domain_snapshot_revert`.
 
         The snapshot stays as it is, and can be reverted to again. The new guest is made ready beside the old one,
         which is paused only while they change places. Where the hypervisor cannot have both at one time, a
-        throw-away copy first shows that the snapshot loads; then what the old guest holds is kept in a file until
-        the new one is there, and put back if that fails.
+        throw-away copy first shows that the snapshot loads; then the old guest's memory is kept in a file until
+        the new guest is there, and put back if that fails.
 
         Args:
             domain: the domain's name.
             name: the snapshot's.
-            flags: RUNNING or PAUSED in place of the state at the point; FORCE replaces whatever is there; ALONE: of
+            flags: RUNNING or PAUSED in place of the state at the point; FORCE gives up the present guest; ALONE: of
                 a group (`create_group`) this domain only.
-            save_current: first keep what the domain holds now in a snapshot of this name.
+            save_current: first keep the domain's present state in a snapshot of this name.
             ids: the id that the snapshot must have (`SnapshotRecord.id`); none: whichever has the name.
 
         Returns:
@@ -387,10 +387,10 @@ class Orchestrator:
 
         Raises:
             Refused: before anything was touched; DamagedSnapshot when a file is not what was saved; NotEnoughSpace
-                when there is too little RAM for a throw-away copy, or room to keep what the guest holds.
+                when there is too little RAM for a throw-away copy, or too little space to keep the guest's memory.
             OperationFailed: the domain is exactly as it was, its running guest included.
             Stranded: the old guest had to be ended, the new one did not come up, and with FORCE there is no other;
-                without, what was kept of the old one could not be put back, and is kept for `recover`.
+                without FORCE, the old guest could not be put back, and its file is kept for `recover`.
         """
         (record,) = await self.revert_group((domain,), name, flags, save_current=save_current, ids=ids)
         return record
@@ -412,7 +412,7 @@ class Orchestrator:
             domains: the domains' names, each once: all that still have their part of the group.
             name: the snapshots' name.
             flags: as of `revert`, for all; ALONE: only these domains, though there are more.
-            save_current: first keep what all hold now in a group of this name.
+            save_current: first keep the present state of all in a group of this name.
             ids: as of `revert`, of all of them.
 
         Returns:
@@ -497,8 +497,8 @@ class Orchestrator:
 
         Args:
             domains: the domains' names, each once: all that still have their part of the group.
-            name: the snapshots' name; of several groups, each is of these domains. Where one of the domains has it
-                no longer, it is not missed.
+            name: the snapshots' name; of several groups, each is of these domains. A domain that does not have it
+                any more is no error.
             flags: as of `delete`, for each domain; ALONE: only these domains, though there are more.
             options: as of `delete`.
             ids: as of `revert`, of all that are named.
@@ -531,7 +531,7 @@ class Orchestrator:
         *,
         dry_run: bool = False,
     ) -> MergePlan:
-        """Shorten the chains of a domain, or of one of its snapshots, by copying up; nobody sees a difference.
+        """Shorten the chains of a domain, or of one of its snapshots, by copying up; no guest or snapshot changes.
 
         Args:
             domain: the domain's name, running or not.
@@ -597,7 +597,7 @@ class Orchestrator:
     async def pin(
         self, domain: str, name: str, *, pinned: bool = True, ids: Collection[str] = ()
     ) -> SnapshotRecord:
-        """Let no retention delete a snapshot, or let it again; as for `ids`, see `revert`."""
+        """Keep retention from deleting a snapshot, or allow it again; for `ids` see `revert`."""
         async with self._context.locked(Operation(OperationKind.PIN, domain, name)):
             record = attrs.evolve(await self._context.catalog.snapshot(domain, name), pinned=pinned)
             check_ids([record], ids)
@@ -707,7 +707,8 @@ class Orchestrator:
     def leave(self) -> None:
         """Leave creates, from now on, as soon as their point is held: for a process that is about to end.
 
-        The call raises `Left`. The hypervisor goes on with it, and whoever opens the root next completes it.
+        The call raises `Left`. The hypervisor goes on with the operation, and the next process that opens the root
+        completes it.
         """
         self._context.engine.leave()
 

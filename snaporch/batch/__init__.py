@@ -5,8 +5,8 @@ select      which domains (pure)
 slots       which of them next, within the limits (pure)
 retention   which snapshots go (pure)
 timing      durations, windows, cron (pure)
-store       the durable record: a batch that was cut short goes on where it was
-runner      does it
+store       the durable record: an interrupted batch goes on where it was
+runner      runs a batch
 hooks       programs of the user's, before and after
 report      JSON, JUnit XML and an HTML page with a timeline
 schedule    runs plans when they are due

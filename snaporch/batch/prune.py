@@ -1,4 +1,4 @@
-"""Retention: what the policy gives up of a domain is deleted in one operation; of a group, all of it."""
+"""Retention: deletes the snapshots that the policy does not keep, a domain or a group in one operation."""
 
 from __future__ import annotations
 

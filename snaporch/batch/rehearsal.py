@@ -1,6 +1,6 @@
 """Runs a plan on the simulated driver, at full scale: how long it would take, how large it would be, the pauses.
 
-    survey      what is known of each domain: as its last snapshots went, or else assumed
+    survey      the sizes and speeds of each domain: from its last snapshots, or assumed
     rehearse    the same runner on simulated domains of those sizes and speeds, on a clock that jumps
 
 Limits, order, window, deadline, retries and the shared bandwidth are those of the real run, as it is the same code.

@@ -3,10 +3,10 @@
 Rules:
 
 1. A snapshot stays if any rule of the policy keeps it. `last`, `hourly` and so on count only good snapshots: a
-   damaged one takes nobody's place, and nothing but a pin keeps it.
-2. Then `max_bytes`: of what is kept, the oldest go, until the rest holds no more.
-3. A pinned snapshot stays whatever else holds, and the newest good one stays too: a domain that has something to go
-   back to is never left without.
+   damaged one takes no place, and only a pin keeps it.
+2. Then `max_bytes`: of what is kept, the oldest go, until the rest is small enough.
+3. A pinned snapshot always stays, and so does the newest good one: a domain that has a snapshot to go back to is
+   never left without one.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Runs a plan, to its end or on from where it was cut short. Read downwards.
+"""Runs a plan to its end, also from where it was interrupted. Read downwards.
 
     run_batch   begins a batch, or goes on with the plan's last one; one at a time of a plan
     take        workers take items one by one, as many at once as the limits let them
-    undo        when the plan says so: what was taken is deleted
+    undo        when the plan says so: deletes the snapshots that were taken
     prune       retention, of the domains that were taken
 
-Whatever ends it (a signal, SIGKILL, a crash of the host), the next `run_batch` of the plan goes on: the snapshot of
-an item that was cut short is there, complete, or it is not there at all; that is what `Orchestrator.create` and
-`recover` promise, and the record (`snaporch.batch.store`) says under which name to look.
+If a batch is interrupted (a signal, SIGKILL, a crash of the host), the next `run_batch` of the plan goes on: the
+snapshot of an interrupted item is complete, or does not exist. `Orchestrator.create` and `recover` guarantee this,
+and the record (`snaporch.batch.store`) says under which name to look.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 Rules:
 
-1. A plan never runs twice at once. What comes due while it runs is dropped: it ran then.
-2. What came due while nobody was there counts as one, and runs at once, or not at all: `Schedule.missed` says so.
-   How far things had come is in the catalog: the last batch that was due. Nothing is missed from before
-   the file was written.
-3. A batch of the schedule's that was cut short, with the service or the host, is gone on with at once.
-4. The directory is looked at again and again: a plan that is new, changed or gone is so without a restart. That one
-   makes no sense is said, and the others go on.
+1. A plan never runs twice at once. A time that comes while the plan runs is dropped.
+2. All times that came while no scheduler ran count as one. The plan then runs at once, or not at all, as
+   `Schedule.missed` says. The catalog has the last batch that was due; times before the plan file was written do
+   not count.
+3. A scheduled batch that was interrupted, with the service or the host, goes on at once.
+4. The directory is looked at again and again: new, changed and removed plans need no restart. An invalid plan is
+   reported, and the others go on.
 
 Time is what `now` says; it is waited for on Trio's clock, in short pieces: a clock may be set, a host may sleep.
 """

@@ -1,8 +1,8 @@
 """The durable record of batches, in the catalog.
 
 Rule: what is to be taken is written down before anything is begun, the snapshot's name included, and how each item
-ended is written when it has. So whatever is cut short can be gone on with: an item without an end is looked at, and
-the snapshot of that name is there or it is not.
+ended is written when it has. So an interrupted batch can go on: for an item without an end, the snapshot of that
+name either exists or not.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ async def domain_lock(
         directory: where lock files are.
         domain: the domain's name.
         operation: id of the operation that wants it.
-        running: what that is, for whoever comes second.
+        running: what the operation is, for the error of a second one.
         wait: wait for the lock instead of raising.
         keep: asked at the end: whether there is a domain of that name, whose file stays.
 

@@ -63,7 +63,7 @@ def age(instant: float) -> str:
 
 
 def _text(words: str, style: str = "") -> Text:
-    """Return text in which nothing moves a cursor, whoever wrote it."""
+    """Return text without control characters, which could move a terminal's cursor."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words), style)
 
 

@@ -1,4 +1,4 @@
-"""The images of one domain and who holds them: what a delete is planned from. No I/O.
+"""The images of one domain and who needs them: the input of a delete's plan. No I/O.
 
 An image is *held* while a snapshot has it as its point or a disk of the domain is active on it. It is *pinned*
 when it must stay exactly as it is: another domain reads it, it is a file of somebody else's, it has snapshots

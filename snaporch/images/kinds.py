@@ -80,7 +80,7 @@ _ONLY_ACTIVE = frozenset({Kind.BITMAPS, Kind.RAW, Kind.BLOCK})
 
 @attrs.frozen
 class Traced:
-    """A file that is read by whoever opens an image, as it is found this moment.
+    """A file that a reader of an image reads, as it is at this moment.
 
     Attributes:
         path: the name by which it was reached; for what is no file of this host, what names it.

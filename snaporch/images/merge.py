@@ -223,7 +223,7 @@ class _Planner:
         new_backing: str | None,
         repoint: tuple[str, ...] = (),
     ) -> None:
-        """Add a step, after the last one that writes to anything in its chain: whoever merges opens all of it."""
+        """Add a step, after the last one that writes to anything in its chain: a merge opens the whole chain."""
         end = piece[-1].path
         self.steps.append(
             MergeStep(

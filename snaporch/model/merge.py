@@ -1,4 +1,4 @@
-"""What a delete or a flatten does to images: the answer of both, and what a journal holds.
+"""What a delete or a flatten does to images: the answer of both, also in the journal.
 
 `snaporch.images.merge` makes it.
 """

@@ -78,7 +78,7 @@ class Timings:
 
 @attrs.frozen
 class PastCheckpoint:
-    """How a checkpoint went: what the next one is foretold by.
+    """How a checkpoint went: the next one's estimate is made from it.
 
     Attributes:
         strategy: how memory was saved.
@@ -356,7 +356,7 @@ class OperationKind(enum.StrEnum):
     VERIFY = "verify"
     RECOVER = "recover"
     FSCK = "fsck"
-    # Short ones, which are in no journal: whoever has to wait for one is told of it.
+    # Short ones, which are in no journal: they are named in the Busy error of an operation that finds them.
     START = "start"
     SHUTDOWN = "shutdown"
     DESTROY = "destroy"

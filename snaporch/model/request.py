@@ -1,4 +1,4 @@
-"""What create, delete and flatten may be told beyond the RFC's structures and flags."""
+"""Options of create, delete and flatten beyond the RFC's structures and flags."""
 
 from __future__ import annotations
 

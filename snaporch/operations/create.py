@@ -134,7 +134,7 @@ async def _check_name(participant: Participant) -> None:
 @versioned("create-note")
 @attrs.frozen
 class Held:
-    """What only whoever took a point can know of it: noted in the journal, for whoever goes on after a crash.
+    """What an operation has found out about its point: noted in the journal, for recovery after a crash.
 
     Attributes:
         point: when the guest was paused, by our clock.

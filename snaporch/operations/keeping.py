@@ -32,7 +32,7 @@ from snaporch.operations.restoring import Restoring
 
 @attrs.frozen
 class Kept:
-    """What only whoever ended a guest can know of it: noted in the journal, for whoever goes on after a crash.
+    """What a revert has found out about the guest that it ends: noted in the journal, for recovery.
 
     Attributes:
         memory: the file with what the guest held, once it is sealed.

@@ -55,7 +55,7 @@ class MergeJournal:
     Attributes:
         domain: whose images these are.
         doomed: names of the snapshots that go.
-        options: how to merge; so does whoever finishes it.
+        options: how to merge; recovery uses them, too.
         written: images that merges may have written to.
         unlink: files that were to go.
         then: of a group, what comes after this in the same operation: one for each of the other domains.
@@ -246,7 +246,7 @@ class Merging:
         """Refuse what can be seen to fail, before anything is touched.
 
         Raises:
-            Unsupported: the hypervisor, or whoever merges what nobody has open, cannot merge that.
+            Unsupported: the hypervisor, or qemu-img where no process has the image open, cannot merge that.
             Refused: anyone else may read what is to be written to or removed, or has it open.
         """
         what = f"{self.operation.kind} {self.operation.subject} of {self.record.name}".replace("  ", " ")

@@ -438,7 +438,7 @@ class RevertPlan:
         operation: whose plan it is.
         inside: of each disk whose point is inside an image, that snapshot's name; the first one's has the memory.
         kept: the name of the snapshot that holds, inside these images, what they held before.
-        owners: by target, whose the fresh overlay is, where it is not whoever runs snaporch.
+        owners: by target, the owner of the fresh overlay, where this is not the user who runs snaporch.
         reason: why the old guest has to be ended first, where it has.
         keep: how what it holds is kept in a file meanwhile, where it is.
         expected: what that is expected to take.

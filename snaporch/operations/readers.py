@@ -23,7 +23,7 @@ from snaporch.model.domain import DomainRecord
 from snaporch.model.record import Unreadable
 from snaporch.model.rfc import DeviceDisk
 
-TRANSIENT_SECONDS = 1.0  # whoever only looks at an image has it open for milliseconds
+TRANSIENT_SECONDS = 1.0  # a process that only looks at an image has it open for milliseconds
 _LOOK_AGAIN_SECONDS = 0.05
 
 
@@ -229,7 +229,7 @@ async def kept_for(
 ) -> dict[str, str]:
     """Return those of a domain's own files that others read, each with who; with one unseen reader all of them are.
 
-    For whoever is about to remove files that the domain itself needs no more; `processes` are its own.
+    Call it before files are removed that the domain itself does not need any more; `processes` are its own.
     """
     storage = context.driver(await context.catalog.domain(domain)).storage
     there = await storage.identities(list(paths))

@@ -185,7 +185,7 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
 
 
 async def _await_inside(context: Context, domain: str) -> None:
-    """Wait while a hypervisor does what it began for whoever was killed: it may answer nothing meanwhile."""
+    """Wait while a hypervisor finishes a command of the snaporch that was killed: it may not answer meanwhile."""
     record = await context.catalog.domain(domain)
     if record.handle is not None:
         await context.driver(record).await_inside(record.handle, domain)

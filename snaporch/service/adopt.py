@@ -1,6 +1,6 @@
-"""The beginning of a service: what its predecessor left, or was killed in, is gone on with or undone.
+"""The start of a service: operations that its predecessor left, or was killed in, are finished or undone.
 
-Each is a job under the id that it had, so that whoever was promised it can still ask for it, and wait for it.
+Each is a job under its old id, so that the client that was given the id can still ask for it, and wait for it.
 """
 
 from __future__ import annotations

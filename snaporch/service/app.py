@@ -1,4 +1,4 @@
-"""The ASGI application: who asks, how much, and what errors look like; what is asked is in `api.py`."""
+"""The ASGI application: authentication, limits, and the form of errors; the requests are in `api.py`."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ async def _defect(_: Request, error: Exception) -> Response:
 
 
 async def _answer(service: Service, row: Route, request: Request) -> Response:
-    """Answer a request; whoever goes away ends what it waits for, and what only reads."""
+    """Answer a request; if its client goes away, waiting and reading end."""
     raw = b"" if request.method == "GET" else await _body(request, service.config.body_bytes)
     gone, ends, found = trio.Event(), trio.Event(), None
     reads = request.method == "GET" or row.only_reads

@@ -1,4 +1,4 @@
-"""What a service is told: ``service.toml`` in its root, or another file; read anew on SIGHUP."""
+"""The settings of a service: ``service.toml`` in its root, or another file; read again on SIGHUP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where connections come in: who is at the other end is noted, and no more come in than may."""
+"""Accepts connections: records who the client is, and keeps to the limits on their number."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Visitor(trio.abc.HalfCloseableStream):
         await self._stream.send_eof()
 
     def leave(self) -> None:
-        """End the connection, from whatever task: whoever reads from it finds it closed."""
+        """End the connection, from any task: a task that reads from it finds it closed."""
         self._stream.socket.close()
 
     def set_idle(self, *, idle: bool) -> None:

@@ -2,8 +2,8 @@
 
 1. A job is the service's, not the request's: a client that goes away ends nothing.
 2. No more than `running` jobs run at once and `queued` wait for that; what comes beyond is refused.
-3. A job has the id of its operation, from before it begins: it is promised to the client.
-4. What has ended stays for a while, so that whoever asks later is told; the journal has it for good.
+3. A job has the id of its operation before it begins: the client is given this id.
+4. A job that has ended stays for a while, so that clients can ask for it; the journal keeps it.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ class Jobs:
         )
 
     async def _keep(self, job: Job) -> None:
-        """Note what whoever asks again is to be told; that it could not be noted is told in the log."""
+        """Note the answer for clients that ask again; a failure to note it is logged."""
         if job.farewell is not None:
             with trio.CancelScope(shield=True):
                 try:

@@ -10,7 +10,7 @@ import attrs
 from snaporch.catalog import Catalog
 from snaporch.errors import InvalidInput
 
-KEPT_SECONDS = 30 * 86_400.0  # whoever has not asked again by then has given up
+KEPT_SECONDS = 30 * 86_400.0  # a client that has not asked again by then has given up
 
 
 def check_same(key: str, first: str, request: str) -> None:

@@ -1,4 +1,4 @@
-"""Log lines go to standard error from a thread of their own: whoever does not read them holds nothing up."""
+"""Log lines go to standard error from a thread of their own: a reader that does not read delays nothing."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ Rules:
 
 1. Root and the service's own user have places of their own, other users of the unix socket, too, and TCP.
 2. One peer (a user of the unix socket, an address) has no more than a part of them.
-3. Where all are taken, whoever has asked for nothing for the longest makes room: only requests keep a place.
-4. Nobody waits for a place: who gets none is told by the connection's end, at once.
+3. Where all are taken, the connection with the longest silence makes room: only requests keep a place.
+4. No client waits for a place: without a free one its connection ends at once.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def is_own(peer: Peer | None) -> bool:
 
 
 def tcp_peer(address: str) -> Hashable:
-    """Return what stands for whoever has an address: of IPv6 a network of them is one customer's."""
+    """Return the key by which an address is counted: of IPv6 its network, which is one customer's."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

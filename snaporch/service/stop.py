@@ -1,7 +1,8 @@
 """The end of a service: every operation comes to where it can be left, or to its end.
 
-A create whose point is held is left to the hypervisor: its memory goes on to its file, and the next start completes
-it (`snaporch.engine.replay` says from which states that is so). One that is at its point or before comes there
+A create whose point is complete is left to the hypervisor: its memory goes on to its file, and the next start
+completes it (`snaporch.engine.replay` says from which states that is so). One that is at its point or before comes
+there
 first: that takes milliseconds. What only reads is cancelled. What is not there when the time is up is cancelled,
 and rolls back; a delete, which goes forward only, is finished by the next start.
 """

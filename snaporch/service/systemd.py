@@ -1,4 +1,4 @@
-"""What systemd tells a service and wants to be told; nothing of it where there is no systemd. See sd_notify(3)."""
+"""Messages between systemd and the service; without systemd they are left out. See sd_notify(3)."""
 
 from __future__ import annotations
 

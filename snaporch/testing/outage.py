@@ -38,7 +38,8 @@ def cut(outer: Path, speakers: Iterable[int] = ()) -> None:
     Args:
         outer: of an `Outlet`.
         speakers: processes that are stopped just before. A sync that is under way may be told to have gone well all
-            the same, where a host without power would tell nobody anything: whoever passes that on must not.
+            the same, where a host without power would answer nothing: processes that would pass the answer on are
+            stopped.
     """
     fd = os.open(outer, os.O_RDONLY)
     try:

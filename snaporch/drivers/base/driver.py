@@ -156,7 +156,7 @@ class Driver(abc.ABC):
         return new
 
     async def publish(self, record: DomainRecord) -> None:  # noqa: B027 - where nobody else manages domains
-        """Tell whoever manages a domain on which images its disks are now; called after each operation on it.
+        """Tell the domain's manager (libvirt, libxl) which images its disks are on; called after each operation.
 
         So that somebody who starts it by other means starts it on these. Idempotent.
         """

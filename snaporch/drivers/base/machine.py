@@ -44,7 +44,7 @@ class Stream(abc.ABC):
     async def seal(self) -> FileRecord:
         """Put the hypervisor's settings back, and return the file's record once it is fsynced.
 
-        May be called again, by whoever goes on after a crash of ours, until `forget`.
+        May be called again, by recovery after a crash of snaporch, until `forget`.
         """
 
     @abc.abstractmethod

@@ -78,7 +78,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
-        """Return every file that is read by whoever opens the image at `path`, itself first, as it is this moment.
+        """Return every file that a reader of the image at `path` reads, the image itself first, as it is now.
 
         Raises:
             Refused: one cannot be looked at, or is not what it is said to be.

@@ -277,7 +277,7 @@ class OverlayPlace:
 
     Attributes:
         directory: absolute.
-        owner: the user and the group who must be able to open them; None: whoever runs snaporch.
+        owner: the user and the group who must be able to open them; None: the user who runs snaporch.
     """
 
     directory: str

@@ -383,7 +383,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
             await self._snapshot("-d", path, tag)
 
     async def seal_inside(self, path: str, tag: str) -> FileRecord:
-        """See Storage; whoever has put it there has synced it."""
+        """See Storage; the process that wrote the file has synced it."""
         return await trio.to_thread.run_sync(_seal_inside, path, tag)
 
     async def check_inside(self, record: FileRecord, tag: str) -> None:

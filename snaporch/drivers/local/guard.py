@@ -94,7 +94,7 @@ def main() -> None:
             return act(arguments, dead=dead, decide=decide)
         return True
 
-    with contextlib.suppress(BrokenPipeError):  # whoever posted it was cancelled meanwhile
+    with contextlib.suppress(BrokenPipeError):  # the task that started the guard was cancelled meanwhile
         os.write(1, READY)
     stand_by(attempt)
 

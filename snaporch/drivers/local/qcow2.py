@@ -1,6 +1,6 @@
 """The header of a qcow2 image and the snapshots inside it, read without QEMU. Nothing is ever written here.
 
-What a snapshot refers to has a reference of its own: whoever writes to the image copies it first. So all of a
+Clusters of a snapshot have a reference of their own: a writer to the image copies them first. So all of a
 snapshot can be read while a QEMU has the image open and writes to it: its tables, its data, and its memory, which
 is kept behind the end of the disk. The format is that of QEMU's docs/interop/qcow2.txt.
 

@@ -1,4 +1,4 @@
-"""What is read by whoever opens an image, and who has it open: looked up anew each time, in headers and in /proc.
+"""Which files a reader of an image reads, and which processes have it open: looked up anew, in headers and /proc.
 
 An image is what it *is*: a device and an inode, or the numbers of a block device. Symbolic links, hard links and
 bind mounts are names of it. A name in a catalog, or a device number of yesterday, is no proof of anything.
@@ -83,7 +83,7 @@ def _status(path: str) -> os.stat_result:
 
 
 def trace(path: str, format_: str) -> tuple[Traced, ...]:
-    """Return every file that is read by whoever opens the image at `path`, itself first.
+    """Return every file that a reader of the image at `path` reads, the image itself first.
 
     Raises:
         Refused: one cannot be looked at.

@@ -37,7 +37,7 @@ class Relaunch:
         argv: its command line.
         renames: files that it makes under another name, and the names that they take with its place.
         private_network: it is to be started in a network namespace of its own.
-        environment: variables that are set for whoever starts it.
+        environment: variables that are set for the new process.
     """
 
     argv: tuple[str, ...]

@@ -6,7 +6,7 @@ Rules:
    on. Between the bytes and the return of `QMPClient.execute` lie one decoding and one turn of the scheduler:
    a guest is paused meanwhile.
 2. The reader is shielded from cancellation around the connection and ends only when the context is left:
-   whoever is cancelled must still be able to undo, by commands in a shielded scope, what was done.
+   a cancelled operation must still be able to undo its work, by commands in a shielded scope.
 3. The reader never raises. It notes why the connection ended, once (``_end``), and everyone who waits raises
    it, or rather what it means for them. So the body of ``async with open_qmp(...)`` is hit by no error but
    those of its own calls.
@@ -353,7 +353,7 @@ async def open_qmp(path: str | os.PathLike[str], *, label: str, timeout: float =
 
     Raises:
         ConnectionGone: nobody listens, QEMU serves another client, or it closed the connection.
-        ProtocolError: whoever listens does not speak QMP.
+        ProtocolError: the listener does not speak QMP.
     """
     stream = await transport.connect(path, label=label, timeout=timeout)
     async with open_qmp_stream(stream, label=label, timeout=timeout) as client:

@@ -1,4 +1,4 @@
-"""What a machine needs of whoever carries QMP to its QEMU: a socket, or a manager that passes commands on."""
+"""What a machine needs from a connection to its QEMU: a QMP socket, or a manager that passes commands on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events for whoever asked for them.
+"""Events for their subscribers.
 
 Rules:
 

@@ -33,7 +33,7 @@ from snaporch.model.rfc import DeviceDisk
 
 CONNECT_SECONDS = 20.0
 KILL_SECONDS = 60.0  # a domain that is half made may keep libxl busy
-OWNER_SECONDS = 5.0  # for whoever started a domain to remove it when it has shut down
+OWNER_SECONDS = 5.0  # for the program that started a domain to remove it after its shutdown
 POLL_SECONDS = 0.1
 _BESIDE = "--sp-"  # in the name of a domain that is to take another's place, or is a throw-away copy
 _NAMESPACE = uuid.UUID("5a7e9c34-8d0b-4a8c-9f0e-3f0f5b1d2c66")
