@@ -136,6 +136,14 @@ def test_images_are_synced_right_before_every_pause() -> None:
         assert signals[synced + 1 : signals.index(Signal.PAUSE)] in ([], [Signal.FREEZE])
 
 
+def test_images_are_synced_before_the_old_guest_is_paused_for_the_new_one() -> None:
+    """While nobody has no guest yet: the new one is loaded, and all that is left is to change them over."""
+    steps = [phase.steps for phase in WAYS[Way.BESIDE].phases]
+    synced = next(i for i, each in enumerate(steps) if Step.SYNC_IMAGES in each)
+    assert steps[synced][-1] is Step.SYNC_IMAGES
+    assert Step.STAND_STILL in steps[synced + 1]
+
+
 def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
     """`python -c 'from snaporch.engine.states import diagram; print(diagram())'` made it."""
     page = (Path(__file__).parents[1] / "docs" / "states.md").read_text()

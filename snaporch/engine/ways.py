@@ -85,7 +85,7 @@ WAYS: dict[Way, Row] = {
     Way.BESIDE: Row(
         (
             _PREPARE,
-            _LOAD,
+            Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD, Step.SYNC_IMAGES),
             # Old and new guests of a group never run at one time. The guards stay until the revert is complete,
             # which is one row for all: until then they take every guest back.
             Phase(Signal.SWAP, Step.POST_GUARD, Step.STAND_STILL),

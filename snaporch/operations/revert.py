@@ -184,6 +184,13 @@ class Reverter(RevertUndo):
 
     # The old guest is paused, and ends. How it is kept is in `keeping`.
 
+    async def sync_images(self) -> None:
+        """Have what the old guest has written go to disk while it runs: as it is stopped its images are flushed."""
+        if self.old is not None and self.plan.was is DomainState.RUNNING:
+            await self.driver.storage.write_back(
+                [disk.path for disk in self.plan.domain.disks if not disk.readonly]
+            )
+
     async def stand_still(self) -> None:
         """Stop the old guest, if it runs; it can still run on."""
         if self.old is None or self.plan.was is not DomainState.RUNNING:

@@ -209,6 +209,18 @@ def test_every_step_can_fail() -> None:
     assert {step for strategy, quiesce in WAYS for step in steps_of(strategy, quiesce=quiesce)} == set(CALLS)
 
 
+async def test_images_are_synced_before_each_pause(
+    simulated: SimulatedWorld, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """In a create and in a revert: what would be flushed while the guest is paused is on disk before."""
+    orch, domain, calls = simulated.orchestrator, simulated.domain, list[str]()
+    simulated.host.on_call = lambda at, _domain: calls.append(at)
+    await orch.create(domain, DomainSnapshot("s1"), CreateFlag.LIVE, CreateOptions(strategy=Strategy.BACKGROUND))
+    await orch.revert(domain, "s1")
+    pair = ["storage.write_back", "machine.pause"]
+    assert [at for at in calls if at in pair] == pair * 2
+
+
 async def test_let_run_by_others(
     simulated: SimulatedWorld, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
