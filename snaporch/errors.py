@@ -19,7 +19,7 @@
     ├── OperationFailed                 1   500   it failed, and everything is as it was before
     │   └── DeadlineExceeded            1   504
     ├── Stranded                        5   500   it failed and could not be undone; says what mends it
-    ├── Left                            1   503   we stopped; the hypervisor goes on with it, the next start ends it
+    ├── Left                            1   503   snaporch stopped; the hypervisor goes on, the next start ends it
     ├── ServiceGone                     1   502   the service does not answer; what it does goes on
     └── HypervisorError                 1   502
         ├── CommandRefused              1   502   the hypervisor answered with an error

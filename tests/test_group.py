@@ -720,7 +720,7 @@ def test_die_between_members(place: str, tmp_path: Path) -> None:
 @settings(max_examples=int(os.environ.get("SNAPORCH_CRASHES", "60")), deadline=None)
 @given(st.sampled_from(sorted(CUT)), st.lists(CUTS, min_size=1, max_size=2))
 def test_any_cut(verb: str, cuts: list[Cut]) -> None:
-    """Cut at any step of any task, by our death, that of all, or a cancellation, and so recovery: all or none."""
+    """Cut at any step of any task, by any death or a cancellation, and so is recovery: all or none."""
     counted(verb)
     with tempfile.TemporaryDirectory() as root:
         run(tell_cut, verb, cuts, Path(root))

@@ -189,7 +189,7 @@ def test_only_what_holds_its_point_is_gone_on_with(strategy: Strategy) -> None:
 
 @pytest.mark.parametrize("strategy", list(CREATE))
 def test_what_may_be_left_is_what_is_gone_on_with(strategy: Strategy) -> None:
-    """A phase is marked as one that goes on without us exactly where recovery goes on with it."""
+    """A phase is marked as one that goes on without snaporch exactly where recovery goes on with it."""
     for phase, state in zip(CREATE[strategy], walk(CREATE[strategy]), strict=False):
         assert phase.goes_on == (after_create(strategy, state) is Action.GO_ON), state
     assert not any(phase.goes_on for row in WAYS.values() for phase in row.phases)

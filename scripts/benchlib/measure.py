@@ -70,7 +70,7 @@ class Run:
         gap: the longest time in which the guest, running, could not write its memory, from begin to end.
         dirtied: MB/s that the guest really dirtied meanwhile, by its own clock.
         bytes: of memory, in the file or through the pipe.
-        between: our own time between the commands of the pause.
+        between: snaporch's own time between the commands of the pause.
         steps: seconds by step: phases of snaporch, commands of the bare ones.
     """
 

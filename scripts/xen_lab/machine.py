@@ -198,7 +198,7 @@ class _Agent:
                 raise LabError("the lab's agent is gone")
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                with suppress(ValueError):  # a line that was cut when the client before us left
+                with suppress(ValueError):  # a line that was cut when the earlier client left
                     answer = json.loads(line)
                     if answer.get("id") == identity:
                         yield answer

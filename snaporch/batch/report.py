@@ -199,7 +199,7 @@ def _check_ours(path: str, head: str) -> None:
                 return
     except FileNotFoundError:
         return
-    raise TargetExists(f"{path} exists and is no report of ours: it is not overwritten", path)
+    raise TargetExists(f"{path} exists and is not a report of snaporch: it is not overwritten", path)
 
 
 async def _write(path: str, parts: AsyncIterator[str]) -> None:

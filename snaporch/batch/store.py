@@ -80,7 +80,7 @@ class ItemRecord:
         attempts: how often it was tried.
         begun: when, in seconds since the epoch; 0 when it never was.
         ended: likewise.
-        pause: seconds that the guest was paused, the longest of a group's; None where none was paused by us.
+        pause: seconds that the guest was paused, the longest of a group's; None where none was paused by snaporch.
         bytes: of memory that was saved.
         verified: what verifying said; None when it was not asked.
         expected: seconds that it was expected to take, by which items are ordered.

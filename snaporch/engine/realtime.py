@@ -34,7 +34,7 @@ _holds = _Holds()
 
 
 def take_priority() -> bool:
-    """Take the priority for good; return whether we may have it."""
+    """Take the priority for good; return whether that is permitted."""
     try:
         os.sched_setscheduler(0, _OURS, _LOWEST)
     except OSError as error:
@@ -45,7 +45,7 @@ def take_priority() -> bool:
 
 @contextmanager
 def prompt() -> Iterator[None]:
-    """Have the priority while the body runs, if we may; of several in one thread, until the last has ended."""
+    """Have the priority while the body runs, if permitted; of several in one thread, until the last has ended."""
     if not _holds.count:
         _holds.policy = os.sched_getscheduler(0)
         if _holds.policy & ~os.SCHED_RESET_ON_FORK not in _PLAIN:

@@ -6,8 +6,8 @@ for a LIVE point (`snaporch.engine.states`, rule 3). So:
 - In a state before the guest ran on, or in the one in which that happened, nobody can say any more whether the
   point was complete when the guest ran: the operation is undone.
 - In a later state the point is complete and the guest has run on. What is left is to wait for the memory stream,
-  which goes on without us, and to seal files: the operation is gone on with. It is undone only if that fails, or
-  where undoing it had begun: a file that it made is gone. The disks alone of a running guest have no file that
+  which goes on without snaporch, and to seal files: the operation is gone on with. It is undone only if that fails,
+  or where undoing it had begun: a file that it made is gone. The disks alone of a running guest have no file that
   would say so before an image that was frozen is written to again: that is always undone.
 - A revert is not complete before its commit: it is undone, and the old guest is there or is put back. After it, it
   is tidied up. Where there is no old guest any more and the new one may run (`Row.goes_on`), it is gone on with,

@@ -72,7 +72,8 @@ class Operation:
         clock: the same instant by Trio's, which durations are taken from: the host's may be set meanwhile.
         machine: its state.
         phases: seconds each phase took, in order.
-        notes: by domain, what its actor needs to go on after a crash of ours; each row of the journal carries it.
+        notes: by domain, what its actor needs to go on after a crash of snaporch; each row of the journal carries
+            it.
         moved: by domain, how many bytes are done, and of how many.
         claimed: images, by what they are, that it has claimed to write to (`snaporch.operations.claims`).
     """
@@ -169,7 +170,7 @@ class Engine:
     _left: set[trio.CancelScope] = attrs.field(factory=set)
 
     def leave(self) -> None:
-        """Leave every operation, from now on, as soon as it is where it goes on without us; the others run on.
+        """Leave every operation, from now on, as soon as it can go on without snaporch; the others run on.
 
         What is left is not rolled back: its row in the journal stays, and `recover` goes on with it.
         """
@@ -181,7 +182,7 @@ class Engine:
         """Perform a phase.
 
         Raises:
-            Left: it goes on without us.
+            Left: it goes on without snaporch.
         """
         if not phase.goes_on:
             await perform(phase, actors)
@@ -196,7 +197,7 @@ class Engine:
                 self._left.discard(scope)
         if scope.cancelled_caught:
             what = f"{operation.kind} {operation.subject} of {operation.who}"
-            raise Left(f"{what} goes on without us, and is completed at the next start")
+            raise Left(f"{what} goes on without snaporch, and is completed at the next start")
 
     async def run(
         self,

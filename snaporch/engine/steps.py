@@ -116,7 +116,7 @@ class Phase:
         steps: what is done; those of one lane in this order.
         paused: the guest is paused for a LIVE point: no journal row, no database write, no fsync, nothing but the
             hypervisor.
-        goes_on: what it does goes on, or can be done again, without us: it may be left; see
+        goes_on: what it does goes on, or can be done again, without snaporch: it may be left; see
             `snaporch.engine.replay`.
     """
 
@@ -155,7 +155,7 @@ def all_steps(tables: Iterable[Iterable[Phase]], rollback: Iterable[Undo]) -> fr
     return frozenset[Step]().union(*map(steps_of, tables), (undo.step for undo in rollback))
 
 
-# The guard stands by from before the pause until the guest runs again, should we die in between.
+# The guard is there from before the pause until the guest runs again, in case snaporch dies in between.
 _PREPARE = Phase(
     Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.OPEN_OVERLAY, Step.MAKE_MEMORY_FILE, Step.OPEN_STREAM
 )
@@ -249,7 +249,7 @@ def create_phases(strategy: Strategy, *, quiesce: bool) -> tuple[Phase, ...]:
     return (QUIESCED if quiesce else CREATE)[strategy]
 
 
-# The guest runs again first: what comes after works on a running guest, and a pause is the dearest thing we hold.
+# The guest runs again first: what comes after works on a running guest, and a pause costs users most.
 ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo(Step.ABORT_STREAM, Step.OPEN_STREAM, Step.START_STREAM),
     Undo(Step.RESUME, Step.PAUSE, Step.START_STREAM, Step.FINISH_STREAM),

@@ -85,7 +85,7 @@ class XenOptions:
 @versioned("definition")
 @attrs.frozen
 class DomainDefinition:
-    """How a domain is launched: the TOML file of the specification, paths made absolute.
+    """How a domain is launched: the contents of its TOML file, with absolute paths.
 
     Attributes:
         name: the domain's name.

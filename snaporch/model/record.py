@@ -64,9 +64,9 @@ class Timings:
     """How long the phases of an operation took, in seconds.
 
     Attributes:
-        pause: from the hypervisor's own STOP to its RESUME event; None where the guest was not paused by us.
+        pause: from the hypervisor's own STOP to its RESUME event; None where the guest was not paused by snaporch.
         total: the whole operation.
-        between: our own time between the commands of the pause: the pause less what QEMU took to answer.
+        between: snaporch's own time between the commands of the pause: the pause less what QEMU took to answer.
         phases: by name, in order.
     """
 
@@ -84,7 +84,7 @@ class PastCheckpoint:
         strategy: how memory was saved.
         bytes: of memory that were saved, as `SnapshotRecord.memory_size`.
         seconds: all of it.
-        pause: seconds that the guest was paused; None where it was not paused by us.
+        pause: seconds that the guest was paused; None where it was not paused by snaporch.
     """
 
     strategy: Strategy

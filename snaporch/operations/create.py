@@ -137,9 +137,9 @@ class Held:
     """What an operation has found out about its point: noted in the journal, for recovery after a crash.
 
     Attributes:
-        point: when the guest was paused, by our clock.
+        point: when the guest was paused, by the host's clock.
         pause: the hypervisor's own time stamps of the beginning and the end of the pause.
-        between: our own time between the commands of the pause, in seconds.
+        between: snaporch's own time between the commands of the pause, in seconds.
         memory: the memory file, once it is sealed.
         images: by target, the frozen chain, once it is sealed.
         inside: by target, the point inside the image, once it is sealed.
@@ -398,7 +398,7 @@ class Participant(Actor):
     async def finish_stream(self) -> None:
         """Wait until all memory has left the hypervisor; a limit on time is kept here."""
         if self.held.memory is not None:
-            return  # known since before a crash of ours
+            return  # known since before a crash of snaporch
         await self.stream.hold(0)
         limit = self.plan.options.max_seconds
         with trio.move_on_after(limit if limit is not None else float("inf")) as scope:
@@ -528,7 +528,7 @@ class Participant(Actor):
         return self.context.verdict(f"{self.name}.{overlay.target}")
 
     async def _obey_guards(self) -> None:
-        """Remove overlays that were about to be when we died, or were stopped: their disks have gone over."""
+        """Remove overlays that were to be removed when snaporch died or was stopped: no disk is on them any more."""
         for overlay in self.plan.overlays:
             verdict = self._verdict(overlay)
             if verdict.read() not in {"", STAY}:

@@ -469,7 +469,7 @@ async def merging(
 
 
 async def _obeying(context: Context, record: DomainRecord) -> DomainRecord:
-    """Return a domain's record with its disks where guards have put them when we died; the catalog has it too."""
+    """Return a domain's record with the disks as guards left them after snaporch's death; also in the catalog."""
     verdicts = {disk.target: context.verdict(f"{record.name}.{disk.target}") for disk in record.disks}
     gone = {target: word for target, verdict in verdicts.items() if (word := verdict.read()) not in {"", STAY}}
     moved = {target: word.partition(":") for target, word in gone.items()}

@@ -214,11 +214,11 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
         action = after_revert(operation.machine.state, way)
         verdict = context.verdict(operation.id)
         if way is Way.BESIDE and action is Action.UNDO and await verdict.decide(UNDONE) == COMPLETE:
-            action = Action.GO_ON  # we died before the catalog knew
+            action = Action.GO_ON  # snaporch died before the catalog knew
         if action is Action.GO_ON and WAYS[way].same_process and await verdict.decide(LOAD) != LOAD:
-            action = Action.UNDO  # we died before the load began, and the guard has let the guest run on
+            action = Action.UNDO  # snaporch died before the load began, and the guard has let the guest run on
         if action is Action.GO_ON and not all([await each.can_go_on() for each in reverters]):
-            action = Action.UNDO  # that had begun, and we died in it: no row says so
+            action = Action.UNDO  # that had begun, and snaporch died in it: no row says so
         if action is Action.TIDY_UP:
             await context.engine.tidy_up(operation, finish)
         elif action is Action.GO_ON:

@@ -257,9 +257,9 @@ class Reverter(RevertUndo):
         await need(self._old, PointsInside, self.name).save_inside(self.plan.kept, list(self.plan.inside))
 
     async def load_inside(self) -> None:
-        """Load the point in the process that runs the guest, unless a guard has done that when we had died."""
+        """Load the point in the process that runs the guest, unless a guard has done that after a crash."""
         if not self.loaded:
-            await self.post_guard()  # there is none where we have died once already
+            await self.post_guard()  # there is none where snaporch has died once already
             await self.verdict.insist(LOAD, self.name)
             await self.load_again(self._old, self.plan.tag, list(self.plan.inside))
 

@@ -27,7 +27,7 @@ class RevertUndo(Keeping):
     """The part of a revert that undoes it.
 
     Attributes:
-        loaded: the point is in the old process already: when we had died a guard has loaded it.
+        loaded: the point is in the old process already: when snaporch had died a guard has loaded it.
     """
 
     loaded: bool = False
@@ -35,7 +35,7 @@ class RevertUndo(Keeping):
     # The guard, which a rollback needs too: it may be cut short itself.
 
     async def post_guard(self) -> None:
-        """Have somebody end the new guest and let the old one run, if we die before the revert is complete."""
+        """Start a guard: if snaporch dies before the revert is complete, it goes back to the old guest."""
         if self.old is None or self.plan.was is not DomainState.RUNNING or self.guard is not None:
             return
         plan, verdict = self.plan, self.verdict.path
@@ -65,7 +65,7 @@ class RevertUndo(Keeping):
     async def load_present(self) -> None:
         """Load what the guest held before, where its process is still there.
 
-        Before it runs, that is no longer kept: so, should we die, it is known which of the two the guest is.
+        Before it runs, that is no longer kept: so, if snaporch dies, it is known which of the two the guest is.
         """
         kept, targets = self.plan.kept, list(self.plan.inside)
         if self.verdict.read() == LOAD:

@@ -1,4 +1,4 @@
-"""What a browser gets from us, and what we do not take from one.
+"""What the service sends to browsers, and what it refuses from them.
 
 The dashboard is files: it has no rights of its own, asks what any client asks, and sends its token with each
 request. So there is no cookie that another page could borrow. Two things remain. A page of somebody else can send

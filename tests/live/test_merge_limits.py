@@ -102,7 +102,7 @@ async def test_slowed_down_it_gets_there(world: World) -> None:
 
 
 async def test_paused_where_that_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest is paused for the rest, and runs on; so it does when we die just then."""
+    """The guest is paused for the rest, and runs on; so it does when snaporch dies just then."""
     stopped: list[bool] = []
     stop = Brake._stop
 

@@ -118,7 +118,7 @@ async def linux(directory: Path, qemu: Qemu) -> AsyncIterator[Linux]:
 
 
 async def test_linux(tmp_path: Path, qemu: Qemu) -> None:
-    """Frozen at the point, thawed after it: by us, by whoever is left when we die, and after going back to it."""
+    """Frozen at the point, thawed after it: by snaporch, by the guard if snaporch dies, and after a revert."""
     async with linux(tmp_path, qemu) as guest:
         orch = guest.orch
         await guest.goes_on()

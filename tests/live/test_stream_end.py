@@ -57,7 +57,7 @@ async def test_abort(make_world: MakeWorld) -> None:
 
 
 async def test_guard(make_world: MakeWorld) -> None:
-    """By the guard, as when we die."""
+    """By the guard, as when snaporch dies."""
     world = await make_world(append=HEAVY)
     socket = Path(await world.socket()).with_name("query.sock")
 

@@ -117,7 +117,7 @@ def _leave(path: Path) -> socket.socket:
 
 @pytest.mark.usefixtures("qemu")
 async def test_after_one_that_left_with_answers_unread(tmp_path: Path) -> None:
-    """QEMU tells us what it still had to tell the client before us; we take none of it for ours."""
+    """QEMU tells us what it still had to tell the earlier client; we take none of it for ours."""
     foreign = left = 0
     while left < LEAVERS or (not foreign and left < MOST_LEAVERS):
         left += 1

@@ -39,7 +39,7 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     async def launch(self, launch: Launch) -> Handle:
-        """Start a machine, CPUs stopped; it outlives us. Whatever this raises, none is then left.
+        """Start a machine, CPUs stopped; it outlives snaporch. If this raises, no machine is left.
 
         `Launch.directory` is made before anything else, and kept until `clear`.
 
@@ -194,7 +194,7 @@ class Driver(abc.ABC):
         """Remove what a machine that is gone has left in the directory that it was launched with; logs are kept."""
 
     async def forget(self, handle: Handle) -> None:  # noqa: B027 - as above
-        """Remove what a machine that is gone has left, wherever that is; nothing if we did not start it."""
+        """Remove what a machine that is gone has left, wherever that is; nothing if snaporch did not start it."""
 
     async def free_ram(self) -> int | None:
         """Return the bytes of RAM that another guest can have here; None: that is not known."""

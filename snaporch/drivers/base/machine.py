@@ -60,9 +60,9 @@ class Stream(abc.ABC):
 
 
 class Guard(abc.ABC):
-    """Stands by while a guest is paused by us: if our process dies meanwhile, or is stopped, it lets the guest run.
+    """Watches while a guest is paused by snaporch: if snaporch dies or is stopped meanwhile, it lets the guest run.
 
-    It lives outside of our process, does nothing as long as we work, and leaves nothing behind but the verdict.
+    It is a process of its own, does nothing as long as snaporch works, and leaves nothing behind but the verdict.
     """
 
     @abc.abstractmethod
@@ -71,7 +71,7 @@ class Guard(abc.ABC):
 
     @abc.abstractmethod
     def has_acted(self) -> bool:
-        """Return whether it has let the guest run, as it has heard nothing of us for a while."""
+        """Return whether it has let the guest run, as it has heard nothing from snaporch for a while."""
 
     @abc.abstractmethod
     async def dismiss(self) -> None:
@@ -129,7 +129,7 @@ class Machine(abc.ABC):
 
     @abc.abstractmethod
     def run_changes(self) -> int:
-        """Return how often the guest was stopped or let run since `forget_pauses`, by us or by anybody else."""
+        """Return how often the guest was stopped or let run since `forget_pauses`, by snaporch or by others."""
 
     @abc.abstractmethod
     def forget_pauses(self) -> None:

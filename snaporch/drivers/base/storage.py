@@ -147,7 +147,7 @@ class Storage(abc.ABC):
         """
 
     async def release(self, paths: Collection[str]) -> None:  # noqa: B027 - nothing where all is done by ourselves
-        """End programs that we had started to work on files, and that a crash of ours has left to themselves."""
+        """End programs that snaporch had started to work on files, and that its crash has left running."""
 
     @abc.abstractmethod
     async def remove(self, path: str) -> None:

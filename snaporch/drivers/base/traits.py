@@ -104,7 +104,7 @@ class LiveMerges(Protocol):
         Args:
             top: the upper image.
             base: the lower one.
-            note: used where a disk is active on `top`. Should we die about then, the disk goes on with the image
+            note: used where a disk is active on `top`. If snaporch dies about then, the disk goes on with the image
                 that the note says, and so does the guest.
             options: how.
             progress: told how far it is.
@@ -151,8 +151,8 @@ class PointsInside(Protocol):
     async def load_guard(self, note: LoadNote) -> Guard:
         """Return a guard for this machine's guest, which runs, while it goes back to a point inside its images.
 
-        When we die before the load it lets the guest run on; from then on it loads the point, once more if need be,
-        and lets that run.
+        When snaporch dies before the load it lets the guest run on; from then on it loads the point, once more if
+        need be, and lets that run.
         """
 
 

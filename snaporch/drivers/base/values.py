@@ -178,8 +178,8 @@ class PivotNote:
     Attributes:
         write: called when both images read the same, nothing is written to either, and the disk is about to go
             over: from its return on, by which the note is durable, the upper one grows old.
-        verdict: a file, which `write` makes first; where it is not there when we die, or are stopped, the disk
-            stays, and the file says ``stay`` from then on, which `write` must then respect.
+        verdict: a file, which `write` makes first; where it is not there when snaporch dies, or is stopped, the
+            disk stays, and the file says ``stay`` from then on, which `write` must then respect.
     """
 
     write: Callable[[], Awaitable[None]]

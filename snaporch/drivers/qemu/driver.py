@@ -263,7 +263,7 @@ class QemuDriver(Driver, StartsBeside):
         before, after = QemuProcess.of(old), QemuProcess.of(new)
         if not before.attached or not after.attached:
             return new
-        # What is not there any more was renamed before a crash of ours.
+        # What is not there any more was renamed before a crash of snaporch.
         for made, final in ((after.socket, before.socket), *after.renames):
             if os.path.exists(made):
                 os.replace(made, final)

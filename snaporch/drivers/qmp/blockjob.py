@@ -159,8 +159,8 @@ class Brake:
 
     Attributes:
         node: the block node that the guest writes to.
-        group: for the limit: found by it, should we crash.
-        guard: lets a guest run that we have stopped, should we die.
+        group: for the limit: found by it, if snaporch crashes.
+        guard: lets a guest run that snaporch has stopped, if snaporch dies.
         machine: the guest's.
     """
 
@@ -187,7 +187,7 @@ class Brake:
             raise NotConverging(f"{self._qmp.label}: the guest writes faster than {job.id} merges")
         await self._stop()
         while not await job.reach(name, Patience(None)):
-            await self._stop()  # its guard may have let it run, as we were stopped
+            await self._stop()  # its guard may have let it run, as snaporch was stopped
 
     async def _slow_down(self, rate: float) -> bool:
         """Throttle the guest's writes to half of what the job copies; not where somebody else has set limits."""

@@ -51,7 +51,7 @@ def chain_of(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
 
 
 def _node_of(overlay: Overlay) -> str:
-    """Return the name of the block node of an overlay: its own, also after a crash of ours, and short enough."""
+    """Return the name of the block node of an overlay: the same after a crash of snaporch, and short enough."""
     return f"sp-{xxhash.xxh3_64_hexdigest(overlay.path.encode())}"
 
 

@@ -29,7 +29,7 @@ class Statistics:
         in_flight: commands whose answer somebody waits for.
         unanswered: commands whose answer nobody waits for any longer, and which did not come.
         late: answers that were dropped because nobody waited any longer.
-        foreign: answers that were dropped because they were to the client before us.
+        foreign: answers that were dropped because they were to the earlier client.
         events: events received, subscribed to or not.
         seconds_waited: the time from sending to the answer, summed over the commands whose answer was wanted.
     """

@@ -82,14 +82,14 @@ def _connected(path: str, seconds: float = SECONDS) -> socket.socket:
 class Monitor:
     """QMP, as little of it as is needed: one command at a time, events passed over.
 
-    And answers to the client before us, which QEMU gives to whom it has: see `snaporch.drivers.qmp.calls`.
+    And answers to the earlier client, which QEMU gives to whom it has: see `snaporch.drivers.qmp.calls`.
     """
 
     def __init__(self, path: str, seconds: float = SECONDS) -> None:
         self.socket = _connected(path, seconds)
         self.lines = self.socket.makefile("rb")
         self.number = int.from_bytes(os.urandom(6), "big")
-        while b'"QMP"' not in self.lines.readline():  # the greeting comes when the client before us is gone
+        while b'"QMP"' not in self.lines.readline():  # the greeting comes when the earlier client is gone
             pass
         self.ask("qmp_capabilities")
 

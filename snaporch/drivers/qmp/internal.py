@@ -3,7 +3,7 @@
 These "jobs" do all of their work at once in QEMU's main loop, which answers nothing meanwhile, not even the
 command that began them: a monitor that is silent for that long is no sign of a hang, so every command here waits.
 QEMU stops the guest by itself and lets it run again if it ran, whether or not anybody is connected. A job stays in
-the list until it is dismissed, which after a crash of ours is left to the next one.
+the list until it is dismissed, which after a crash of snaporch is left to the next one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def run(qmp: QMP, verb: str, arguments: Mapping[str, Any]) -> None:
 
 
 async def settle(qmp: QMP) -> str:
-    """Wait until no job is under way (a crash of ours leaves one), and return the last one's error, or nothing."""
+    """Wait until no job is under way (a crash of snaporch leaves one); return the last job's error, or nothing."""
     with qmp.subscribe("JOB_STATUS_CHANGE") as changes:
         while True:
             jobs = await qmp.execute("query-jobs", timeout=SECONDS)

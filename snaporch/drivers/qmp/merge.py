@@ -58,7 +58,7 @@ class Merger:
         """See a commit of an active image through to its end.
 
         It is not let finalize itself: while it is pending QEMU holds what the guest writes to the disk, and both
-        images are the same. The guard ends that if we die.
+        images are the same. The guard ends that if snaporch dies.
         """
         qmp = self.machine.qmp
         async with braked(self._brake(disk)) as brake:
@@ -68,7 +68,7 @@ class Merger:
             with trio.CancelScope(deadline=trio.current_time() + PIVOT_SECONDS, shield=True) as scope:
                 await note.write()
                 job.way_out = "job-finalize"
-                with suppress(CommandRefused):  # a guard has done so, as we were stopped
+                with suppress(CommandRefused):  # a guard has done so, as snaporch was stopped
                     await qmp.execute(job.way_out, {"id": job.id})
                 await job.event("BLOCK_JOB_COMPLETED")
             if scope.cancelled_caught:

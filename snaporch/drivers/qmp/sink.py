@@ -59,7 +59,7 @@ def set_rate(fd: int, rate: int) -> None:
 
 
 def hold(fd: int, seconds: float) -> None:
-    """Have the sink with this RATE take next to nothing for so long, or, with 0, go on; also should we die."""
+    """Have the sink with this RATE take next to nothing for so long, or, with 0, go on; also if snaporch dies."""
     os.pwrite(fd, _HELD.pack(time.monotonic() + seconds), _RATE.size)
 
 

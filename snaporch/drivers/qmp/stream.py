@@ -15,7 +15,7 @@ Rules (each learnt from a stream that could not be loaded, see docs/point.md):
    guest freezes at its next write. There a stream is ended by letting it run out.
 6. QEMU before 10.0 must not have a precopy cancelled that is just coming to its end: its thread stops the guest,
    makes the images inactive, finds itself cancelled, and lets the guest run; QEMU aborts at the guest's next write.
-   So the guest is stopped by us for that moment, and an end that has begun is waited for.
+   So the guest is stopped by snaporch for that moment, and an end that has begun is waited for.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ class QemuStream(Stream):
         return state
 
     def _sink_lives(self) -> bool:
-        """Return whether somebody writes the file: our sink, or one that a crash of ours has left to itself."""
+        """Return whether somebody writes the file: our sink, or one that a crash of snaporch has left to itself."""
         if self._sink is not None:
             return self._sink.poll() is None
         return bool(_sinks(self._plan.path))
@@ -363,7 +363,7 @@ class QemuStream(Stream):
             raise failure
 
     async def _end_sink(self) -> None:
-        """End the sink: ours, or one that a crash of ours has left."""
+        """End the sink: ours, or one that a crash of snaporch has left."""
         if self._sink is not None:
             self._sink.kill()
             await self._sink.wait()

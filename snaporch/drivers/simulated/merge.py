@@ -51,7 +51,7 @@ class Merger:
 
     @contextmanager
     def _guarded(self, pivot: Pivot, note: PivotNote) -> Iterator[None]:
-        """Let the guest write again if the merge fails, and have a guard see to it if we die."""
+        """Let the guest write again if the merge fails, and have a guard see to it if snaporch dies."""
         client, process = self.machine.client, self.machine.process
         guard = pivot_guard(client, process, note)
         client.guards.add(guard)

@@ -146,7 +146,7 @@ class HelperClient:
 
 @attrs.define
 class SharedHelper:
-    """A helper for short questions: started by the first, and kept for the next ones for as long as we live."""
+    """A helper for short questions: started by the first, and kept for as long as snaporch runs."""
 
     label: str = "xen"
     _client: HelperClient | None = None
