@@ -528,7 +528,7 @@ class Participant(Actor):
         return self.context.verdict(f"{self.name}.{overlay.target}")
 
     async def _obey_guards(self) -> None:
-        """Remove overlays that were to be removed when snaporch died or was stopped: no disk is on them any more."""
+        """Remove overlays whose removal a crash has interrupted: no disk is on them any more."""
         for overlay in self.plan.overlays:
             verdict = self._verdict(overlay)
             if verdict.read() not in {"", STAY}:

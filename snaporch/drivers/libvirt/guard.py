@@ -13,8 +13,8 @@ nothing is done; else it is ``undone`` from now on, RIVAL (a UUID, or ``-``) is 
 ``pivot``: the disk TARGET is about to go over to the image below its own. It does where VERDICT says so; else it
 stays, which VERDICT says from now on. Then the guest runs.
 
-The guest runs by libvirt's own call, so that libvirt takes up its disk leases again. There is no other way to QEMU:
-its one monitor is libvirtd's. Where that does not answer, all of it is tried again.
+The guest is resumed by libvirt's own call, so that libvirt takes its disk leases again. There is no other way to
+QEMU: its one monitor is libvirtd's. If libvirtd does not answer, the guard tries again.
 """
 
 from __future__ import annotations

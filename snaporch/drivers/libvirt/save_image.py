@@ -1,6 +1,6 @@
 """The header that libvirt writes before a guest's memory; no I/O.
 
-With it a memory file of ours is one that ``virsh restore`` takes, and one of libvirt's is one that snaporch loads.
+With it ``virsh restore`` takes snaporch's memory files, and snaporch loads libvirt's.
 It is ``virQEMUSaveHeader`` of src/qemu/qemu_saveimage.h and has 92 bytes: a magic, then in the host's byte order
 the version, the length of what follows, whether the guest ran, the compression, where a cookie begins, and zeros.
 The XML of the domain follows, with a zero byte, and zeros up to where the memory stream begins.

@@ -1,4 +1,4 @@
-"""Where the images of requests may lead: what a service allows, whatever the spelling and whatever backs them."""
+"""Which images a request may use: the service's limits, for every spelling and every backing file."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""A program of its own that lets a guest go on when snaporch dies, or is stopped, while it holds the guest.
+"""A program of its own that lets a paused guest go on when snaporch dies, or is stopped, during the pause.
 
     python -I -S guard.py ACTION ARGUMENT... < leash
 
-It stands by from before a guest is held until after it, and holds one end of a pipe whose other end only snaporch
-has:
+It runs from before the pause until after it, and has one end of a pipe whose other end only snaporch has:
 
 - a ``.`` on it is a heartbeat: snaporch sends one every second;
 - a ``d`` is the dismissal, after which the program ends and has done nothing;
@@ -11,13 +10,13 @@ has:
 - SILENCE seconds without a byte mean that snaporch is stopped (Ctrl-Z, SIGSTOP, a write to a pipe that nobody
 reads).
 
-Then the guest goes on. How, ACTION knows: the path of a Python file of a driver with a function
+Then the guest goes on. ACTION says how: the path of a Python file of a driver with a function
 
     act(arguments: Sequence[str], *, dead: bool, decide: Callable[[str, str], str]) -> bool
 
 (`decide` is the function below). It returns whether all is done; where it is not (there is nothing to do yet, or a
-daemon is away), it is called again a second later. An OSError or a ValueError means that the hypervisor is gone,
-and with it what was guarded.
+daemon does not answer), it is called again a second later. An OSError or a ValueError means that the hypervisor is
+gone, and with it what was guarded.
 
 Seconds are counted by this program's own looks, one a second: where it was frozen itself, together with snaporch,
 that was one look, however long it took, and snaporch gets its time to send the next heartbeat.

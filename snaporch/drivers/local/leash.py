@@ -1,4 +1,4 @@
-"""A guard from snaporch's side: the process `snaporch.drivers.local.guard`, and the leash that it is held by."""
+"""A guard from snaporch's side: the process `snaporch.drivers.local.guard`, and the pipe to it (the leash)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A system call that hangs cannot be taken back: its thread stays in it. So the threads that look at what is in one
 directory are few, and none of those that everything else is done in. Where all of them hang, the next look there is
-refused at once: whoever asks again and again waits for nothing, and costs nothing.
+refused at once: repeated requests do not wait, and use no threads.
 """
 
 from __future__ import annotations

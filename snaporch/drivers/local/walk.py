@@ -1,7 +1,7 @@
-"""A path is walked, one directory after the other: nobody who may not can lead it elsewhere meanwhile.
+"""Opens a path one directory after the other, so that no other user can lead it elsewhere meanwhile.
 
-A path that was checked and is opened later by its name may be another file's by then: whoever may change one of the
-directories on the way, or a link, decides. So each directory is opened from the one before (``openat`` with
+A path that was checked and is opened later by its name may be another file's by then: a user who may change one of
+the directories on the way, or a link, decides. So each directory is opened from the one before (``openat`` with
 ``O_NOFOLLOW``), links are followed here, and a directory that others may write to ends the walk. What is left to
 change the way is root and the users that are trusted.
 """

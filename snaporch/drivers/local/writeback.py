@@ -1,7 +1,7 @@
 """What a guest has written to its images goes to disk before it is paused, so that the pause need not wait for it.
 
-A hypervisor that stops a guest flushes its images while the guest stands. What a guest has written and not synced
-is in the host's page cache; whoever opens the file can have it written from there, while the guest runs on.
+A hypervisor that stops a guest flushes its images while the guest is paused. What a guest has written and not
+synced is in the host's page cache; another process that opens the file can have it written while the guest runs on.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a QEMU's command line holds of the host, what a second process gets in its place, and what it cannot get.
+"""What a QEMU's command line uses of the host, what a second process gets instead, and what it cannot get.
 
 Logs go on in the same files, never cut. What one process alone can have (a port, a socket's path, a tap interface)
 keeps a second one from coming up beside the first. A *trial*, a throw-away copy that shows whether memory loads,
 has a *stand-in* for it: an interface in a private network namespace, character devices connected to nothing, memory
-that is not shared. What there is no stand-in for, or what no process can be started with again, is said with
-the word of the command line that stands in the way.
+that is not shared. If there is no stand-in, or no process can be started with an option again, the reason names
+the word of the command line that prevents it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""QMP, the language in which QEMU is told what to do.
+"""QMP, the protocol that controls QEMU.
 
 `open_qmp` connects to a QEMU, `QMPClient` executes commands and hands out events.
 `snaporch.drivers.qmp.wire` is the same without I/O.

@@ -1,9 +1,9 @@
 """The QEMU guest agent: a program in the guest that freezes and thaws its file systems.
 
 It is reached through a unix socket that QEMU connects to a serial port of the guest. That port knows no beginning
-and no end of a connection: what a client before us has asked may still be answered to us. So every conversation
-begins with 0xFF, which makes the agent give up whatever half a request it holds, and ``guest-sync-delimited``,
-whose answer is found by another 0xFF and a number of our own (QEMU's docs/interop/qemu-ga.rst).
+and no end of a connection: an earlier client's request may still be answered to this one. So every conversation
+begins with 0xFF, which makes the agent drop half a request, and ``guest-sync-delimited``,
+whose answer is found by another 0xFF and a number of snaporch's (QEMU's docs/interop/qemu-ga.rst).
 
 An agent that is not there does not refuse: it says nothing. Everything here therefore has a deadline.
 """

@@ -2,7 +2,7 @@
 
 A commit of the image that a guest writes to is *ready* once it has copied all that was there and all that the guest
 has written since; only then can it end. A guest that writes faster than that is held back step by step (`Brake`):
-at first not at all, then its writes to that disk are throttled, then, if the caller wants it, its CPUs stop.
+at first not at all, then its writes to that disk are throttled, then, if the caller allows it, its CPUs stop.
 """
 
 from __future__ import annotations

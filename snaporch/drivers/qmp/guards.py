@@ -1,4 +1,4 @@
-"""The guards of a QEMU guest, from snaporch's side: what they are told. What they do is in `guard`."""
+"""The guards of a QEMU guest, from snaporch's side: their arguments. What they do is in `guard`."""
 
 from __future__ import annotations
 

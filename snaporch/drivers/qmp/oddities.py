@@ -1,4 +1,4 @@
-"""What stands between a disk of a QEMU and a plain image, read from the names that QEMU gives its nodes. No I/O.
+"""What lies between a disk of a QEMU and a plain image, read from the names that QEMU gives its nodes. No I/O.
 
 QEMU names a node by its file where that says all, and else by ``json:`` and all of its options.
 """

@@ -1,6 +1,6 @@
-"""What answers to commands look like, as far as we read them: another shape is an error of QEMU's, and no riddle.
+"""The shapes of answers to commands, as far as snaporch reads them: any other shape is a clear error.
 
-A hypervisor that a guest has taken over says what it likes. No I/O.
+A hypervisor that a guest has taken over may answer anything. No I/O.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A program of its own that puts a memory stream on disk: ``python sink.py FILE RESULT RATE < pipe``.
 
-RATE is the number of a descriptor of shared memory, by which whoever started it may change at any time how many
-bytes a second it takes (`set_rate`), and have it wait for a moment (`hold`).
+RATE is the number of a descriptor of shared memory, by which snaporch may change at any time how many bytes a
+second it takes (`set_rate`), and have it wait for a moment (`hold`).
 
 Why not let QEMU write the file: after `cont`, a guest that writes to a page waits until QEMU's migration thread
 has saved that page, and while that thread sits in a write() to a slow disk, so does the guest. QEMU therefore

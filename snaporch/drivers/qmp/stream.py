@@ -2,15 +2,15 @@
 
     QEMU migration thread -> pipe -> sink process (O_DIRECT, checksum) -> memory file
 
-Rules (each learnt from a stream that could not be loaded, see docs/point.md):
+Rules (the reasons are in docs/point.md):
 
-1. Every capability is set explicitly before a stream, and all that was is put back after it: one left over from
-   someone else ruins the next stream silently.
-2. Status ``active`` is not the point. With background-snapshot the point is held when the first page has been
-   sent, `armed` says why.
+1. Every capability is set explicitly before a stream, and the earlier values are put back after it: a
+   capability that another client has left on ruins the next stream silently.
+2. Status ``active`` is not the point. With background-snapshot the point is complete when the first page has been
+   sent; `armed` says why.
 3. A migration that was ordered and not answered may run: `abort` ends whatever is there.
 4. The pipe is emptied until QEMU is through with it, whatever else fails; a read end stays open in QEMU itself, so
-   that even with us and the sink both killed it meets a full pipe and never a broken one.
+   that even with snaporch and the sink both killed it meets a full pipe and never a broken one.
 5. QEMU before 9.0 must never have a background migration cancelled or failed: it keeps RAM write-protected, and the
    guest freezes at its next write. There a stream is ended by letting it run out.
 6. QEMU before 10.0 must not have a precopy cancelled that is just coming to its end: its thread stops the guest,
