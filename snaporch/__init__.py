@@ -41,7 +41,15 @@ from snaporch.errors import (
     UnreadableRecord,
     Unsupported,
 )
-from snaporch.model.domain import DiskStatus, DomainDefinition, DomainInfo, DomainRecord, DomainState, Handle
+from snaporch.model.domain import (
+    Discovered,
+    DiskStatus,
+    DomainDefinition,
+    DomainInfo,
+    DomainRecord,
+    DomainState,
+    Handle,
+)
 from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import (
     Estimate,
@@ -91,6 +99,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "OnTimeout",
     "MergeOptions",
     "SharedBandwidth",
+    "Discovered",
     "DomainDefinition",
     # answers
     "SnapshotRecord",

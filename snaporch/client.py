@@ -31,7 +31,7 @@ import trio
 
 from snaporch.errors import InvalidInput, ServiceGone, SnaporchError
 from snaporch.model.convert import lenient, load_definition
-from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord, DomainState
+from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord, DomainState
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
     Estimate,
@@ -167,6 +167,11 @@ class Client:
     ) -> DomainInfo:
         """See `Orchestrator.attach`."""
         return await self._act(name, "attach", socket=socket, driver=driver, uri=uri, of=of)
+
+    async def discover(self, driver: str = "") -> tuple[Discovered, ...]:
+        """See `Orchestrator.discover`."""
+        asked = {"driver": driver} if driver else {}
+        return cast("tuple[Discovered, ...]", await self._get(tuple[Discovered, ...], "discover", **asked))
 
     async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
         """See `Orchestrator.start`."""

@@ -36,7 +36,7 @@ from snaporch.errors import (
     TargetExists,
 )
 from snaporch.model.convert import load_definition
-from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import check_name, in_order, new_uuid
 from snaporch.model.record import (
@@ -59,6 +59,7 @@ from snaporch.operations import places
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.operations.create import create
 from snaporch.operations.delete import delete
+from snaporch.operations.discover import discover
 from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
 from snaporch.operations.doctor import doctor, foretell
 from snaporch.operations.edit import edit
@@ -215,6 +216,20 @@ class Orchestrator:
             await check_attached(self._context, operation, record)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
+
+    async def discover(self, driver: str = "") -> tuple[Discovered, ...]:
+        """Return what could be attached to, and what stands in the way; nothing is touched by that.
+
+        Args:
+            driver: only by this driver; by default by all that can say it: of one that cannot be used here the
+                answer has the reason.
+
+        Raises:
+            InvalidInput: there is no such driver.
+            Unsupported: it cannot be used here, or cannot say it.
+            HypervisorError: nobody answers it.
+        """
+        return await discover(self._context, driver)
 
     async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
         """Start an inactive domain; its process outlives this one.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import trio
 
-from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
     Estimate,
@@ -44,6 +44,9 @@ class AnyOrchestrator(Protocol):
         self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
     ) -> DomainInfo:
         """See `Orchestrator.attach`."""
+
+    async def discover(self, driver: str = "") -> tuple[Discovered, ...]:
+        """See `Orchestrator.discover`."""
 
     async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
         """See `Orchestrator.start`."""

@@ -141,6 +141,20 @@ async def attach(
         return _state(await orchestrator.attach(name, socket, driver=driver or "qemu", uri=uri, of=of))
 
 
+@app.command
+async def discover(*, driver: str = "", session: Here) -> Answer:
+    """List what could be attached to, and what stands in the way.
+
+    Parameters
+    ----------
+    driver
+        Only by this driver: qemu or libvirt.
+    """
+    async with session.look() as orchestrator:
+        found = await orchestrator.discover(driver)
+    return Answer(found, lambda human: human.discovered(found))
+
+
 @app.command(name="list")
 async def list_(*, session: Here) -> Answer:
     """List all domains."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,9 @@ from snaporch.cli.fitted import Fitted
 from snaporch.cli.tree import Drawing
 from snaporch.engine.states import State
 from snaporch.images.merge import render
-from snaporch.model.domain import DomainInfo, DomainState
+from snaporch.model.domain import Discovered, DomainInfo, DomainState
 from snaporch.model.merge import MergePlan
+from snaporch.model.names import NAME
 from snaporch.model.record import (
     Boot,
     FileRecord,
@@ -238,6 +240,24 @@ def domains(infos: Sequence[DomainInfo], unreadable: Sequence[Unreadable] = ()) 
     ]
     table = Fitted(("name", "state", "disks", "current"), rows, less=("disks", "current", "state"))
     return Group(table, *(_text(_lost(each), "bold red") for each in unreadable))
+
+
+def discovered(found: Sequence[Discovered]) -> RenderableType:
+    """Return a line for each that could be attached to, and the command that does it, or what stands in the way."""
+    return Group(*(_text(_discovered(each)) for each in found)) if found else line("nothing is found")
+
+
+def _discovered(each: Discovered) -> str:
+    who = each.name or (f"process {each.pid}" if each.pid else "-")
+    who += f" (process {each.pid}, of {each.user})" if each.name and each.pid else ""
+    if each.domain:
+        return f"{each.driver}  {who}: it is the domain {each.domain}"
+    if each.blocker:
+        return f"{each.driver}  {who}: {each.blocker}"
+    where = f"--qmp {shlex.quote(each.sockets[0])}" if each.sockets else f"--driver {each.driver} --uri {each.uri}"
+    name = each.name if NAME.fullmatch(each.name) else "NAME"
+    of = f" --of {shlex.quote(each.name)}" if each.uri and name != each.name else ""
+    return f"{each.driver}  {who}: `snaporch domain attach {name} {where}{of}`"
 
 
 def snapshots(

@@ -228,6 +228,32 @@ class MachineShape:
     devices: tuple[str, ...] = ()
 
 
+@versioned("discovered")
+@attrs.frozen
+class Discovered:
+    """A domain that something else runs, or why a driver cannot say which there are.
+
+    Attributes:
+        driver: by which it could be attached to.
+        name: its name there; empty: it has none, or this is about the driver.
+        pid: its process, or 0.
+        user: whose process that is.
+        domain: the domain of this root that it is already, or empty.
+        sockets: by which it can be attached to, where the driver goes by sockets.
+        uri: of the manager that has it.
+        blocker: what stands in the way of attaching to it, or empty.
+    """
+
+    driver: str
+    name: str
+    pid: int = 0
+    user: str = ""
+    domain: str = ""
+    sockets: tuple[str, ...] = ()
+    uri: str = ""
+    blocker: str = ""
+
+
 @versioned("domain-info")
 @attrs.frozen
 class DomainInfo:

@@ -20,7 +20,7 @@ from snaporch.engine.run import name_next
 from snaporch.errors import Forbidden, InvalidInput, OperationFailed, UnreadableRecord
 from snaporch.model import documents
 from snaporch.model.convert import dumps, loads
-from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import new_id
 from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, Unreadable
@@ -87,6 +87,11 @@ async def attach(call: Call) -> DomainInfo:
     return await call.service.orchestrator.attach(
         call.domain, body.socket, driver=body.driver, uri=body.uri, of=body.of
     )
+
+
+async def discover(call: Call) -> tuple[Discovered, ...]:
+    """List what could be attached to, and what stands in the way."""
+    return await call.service.orchestrator.discover(call.query.get("driver", ""))
 
 
 async def start(call: Call) -> DomainInfo:
@@ -321,6 +326,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/recover", A, recover, shapes.Recover, OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/fsck", A, fsck, shapes.Fsck, OperationStatus, status=202, query=("wait",)),
     Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain", "kind")),
+    Route("GET", "/v1/discover", A, discover, answer=list[Discovered], query=("driver",)),
     Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain", "measure")),
     Route("GET", "/v1/schedules", V, schedules, answer=list[ScheduleInfo]),
     Route("GET", "/v1/changes", V, changes, answer=Changes, query=("after", "wait", "limit")),

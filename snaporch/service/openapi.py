@@ -29,6 +29,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
     "after": {"type": "string"},
     "domain": {"type": "string"},
+    "driver": {"type": "string"},
     "outcome": {"type": "string", "enum": ["complete", "rolled-back", "stranded", "running", "failed"]},
     "kind": {"type": "string", "enum": ["domain", "snapshot", "operation"]},
     "since": {"type": "number", "minimum": 0},

@@ -24,6 +24,7 @@ from snaporch.drivers.base.values import (
     untold,
 )
 from snaporch.errors import Unsupported
+from snaporch.model.domain import Discovered, Handle
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
@@ -207,6 +208,19 @@ class StartsBeside(Protocol):
         """Return why the launch cannot run beside the domain's present machine, or an empty string."""
 
 
+@runtime_checkable
+class Discovers(Protocol):
+    """What could be attached to can be listed."""
+
+    @abc.abstractmethod
+    async def discover(self, known: Mapping[str, Handle]) -> Sequence[Discovered]:
+        """Return the hypervisor's domains; nothing is changed by that, and no secret of theirs is told.
+
+        Args:
+            known: by name, the handles of this root's domains that are this driver's.
+        """
+
+
 # --- of storages --------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +323,7 @@ TRAITS: Mapping[type, tuple[Trait, str]] = {
     ),
     DirtyRate: (Trait.DIRTY_RATE, "cannot tell how quickly a guest writes"),
     StartsBeside: (Trait.STARTS_BESIDE, "runs one machine of a name: no other starts beside it"),
+    Discovers: (Trait.DISCOVERS, "cannot list what could be attached to"),
     OfflineMerges: (Trait.OFFLINE_MERGES, "cannot merge images"),
     ImagePoints: (Trait.IMAGE_POINTS, "keeps nothing inside images; leave out what asks for internal disks"),
     ChainCosts: (Trait.CHAIN_COSTS, "cannot measure what a chain costs"),

@@ -46,6 +46,8 @@ class Trait(enum.StrEnum):
     """Of a machine: it can be told how quickly the guest writes to its memory."""
     STARTS_BESIDE = "starts-beside"
     """Of a driver: a second machine of a domain can be started beside the first; else a name is one machine."""
+    DISCOVERS = "discovers"
+    """Of a driver: it can list what could be attached to."""
     OFFLINE_MERGES = "offline-merges"
     """Of a storage: images that nobody has open can be merged."""
     IMAGE_POINTS = "image-points"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import trio
 
 from snaporch.drivers.base import (
     Address,
+    Discovers,
     Driver,
     Info,
     Launch,
@@ -38,7 +39,7 @@ from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, Refused, Unsupported
-from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
+from snaporch.model.domain import Discovered, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
 
 START_SECONDS = 120.0
@@ -48,7 +49,7 @@ NOTE = "libvirt.json"
 COPIES = uuid.UUID("6d2c1c4e-3f0b-4d52-9d1b-2f5a7a0c8f11")  # the name space of the UUIDs of copies
 INFO = Info(
     DRIVER,
-    MACHINE_TRAITS | {Trait.GUEST_AGENT} | LocalStorage.traits,
+    MACHINE_TRAITS | {Trait.GUEST_AGENT, Trait.DISCOVERS} | LocalStorage.traits,
     one_call=True,
 )
 
@@ -59,7 +60,7 @@ def default_uri() -> str:
 
 
 @attrs.define
-class LibvirtDriver(Driver):
+class LibvirtDriver(Driver, Discovers):
     """Domains of a libvirt of this host."""
 
     info: Info = attrs.field(default=INFO, init=False)
@@ -92,6 +93,17 @@ class LibvirtDriver(Driver):
             names = ", ".join(sorted(domains)) or "none"
             raise Refused(f"{connection.uri} has no domain {name!r}; it has {names}")
         return domains[name]
+
+    async def discover(self, known: Mapping[str, Handle]) -> Sequence[Discovered]:
+        """See Discovers: the domains of the user's libvirtd."""
+        uuids = {LibvirtDomain.of(handle).uuid: name for name, handle in known.items()}
+        uri, found = default_uri(), list[Discovered]()
+        async with open_connection(uri, DRIVER) as connection:
+            for domain in await connection.call("virConnectListAllDomains", connection.raw.listAllDomains, 0):
+                mine = uuids.get(domain.UUIDString(), "")
+                why = "" if mine else await _in_the_way(connection, domain)
+                found.append(Discovered(DRIVER, domain.name(), domain=mine, uri=uri, blocker=why))
+        return sorted(found, key=lambda each: each.name)
 
     async def present(self, record: DomainRecord) -> Handle | None:
         """See Driver: libvirt's users start, end and rename their domains as they like."""
@@ -345,6 +357,18 @@ async def _define(connection: Connection, xml: str) -> None:
 def _note(directory: Path, known: LibvirtDomain) -> None:
     document = {"uri": known.uri, "uuid": known.uuid, "name": known.name, "copy": known.copy}
     (directory / NOTE).write_text(json.dumps(document))
+
+
+async def _in_the_way(connection: Connection, domain: Any) -> str:
+    """Return why a domain cannot be attached to, or an empty string."""
+    try:
+        await _check_managed_save(connection, domain, domain.name())
+        if not await connection.call("virDomainIsActive", domain.isActive):
+            return "it does not run: `virsh start` starts it"
+        domain_xml.disks(domain_xml.parse(await connection.call("virDomainGetXMLDesc", domain.XMLDesc, 0)))
+    except (Refused, HypervisorError) as error:
+        return str(error)
+    return ""
 
 
 async def _check_managed_save(connection: Connection, domain: Any, name: str) -> None:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,25 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Address, Driver, Info, Launch, Machine, StartsBeside, StreamPlan, Trait, Writer
+from snaporch.drivers.base import (
+    Address,
+    Discovers,
+    Driver,
+    Info,
+    Launch,
+    Machine,
+    StartsBeside,
+    StreamPlan,
+    Trait,
+    Writer,
+)
 from snaporch.drivers.local import hugepages, process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.qemu import attach, hostside, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
+from snaporch.drivers.qemu.discover import discover
 from snaporch.drivers.qemu.hostside import Held
 from snaporch.drivers.qemu.options import expand, parse
 from snaporch.drivers.qemu.surroundings import foreign, untrusted
@@ -32,7 +44,7 @@ from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, OtherMachine, Refused, Unsupported
-from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
+from snaporch.model.domain import Discovered, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way, WayBack
 
@@ -88,13 +100,15 @@ def _spawn(command: attach.Relaunch, fds: list[int], log: Path) -> int:
 
 INFO = Info(
     "qemu",
-    MACHINE_TRAITS | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE} | LocalStorage.traits,
+    MACHINE_TRAITS
+    | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE, Trait.DISCOVERS}
+    | LocalStorage.traits,
     logs=(LOG,),
 )
 
 
 @attrs.define
-class QemuDriver(Driver, StartsBeside):
+class QemuDriver(Driver, StartsBeside, Discovers):
     """Domains in QEMU processes of this host."""
 
     info: Info = attrs.field(default=INFO, init=False)
@@ -334,6 +348,12 @@ class QemuDriver(Driver, StartsBeside):
                 )
                 memory = machine.capabilities.ram
         return DomainDefinition(name=name, memory=memory, disks=disks, emulator=argv[0]), made.handle(self.name)
+
+    async def discover(self, known: Mapping[str, Handle]) -> Sequence[Discovered]:
+        """See Discovers: by what /proc says."""
+        locals_ = {name: QemuProcess.of(handle).local for name, handle in known.items()}
+        pids = {each.pid: name for name, each in locals_.items() if process.alive(each)}
+        return await trio.to_thread.run_sync(discover, pids)
 
     async def way_back(self, record: DomainRecord, machine: Machine) -> WayBack:
         """See Driver: what the command line, the program and the devices of now allow."""
