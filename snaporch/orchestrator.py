@@ -681,8 +681,7 @@ class Orchestrator:
 
         `kind` is ``domain``, ``snapshot`` or ``operation``; by default all are looked at.
 
-        A record that is damaged, or that a newer snaporch has written, stands in the way of what depends on it, and
-        of nothing else.
+        A record that is damaged, or that a newer snaporch has written, blocks only what depends on it.
         """
         return await self._context.catalog.unreadable(domain, kind)
 
@@ -802,7 +801,7 @@ class Orchestrator:
         return await foretell(self._context, domain, strategy)
 
     async def doctor(self, domain: str | None = None, *, measure: bool = True) -> dict[str, Any]:
-        """Return what this host, and a domain, can do, and what stands in the way.
+        """Return what this host, and a domain, can do, and what prevents the rest.
 
         Args:
             domain: the domain's name, or None.

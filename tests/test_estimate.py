@@ -38,7 +38,7 @@ def test_it_goes_by_the_last_ones() -> None:
 
 
 def test_standing_it_pauses_for_all_of_it() -> None:
-    """A guest that is not live stands until its memory is saved, whatever live ones took."""
+    """A guest that is not live is paused until its memory is saved, whatever live ones took."""
     told = estimate(Strategy.PAUSED, GIB, [PastCheckpoint(Strategy.BACKGROUND, int(1e8), 1.0, 0.01)])
     assert told.pause == told.seconds == pytest.approx(1.0)
 

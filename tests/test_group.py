@@ -135,7 +135,7 @@ def domain_busy(root: Path, domain: str) -> Iterator[None]:
 async def test_one_point(
     tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, count: int, strategy: Strategy
 ) -> None:
-    """All stand before any switches, all have switched and are armed before any runs on: one point."""
+    """All are paused before any switches, all have switched and are armed before any runs on: one point."""
     async with open_group(tmp_path, count) as group:
         await group.create(strategy)
         assert max(group.when("effect", "machine.pause")) < min(group.when("call", "machine.switch"))
@@ -186,7 +186,7 @@ async def test_one_point_precopy(
 
 
 async def test_one_cannot(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
-    """Where one cannot go by background LIVE is refused, with its reason; without LIVE all stand until saved."""
+    """Where one cannot go by background LIVE is refused, with its reason; without it all pause until saved."""
     async with open_group(tmp_path, 2) as group:
         group.host.models["web1"] = attrs.evolve(group.host.model, background_blocker="VFIO")
         await group.orch.destroy("web1")
@@ -382,7 +382,7 @@ async def test_cancelled(tmp_path: Path, autojump_clock: MockClock, threads_hold
 
 
 async def test_revert(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
-    """All go back as one operation, found by any of them, and no new guest runs before every old one stands."""
+    """All go back as one operation, found by any of them, and no new guest runs before every old one is paused."""
     async with open_group(tmp_path, 3) as group:
         await group.create()
         old = group.host.processes()

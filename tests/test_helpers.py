@@ -1,4 +1,4 @@
-"""The two processes that stand by for us, at the moment in which we die."""
+"""The two helper processes, at the moment in which snaporch dies."""
 
 from __future__ import annotations
 

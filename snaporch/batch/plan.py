@@ -90,7 +90,7 @@ class How:
     Attributes:
         name: of every snapshot of a batch, from ``{plan}``, ``{time}`` (UTC) and ``{batch}``.
         description: free text.
-        live: running guests run on; else each stands until its memory is saved.
+        live: running guests run on; else each is paused until its memory is saved.
         memory: with memory, where there is any; else only inactive domains can be taken.
         strategy: how the memory of a running guest is saved.
         quiesce: the guest agent freezes the guest's file systems around the point.

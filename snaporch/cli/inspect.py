@@ -116,7 +116,7 @@ async def fsck(domain: str | None = None, /, *, repair: bool = False, session: H
 
 
 async def doctor(domain: str | None = None, /, *, session: Here) -> Answer:
-    """Say what this machine, and a domain, can do, and what stands in the way.
+    """Say what this machine, and a domain, can do, and what prevents the rest.
 
     Parameters
     ----------

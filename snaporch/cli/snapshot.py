@@ -238,7 +238,7 @@ async def revert(
     running
         It runs afterwards, whatever it did at the point.
     paused
-        It stands afterwards, whatever it did at the point.
+        The guest is paused afterwards, also if it ran at the point.
     force
         Replace whatever is there: a guest that hangs, a definition that has changed.
     save_current

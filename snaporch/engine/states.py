@@ -148,7 +148,7 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.KEEPING: {Signal.DISPLACE: State.DISPLACING, **_FAIL},
     State.DISPLACING: {Signal.LOAD: State.LOADING, Signal.SWAP: State.SWAPPING, **_FAIL},
     State.LOADING: {Signal.SWAP: State.SWAPPING, **_FAIL},
-    # Of a group the old guests all stand before the first new one runs: several phases, one state, see `steps`.
+    # Of a group all old guests are paused before the first new one runs: several phases, one state, see `steps`.
     State.SWAPPING: {Signal.SWAP: State.SWAPPING, Signal.COMMIT: State.COMMITTING, **_FAIL},
     State.MERGING: {Signal.COMMIT: State.COMMITTING, Signal.STUCK: State.STRANDED, **_FAIL},
     State.COMMITTING: {Signal.DONE: State.COMPLETE, **_FAIL},

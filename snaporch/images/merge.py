@@ -281,7 +281,7 @@ def plan_flatten(graph: Graph, tops: Iterable[str], depth: int, *, limit: int = 
     Args:
         graph: as it is.
         tops: images, each of another disk.
-        depth: at least 1: then they stand alone.
+        depth: at least 1: then they are alone in their chains.
         limit: chains that are no longer than this stay as they are.
 
     Raises:

@@ -129,7 +129,7 @@ async def _forward(context: Context, operation: Operation, journal: MergeJournal
 
 
 async def _cut_short(context: Context, operation: Operation, why: str) -> Stranded:
-    """Note that a delete stands where it is, and return the error that says so."""
+    """Note that a delete is interrupted here, and return the error that says so."""
     operation.machine = OperationState(State.STRANDED)
     with trio.CancelScope(shield=True):
         await context.catalog.write(Change(operation=operation.record(error=why)))

@@ -209,7 +209,7 @@ async def estimate(call: Call) -> Estimate:
 
 
 async def doctor(call: Call) -> dict[str, Any]:
-    """Say what this host, and a domain, can do, and what stands in the way; for a viewer nothing is measured."""
+    """Say what this host, and a domain, can do, and what prevents the rest; for a viewer nothing is measured."""
     measure = call.caller.role is not None and call.caller.role >= Role.OPERATOR
     measure = measure and call.query.get("measure") != "false"
     async with call.service.doctors:

@@ -1,4 +1,4 @@
-"""Checks of points inside images: that they can be gone back to, and what stands against it."""
+"""Checks of points inside images: reverts to them, and what prevents a revert."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class SimulatedWorld:
         return found[0]
 
     async def number(self) -> int:
-        """See World; also of a guest that stands still."""
+        """See World; also of a paused guest."""
         await trio.lowlevel.checkpoint()
         return self.host.guest(self.process()).ticks
 

@@ -65,5 +65,5 @@ async def check_timings(world: World) -> None:
         )
     await world.orchestrator.pause(world.domain)
     timings = (await take(world, "of-paused")).timings
-    expect(timings.pause is None, f"a guest that stood still was paused for {timings.pause} s")
+    expect(timings.pause is None, f"an already paused guest was paused for {timings.pause} s")
     await world.check_still()

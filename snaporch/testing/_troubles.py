@@ -1,4 +1,4 @@
-"""Checks of what a driver promises when things go wrong: complete, or everything as it was before."""
+"""Checks of drivers when things go wrong: an operation is complete, or everything is as it was before."""
 
 from __future__ import annotations
 

@@ -302,7 +302,7 @@ def tcp(option: str) -> Callable[[Lab], Sequence[str]]:
     return lambda lab: option.replace("PORT", str(20000 + os.getpid() % 20000 + len(lab.qemu.version))).split()
 
 
-# What stands in the way of a second process, and the word of the command line that is named for it.
+# What prevents a second process, and the word of the command line that is named for it.
 HELD: dict[str, tuple[Callable[[Lab], Sequence[str]], Way, str]] = {
     "forwarded port": (
         tcp("-netdev user,id=n0,hostfwd=tcp:127.0.0.1:PORT-:22"),

@@ -1,7 +1,7 @@
 """A few kills of the fault matrix; the whole of it takes longer than a suite should (docs/fault-matrix.md).
 
-The kinds of operation whose power is cut are those that were once found wrong: the times of an image that a merge
-had written to were those of before it, and what a stream leaves beside its file was back after it had been removed.
+The power is cut in the operations that depend most on what is synced: merges, which write to images without syncing
+their times, and streams, which remove files beside the memory file.
 """
 
 from __future__ import annotations

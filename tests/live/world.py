@@ -44,7 +44,7 @@ SLOW_BANDWIDTH = 20 * MIB
 NEVER_CONVERGES = "ram=64 dirty=400"  # in precopy, at that bandwidth
 
 # Seen with bare QEMU 7.2 too (one `migrate` to a file, no disks, a busy host): some page of the guest is older in
-# the file than the others, as if it had been written to and not marked dirty. Not seen on 10.0.
+# the file than the others, as if it had been written to and not marked dirty. Only on 7.2.
 LOSES_PAGES = pytest.mark.xfail(reason="QEMU 7.2 under TCG loses dirtied pages in precopy", strict=False)
 
 

@@ -202,4 +202,4 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     async def doctor(self) -> dict[str, Any]:
-        """Return what this host can do and what stands in the way, one finding a key."""
+        """Return what this host can do and what prevents the rest, one finding for each key."""

@@ -101,7 +101,7 @@ class Machine(abc.ABC):
         return MachineShape(self.capabilities.ram, 0, await self.disks())
 
     async def oddities(self) -> Mapping[str, Traced]:
-        """Return, by target, what stands between a disk and a plain image, as a snapshot cannot hold that."""
+        """Return, by target, what lies between a disk and a plain image: a snapshot cannot contain it."""
         return {}
 
     @abc.abstractmethod

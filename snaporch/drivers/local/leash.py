@@ -90,7 +90,7 @@ class GuardProcess(Guard):
 
 @asynccontextmanager
 async def posted(guard: Guard) -> AsyncIterator[None]:
-    """Have a guard stand by while the body runs."""
+    """Have a guard ready while the body runs."""
     try:
         await guard.post()
         yield

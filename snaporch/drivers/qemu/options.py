@@ -46,7 +46,7 @@ class Option:
     value: str | None = None
 
     def words(self) -> tuple[str, ...]:
-        """Return it as it stands on a command line."""
+        """Return it as it is written on a command line."""
         return (f"-{self.name}",) if self.value is None else (f"-{self.name}", self.value)
 
     @property

@@ -1,6 +1,6 @@
 """A hypervisor in memory, on Trio's clock, with faults that can be injected.
 
-It keeps the promises of `snaporch.drivers.base` and is public: for tests of one's own, for rehearsals of large
+It behaves as `snaporch.drivers.base` says and is public: for tests of one's own, for rehearsals of large
 batches, and for the conformance suite. Nothing touches the disk, no thread and no background task is used, nothing
 is random: under `trio.testing.MockClock(autojump_threshold=0)` hours pass at once and every run is the same.
 
