@@ -869,7 +869,7 @@ async def open_orchestrator(
             try:
                 await orchestrator.recover(patience=ADOPTION_SECONDS)
             except SnaporchError as error:  # to be seen in `operations`; all other domains can be worked with
-                _log.warning("not everything that was cut short could be mended", error=str(error))
+                _log.warning("not every interrupted operation could be finished or undone", error=str(error))
             with suppress(SnaporchError):  # the disk is full: there is another time
                 await orchestrator.prune_journal()
         yield orchestrator

@@ -426,7 +426,7 @@ async def run_batch(
         if batch is None:
             batch = await store.begin(orch.catalog, str(orch.root), plan, now=now(), due=due, took=took)
         else:
-            _log.info("going on with a batch that was cut short", plan=plan.name, batch=batch.id)
+            _log.info("going on with a batch that was interrupted", plan=plan.name, batch=batch.id)
         runner = Runner(orch, plan, batch, now, tell)
         await runner.run()
         return runner.batch

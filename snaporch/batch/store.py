@@ -169,9 +169,7 @@ def _group(connection: sqlite3.Connection, root: str, name: str, members: tuple[
 def _domain(connection: sqlite3.Connection, name: str) -> DomainRecord:
     row = connection.execute("SELECT record FROM domain WHERE name = ?", (name,)).fetchone()
     if row is None:
-        raise NotFound(
-            f"no domain {name!r}, which the plan names; `snaporch domain list` shows those that there are"
-        )
+        raise NotFound(f"no domain {name!r}, which the plan names; `snaporch domain list` lists all domains")
     return loads(row[0], DomainRecord)
 
 
@@ -256,7 +254,7 @@ async def begin(
             row = (batch.id, position, item.name, batch.snapshot, End.WAITING, dumps(record))
             connection.execute("INSERT INTO batch_item VALUES (?, ?, ?, ?, ?, ?)", row)
         if not connection.execute("SELECT 1 FROM batch_item WHERE batch = ?", (batch.id,)).fetchone():
-            raise NotFound(f"plan {plan.name} selects no domain; `snaporch domain list` shows those that there are")
+            raise NotFound(f"plan {plan.name} selects no domain; `snaporch domain list` lists all domains")
 
     await catalog.transact(work)
     return batch

@@ -274,7 +274,7 @@ class Catalog:
         rows = await self._rows("SELECT record FROM domain WHERE name = ?", name)
         if not rows:
             meant = await self._meant(name, "SELECT name FROM domain WHERE true")
-            raise NotFound(f"no domain {name!r}; {meant}`snaporch domain list` shows those that there are")
+            raise NotFound(f"no domain {name!r}; {meant}`snaporch domain list` lists all domains")
         return _read(rows[0][0], DomainRecord, f"the record of domain {name}")
 
     async def _meant(self, name: str, query: str, *values: object) -> str:
@@ -351,7 +351,7 @@ class Catalog:
         if not rows:
             meant = await self._meant(name, "SELECT name FROM snapshot WHERE domain = ?", domain)
             raise NotFound(
-                f"{domain} has no snapshot {name!r}; {meant}`snaporch list {domain}` shows those that it has"
+                f"{domain} has no snapshot {name!r}; {meant}`snaporch list {domain}` lists its snapshots"
             )
         return _read(rows[0][0], SnapshotRecord, f"the record of snapshot {name} of {domain}")
 

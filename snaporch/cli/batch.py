@@ -60,7 +60,7 @@ async def plan_(file: Path, /, *, session: Here) -> Answer:
         "delete": {name: found for name, found in deletes.items() if found},
     }
     lines = [f"{len(items)} domain(s), {plan.limits.per_host} at once: {', '.join(item.name for item in items)}"]
-    lines += [f"goes on with batch {cut.id}, which was cut short"] if cut else []
+    lines += [f"goes on with batch {cut.id}, which was interrupted"] if cut else []
     lines += [f"{name}: would delete {each} ({why})" for name, d in deletes.items() for each, why in d.items()]
     return Answer(document, lambda human: human.lines(lines))
 
@@ -172,6 +172,6 @@ async def show(plan: str, /, *, session: Here) -> Answer:
     check_name(plan, "plan")
     async with session.open_here() as orchestrator:
         if (batch := await store.latest(orchestrator.catalog, plan)) is None:
-            raise NotFound(f"no batch of a plan {plan!r}; `snaporch batch list` shows those that there are")
+            raise NotFound(f"no batch of a plan {plan!r}; `snaporch batch list` lists all")
         answer = await _answer(orchestrator, batch, items=session.as_json)
     return Answer(answer.document, answer.human)

@@ -117,7 +117,7 @@ def _known(verb: str, domain: str, name: str, group: str) -> tuple[tuple[str, ..
     """As `_subject`, of a snapshot that is there."""
     members, name = _subject(verb, domain, name, group)
     if not name:
-        raise InvalidInput(f"{verb}: name a snapshot, too; `snaporch list {members[0]}` shows those that there are")
+        raise InvalidInput(f"{verb}: name a snapshot, too; `snaporch list {members[0]}` lists them")
     return members, name
 
 

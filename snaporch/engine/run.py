@@ -329,7 +329,7 @@ class Engine:
             Stranded: it still cannot be undone.
         """
         begun = steps_of(phases_begun(phases, operation.machine.state))
-        await self._roll_back(operation, rollback, actors, begun, OperationFailed("cut short"))
+        await self._roll_back(operation, rollback, actors, begun, OperationFailed("interrupted"))
 
     async def _enter(
         self, operation: Operation, signal: Signal, *, quiet: bool = False, plan: str | None = None

@@ -160,7 +160,7 @@ _PREPARE = Phase(
     Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.OPEN_OVERLAY, Step.MAKE_MEMORY_FILE, Step.OPEN_STREAM
 )
 _PREPARE_OFFLINE = Phase(Signal.PREPARE, Step.MAKE_OVERLAY)
-# Just before a pause, in which the hypervisor would flush images. No guest of a group is paused while another syncs.
+# Just before a pause, in which the hypervisor would flush images. No guest is paused while another one syncs.
 _SYNC = Phase(Signal.PREPARE, Step.SYNC_IMAGES)
 _SEAL = Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE, Step.SEAL_MEMORY, goes_on=True)
 

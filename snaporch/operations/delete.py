@@ -135,7 +135,7 @@ async def _cut_short(context: Context, operation: Operation, why: str) -> Strand
         await context.catalog.write(Change(operation=operation.record(error=why)))
     context.events.publish(operation.event(text=why))
     return Stranded(
-        f"delete {operation.subject} of {operation.who} was cut short: {why}",
+        f"delete {operation.subject} of {operation.who} was interrupted: {why}",
         operation.id,
         ("every remaining snapshot is whole, merging is not finished",),
     )

@@ -155,7 +155,9 @@ async def flatten(
                     journal = merges.journal
         except (SnaporchError, OSError, trio.TooSlowError) as error:
             await _give_up(context, operation, journal, str(error))  # noqa: ASYNC120 - it shields itself
-            raise OperationFailed(f"flatten of {domain} failed: {error}; nobody sees a difference") from error
+            raise OperationFailed(
+                f"flatten of {domain} failed: {error}; no guest and no snapshot has changed"
+            ) from error
         except BaseException:
             if operation.machine.state is not State.COMPLETE:  # else a cancellation came just too late
                 # It shields itself.
@@ -170,7 +172,7 @@ async def finish_flatten(context: Context, operation: Operation, journal: MergeJ
         Stranded: it still cannot be done.
     """
     if after_flatten(operation.machine.state) is Action.UNDO:
-        await _give_up(context, operation, journal, "cut short")
+        await _give_up(context, operation, journal, "interrupted")
         return
     async with merging(context, operation, journal) as merges:
         await _close(merges)

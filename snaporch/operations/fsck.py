@@ -89,7 +89,7 @@ async def _unfinished(context: Context, domain: str, *, repair: bool) -> list[Fi
             words = f": {error}"
     left = {row.id for row, _ in await context.catalog.unfinished(domain)} if repair else {row.id for row in rows}
     for row in rows:
-        text = f"{row.kind} {row.subject} was cut short when {row.state}{words if row.id in left else ''}"
+        text = f"{row.kind} {row.subject} was interrupted when {row.state}{words if row.id in left else ''}"
         found.append(Finding(domain, Trouble.UNFINISHED, row.id, text, certain=True, repaired=row.id not in left))
     return found
 
@@ -113,7 +113,7 @@ def _gone_process(scene: Scene, before: DomainRecord) -> list[Finding]:
     if before.handle is None or scene.record.handle is not None:
         return []
     subject = _named(scene.driver, before.handle)
-    text = f"its process {subject} is gone, ended by somebody else or by itself"
+    text = f"its process {subject} has ended, and snaporch did not end it"
     done = scene.finding(Trouble.GONE_PROCESS, subject, text, certain=True)
     return [attrs.evolve(done, repaired=True)]
 
@@ -131,7 +131,7 @@ async def _processes(scene: Scene, *, repair: bool) -> list[Finding]:
                 Trouble.ORPHAN_PROCESS,
                 _named(scene.driver, handle),
                 f"process {_named(scene.driver, handle)} was launched for it and is not its process: "
-                "a start that was cut short",
+                "it is left from a start that was interrupted",
                 certain=True,
             ),
             repaired=repair,
@@ -157,7 +157,7 @@ async def _disks(scene: Scene) -> list[Finding]:
         return [*found, scene.finding(Trouble.OTHER_IMAGE, "", f"its hypervisor does not answer: {error}")]
     for target, path in wanted.items():
         if target in there and os.path.realpath(there[target]) != os.path.realpath(path):
-            text = f"{target} is on {there[target]}, and was left on {path}: somebody else has switched it"
+            text = f"{target} is on {there[target]}, and was left on {path}: another program has switched it"
             found.append(scene.finding(Trouble.OTHER_IMAGE, target, text))
     return found
 
@@ -179,7 +179,7 @@ async def _snapshots(scene: Scene) -> list[Finding]:
 
 async def _writers(scene: Scene) -> list[Finding]:
     """Report who else has a frozen image open for writing."""
-    text = "has it open for writing: a snapshot needs it"
+    text = "has it open for writing, and a snapshot needs it unchanged"
     return [
         scene.finding(Trouble.FROZEN_WRITTEN, writer.path, f"{writer.who} {text}")
         for writer in await scene.driver.writers_of(scene.frozen(), scene.record.handle)
@@ -207,7 +207,7 @@ async def _files(scene: Scene, *, repair: bool) -> list[Finding]:
     if repair:
         await scene.context.catalog.write(Change(gone=tuple(gone)))
     strangers = [path for path in _in_directory(scene) if os.path.realpath(path) not in needed | scene.own]
-    text = "it is in the domain's directory, and nobody knows it; remove it by hand if you do"
+    text = "it is in the domain's directory, and snaporch did not make it; remove it by hand if nothing needs it"
     return found + [scene.finding(Trouble.ORPHAN_FILE, path, text) for path in strangers]
 
 

@@ -43,7 +43,7 @@ async def _unfinished(context: Context, identifier: str) -> tuple[OperationRecor
             return record, plan
     if await context.catalog.operation(identifier) is not None:
         raise Refused(f"operation {identifier} has ended: there is nothing to give up")
-    raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` shows those that there are")
+    raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` lists all")
 
 
 async def give_up(context: Context, identifier: str, *, dry_run: bool = False) -> GivenUp:
@@ -97,7 +97,7 @@ async def _present(context: Context, name: str) -> DomainRecord | None:
 async def _create(context: Context, _: Operation, text: str, answer: _Answer) -> None:
     for plan in loads(text, tuple[CreatePlan, ...]):
         record = await _present(context, plan.domain.name)
-        answer.lost.append(f"snapshot {plan.snapshot.name} of {plan.domain.name}, which never was complete")
+        answer.lost.append(f"snapshot {plan.snapshot.name} of {plan.domain.name}, which was never complete")
         if record is None:
             continue
         storage = context.driver(record).storage
@@ -128,9 +128,7 @@ async def _revert(context: Context, operation: Operation, text: str, answer: _An
         answer.kept += _surplus(record, made)
         if plan.kept:
             images = ", ".join(disk.path for disk in plan.disks if disk.target in plan.inside)
-            answer.kept.append(
-                f"what {record.name} held before: as {plan.kept} inside {images}, as far as it is there"
-            )
+            answer.kept.append(f"the earlier state of {record.name}: as {plan.kept} inside {images}, if it exists")
 
 
 def _surplus(record: DomainRecord, made: Iterable[str]) -> list[str]:

@@ -88,7 +88,7 @@ async def recover(
         ended.append(operation.record(ended=mended))
     for each in await context.catalog.unfinished_unreadable(domain):
         failure = UnreadableRecord(
-            f"operation {each.name} on {each.domain} was cut short, and its record cannot be read: {each.reason}; "
+            f"operation {each.name} on {each.domain} was interrupted, and its record is unreadable: {each.reason}; "
             "nothing can be begun on top of it: use the snaporch that wrote it"
         )
     if failure is not None:

@@ -290,7 +290,7 @@ async def operation(call: Call) -> OperationStatus:
         await call.wait_for(job.over, call.number("wait", 0, WAIT_SECONDS))
         return await _status(call, job)
     if (record := await call.service.orchestrator.catalog.operation(identifier)) is None:
-        raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` shows those that there are")
+        raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` lists all")
     return past(record)
 
 

@@ -160,7 +160,7 @@ class Tokens:
         """
         with self._changing() as tokens:
             if name not in {token.name for token in tokens}:
-                raise NotFound(f"there is no token {name!r}; `snaporch token list` shows those that there are")
+                raise NotFound(f"there is no token {name!r}; `snaporch token list` lists all")
             tokens[:] = [token for token in tokens if token.name != name]
 
     @contextmanager
