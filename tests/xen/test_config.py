@@ -37,13 +37,13 @@ def test_a_definition_becomes_a_pv_guest_with_qdisks() -> None:
     assert not blocker(config)
 
 
-def test_pvh_is_said_in_the_table_xen(tmp_path: Path) -> None:
+def test_pvh_is_understood_and_refused(tmp_path: Path) -> None:
     path = tmp_path / "web.toml"
     path.write_text('name = "web"\ndriver = "xen"\nkernel = "vmlinuz"\n[xen]\nkind = "pvh"\n')
     definition = load_definition(path)
     assert definition.xen == XenOptions(XenKind.PVH)
-    config = from_definition(definition, ())
-    assert config["c_info"] == {"type": "pvh", "run_hotplug_scripts": "True", "hap": "True"}
+    with pytest.raises(Unsupported, match="pvh guest"):
+        from_definition(definition, ())
 
 
 def test_another_kind_is_refused_with_its_place(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ def from_definition(definition: DomainDefinition, disks: Iterable[DeviceDisk]) -
         if getattr(definition, name) != default:
             raise Unsupported(f"{definition.name}: `{name}` is not for Xen: leave it out of the definition")
     kind = definition.xen.kind if definition.xen is not None else PV
+    if kind != PV:
+        raise Unsupported(
+            f'{definition.name}: snaporch has never seen a checkpoint of a {kind} guest go back; take `kind = "pv"`'
+        )
     if not definition.kernel:
         raise Unsupported(f"{definition.name}: a {kind} guest needs a `kernel` in its definition")
     kib = definition.memory >> 10
@@ -43,7 +47,7 @@ def from_definition(definition: DomainDefinition, disks: Iterable[DeviceDisk]) -
     }
     if definition.initrd:
         info["ramdisk"] = definition.initrd
-    created = {"type": kind, "run_hotplug_scripts": "True"} | ({"hap": "True"} if kind != PV else {})
+    created = {"type": kind, "run_hotplug_scripts": "True"}
     devices = [_disk(disk) for disk in disks]
     return {"c_info": created, "b_info": info, "disks": devices} | dict.fromkeys(_ON, "destroy")
 
