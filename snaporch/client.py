@@ -90,10 +90,10 @@ class Client:
             raise _gone(error) from error
         return _document(response)
 
-    async def _get(self, kind: Any, url: str, **query: str | float) -> Any:
+    async def _get(self, kind: Any, url: str, /, **query: str | float) -> Any:
         return _read(await self._ask("GET", url, params=query), kind)
 
-    async def _all(self, kind: type[T], url: str, *, limit: int | None = None, **query: Any) -> tuple[T, ...]:
+    async def _all(self, kind: type[T], url: str, /, *, limit: int | None = None, **query: Any) -> tuple[T, ...]:
         """Return a whole list, or as much of it as `limit` says, page by page."""
         found: list[T] = []
         after: dict[str, str] = {}
@@ -106,11 +106,11 @@ class Client:
             after = {"after": page["next"]}
 
     async def _post(
-        self, kind: Any, url: str, *, method: str = "POST", seconds: float = ANSWER_SECONDS, **body: Any
+        self, kind: Any, url: str, /, *, method: str = "POST", seconds: float = ANSWER_SECONDS, **body: Any
     ) -> Any:
         return _read(await self._ask(method, url, seconds=seconds, json=lenient.unstructure(body)), kind)
 
-    async def _operate(self, kind: Any, url: str, **body: Any) -> Any:
+    async def _operate(self, kind: Any, url: str, /, **body: Any) -> Any:
         """Have an operation done and return its result; a cancellation cancels it and waits until that is done.
 
         The request that begins it is not cut off: whether it has begun would not be known.

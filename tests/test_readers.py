@@ -279,7 +279,10 @@ async def test_a_definition_that_does_not_fit(place: Place, change: str) -> None
         "readonly": (attrs.evolve(was, readonly=True),),
         "fewer": (),
     }[change]
-    with pytest.raises(Refused, match=r"vda of one is on .*, which holds what the guest has written"):
+    # A qcow2 image that is called raw is refused before it comes to that.
+    why = "vda of one is on .*, which holds what the guest has written"
+    why = "would see its header" if change == "format" else why
+    with pytest.raises(Refused, match=why):
         await place.orch.define(DomainDefinition("one", disks=disks))
     assert await place.active("one") == overlay
     await place.orch.fsck(repair=True)
