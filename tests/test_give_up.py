@@ -85,7 +85,7 @@ async def test_a_create(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     overlay = await place.active("one")
     assert overlay != str(disk)
     assert given.kept == (f"vda of one: on {overlay}",)
-    assert given.lost == ("snapshot s1 of one, which never was complete",)
+    assert given.lost == ("snapshot s1 of one, which was never complete",)
     assert await place.orch.list("one") == ()
     write(overlay, 0x66)
     await place.snapshot("one", "s2")
