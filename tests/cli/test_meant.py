@@ -69,8 +69,8 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*root, "domain", "define", str(tmp_path / "web.toml")]) == 0
     capsys.readouterr()
     for said, words in (
-        ("webserve", "no domain 'webserve'; did you mean 'webserver'? `snaporch domain list` shows"),
-        ("mail", "no domain 'mail'; `snaporch domain list` shows"),
+        ("webserve", "no domain 'webserve'; did you mean 'webserver'? `snaporch domain list` lists"),
+        ("mail", "no domain 'mail'; `snaporch domain list` lists"),
     ):
         assert execute([*root, "list", said]) == 3
         assert words in capsys.readouterr().err
