@@ -82,7 +82,8 @@ class Contents:
         else:
             if step.new_backing is None:  # where there is nothing below, QEMU reads through what is
                 moved = {cluster: self.cluster(paths[1], cluster) for cluster in moved}
-            moved = {cluster: value for cluster, value in moved.items() if cluster not in into}
+            within = {cluster: value for cluster, value in moved.items() if cluster < image.virtual_size}
+            moved = {cluster: value for cluster, value in within.items() if cluster not in into}
             into |= moved
             self.images[step.survivor] = attrs.evolve(image, backing=step.new_backing)
         return len(moved)

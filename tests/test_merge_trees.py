@@ -246,3 +246,15 @@ class TestTrees(Trees.TestCase):  # type: ignore[misc, valid-type]
         while Trees.done.total() < OPERATIONS:
             super().runTest()
         assert all(Trees.done[kind] > OPERATIONS // 40 for kind in ("create", "revert", "delete", "flatten"))
+
+
+def test_a_smaller_image_takes_no_more_than_it_shows() -> None:
+    """A disk that was made smaller, flattened, made larger and merged back shows zeros behind its old end."""
+    trees, plain = Trees(), [0, 0, 0, 0, 0]
+    trees.begin(seed=0)
+    trees.live_on(choices=plain, name="a")
+    trees.resize(disk=0, name="a", size=6)
+    trees.live_on(choices=plain, name="a")
+    trees.flatten(depth=1, name="a", pick=0)
+    trees.resize(disk=0, name="a", size=8)
+    trees.live_on(choices=[0, 9, 9, 29, 9], name="a")

@@ -17,7 +17,7 @@ from snaporch.batch.prune import prune
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import End, Stage
 from snaporch.model.record import OperationKind
-from tests.live.world import NAME, MakeWorld, Qemu, World
+from tests.live.world import NAME, MakeWorld, Qemu, World, make_image
 
 pytestmark = pytest.mark.live
 
@@ -57,8 +57,10 @@ async def test_retention(make_world: MakeWorld) -> None:
 async def test_undo_all(make_world: MakeWorld) -> None:
     """One that cannot be taken, the last, undoes those that were: the guest runs as if nothing had been."""
     world = await make_world()
-    missing = DeviceDisk("vda", str(world.directory / "nowhere.qcow2"))
-    await world.orch.define(DomainDefinition("later", memory=2**26, disks=(missing,)))
+    disk = DeviceDisk("vda", str(world.directory / "later.qcow2"))
+    make_image(world.qemu, Path(disk.path))
+    await world.orch.define(DomainDefinition("later", memory=2**26, disks=(disk,)))
+    (world.root / "later").write_text("where the domain's files would go")
     both = plan("x", select={"globs": ["*"]}, limits={"per_host": 1}, on_failure="undo_all")
     before = await world.everything()
     batch = await run_batch(world.orch, both)
