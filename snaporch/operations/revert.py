@@ -145,7 +145,7 @@ class Reverter(RevertUndo):
             operation=f"p-{self.plan.operation}",
         )
         plan = await in_their_places(self.driver, plan)
-        return Trial(plan, self.operation, self.context, self.driver, None)
+        return Trial(plan, self.operation, self.context, self.driver, None, rival=self.old is not None)
 
     async def prove(self) -> None:
         """See a throw-away copy of the guest load the point, and run.

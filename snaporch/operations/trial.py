@@ -17,7 +17,7 @@ import trio
 from snaporch.catalog.store import Change
 from snaporch.drivers.base import Launch, LoadsMemory, Machine, need
 from snaporch.engine.ways import WAYS, performed
-from snaporch.errors import HypervisorError, Unsupported
+from snaporch.errors import CommandRefused, HypervisorError, Unsupported
 from snaporch.model.domain import DomainRecord, DomainState
 from snaporch.model.names import short
 from snaporch.model.record import SnapshotRecord
@@ -62,9 +62,16 @@ def plan_trial(domain: DomainRecord, record: SnapshotRecord, *, directory: str, 
 
 @attrs.define
 class Trial(Restoring):
-    """A throw-away copy of a snapshot's guest: one that takes nobody's place."""
+    """A throw-away copy of a snapshot's guest: one that takes nobody's place.
+
+    Attributes:
+        rival: the guest whose place another is to take is there, and may keep the copy from running: it has images
+            locked. That the copy loads is then enough.
+    """
 
     performs: ClassVar = performed([WAYS[Way.VERIFY]])
+
+    rival: bool = False
 
     def what_to_launch(self) -> Launch:
         """Return what `launch` starts: nothing of the outside world is in it."""
@@ -107,7 +114,12 @@ class Trial(Restoring):
     async def run_awhile(self) -> None:
         """Let the copy run, and look whether it still does."""
         async with self.driver.connect(self.launched, self.name) as machine:
-            await machine.resume()
+            try:
+                await machine.resume()
+            except CommandRefused:
+                if not self.rival:
+                    raise
+                return  # the memory is loaded; what bars the copy goes with the old guest
             await trio.sleep(RUN_SECONDS)
             if await machine.state() is not DomainState.RUNNING:
                 raise HypervisorError(f"{self.name}: the guest stopped by itself within {RUN_SECONDS:g} s")
