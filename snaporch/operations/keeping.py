@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 
 from snaporch.catalog.store import Change
-from snaporch.drivers.base import Launch, Machine, MemoryStreams, StreamPlan, need
+from snaporch.drivers.base import Launch, Machine, MemoryStreams, Stream, StreamPlan, need
 from snaporch.engine.gone import unless_gone
 from snaporch.errors import HypervisorError, OperationFailed
 from snaporch.model.convert import dumps
@@ -54,6 +54,7 @@ class Keeping(Restoring):
 
     kept: Kept = attrs.field(factory=Kept)
     lost: bool = False
+    _stream: Stream | None = None
 
     def note(self, **found: Any) -> None:
         """Note what was found out; the journal's next row has it."""
@@ -72,7 +73,7 @@ class Keeping(Restoring):
             return
         await self.driver.storage.make_directory(os.path.dirname(self.plan.keep.path))
         await self.driver.storage.make_file(self.plan.keep.path)
-        stream = need(self.old, MemoryStreams, self.name).stream(self.plan.keep)
+        stream = self._stream = need(self.old, MemoryStreams, self.name).stream(self.plan.keep)
         await stream.open()
         await stream.start()
         if self.plan.keep.strategy is Strategy.BACKGROUND:
@@ -109,7 +110,8 @@ class Keeping(Restoring):
         if self.old is None:
             await self.driver.abandon(self.plan.keep)
             return
-        stream = need(self.old, MemoryStreams, self.name).stream(self.plan.keep)
+        # After a crash of snaporch's it is another one's.
+        stream = self._stream or need(self.old, MemoryStreams, self.name).stream(self.plan.keep)
         if not await unless_gone(self.driver, self.plan.domain.handle, stream.abort):
             self.old = None
 
