@@ -9,7 +9,8 @@ import pytest
 
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
-from snaporch.model.rfc import CreateFlag, RevertFlag
+from snaporch.model.rfc import CreateFlag
+from snaporch.model.way import Way
 from tests.conftest import _qemus
 from tests.libvirt.lab import Libvirt
 from tests.libvirt.world import LibvirtWorld, open_libvirt_world
@@ -43,7 +44,8 @@ async def test_story(world: LibvirtWorld) -> None:
     }
     assert (await world.orch.verify(NAME, "one", boot=True)).ok
 
-    await world.revert("one", RevertFlag.FORCE)
+    back = await world.revert("one")
+    assert back.way is Way.PROVEN
     first = await world.check_consistent()
     assert first.seq <= two.point * 1000
     assert world.libvirt_disks() == world.libvirt_disks("--inactive") == await active(world)
