@@ -360,3 +360,13 @@ def _check_nobody_works(root: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(lock.stem, *holder(lock)) from None
+
+
+def defined_images(path: Path) -> frozenset[str]:
+    """Return the images that the definitions of a catalog name, without symbolic links; for a worker thread."""
+    query = """
+        SELECT json_extract(disk.value, '$.path')
+        FROM domain, json_each(domain.record, '$.definition.disks') AS disk WHERE json_valid(domain.record)
+    """
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        return frozenset(os.path.realpath(name) for (name,) in connection.execute(query))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -12,6 +13,7 @@ import structlog
 import trio
 
 from snaporch.batch.schedule import Scheduler
+from snaporch.catalog.schema import defined_images
 from snaporch.drivers.local.confine import Confinement
 from snaporch.errors import SnaporchError, Unavailable
 from snaporch.model.record import Event
@@ -92,7 +94,10 @@ class Service:
     def confinement(self) -> Confinement:
         """Where paths in requests may lead, and images after them."""
         return Confinement(
-            str(self.orchestrator.root), lambda: self.config.directories, lambda: owner_ids(self.config.owners)
+            str(self.orchestrator.root),
+            lambda: self.config.directories,
+            lambda: owner_ids(self.config.owners),
+            partial(defined_images, self.orchestrator.catalog.path),
         )
 
     def reload(self, config: Config) -> None:

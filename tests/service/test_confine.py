@@ -89,6 +89,19 @@ async def test_names_of_the_root(place: Place, name: str) -> None:
         await place.orch.attach(name, "/nowhere")
 
 
+async def test_an_image_that_a_definition_names(place: Place, tmp_path: Path) -> None:
+    """Root defines a domain with its image anywhere: the overlays over that are followed, and nothing else is."""
+    mine, other = tmp_path / "mine.qcow2", tmp_path / "other.qcow2"
+    for path in (mine, other):
+        Path(place.image(path.name)).rename(path)
+    await place.orch.define(DomainDefinition("d", disks=(DeviceDisk("vda", str(mine)),)))
+    await place.orch.create("d", DomainSnapshot("s"), CreateFlag.DISK_ONLY)
+    assert (await place.http.get("/v1/domains/d")).json()["problem"] == ""
+    await place.orch.revert("d", "s")
+    refused = await place.define(place.image("e.qcow2", "-b", str(other), "-F", "qcow2"))
+    assert refused.status_code == 403
+
+
 async def test_the_roots_own_paths(place: Place) -> None:
     """In the root a path is below the domain's directory and none of snaporch's own, however it is spelled."""
     (place.root / "plans").mkdir()

@@ -68,11 +68,14 @@ class Confinement:
         root: the root: its domains' directories may be used.
         directories: returns where else paths may lead.
         owners: returns the ids of the users, beside root, who may own what is on the way.
+        defined: returns the images that definitions name, wherever these are: each definition was checked, or is
+            root's own.
     """
 
     root: str
     directories: Callable[[], Sequence[str]]
     owners: Callable[[], frozenset[int]]
+    defined: Callable[[], frozenset[str]] = frozenset
 
     def check(self, path: str, domain: str, what: str) -> None:
         """Refuse a path in a request that leads elsewhere, or that somebody else could lead elsewhere.
@@ -138,7 +141,7 @@ class Confinement:
             raise Forbidden(f"{what}: {path}: {error.strerror}") from None
         if (inside := within_root(self.root, real)) is not None:
             check_in_root(inside, inside.parts[0] if inside.parts else "", what)
-        elif os.path.dirname(real) != beside and not self._allowed(real):
+        elif os.path.dirname(real) != beside and not self._allowed(real) and real not in self.defined():
             raise self._outside(what, path)
 
     def _allowed(self, real: str) -> bool:
