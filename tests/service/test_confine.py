@@ -251,7 +251,7 @@ def test_a_way_that_others_could_move(tmp_path: Path) -> None:
     (own / "loop").symlink_to("loop")
     assert walk.resolve(f"{own}/.//../own/there", trusted) == str(own / "file")
     assert walk.resolve(f"{own}/new/x", trusted) == str(own / "new" / "x")
-    with pytest.raises(Forbidden, match="not there"):
+    with pytest.raises(Forbidden, match="does not exist"):
         walk.resolve(f"{own}/new/../there", trusted)
     assert walk.resolve("/../..", trusted) == "/"
     for path in (shared / "x", own / "link", own / "loop"):
