@@ -613,7 +613,8 @@ def _paths_in(text: str) -> Iterator[str]:
 
 def _is_full(error: sqlite3.OperationalError) -> bool:
     """Return whether SQLite has found no room; where that is for what it maps, it says that it cannot write."""
-    return error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+    code = getattr(error, "sqlite_errorcode", 0)  # errors that SQLite itself has not raised have none
+    return code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 def _connect_at_any_rate(path: Path) -> sqlite3.Connection:
