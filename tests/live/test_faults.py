@@ -16,6 +16,7 @@ import trio
 
 import snaporch.drivers.qemu.driver
 import snaporch.operations.create
+from snaporch.drivers.base.traits import Overlays
 from snaporch.engine.states import State
 from snaporch.errors import (
     ConnectionGone,
@@ -167,7 +168,10 @@ async def test_one_disk_of_three(make_world: MakeWorld, monkeypatch: pytest.Monk
     pause = Participant.pause
 
     async def sabotage(participant: Participant) -> None:
-        await world.qmp("blockdev-del", **{"node-name": f"sp-{participant.operation.id}-vdb"})
+        (overlay,) = (overlay for overlay in participant.plan.overlays if overlay.target == "vdb")
+        machine: object = participant.machine
+        assert isinstance(machine, Overlays)
+        await machine.close_overlay(overlay)
         await pause(participant)
 
     async with world.unchanged():
