@@ -41,9 +41,9 @@ REQUESTS: Mapping[str, tuple[dict[str, Any], CreateFlag, type[Refused], str]] = 
     "newline in name": ({"name": "a\n"}, LIVE, InvalidInput, "is not a snapshot name"),
     "mixed": ({"disks": (internal("vda"), at("vdb", ""))}, PLAIN, InvalidInput, "one point cannot be kept"),
     "implicitly mixed": ({"disks": (internal("vda"),)}, PLAIN, InvalidInput, "one point cannot be kept"),
-    "LIVE internal": ({"disks": (internal("vda"), internal("vdb"))}, LIVE, InvalidInput, "LIVE"),
-    "LIVE disk-only": ({}, LIVE | DISK_ONLY, InvalidInput, "LIVE"),
-    "LIVE without memory": ({"memory": False}, LIVE, InvalidInput, "LIVE"),
+    "LIVE internal": ({"disks": (internal("vda"), internal("vdb"))}, LIVE, InvalidInput, "--live is for external"),
+    "LIVE disk-only": ({}, LIVE | DISK_ONLY, InvalidInput, "--live is for external"),
+    "LIVE without memory": ({"memory": False}, LIVE, InvalidInput, "--live is for external"),
     "disk-only of a running guest": ({}, DISK_ONLY, Unsupported, "running"),
     "quiesce": ({}, DISK_ONLY | CreateFlag.QUIESCE, Refused, "no channel to a guest agent"),
 }
@@ -108,12 +108,13 @@ def readonly(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_readonly_directory(world: World, readonly: Path) -> None:
-    """A directory that cannot be written to, or one below it that would have to be made."""
+    """A directory that cannot be written to, or one below it that is not there: snaporch makes none."""
+    deep = readonly / "deep/er"
     async with world.unchanged():
-        for place in (readonly, readonly / "deep/er"):
-            with pytest.raises(Refused, match=f"cannot write to {place}"):
+        for place, words in ((readonly, f"cannot write to {readonly}"), (deep, f"there is no directory {deep}: ")):
+            with pytest.raises(Refused, match=words):
                 await world.create("a", memory_file=str(place / "m"))
-            with pytest.raises(Refused, match=f"cannot write to {place}"):
+            with pytest.raises(Refused, match=words):
                 await world.create("a", disks=[at("vdb", place / "o")])
         await world.check_runs()
 
