@@ -98,8 +98,9 @@ async def test_an_image_that_a_definition_names(place: Place, tmp_path: Path) ->
     await place.orch.create("d", DomainSnapshot("s"), CreateFlag.DISK_ONLY)
     assert (await place.http.get("/v1/domains/d")).json()["problem"] == ""
     await place.orch.revert("d", "s")
-    refused = await place.define(place.image("e.qcow2", "-b", str(other), "-F", "qcow2"))
-    assert refused.status_code == 403
+    for base in (other, mine):  # nor by a definition that comes in: it would read another domain's disk
+        refused = await place.define(place.image(f"on-{base.name}", "-b", str(base), "-F", "qcow2"))
+        assert refused.status_code == 403
 
 
 async def test_the_roots_own_paths(place: Place) -> None:

@@ -104,7 +104,9 @@ class Confinement:
         self.check(path, domain, what)
         if not os.path.lexists(path):
             return
-        for link in self.lineage(path, format_, resolve=partial(walk.resolve, trusted=self.owners())):
+        # What other definitions name is not for this one: it would read the disk of another domain.
+        alone = attrs.evolve(self, defined=frozenset)
+        for link in alone.lineage(path, format_, resolve=partial(walk.resolve, trusted=self.owners())):
             if link.format == "qcow2":
                 walk.check_content(link.status, link.path, self.owners())
 
