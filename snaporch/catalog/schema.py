@@ -368,5 +368,5 @@ def defined_images(path: Path) -> frozenset[str]:
         SELECT json_extract(disk.value, '$.path')
         FROM domain, json_each(domain.record, '$.definition.disks') AS disk WHERE json_valid(domain.record)
     """
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    with closing(connect_reader(path)) as connection:
         return frozenset(os.path.realpath(name) for (name,) in connection.execute(query))

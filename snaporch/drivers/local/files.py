@@ -66,13 +66,18 @@ def identity(path: str) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def sync_parent(path: str) -> None:
-    """Make a change of a file's directory durable."""
-    fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_path(path: str) -> None:
+    """Make a file, or what a directory lists, durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_parent(path: str) -> None:
+    """Make a change of a file's directory durable."""
+    sync_path(str(Path(path).parent))
 
 
 def _nearest(directory: str) -> Path:
@@ -303,7 +308,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
             )
             if owner is not None:
                 os.chown(path, *owner)
-            await trio.to_thread.run_sync(_sync_file, path)
+            await trio.to_thread.run_sync(sync_path, path)
         except BaseException:
             os.unlink(path)
             raise
@@ -337,7 +342,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
         """See Storage."""
         rate = ["-r", str(options.bandwidth)] if options.bandwidth else []
         await self._watched(progress, "commit", "-d", *rate, "-f", "qcow2", "-b", base, top)
-        await trio.to_thread.run_sync(_sync_file, base)
+        await trio.to_thread.run_sync(sync_path, base)
 
     async def rebase(
         self,
@@ -357,7 +362,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
         else:  # it has no limit of its own
             limit = ["--object", f"throttle-group,id=limit,x-bps-write={options.bandwidth}", "--image-opts"]
             await self._watched(progress, "rebase", *limit, *below, _throttled(path))
-        await trio.to_thread.run_sync(_sync_file, path)
+        await trio.to_thread.run_sync(sync_path, path)
 
     async def inside(self, path: str) -> tuple[str, ...]:
         """See Storage."""
@@ -367,7 +372,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
         # `qemu-img snapshot` guesses the format unless it is told in this way.
         image = f"driver=qcow2,file.driver=file,file.filename={path.replace(',', ',,')}"
         await self._qemu_img("snapshot", "-q", option, tag, "--image-opts", image)
-        await trio.to_thread.run_sync(_sync_file, path)
+        await trio.to_thread.run_sync(sync_path, path)
 
     async def save_inside(self, path: str, tag: str) -> None:
         """See Storage."""
@@ -476,14 +481,6 @@ def _size(path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.lseek(fd, 0, os.SEEK_END)
-    finally:
-        os.close(fd)
-
-
-def _sync_file(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
 
