@@ -11,7 +11,8 @@ from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, Do
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
-from snaporch.operations.planning import CreatePlan, Scene, at_one_point, plan_create, plan_revert
+from snaporch.operations.create_plan import CreatePlan, Scene, at_one_point, plan_create
+from snaporch.operations.revert_plan import plan_revert
 
 ANY = CreateFlag(0)
 DISKS = (

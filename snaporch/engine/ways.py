@@ -1,7 +1,7 @@
 """The ways back to a point, one row each: the steps, what undoes them, and what users can expect; no I/O.
 
 Without FORCE no way gives up the old guest before the new guest is there: until then either its process is kept, or
-its memory and disks are. A way is chosen in `snaporch.operations.planning`, by what the hypervisor can do.
+its memory and disks are. A way is chosen in `snaporch.operations.revert_plan`, by what the hypervisor can do.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from snaporch.model.names import short
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
 from snaporch.operations.checks import STREAM_BYTES, check_ram, check_space
+from snaporch.operations.create_plan import paused_stream
 from snaporch.operations.estimate import LOOK_BACK, estimate
-from snaporch.operations.planning import RevertPlan, paused_stream
+from snaporch.operations.revert_plan import RevertPlan
 
 
 async def with_way(

@@ -1,7 +1,7 @@
 """Create: the story of a live checkpoint, from the request to the record. Read downwards.
 
-    plan_create     (snaporch.operations.planning) decides everything, or refuses; no I/O
-    at_one_point    (snaporch.operations.planning) the same for several domains that are to be taken together
+    plan_create     (create_plan) decides everything, or refuses; no I/O
+    at_one_point    (create_plan) the same for several domains that are to be taken together
     check_create    looks whether it can be done here: files, directories, space
     Participant     performs the steps of `snaporch.engine.steps.CREATE` on one domain, and their compensations
     create          puts them together
@@ -69,11 +69,11 @@ from snaporch.model.record import FileRecord, Group, OperationKind, SnapshotReco
 from snaporch.model.request import CreateOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
+from snaporch.operations.create_plan import CreatePlan, Scene, at_one_point, plan_create
 from snaporch.operations.disks import check_taken, release_marks
 from snaporch.operations.estimate import LOOK_BACK
 from snaporch.operations.internal import forget
 from snaporch.operations.places import check_directory
-from snaporch.operations.planning import CreatePlan, Scene, at_one_point, plan_create
 
 T = TypeVar("T")
 

@@ -21,9 +21,10 @@ from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord
 from snaporch.model.record import GivenUp, OperationKind, OperationRecord
 from snaporch.model.rfc import DeviceDisk
+from snaporch.operations.create_plan import CreatePlan
 from snaporch.operations.merging import MergeJournal, Merging, as_it_is
-from snaporch.operations.planning import CreatePlan, RevertPlan
 from snaporch.operations.recover import recalled, sweep
+from snaporch.operations.revert_plan import RevertPlan
 
 
 @attrs.define

@@ -39,13 +39,14 @@ from snaporch.model.domain import DomainRecord, DomainState, Handle
 from snaporch.model.record import OperationKind, OperationRecord
 from snaporch.model.way import Way
 from snaporch.operations.create import Held, Participant, commit
+from snaporch.operations.create_plan import CreatePlan
 from snaporch.operations.delete import finish_delete
 from snaporch.operations.flatten import finish_flatten
 from snaporch.operations.keeping import Kept
 from snaporch.operations.merging import MergeJournal
-from snaporch.operations.planning import CreatePlan, RevertPlan
 from snaporch.operations.revert import Reverter, clean_up
 from snaporch.operations.revert import commit as commit_revert
+from snaporch.operations.revert_plan import RevertPlan
 from snaporch.operations.trial import Trial
 
 

@@ -26,7 +26,7 @@ from snaporch.engine.run import Operation
 from snaporch.engine.steps import Lane
 from snaporch.engine.verdict import COMPLETE, UNDONE, Verdict
 from snaporch.model.domain import Handle
-from snaporch.operations.planning import RevertPlan
+from snaporch.operations.revert_plan import RevertPlan
 from snaporch.operations.shape import check_shape, wanted_disks
 
 

@@ -1,9 +1,9 @@
 """Revert: a domain goes back to a point, and nothing is lost unless it gets there. Read downwards.
 
-    plan_revert     (snaporch.operations.planning) decides everything, or refuses; no I/O
+    plan_revert     (revert_plan) decides everything, or refuses; no I/O
     check_revert    looks at every file of the snapshot, at the definition, at the host
     Reverter        performs the steps of `snaporch.engine.ways`
-    with_way        (snaporch.operations.choosing) looks whether both guests can be there at one time
+    with_way        (choosing) looks whether both guests can be there at one time
     revert          puts them together
 
 Beside the old guest, which is the rule: a new hypervisor process is launched beside the old one, its disks on
@@ -61,9 +61,9 @@ from snaporch.operations.choosing import check_room_for_proofs, one_after_the_ot
 from snaporch.operations.create import create
 from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.group import check_ids
-from snaporch.operations.planning import RevertPlan, inside_blocker, plan_revert, wanted_state
 from snaporch.operations.readers import kept_for, read_by_others
 from snaporch.operations.restoring import Restoring, in_their_places
+from snaporch.operations.revert_plan import RevertPlan, inside_blocker, plan_revert, wanted_state
 from snaporch.operations.revert_undo import RevertUndo
 from snaporch.operations.trial import Trial, plan_trial
 

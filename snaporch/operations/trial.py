@@ -22,8 +22,8 @@ from snaporch.model.domain import DomainRecord, DomainState
 from snaporch.model.names import short
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.way import Way
-from snaporch.operations.planning import RevertPlan, fresh_disks
 from snaporch.operations.restoring import Restoring
+from snaporch.operations.revert_plan import RevertPlan, fresh_disks
 
 RUN_SECONDS = 3.0  # a guest whose memory does not fit its devices or disks panics within its first timer ticks
 

@@ -8,7 +8,7 @@ from snaporch.drivers.base import Trait
 from snaporch.engine.steps import CREATE, Phase
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import RevertFlag
-from snaporch.operations.planning import order_of
+from snaporch.operations.create_plan import order_of
 from snaporch.testing._world import World
 
 LIVE = frozenset([Trait.MEMORY_STREAMS, Trait.OVERLAYS])
