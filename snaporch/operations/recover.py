@@ -38,8 +38,9 @@ from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord, DomainState, Handle
 from snaporch.model.record import OperationKind, OperationRecord
 from snaporch.model.way import Way
-from snaporch.operations.create import Held, Participant, commit
+from snaporch.operations.create import Participant, commit
 from snaporch.operations.create_plan import CreatePlan
+from snaporch.operations.create_undo import Held
 from snaporch.operations.delete import finish_delete
 from snaporch.operations.flatten import finish_flatten
 from snaporch.operations.keeping import Kept

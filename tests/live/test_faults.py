@@ -15,7 +15,7 @@ import pytest
 import trio
 
 import snaporch.drivers.qemu.driver
-import snaporch.operations.create
+import snaporch.engine.gone
 from snaporch.drivers.base.traits import Overlays
 from snaporch.engine.states import State
 from snaporch.errors import (
@@ -111,7 +111,7 @@ async def test_qemu_killed(make_world: MakeWorld, strategy: Strategy, state: Sta
 async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU that is told to quit in mid-stream: as one that is killed; if it hangs in that, once it is killed."""
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 2.0)
-    monkeypatch.setattr(snaporch.operations.create, "DYING_SECONDS", 0.2)
+    monkeypatch.setattr(snaporch.engine.gone, "DYING_SECONDS", 0.2)
     world = await make_world(append=SLOW)
     pid = await world.pid()
 
@@ -208,7 +208,7 @@ async def test_sink_killed(make_world: MakeWorld, strategy: Strategy) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have little patience with what does not answer."""
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(snaporch.operations.create, "DYING_SECONDS", 0.2)
+    monkeypatch.setattr(snaporch.engine.gone, "DYING_SECONDS", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")
