@@ -14,9 +14,8 @@ import attrs
 import structlog
 import trio
 
-from snaporch.catalog import Catalog, open_catalog
+from snaporch.catalog import Catalog, Change, Page, open_catalog
 from snaporch.catalog.schema import CATALOG
-from snaporch.catalog.store import Change, Page
 from snaporch.drivers.base import Address, Driver
 from snaporch.drivers.local.confine import Confinement
 from snaporch.drivers.local.files import LocalStorage

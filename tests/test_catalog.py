@@ -15,9 +15,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snaporch.catalog import domain_lock, open_catalog
+from snaporch.catalog import Change, Page, domain_lock, open_catalog
 from snaporch.catalog.copied import in_memory
-from snaporch.catalog.store import Change, Page
 from snaporch.errors import Busy, SnaporchError, TargetExists, UnreadableRecord
 from snaporch.model.names import new_id, short
 from snaporch.model.record import OperationKind, OperationRecord

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.cli import execute
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.engine.run import Operation

@@ -42,7 +42,7 @@ from snaporch import (
     Unsupported,
     open_orchestrator,
 )
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.engine.states import State
 from snaporch.model.domain import Handle
 from snaporch.orchestrator import Orchestrator

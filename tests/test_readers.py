@@ -11,7 +11,7 @@ import attrs
 import pytest
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.local.process import boot, started
 from snaporch.drivers.local.trace import trace
 from snaporch.engine.run import Operation

@@ -9,7 +9,7 @@ import attrs
 from trio.testing import MockClock
 
 from snaporch import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, Orchestrator, open_orchestrator
-from snaporch.catalog.store import Catalog, Change
+from snaporch.catalog import Catalog, Change
 from snaporch.model.domain import DomainRecord
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 

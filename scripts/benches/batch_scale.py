@@ -39,7 +39,7 @@ from snaporch import DeviceDisk, DomainDefinition, Orchestrator, open_orchestrat
 from snaporch.batch.plan import plan_from
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import ItemRecord
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.model.domain import DomainRecord, Handle
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 

@@ -25,7 +25,7 @@ from benchlib.faults import Bench, open_bench
 from benchlib.lab import CACHE, DOMAIN, Guest, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
 from snaporch import CreateFlag, DomainSnapshot
-from snaporch.catalog.store import Catalog, Change
+from snaporch.catalog import Catalog, Change
 from snaporch.drivers.qmp import open_qmp
 
 STEPS = ("pause", "switch", "start_stream", "await_armed")

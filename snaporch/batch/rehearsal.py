@@ -27,7 +27,7 @@ from snaporch.batch.plan import Hooks, Plan, Reports
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import ItemRecord
 from snaporch.batch.timeline import duration
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.simulated import (
     GuestModel,
     SimulatedDriver,

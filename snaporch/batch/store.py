@@ -19,7 +19,7 @@ import attrs
 from snaporch.batch.plan import Plan
 from snaporch.batch.select import Item, places, selects
 from snaporch.catalog import Catalog
-from snaporch.catalog.store import past_checkpoints, readable
+from snaporch.catalog.reading import past_checkpoints, readable
 from snaporch.errors import InvalidInput, NotFound
 from snaporch.model.convert import converter, dumps, loads
 from snaporch.model.domain import DomainRecord

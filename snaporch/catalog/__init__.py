@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from snaporch.catalog.lock import domain_lock
+from snaporch.catalog.page import Page
 from snaporch.catalog.store import Catalog, open_catalog
+from snaporch.catalog.writing import Change, merged
 
-__all__ = ["Catalog", "domain_lock", "open_catalog"]
+__all__ = ["Catalog", "Change", "Page", "domain_lock", "merged", "open_catalog"]

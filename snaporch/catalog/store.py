@@ -15,171 +15,37 @@ Rules:
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager, closing
 from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 import trio
 
+from snaporch.catalog.page import Page
+from snaporch.catalog.reading import (
+    NO_JSON,
+    all_unreadable,
+    failing,
+    past_checkpoints,
+    paths_in,
+    paths_of,
+    read_record,
+    readable,
+)
 from snaporch.catalog.reserve import give_up_reserve, make_reserve
 from snaporch.catalog.schema import connect, connect_read_only, connect_reader
-from snaporch.errors import NotFound, SnaporchError, TargetExists, UnreadableRecord
-from snaporch.model.convert import dumps, loads
+from snaporch.catalog.writing import Change, apply, release_claims
+from snaporch.errors import NotFound, SnaporchError, TargetExists
 from snaporch.model.domain import DomainRecord
-from snaporch.model.names import new_id, new_uuid
 from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord, Unreadable
-from snaporch.model.request import Strategy
 
 T = TypeVar("T")
 
 PRUNED_AT_ONCE = 1_000  # rows of the journal that one transaction forgets
-_PATH = re.compile(r'"/(?:[^"\\]|\\.)*"')  # a string of JSON that begins as a path does
-
-
-@attrs.frozen
-class Change:
-    """What one transaction changes; everything has a default that changes nothing.
-
-    Attributes:
-        domains: written, new or not.
-        snapshots: added.
-        updated: snapshots that are there, written anew.
-        dropped: (domain, name) of snapshots that go.
-        renamed: (domain, name, new name) of snapshots that are there; done before all else.
-        operation: written.
-        begins: the operation is a new one.
-        plan: the operation's plan as JSON, when it is new or has changed.
-        files: by domain, paths of files that the operation made: snaporch's own from now on.
-        gone: paths that are no longer there.
-    """
-
-    domains: tuple[DomainRecord, ...] = ()
-    snapshots: tuple[SnapshotRecord, ...] = ()
-    updated: tuple[SnapshotRecord, ...] = ()
-    dropped: tuple[tuple[str, str], ...] = ()
-    renamed: tuple[tuple[str, str, str], ...] = ()
-    operation: OperationRecord | None = None
-    begins: bool = False
-    plan: str | None = None
-    files: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
-    gone: tuple[str, ...] = ()
-
-
-def merged(changes: Sequence[Change]) -> Change:
-    """Make one transaction of what several participants of one operation change."""
-    return Change(
-        domains=tuple(chain.from_iterable(change.domains for change in changes)),
-        snapshots=tuple(chain.from_iterable(change.snapshots for change in changes)),
-        updated=tuple(chain.from_iterable(change.updated for change in changes)),
-        files=dict(chain.from_iterable(change.files.items() for change in changes)),
-    )
-
-
-def _apply(connection: sqlite3.Connection, change: Change) -> None:
-    run = connection.execute
-    for names in change.renamed:
-        _rename(connection, *names)
-    for domain in change.domains:
-        run("INSERT OR IGNORE INTO domain VALUES (?, '')", (domain.name,))
-        run("UPDATE domain SET record = ? WHERE name = ?", (dumps(_with_uuid(connection, domain)), domain.name))
-    for snapshot in change.snapshots:
-        whole = attrs.evolve(snapshot, id=snapshot.id or new_id())
-        run(
-            "INSERT INTO snapshot (domain, name, record, uid) VALUES (?, ?, ?, ?)",
-            (snapshot.domain, snapshot.name, dumps(whole), whole.id),
-        )
-    for record in change.updated:
-        run(
-            "UPDATE snapshot SET record = json_set(?, '$.id', uid) WHERE domain = ? AND name = ?",
-            (dumps(record), record.domain, record.name),
-        )
-    seals = [(file.path, dumps(file)) for file in files_of((*change.snapshots, *change.updated))]
-    connection.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?)", seals)
-    connection.executemany("DELETE FROM snapshot WHERE domain = ? AND name = ?", change.dropped)
-    if (op := change.operation) is not None:
-        _put_operation(connection, op, change.plan, begins=change.begins)
-        files = [(path, domain, op.id) for domain, paths in change.files.items() for path in paths]
-        connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", files)
-    connection.executemany("DELETE FROM file WHERE path = ?", [(path,) for path in change.gone])
-    connection.executemany("DELETE FROM sealed WHERE path = ?", [(path,) for path in change.gone])
-
-
-def _rename(connection: sqlite3.Connection, domain: str, name: str, new_name: str) -> None:
-    """Give a snapshot's row another name; what batches have taken under the old one is found under the new one."""
-    query = (
-        "UPDATE batch_item SET snapshot = ?, record = json_set(record, '$.snapshot', ?) "
-        "WHERE snapshot = ? AND json_valid(record) AND EXISTS (SELECT 1 "
-        "FROM json_each(batch_item.record, '$.ids') JOIN snapshot ON snapshot.uid = value "
-        "WHERE snapshot.domain = ? AND snapshot.name = ?)"
-    )
-    connection.execute(query, (new_name, new_name, name, domain, name))
-    connection.execute("UPDATE snapshot SET name = ? WHERE domain = ? AND name = ?", (new_name, domain, name))
-    gone = "INSERT OR REPLACE INTO change (kind, domain, name, gone) VALUES ('snapshot', ?, ?, 1)"
-    connection.execute(gone, (domain, name))
-
-
-def _with_uuid(connection: sqlite3.Connection, domain: DomainRecord) -> DomainRecord:
-    """Return a domain's record with its id: one that an operation of snaporch 0.1 has kept in its plan has none."""
-    if domain.uuid:
-        return domain
-    query = "SELECT json_extract(record, '$.uuid') FROM domain WHERE name = ? AND json_valid(record)"
-    (known,) = connection.execute(query, (domain.name,)).fetchone() or ("",)
-    return attrs.evolve(domain, uuid=known or new_uuid())
-
-
-def _put_operation(connection: sqlite3.Connection, op: OperationRecord, plan: str | None, *, begins: bool) -> None:
-    """Write an operation's row; it never takes the place of another one's, even of the same id."""
-    known = 0
-    if not begins:
-        row = (op.ended, dumps(op), op.id, op.begun)
-        query = "UPDATE operation SET ended = ?, record = ? WHERE id = ? AND begun = ?"
-        known = connection.execute(query, row).rowcount
-    if not known:
-        query = "INSERT INTO operation (id, begun, ended, record) VALUES (?, ?, ?, ?)"
-        connection.execute(query, (op.id, op.begun, op.ended, dumps(op)))
-        rows = [(domain, op.begun, op.id) for domain in op.domains]
-        connection.executemany("INSERT INTO operation_member VALUES (?, ?, ?)", rows)
-    if op.ended is not None:
-        plan = ""  # nobody goes on with it
-        connection.execute("DELETE FROM claim WHERE operation = ?", (op.id,))
-    if plan is not None:
-        connection.execute("UPDATE operation SET plan = ? WHERE id = ?", (plan, op.id))
-
-
-def files_of(snapshots: Iterable[SnapshotRecord]) -> Iterator[FileRecord]:
-    """Yield the records of all images that snapshots are kept in."""
-    return (file for record in snapshots for file in record.frozen)
-
-
-def _release_claims(connection: sqlite3.Connection, operation: str) -> None:
-    unfinished = "SELECT 1 FROM operation WHERE id = claim.operation AND ended IS NULL"
-    query = f"DELETE FROM claim WHERE operation = ? AND NOT EXISTS ({unfinished})"  # noqa: S608 - there is no input in it
-    connection.execute(query, (operation,))
-
-
-def past_checkpoints(connection: sqlite3.Connection, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
-    """See `Catalog.checkpoints`; whole records, which name all images under their disks, would be slow to read."""
-    query = """
-        SELECT json_extract(record, '$.strategy'),
-            coalesce(
-                json_extract(record, '$.memory.size'),
-                (SELECT sum(json_extract(value, '$.size')) FROM json_each(record, '$.inside')),
-                0
-            ),
-            json_extract(record, '$.timings.total'),
-            json_extract(record, '$.timings.pause')
-        FROM snapshot
-        WHERE domain = ? AND CASE WHEN json_valid(record) THEN json_extract(record, '$.snapshot.memory') END
-        ORDER BY id DESC LIMIT ?
-    """
-    rows = connection.execute(query, (domain, limit)).fetchall()
-    return tuple(PastCheckpoint(Strategy(strategy), *rest) for strategy, *rest in reversed(rows))
 
 
 @attrs.define
@@ -243,7 +109,7 @@ class Catalog:
 
     async def write(self, change: Change) -> None:
         """Apply a change; see `transact`."""
-        await self.transact(lambda connection: _apply(connection, change))
+        await self.transact(lambda connection: apply(connection, change))
 
     async def _rows(self, query: str, *values: object) -> list[tuple[str, ...]]:
         def work(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
@@ -275,7 +141,7 @@ class Catalog:
         if not rows:
             meant = await self._meant(name, "SELECT name FROM domain WHERE true")
             raise NotFound(f"no domain {name!r}; {meant}`snaporch domain list` lists all domains")
-        return _read(rows[0][0], DomainRecord, f"the record of domain {name}")
+        return read_record(rows[0][0], DomainRecord, f"the record of domain {name}")
 
     async def _meant(self, name: str, query: str, *values: object) -> str:
         """Return a question for a name that is like one that is not there, or an empty string."""
@@ -297,7 +163,7 @@ class Catalog:
         """
         rows = await self._rows("SELECT name, record FROM snapshot WHERE domain = ? ORDER BY id", domain)
         return tuple(
-            _read(text, SnapshotRecord, f"the record of snapshot {name} of {domain}") for name, text in rows
+            read_record(text, SnapshotRecord, f"the record of snapshot {name} of {domain}") for name, text in rows
         )
 
     async def readable_snapshots(self, domain: str) -> tuple[SnapshotRecord, ...]:
@@ -312,7 +178,7 @@ class Catalog:
     async def paths_of_snapshots(self, domain: str) -> frozenset[str]:
         """Return all files that a domain's snapshots are in; of records that cannot be read, all that they name."""
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ?", domain)
-        return frozenset(path for (text,) in rows for path in _paths_of(text))
+        return frozenset(path for (text,) in rows for path in paths_of(text))
 
     async def checkpoints(self, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
         """Return how the last few of a domain's snapshots went that have memory, oldest first."""
@@ -353,7 +219,7 @@ class Catalog:
             raise NotFound(
                 f"{domain} has no snapshot {name!r}; {meant}`snaporch list {domain}` lists its snapshots"
             )
-        return _read(rows[0][0], SnapshotRecord, f"the record of snapshot {name} of {domain}")
+        return read_record(rows[0][0], SnapshotRecord, f"the record of snapshot {name} of {domain}")
 
     # --- files ---
 
@@ -389,9 +255,9 @@ class Catalog:
             found: dict[str, list[tuple[str, str, int]]] = {}
             for domain, *row in connection.execute(query, (json.dumps(list(domains)),)):
                 found.setdefault(domain, []).append((row[0], row[1], row[2]))
-            for domain, name, text in connection.execute(_NO_JSON):
+            for domain, name, text in connection.execute(NO_JSON):
                 if domain not in domains:
-                    found.setdefault(domain, []).extend((name, path, 0) for path in _paths_in(text))
+                    found.setdefault(domain, []).extend((name, path, 0) for path in paths_in(text))
             return found
 
         return await self.read(work)
@@ -399,7 +265,7 @@ class Catalog:
     async def release_claims(self, operation: str) -> None:
         """Give up the claims of an operation, unless it is in the journal and has not ended."""
         if await self._rows("SELECT 1 FROM claim WHERE operation = ? LIMIT 1", operation):
-            await self.transact(lambda connection: _release_claims(connection, operation))
+            await self.transact(lambda connection: release_claims(connection, operation))
 
     async def is_own(self, path: str) -> bool:
         """Return whether snaporch made a file."""
@@ -442,7 +308,7 @@ class Catalog:
             UnreadableRecord: its record cannot be read.
         """
         rows = await self._rows("SELECT record FROM operation WHERE id = ?", identifier)
-        return _read(rows[0][0], OperationRecord, f"the record of operation {identifier}") if rows else None
+        return read_record(rows[0][0], OperationRecord, f"the record of operation {identifier}") if rows else None
 
     async def unfinished(self, domain: str | None = None) -> tuple[tuple[OperationRecord, str], ...]:
         """Return the operations, of one domain or all, that were cut short (or still run), with their plans.
@@ -467,7 +333,7 @@ class Catalog:
             "(SELECT 1 FROM operation_member WHERE operation = id AND domain = ?)) ORDER BY operation.begun"
         )
         rows = await self._rows(query, domain, domain)
-        return tuple(_failing("operation", OperationRecord, rows))
+        return tuple(failing("operation", OperationRecord, rows))
 
     async def prune_journal(self, before: float, most: int) -> int:
         """Forget operations that ended before an instant, and the oldest of those that ended and are beyond `most`.
@@ -490,125 +356,7 @@ class Catalog:
 
     async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
         """Return what there is of one domain, or of all, whose record cannot be read; see `Unreadable.kind`."""
-        return await self.read(lambda connection: tuple(_unreadable(connection, domain, kind)))
-
-
-@attrs.frozen
-class Page:
-    """Which operations, newest first.
-
-    Attributes:
-        limit: how many at most; -1: all.
-        before: when the oldest one after them began, and its id.
-        domain: of this one only.
-        since: that began at this instant or later.
-        outcome: an ended one's state; ``running``: those that have not ended; ``failed``: those that ended in
-            another state than complete.
-        but: ids of operations that are left out.
-    """
-
-    limit: int = -1
-    before: tuple[float, str] | None = None
-    domain: str | None = None
-    since: float | None = None
-    outcome: str | None = None
-    but: tuple[str, ...] = ()
-
-    def has(self, outcome: str | None) -> bool:
-        """Return whether an operation that ended so, or not yet, is one of them."""
-        if self.outcome is None:
-            return True
-        if self.outcome == "running":
-            return outcome is None
-        return outcome not in {None, "complete"} if self.outcome == "failed" else outcome == self.outcome
-
-    def query(self) -> tuple[str, list[object]]:
-        """Return it as SQL and its values."""
-        where, values = ["TRUE"], list[object]()
-        state = "CASE WHEN json_valid(record) THEN json_extract(record, '$.state') END"
-        if self.before is not None:
-            where.append("(operation.begun, id) < (?, ?)")
-            values += self.before
-        if self.since is not None:
-            where.append("operation.begun >= ?")
-            values.append(self.since)
-        if self.but:
-            where.append("id NOT IN (SELECT value FROM json_each(?))")
-            values.append(json.dumps(self.but))
-        if self.outcome == "running":
-            where += ["ended IS NULL", f"{state} <> 'stranded'"]
-        elif self.outcome == "failed":
-            where.append(f"{state} IN ('rolled-back', 'stranded')")
-        elif self.outcome is not None:
-            where.append(f"{state} = ?")
-            values.append(self.outcome)
-        source = "operation"
-        if self.domain is not None:
-            source = "operation_member AS member JOIN operation ON id = member.operation"
-            where.append("member.domain = ?")
-            values.append(self.domain)
-        order = "member.begun DESC, id DESC" if self.domain is not None else "begun DESC, id DESC"
-        condition = " AND ".join(where)
-        query = f"SELECT record FROM {source} WHERE {condition} ORDER BY {order} LIMIT ?"  # noqa: S608 - nothing of a caller's is in it
-        return query, [*values, self.limit]
-
-
-def _read(text: str, kind: type[T], what: str) -> T:
-    try:
-        return loads(text, kind)
-    except UnreadableRecord as error:
-        raise UnreadableRecord(f"{what} cannot be read: {error}; nothing was touched") from None
-
-
-def readable(rows: Iterable[tuple[str, ...]], kind: type[T]) -> tuple[T, ...]:
-    """Return what can be read of rows of one column; what cannot is told by `Catalog.unreadable`."""
-    found = []
-    for (text,) in rows:
-        with suppress(UnreadableRecord):
-            found.append(loads(text, kind))
-    return tuple(found)
-
-
-_NO_JSON = "SELECT domain, name, record FROM snapshot WHERE NOT json_valid(record)"
-_NAMED = {  # what has records: the domains that they are of, and their names
-    "domain": (DomainRecord, "SELECT name AS owner, name, record FROM domain"),
-    "snapshot": (SnapshotRecord, "SELECT domain AS owner, name, record FROM snapshot"),
-    "operation": (
-        OperationRecord,
-        "SELECT domain AS owner, id AS name, record FROM operation_member JOIN operation ON operation = id",
-    ),
-}
-
-
-def _unreadable(connection: sqlite3.Connection, domain: str | None, kind: str | None) -> Iterator[Unreadable]:
-    for what, (class_, query) in _NAMED.items():
-        if kind in {None, what}:
-            where = "?1 IS NULL OR owner = ?1"
-            rows = connection.execute(f"SELECT * FROM ({query}) WHERE {where} ORDER BY owner, name", (domain,))  # noqa: S608 - no input
-            yield from _failing(what, class_, rows)
-
-
-def _failing(what: str, kind: type[Any], rows: Iterable[tuple[str, ...]]) -> Iterator[Unreadable]:
-    """Yield what cannot be read of rows of a domain's name, a name, and a record."""
-    for owner, name, text in rows:
-        try:
-            loads(text, kind)
-        except UnreadableRecord as error:
-            yield Unreadable(what, owner, name, str(error), tuple(sorted(_paths_in(text))))
-
-
-def _paths_of(text: str) -> Iterable[str]:
-    try:
-        return loads(text, SnapshotRecord).paths
-    except UnreadableRecord:
-        return _paths_in(text)
-
-
-def _paths_in(text: str) -> Iterator[str]:
-    """Yield every path that a record names, as far as can be seen: it may be no JSON at all."""
-    for found in set(_PATH.findall(text)):
-        with suppress(ValueError):
-            yield json.loads(found)
+        return await self.read(lambda connection: tuple(all_unreadable(connection, domain, kind)))
 
 
 def _is_full(error: sqlite3.OperationalError) -> bool:

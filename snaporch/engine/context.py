@@ -11,8 +11,7 @@ import attrs
 import structlog
 import trio
 
-from snaporch.catalog import Catalog, domain_lock
-from snaporch.catalog.store import Change
+from snaporch.catalog import Catalog, Change, domain_lock
 from snaporch.drivers.base import Driver, Machine
 from snaporch.drivers.registry import Registry
 from snaporch.engine.events import Broadcast

@@ -24,7 +24,7 @@ import attrs
 import structlog
 import trio
 
-from snaporch.catalog.store import Catalog, Change
+from snaporch.catalog import Catalog, Change
 from snaporch.engine.actor import Actor
 from snaporch.engine.events import Broadcast
 from snaporch.engine.realtime import prompt

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import attrs
 import trio
 
-from snaporch.catalog.store import Change, merged
+from snaporch.catalog import Change, merged
 from snaporch.drivers.base import (
     Guard,
     GuestAgent,

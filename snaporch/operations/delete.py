@@ -22,7 +22,7 @@ from itertools import chain
 import attrs
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import Storage
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import attrs
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, TargetExists, Unsupported

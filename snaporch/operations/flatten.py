@@ -23,7 +23,7 @@ import attrs
 import structlog
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import ChainCosts, Storage, need
 from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_flatten

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import Driver, Machine
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation

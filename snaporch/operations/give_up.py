@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import attrs
 
-from snaporch.catalog.store import Change, merged
+from snaporch.catalog import Change, merged
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import HypervisorError, NotFound, Refused, SnaporchError

@@ -19,7 +19,7 @@ from typing import Any
 
 import attrs
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import Launch, Machine, MemoryStreams, Stream, StreamPlan, need
 from snaporch.engine.gone import unless_gone
 from snaporch.errors import HypervisorError, OperationFailed

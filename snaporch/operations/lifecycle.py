@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import attrs
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import GuestAgent, Launch, Machine, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation

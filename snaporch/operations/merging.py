@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from snaporch.catalog.store import Change, files_of
+from snaporch.catalog import Change
+from snaporch.catalog.writing import files_of
 from snaporch.drivers.base import (
     Driver,
     ImagePoints,

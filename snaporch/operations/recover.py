@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_create, after_revert
 from snaporch.engine.run import Operation, leaves

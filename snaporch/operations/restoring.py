@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import (
     Driver,
     Guard,

@@ -32,7 +32,7 @@ import attrs
 import structlog
 import trio
 
-from snaporch.catalog.store import Change, merged
+from snaporch.catalog import Change, merged
 from snaporch.drivers.base import Driver, GuestAgent, ImagePoints, Machine, PointsInside, check_versions, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation, perform

@@ -10,7 +10,7 @@ from functools import partial
 
 import attrs
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import LoadNote, Machine, PauseNote, PointsInside, need
 from snaporch.engine.gone import unless_gone
 from snaporch.engine.verdict import LOAD, PUT_BACK

@@ -14,7 +14,7 @@ from typing import ClassVar
 import attrs
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.base import Launch, LoadsMemory, Machine, need
 from snaporch.engine.ways import WAYS, performed
 from snaporch.errors import CommandRefused, HypervisorError, Unsupported

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 from starlette.responses import Response
 
-from snaporch.catalog.store import Page
+from snaporch.catalog import Page
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, OperationFailed, Stranded
 from snaporch.model.convert import dumps

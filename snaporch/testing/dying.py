@@ -35,7 +35,7 @@ from typing import Any
 
 import trio
 
-from snaporch.catalog.store import Catalog, Change
+from snaporch.catalog import Catalog, Change
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import QMPClient
 from snaporch.drivers.qmp.machine import QemuMachine

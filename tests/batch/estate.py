@@ -15,7 +15,7 @@ from snaporch.batch import store
 from snaporch.batch.plan import Plan, plan_from
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import BatchRecord, ItemRecord
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.model.domain import DomainRecord
 from snaporch.testing import SimulatedDriver, SimulatedHost
 

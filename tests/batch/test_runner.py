@@ -16,7 +16,7 @@ from snaporch import Busy, CreateFlag, DomainSnapshot, HypervisorError, InvalidI
 from snaporch.batch import store
 from snaporch.batch.prune import prune_by_plan
 from snaporch.batch.store import End, Stage
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.testing import SimulatedHost, SimulatedSpeed, ThreadsHoldTime
 from tests.batch.estate import EPOCH, GIB, Estate, booted, now, open_estate, plan
 

@@ -38,7 +38,7 @@ from snaporch import (
     Strategy,
     open_orchestrator,
 )
-from snaporch.catalog.store import Catalog
+from snaporch.catalog import Catalog
 from snaporch.drivers.local.guard import SILENCE
 from snaporch.engine.states import State
 from snaporch.engine.verdict import Verdict

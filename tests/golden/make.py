@@ -40,7 +40,7 @@ from snaporch import (
 )
 from snaporch.batch.plan import plan_from
 from snaporch.batch.runner import run_batch
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.service.jobs import past
 from snaporch.testing import GuestModel, SimulatedDriver, SimulatedHost, ThreadsHoldTime
 

@@ -19,7 +19,7 @@ import attrs
 import pytest
 import trio
 
-from snaporch.catalog import store
+from snaporch.catalog import Change, writing
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import QMPClient
 from snaporch.drivers.qmp.stream import QemuStream
@@ -262,7 +262,7 @@ async def test_pivot_not_confirmed(
 async def test_catalog_full(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite has no room, or is locked for too long, at every write of a create, a revert and a delete."""
     world = await make_world()
-    monkeypatch.setattr(store, "_apply", apply := Applying(store._apply))
+    monkeypatch.setattr("snaporch.catalog.store.apply", apply := Applying(writing.apply))
     verbs: tuple[tuple[str, tuple[str, ...], Callable[[], Any]], ...] = (
         ("create", (), partial(world.create, "new")),
         ("revert", ("a",), partial(world.revert, "a")),
@@ -285,7 +285,7 @@ class Applying:
     apply: Callable[..., None]
     fault: Fault = NEVER
 
-    def __call__(self, connection: sqlite3.Connection, change: store.Change) -> None:
+    def __call__(self, connection: sqlite3.Connection, change: Change) -> None:
         """Apply a change, or fail as SQLite does."""
         if self.fault.due():
             words = ("database or disk is full", "database is locked")

@@ -15,7 +15,7 @@ import attrs
 import pytest
 import trio
 
-from snaporch.catalog.store import Change
+from snaporch.catalog import Change
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qemu.surroundings import untrusted
