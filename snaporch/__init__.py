@@ -41,6 +41,7 @@ from snaporch.errors import (
     UnreadableRecord,
     Unsupported,
 )
+from snaporch.model.archive import Exported, Imported
 from snaporch.model.domain import (
     Discovered,
     DiskStatus,
@@ -126,7 +127,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "Finding",
     "Trouble",
     "Unreadable",
+    "Exported",
     "GivenUp",
+    "Imported",
     # for drivers of one's own
     "Driver",
     # errors, as drawn in snaporch.errors

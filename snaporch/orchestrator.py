@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import trio
 
 from snaporch.catalog import Catalog, Change, Page, open_catalog
 from snaporch.catalog.schema import CATALOG
-from snaporch.drivers.base import Address, Driver
+from snaporch.drivers.base import Address, Binary, Driver
 from snaporch.drivers.local.confine import Confinement
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.registry import Registry
@@ -34,6 +35,7 @@ from snaporch.errors import (
     Stranded,
     TargetExists,
 )
+from snaporch.model.archive import Exported, Imported
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.merge import MergePlan
@@ -62,10 +64,12 @@ from snaporch.operations.discover import discover
 from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
 from snaporch.operations.doctor import doctor, foretell
 from snaporch.operations.edit import edit
+from snaporch.operations.exporting import export, export_disk
 from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.operations.fsck import fsck
 from snaporch.operations.give_up import give_up
 from snaporch.operations.group import check_alone, check_ids, check_one_point, those_left
+from snaporch.operations.importing import import_archive
 from snaporch.operations.recover import reconnected, recover, sweep
 from snaporch.operations.revert import revert
 from snaporch.operations.verify import intact, verify
@@ -165,17 +169,7 @@ class Orchestrator:
                 raise Refused(f"{name} has snapshots ({names}): delete them first")
             await check_forgettable(self._context, record)
             await self._context.catalog.drop_domain(name)
-            await self._leave_nothing(record)
-
-    async def _leave_nothing(self, record: DomainRecord) -> None:
-        """Remove the directory of a domain that is no more, and logs in it, unless there is more in it."""
-        directory = self._context.directory(record.name)
-        storage, logs = self._context.driver(record).storage, self._context.driver(record).info.logs
-        with suppress(OSError):
-            if set(os.listdir(directory)) <= set(logs):
-                for log in logs:
-                    await storage.remove(os.path.join(directory, log))
-                os.rmdir(directory)
+            await places.leave_nothing(self._context, name, self._context.driver(record))
 
     async def attach(
         self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
@@ -652,6 +646,88 @@ class Orchestrator:
         """
         await self._mended(domain)
         return await edit(self._context, domain, name, new_name=new_name, description=description, ids=ids)
+
+    async def export(
+        self, domain: str, name: str, output: Path | str | Binary, *, ids: Collection[str] = ()
+    ) -> Exported:
+        """Write a snapshot, with all that is needed to go back to it, to one file: see docs/archives.md.
+
+        Args:
+            domain: the domain's name.
+            name: the snapshot's.
+            output: a file that is not there yet, which appears when it is complete; or a stream of bytes.
+            ids: see `revert`.
+
+        Raises:
+            TargetExists: there is such a file.
+            NotEnoughSpace: each disk is copied first, beside the domain's files, and that may not fit.
+            Unsupported: the domain was attached to, or the snapshot does not hold all of its disks.
+            DamagedSnapshot, OperationFailed: a file is not what was saved, or cannot be written; nothing is left
+                but what was written to a stream.
+        """
+        await self._mended(domain)
+        output = str(output) if isinstance(output, Path) else output
+        return await export(self._context, domain, name, output, version=version("snaporch"), ids=ids)
+
+    async def export_disk(
+        self,
+        domain: str,
+        name: str,
+        target: str,
+        output: Path | str | Binary,
+        *,
+        format_: str = "qcow2",
+        ids: Collection[str] = (),
+    ) -> Exported:
+        """Copy one disk of a snapshot, whole, to an image that needs no other.
+
+        Args:
+            domain: the domain's name.
+            name: the snapshot's.
+            target: the disk.
+            output: as of `export`.
+            format_: ``qcow2`` or ``raw``.
+            ids: see `revert`.
+
+        Raises:
+            As `export`.
+        """
+        await self._mended(domain)
+        output = str(output) if isinstance(output, Path) else output
+        return await export_disk(self._context, domain, name, target, output, format_=format_, ids=ids)
+
+    async def import_archive(
+        self,
+        path: Path | str,
+        *,
+        name: str = "",
+        trust: bool = False,
+        same_identity: bool = False,
+        disks_only: bool = False,
+    ) -> Imported:
+        """Make an inactive domain, with one snapshot, of an archive, which may be anybody's.
+
+        Args:
+            path: the archive.
+            name: the domain's; by default the one that it had.
+            trust: take over what it says that runs on this host: the emulator and QEMU's further options.
+            same_identity: the domain keeps its UUID.
+            disks_only: leave out the memory.
+
+        Raises:
+            InvalidInput: it is no archive, or its memory needs what is not trusted.
+            TargetExists: there is such a domain, or one of that UUID.
+            DamagedSnapshot: it is not what its manifest says; nothing is left of it.
+            Unsupported: its memory cannot be loaded here; likewise.
+        """
+        return await import_archive(
+            self._context,
+            str(path),
+            name=name,
+            trust=trust,
+            same_identity=same_identity,
+            disks_only=disks_only,
+        )
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """Return a domain's snapshots, oldest first; what cannot be read is in `unreadable`."""

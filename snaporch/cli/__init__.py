@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from snaporch.cli import batch, domain, inspect, prune, service, snapshot
+from snaporch.cli import archive, batch, domain, inspect, prune, service, snapshot
 from snaporch.cli.habits import in_words
 from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.runner import ANYTHING, refuse, report, run
@@ -48,6 +48,7 @@ def _application() -> App:
     app.command(service.app)
     snapshot.register(app)
     prune.register(app)
+    archive.register(app)
     inspect.register(app)
     return app
 

@@ -356,6 +356,8 @@ class OperationKind(enum.StrEnum):
     VERIFY = "verify"
     RECOVER = "recover"
     FSCK = "fsck"
+    EXPORT = "export"
+    IMPORT = "import"
     # Short ones, which are in no journal: they are named in the Busy error of an operation that finds them.
     START = "start"
     SHUTDOWN = "shutdown"

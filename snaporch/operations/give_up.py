@@ -22,6 +22,7 @@ from snaporch.model.domain import DomainRecord
 from snaporch.model.record import GivenUp, OperationKind, OperationRecord
 from snaporch.model.rfc import DeviceDisk
 from snaporch.operations.create_plan import CreatePlan
+from snaporch.operations.made import MadePlan
 from snaporch.operations.merging import MergeJournal, Merging, as_it_is
 from snaporch.operations.recover import recalled, sweep
 from snaporch.operations.revert_plan import RevertPlan
@@ -166,7 +167,15 @@ async def _merges(context: Context, _: Operation, text: str, answer: _Answer) ->
                 )
 
 
+async def _made(context: Context, operation: Operation, text: str, answer: _Answer) -> None:
+    plan = loads(text, MadePlan)
+    storage = context.driver_of(operation.who, plan.driver).storage
+    answer.kept += [f"{path}, which nothing needs: remove it" for path in plan.files if await storage.exists(path)]
+
+
 _LOOK = {
+    OperationKind.EXPORT: _made,
+    OperationKind.IMPORT: _made,
     OperationKind.CREATE: _create,
     OperationKind.REVERT: _revert,
     OperationKind.VERIFY: _revert,

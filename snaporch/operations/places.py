@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from snaporch.drivers.base import Storage
+from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
 from snaporch.errors import InvalidInput
 from snaporch.model.domain import DomainDefinition, DomainRecord
@@ -58,3 +59,13 @@ async def check_directory(context: Context, storage: Storage, domain: str, path:
         raise InvalidInput(
             f"{what}: there is no directory {directory}: make it first (`mkdir -p`), or mount what belongs there"
         )
+
+
+async def leave_nothing(context: Context, domain: str, driver: Driver) -> None:
+    """Remove the directory of a domain that is no more, and logs in it, unless there is more in it."""
+    directory = context.directory(domain)
+    with suppress(OSError):
+        if set(os.listdir(directory)) <= set(driver.info.logs):
+            for log in driver.info.logs:
+                await driver.storage.remove(os.path.join(directory, log))
+            os.rmdir(directory)

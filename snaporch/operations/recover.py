@@ -44,6 +44,7 @@ from snaporch.operations.create_undo import Held
 from snaporch.operations.delete import finish_delete
 from snaporch.operations.flatten import finish_flatten
 from snaporch.operations.keeping import Kept
+from snaporch.operations.made import recover_made
 from snaporch.operations.merging import MergeJournal
 from snaporch.operations.revert import Reverter, clean_up
 from snaporch.operations.revert import commit as commit_revert
@@ -272,4 +273,6 @@ _RECOVER = {
     OperationKind.VERIFY: _revert,
     OperationKind.DELETE: _merges,
     OperationKind.FLATTEN: _merges,
+    OperationKind.EXPORT: recover_made,
+    OperationKind.IMPORT: recover_made,
 }

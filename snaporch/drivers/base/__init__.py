@@ -18,6 +18,7 @@ from snaporch.drivers.base.machine import Guard, Machine, Stream
 from snaporch.drivers.base.storage import Storage
 from snaporch.drivers.base.traits import (
     TRAITS,
+    Archives,
     Bearer,
     ChainCosts,
     DirtyRate,
@@ -39,6 +40,7 @@ from snaporch.drivers.base.traits import (
 )
 from snaporch.drivers.base.values import (
     Address,
+    Binary,
     Capabilities,
     ChainCost,
     ImageStatus,
@@ -60,7 +62,9 @@ from snaporch.drivers.base.values import (
 __all__ = [
     "TRAITS",
     "Address",
+    "Archives",
     "Bearer",
+    "Binary",
     "Capabilities",
     "ChainCost",
     "ChainCosts",

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from snaporch.drivers.base.machine import Guard, Machine, Stream
 from snaporch.drivers.base.values import (
+    Binary,
     ChainCost,
     Launch,
     LoadNote,
@@ -24,6 +25,7 @@ from snaporch.drivers.base.values import (
     untold,
 )
 from snaporch.errors import Unsupported
+from snaporch.model.archive import Member
 from snaporch.model.domain import Discovered, Handle
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
@@ -308,6 +310,75 @@ class ChainCosts(Protocol):
         """Measure what the chain of the image at `path` costs; reads a few MiB of it, from all over the disk."""
 
 
+@runtime_checkable
+class Archives(Protocol):
+    """Snapshots go to archives (`snaporch.model.archive`) and come from them."""
+
+    @abc.abstractmethod
+    async def copy_image(self, image: DeviceDisk, copy: str, format_: str, progress: Progress) -> None:
+        """Copy what an image that nobody writes to reads, its chain included, into a new image without backing.
+
+        Whatever it raises, it has then left no file.
+
+        Raises:
+            FileExistsError: there is a file; it is untouched.
+        """
+
+    @abc.abstractmethod
+    async def pack(
+        self, output: str | Binary, manifest: bytes, files: Sequence[tuple[str, FileRecord]], progress: Progress
+    ) -> int:
+        """Write an archive; return its size in bytes.
+
+        Args:
+            output: a file that is there and empty, durable on return; or a stream.
+            manifest: its first member.
+            files: the other members: the name of each, and the file, which must be as its record says.
+            progress: told how far it is.
+        """
+
+    @abc.abstractmethod
+    async def send(self, file: FileRecord, output: Binary, progress: Progress) -> None:
+        """Write a file, which must be as its record says, to a stream."""
+
+    @abc.abstractmethod
+    async def name_file(self, part: str, path: str) -> None:
+        """Give a file its name; durable on return.
+
+        Raises:
+            TargetExists: there is something of that name; it is untouched.
+        """
+
+    @abc.abstractmethod
+    async def read_manifest(self, path: str) -> bytes:
+        """Return an archive's manifest.
+
+        Raises:
+            InvalidInput: it cannot be read, or is no archive.
+        """
+
+    @abc.abstractmethod
+    async def unpack(self, path: str, members: Sequence[tuple[Member, str]], progress: Progress) -> None:
+        """Write members of an archive, which may be anybody's, to files that are there and empty.
+
+        Args:
+            path: the archive.
+            members: all of them in their order, each with its file; with an empty path it is passed over.
+            progress: told how far it is.
+
+        Raises:
+            DamagedSnapshot: the archive is cut short, or is not what its manifest says.
+        """
+
+    @abc.abstractmethod
+    async def check_alone(self, path: str) -> None:
+        """Check that a qcow2 that may be anybody's refers to no other file and has sound structure.
+
+        Raises:
+            DamagedSnapshot: it does, or has not.
+        """
+
+
 # --- how to get one -----------------------------------------------------------------------------------------------
 
 TRAITS: Mapping[type, tuple[Trait, str]] = {
@@ -327,6 +398,7 @@ TRAITS: Mapping[type, tuple[Trait, str]] = {
     OfflineMerges: (Trait.OFFLINE_MERGES, "cannot merge images"),
     ImagePoints: (Trait.IMAGE_POINTS, "keeps nothing inside images; leave out what asks for internal disks"),
     ChainCosts: (Trait.CHAIN_COSTS, "cannot measure what a chain costs"),
+    Archives: (Trait.ARCHIVES, "keeps no files that could go into an archive"),
 }
 """Each protocol's name in the records, and what somebody cannot do who has it not."""
 

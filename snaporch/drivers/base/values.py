@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Mapping
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.upcasts import without_node
 
+Binary = RawIOBase | BufferedIOBase  # a stream of bytes that is written to in worker threads
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all, as far as known: bytes, or parts where bytes are not known."""
 
@@ -54,6 +56,8 @@ class Trait(enum.StrEnum):
     """Of a storage: a disk can be kept inside its image."""
     CHAIN_COSTS = "chain-costs"
     """Of a storage: what a chain costs can be measured."""
+    ARCHIVES = "archives"
+    """Of a storage: snapshots go to archives and come from them."""
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ import trio
 import xxhash
 
 from snaporch.drivers.base import (
+    Archives,
+    Binary,
     ChainCost,
     ChainCosts,
     ImagePoints,
@@ -33,14 +35,15 @@ from snaporch.drivers.base import (
     Trait,
     untold,
 )
-from snaporch.drivers.local import qcow2, trace
+from snaporch.drivers.local import archive, qcow2, trace
 from snaporch.drivers.local.confine import Confinement, check_own
 from snaporch.drivers.local.lineage import Link, Unread, lineage
 from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
 from snaporch.drivers.local.writeback import write_back
-from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused
-from snaporch.images.kinds import Traced
+from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused, TargetExists
+from snaporch.images.kinds import Kind, Traced
+from snaporch.model.archive import Member
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
@@ -130,7 +133,7 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
 
 
 @attrs.define
-class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
+class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
     """Files of this host.
 
     Attributes:
@@ -140,7 +143,9 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
 
     qemu_img: str = "qemu-img"
     confinement: Confinement | None = None
-    traits: ClassVar[frozenset[Trait]] = frozenset([Trait.OFFLINE_MERGES, Trait.IMAGE_POINTS, Trait.CHAIN_COSTS])
+    traits: ClassVar[frozenset[Trait]] = frozenset(
+        [Trait.OFFLINE_MERGES, Trait.IMAGE_POINTS, Trait.CHAIN_COSTS, Trait.ARCHIVES]
+    )
 
     async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
         command = [self.qemu_img, *arguments]
@@ -420,6 +425,54 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
             os.unlink(copy)
             raise
 
+    async def copy_image(self, image: DeviceDisk, copy: str, format_: str, progress: Progress) -> None:
+        """See Archives."""
+        await self.chain(image.path, image.format)  # which says no to what leads elsewhere
+        await self.make_file(copy)
+        try:
+            await self._watched(progress, "convert", "-U", "-f", image.format, "-O", format_, image.path, copy)
+        except BaseException:
+            os.unlink(copy)
+            raise
+
+    async def pack(
+        self, output: str | Binary, manifest: bytes, files: Sequence[tuple[str, FileRecord]], progress: Progress
+    ) -> int:
+        """See Archives."""
+        moved = _told(progress, sum(file.size for _, file in files))
+        return await trio.to_thread.run_sync(_pack, output, manifest, files, moved, abandon_on_cancel=True)
+
+    async def send(self, file: FileRecord, output: Binary, progress: Progress) -> None:
+        """See Archives."""
+        await trio.to_thread.run_sync(
+            archive.send, output, file, _told(progress, file.size), abandon_on_cancel=True
+        )
+
+    async def name_file(self, part: str, path: str) -> None:
+        """See Archives."""
+        await trio.to_thread.run_sync(_name_file, part, path)
+
+    async def read_manifest(self, path: str) -> bytes:
+        """See Archives."""
+        return await looked_at(path, partial(archive.read_manifest, path))
+
+    async def unpack(self, path: str, members: Sequence[tuple[Member, str]], progress: Progress) -> None:
+        """See Archives."""
+        moved = _told(progress, sum(member.size for member, target in members if target))
+        await trio.to_thread.run_sync(archive.unpack, path, members, moved)
+
+    async def check_alone(self, path: str) -> None:
+        """See Archives."""
+        try:
+            links = await looked_at(path, partial(lineage, path, "qcow2"))
+            (only,) = await self.trace(path, "qcow2") if len(links) == 1 else (None,)
+        except Refused as error:
+            raise DamagedSnapshot(str(error), path) from None
+        if only is None or links[0].data_file or set(only.kinds) != {Kind.QCOW2}:
+            what = ", ".join(only.kinds) if only is not None else f"backed by {links[0].backing}"
+            raise DamagedSnapshot(f"{path} is not a plain qcow2 without a backing file ({what})", path)
+        await self.check_image(path, "qcow2")
+
     async def remove(self, path: str) -> None:
         """See Storage."""
         await trio.to_thread.run_sync(remove, path)
@@ -451,6 +504,44 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts):
             raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}", path) from None
         if found.checksum != record.checksum:
             raise DamagedSnapshot(f"{path} is damaged: its checksum is not what was saved", path)
+
+
+def _told(progress: Progress, total: int) -> Callable[[int], None]:
+    """Return what a worker thread calls with the bytes that are done: it tells of it, and ends when cancelled."""
+    done = 0
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done += count
+        trio.from_thread.check_cancelled()
+        trio.from_thread.run_sync(progress, done, total)
+
+    return moved
+
+
+def _pack(
+    output: str | Binary, manifest: bytes, files: Sequence[tuple[str, FileRecord]], moved: Callable[[int], None]
+) -> int:
+    if not isinstance(output, str):
+        return archive.write(output, manifest, files, moved)
+    with open(output, "r+b", buffering=0) as file:
+        size = archive.write(file, manifest, files, moved)
+        os.fsync(file.fileno())
+    return size
+
+
+def _name_file(part: str, path: str) -> None:
+    try:
+        os.link(part, path, follow_symlinks=False)
+    except FileExistsError:
+        raise TargetExists(f"{path} exists, and no file is ever overwritten: choose another name") from None
+    except OSError:  # the file system has no hard links
+        if os.path.lexists(path):
+            raise TargetExists(f"{path} exists, and no file is ever overwritten: choose another name") from None
+        os.rename(part, path)
+    else:
+        os.unlink(part)
+    sync_parent(path)
 
 
 def _inside(path: str) -> tuple[str, ...]:
