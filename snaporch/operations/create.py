@@ -64,8 +64,6 @@ from snaporch.operations.estimate import LOOK_BACK
 # While guests are paused, streams that have begun already would take the CPUs by which the others are armed.
 HOLD_SECONDS = 0.25
 
-# --- doing --------------------------------------------------------------------------------------------------
-
 
 @attrs.define
 class Participant(CreateUndo):

@@ -1,7 +1,7 @@
 """Revert: a domain goes back to a point, and nothing is lost unless it gets there. Read downwards.
 
     plan_revert     (revert_plan) decides everything, or refuses; no I/O
-    check_revert    looks at every file of the snapshot, at the definition, at the host
+    check_revert    (revert_checks) looks at every file of the snapshot, at the definition, at the host
     Reverter        performs the steps of `snaporch.engine.ways`
     with_way        (choosing) looks whether both guests can be there at one time
     revert          puts them together
@@ -33,7 +33,7 @@ import structlog
 import trio
 
 from snaporch.catalog import Change, merged
-from snaporch.drivers.base import Driver, GuestAgent, ImagePoints, Machine, PointsInside, check_versions, need
+from snaporch.drivers.base import GuestAgent, Machine, PointsInside, check_versions, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation, perform
 from snaporch.engine.verdict import COMPLETE, LOAD
@@ -51,59 +51,24 @@ from snaporch.errors import (
 )
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord, DomainState, Handle
-from snaporch.model.names import check_name, in_order, short
+from snaporch.model.names import check_name, in_order
 from snaporch.model.record import EventKind, OperationKind, RevertRecord, SnapshotRecord
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way
-from snaporch.operations.checks import EMPTY_OVERLAY_BYTES, STREAM_BYTES, chain_problem, check_ram, check_space
+from snaporch.operations.checks import check_ram
 from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_way
 from snaporch.operations.create import create
 from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.group import check_ids
-from snaporch.operations.readers import kept_for, read_by_others
+from snaporch.operations.readers import kept_for
 from snaporch.operations.restoring import Restoring, in_their_places
-from snaporch.operations.revert_plan import RevertPlan, inside_blocker, plan_revert, wanted_state
+from snaporch.operations.revert_checks import check_free, check_revert, state_before
+from snaporch.operations.revert_plan import plan_revert, renamed, wanted_state
 from snaporch.operations.revert_undo import RevertUndo
 from snaporch.operations.trial import Trial, plan_trial
 
 _log = structlog.get_logger("snaporch")
-
-# --- looking ------------------------------------------------------------------------------------------------
-
-
-async def check_revert(driver: Driver, plan: RevertPlan) -> None:
-    """Check everything that can be checked before the present state is touched.
-
-    Raises:
-        DamagedSnapshot: a file is missing, or its size, checksum or chain is not what was saved.
-        Refused: somebody else has an image of the snapshot open for writing.
-        NotEnoughSpace: there is no room for the fresh overlays, or to keep what the guest holds.
-    """
-    storage, record = driver.storage, plan.snapshot
-    if record.memory is not None:
-        await storage.check(record.memory)
-    for file in record.frozen:
-        await storage.check(file)
-    for target, tag in plan.inside.items():
-        await need(storage, ImagePoints, plan.domain.name).check_inside(record.inside[target], tag)
-    for disk in record.snapshot.disks:
-        # A guest of ours that runs may keep a frozen image open for writing without ever using it (QEMU could not
-        # open it anew by a relative name, say). Nothing is lost if somebody else has it: the new one does not load.
-        still = plan.was is DomainState.INACTIVE and (disk.external or WAYS[plan.way].at_rest)
-        if problem := await chain_problem(storage, record, disk, still=still):
-            raise DamagedSnapshot(problem, disk.disk.path)
-    directories = [os.path.dirname(disk.path) for disk in plan.disks if disk.target in plan.frozen]
-    needs = [(storage, directory, EMPTY_OVERLAY_BYTES) for directory in directories]
-    for directory in {*directories} or {os.path.dirname(plan.directory)}:
-        await storage.check_writable(directory)
-    if plan.way is Way.INSIDE:
-        image = next(iter(record.inside.values())).path
-        needs.append((storage, os.path.dirname(image), record.definition.memory + STREAM_BYTES))
-    await check_space(needs)
-
-
-# --- doing --------------------------------------------------------------------------------------------------
 
 
 @attrs.define
@@ -120,7 +85,7 @@ class Reverter(RevertUndo):
 
     async def one_after_the_other(self, why: str, operation: Operation | None = None, *, force: bool) -> Reverter:
         """Return one that ends the old guest first; as another operation, with files of that one's name."""
-        plan = self.plan if operation is None else _renamed(self.plan, operation.id)
+        plan = self.plan if operation is None else renamed(self.plan, operation.id)
         plan = await one_after_the_other(self.context, self.driver, plan, self.old, why, force=force)
         return Reverter(plan, operation or self.operation, self.context, self.driver, self.old)
 
@@ -350,28 +315,6 @@ class Reverter(RevertUndo):
             await self.context.catalog.write(Change(domains=(attrs.evolve(domain, handle=moved),)))
 
 
-async def _present(machine: Machine | None, *, force: bool) -> DomainState:
-    """Return what a domain does; FORCE takes a machine that does not answer for one that is in the way."""
-    if machine is None:
-        return DomainState.INACTIVE
-    try:
-        return await machine.state()
-    except HypervisorError:
-        if force:
-            return DomainState.RUNNING
-        raise
-
-
-async def _check_free(context: Context, snapshot: SnapshotRecord) -> None:
-    """Refuse to take images back in place that something else needs as they are."""
-    if not snapshot.inside:
-        return
-    others = await context.catalog.snapshots(snapshot.domain)
-    needed = await read_by_others(context, snapshot.domain, {file.path for file in snapshot.inside.values()})
-    if why := inside_blocker(snapshot, others, needed):
-        raise Unsupported(f"{snapshot.domain} cannot go back to {snapshot.name}, which is inside an image: {why}")
-
-
 async def revert(
     context: Context,
     snapshots: Sequence[SnapshotRecord],
@@ -435,11 +378,11 @@ async def _reverter(
     force, name = RevertFlag.FORCE in flags, snapshot.domain
     record, old = await stack.enter_async_context(context.machine_of(name, hung_is_none=force))
     driver = context.driver(record)
-    was = await _present(old, force=force)
+    was = await state_before(old, force=force)
     if old is None and record.handle is not None:
         was = DomainState.RUNNING
     await claim_snapshot(context, operation, snapshot)
-    await _check_free(context, snapshot)
+    await check_free(context, snapshot)
     plan = plan_revert(record, was, snapshot, flags, directory=context.directory(name), operation=operation.id)
     plan = await in_their_places(driver, plan)
     await check_revert(driver, plan)
@@ -494,19 +437,6 @@ async def clean_up(reverters: Sequence[Restoring]) -> None:
     await reverters[0].verdict.forget()
     for each in reverters:
         await each.clean_up()
-
-
-def _renamed(plan: RevertPlan, operation: str) -> RevertPlan:
-    """Return the same plan, as another operation: its overlays and its directory have that one's name."""
-    name = short(operation)
-    disks = tuple(
-        attrs.evolve(disk, path=f"{os.path.dirname(disk.path)}/{disk.target}.{name}.qcow2")
-        if disk.target in plan.frozen
-        else disk
-        for disk in plan.disks
-    )
-    directory = f"{os.path.dirname(plan.directory)}/run-{name}"
-    return attrs.evolve(plan, disks=disks, directory=directory, operation=operation)
 
 
 async def _save(context: Context, domains: Sequence[str], name: str, target: SnapshotRecord) -> None:

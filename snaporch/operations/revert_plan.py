@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -186,3 +187,16 @@ def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, 
             "have to be ended first; shut it down, or `--force` does it"
         )
     return Way.INSIDE_DISPLACE
+
+
+def renamed(plan: RevertPlan, operation: str) -> RevertPlan:
+    """Return the same plan, as another operation: its overlays and its directory have that one's name."""
+    name = short(operation)
+    disks = tuple(
+        attrs.evolve(disk, path=f"{os.path.dirname(disk.path)}/{disk.target}.{name}.qcow2")
+        if disk.target in plan.frozen
+        else disk
+        for disk in plan.disks
+    )
+    directory = f"{os.path.dirname(plan.directory)}/run-{name}"
+    return attrs.evolve(plan, disks=disks, directory=directory, operation=operation)
