@@ -310,7 +310,7 @@ async def test_a_follower_that_comes_back_misses_nothing(served: Served) -> None
         nonlocal last
         headers = {"last-event-id": last} if last else {}
         with trio.CancelScope() as broken:
-            async with served.client._http.stream("GET", "/v1/events", headers=headers) as response:
+            async with served.client._service.http.stream("GET", "/v1/events", headers=headers) as response:
                 async for line in response.aiter_lines():
                     if line.startswith("id: "):
                         last = line[4:]
@@ -330,7 +330,7 @@ async def test_a_follower_that_comes_back_misses_nothing(served: Served) -> None
 @pytest.mark.parametrize("by", ["leaving", "cancelling"])
 async def test_a_follower_goes_while_more_comes(served: Served, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """It goes although it has not taken what has come; the connection is read to its end (else pytest warns)."""
-    monkeypatch.setattr("snaporch.client.BUFFER", 0)
+    monkeypatch.setattr("snaporch.client.connection.BUFFER", 0)
     with trio.fail_after(10), trio.CancelScope() as scope:
         async with served.client.events() as events:
             for number in range(10):
@@ -348,10 +348,10 @@ async def test_a_follower_goes_while_more_comes(served: Served, monkeypatch: pyt
 async def test_followers_are_limited_and_end(served: Served) -> None:
     """One more than may is refused; when the service stops each is told, and its connection ends."""
     served.service.reload(attrs.evolve(served.service.config, streams=1))
-    async with served.client._http.stream("GET", "/v1/events") as response:
+    async with served.client._service.http.stream("GET", "/v1/events") as response:
         lines = response.aiter_lines()
         await anext(lines)
-        assert (await served.client._http.get("/v1/events")).status_code == 503
+        assert (await served.client._service.http.get("/v1/events")).status_code == 503
         served.service.feed.drain()
         said = [line async for line in lines]
     assert "event: draining" in said

@@ -15,21 +15,19 @@ A method returns and raises what the orchestrator's does. What differs:
 
 from __future__ import annotations
 
-import json
 import math
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import attrs
-import cattrs
 import httpx2
 import trio
 
-from snaporch.errors import InvalidInput, ServiceGone, SnaporchError
+from snaporch.client.connection import ANSWER_SECONDS, Connection
+from snaporch.errors import InvalidInput, ServiceGone
 from snaporch.model.convert import lenient, load_definition
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord, DomainState
 from snaporch.model.merge import MergePlan
@@ -49,19 +47,9 @@ from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFla
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.orchestrator import default_root
 from snaporch.service.owner import address, owner
-from snaporch.service.problems import MEDIA_TYPE, error_of
 from snaporch.service.shapes import OperationStatus, flag_names
 
 T = TypeVar("T")
-
-CONNECT_SECONDS = 10.0
-ANSWER_SECONDS = 120.0  # for what is no operation; a shutdown has its own
-POLL_SECONDS = 30.0  # an operation is waited for by one request after another
-UNDO_SECONDS = 360.0  # for an operation that was cancelled to roll back
-RECONNECT_SECONDS = 1.0
-PAGE = 1_000
-BUFFER = 1_000
-_LAST = frozenset({"gap", "draining"})  # whoever listens must not believe that it has seen everything
 
 
 @attrs.define
@@ -73,81 +61,7 @@ class Client:
     """
 
     root: Path
-    _http: httpx2.AsyncClient
-
-    # --- asking ---
-
-    async def _ask(self, method: str, url: str, *, seconds: float = ANSWER_SECONDS, **more: Any) -> Any:
-        """Ask once and return the answer's document.
-
-        Raises:
-            ServiceGone: there is no answer.
-            SnaporchError: what the service has raised.
-        """
-        try:
-            response = await self._http.request(method, f"/v1/{url}", timeout=_timeout(seconds), **more)
-        except httpx2.TransportError as error:
-            raise _gone(error) from error
-        return _document(response)
-
-    async def _get(self, kind: Any, url: str, /, **query: str | float) -> Any:
-        return _read(await self._ask("GET", url, params=query), kind)
-
-    async def _all(self, kind: type[T], url: str, /, *, limit: int | None = None, **query: Any) -> tuple[T, ...]:
-        """Return a whole list, or as much of it as `limit` says, page by page."""
-        found: list[T] = []
-        after: dict[str, str] = {}
-        while True:
-            some = PAGE if limit is None else min(PAGE, limit - len(found))
-            page = await self._ask("GET", url, params={"limit": some, **query, **after})
-            found += _read(page["items"], list[kind])  # type: ignore[valid-type]
-            if page["next"] is None or len(found) == limit:
-                return tuple(found)
-            after = {"after": page["next"]}
-
-    async def _post(
-        self, kind: Any, url: str, /, *, method: str = "POST", seconds: float = ANSWER_SECONDS, **body: Any
-    ) -> Any:
-        return _read(await self._ask(method, url, seconds=seconds, json=lenient.unstructure(body)), kind)
-
-    async def _operate(self, kind: Any, url: str, /, **body: Any) -> Any:
-        """Have an operation done and return its result; a cancellation cancels it and waits until that is done.
-
-        The request that begins it is not cut off: whether it has begun would not be known.
-        """
-        headers = {"idempotency-key": secrets.token_hex(16)}
-        with trio.CancelScope(shield=True):
-            begun = await self._ask("POST", url, json=lenient.unstructure(body), headers=headers)
-        status = _read(begun, OperationStatus)
-        try:
-            status = await self._ended(status)
-        except trio.Cancelled:  # noqa: ASYNC103 - an operation that was complete is not cancelled
-            with trio.move_on_after(UNDO_SECONDS, shield=True):
-                await self._ask("POST", f"operations/{status.id}/cancel", json={})
-                status = await self._ended(status)
-            if status.error is not None and status.error["exit_code"] not in {1, 2}:
-                raise error_of(status.error) from None  # noqa: ASYNC104 - what could not be undone is told
-            if status.outcome != "complete":
-                raise
-        if status.error is not None:
-            raise error_of(status.error)
-        return _read(status.result, kind)
-
-    async def _ended(self, status: OperationStatus) -> OperationStatus:
-        try:
-            return await self._waited_for(status)
-        except ServiceGone as error:
-            what = f"{status.kind} {status.subject}".strip()
-            raise ServiceGone(f"{error}: {what} is operation {status.id} in `snaporch operations`") from error
-
-    async def _waited_for(self, status: OperationStatus) -> OperationStatus:
-        while status.ended is None:
-            seconds = POLL_SECONDS + ANSWER_SECONDS
-            answer = await self._ask(
-                "GET", f"operations/{status.id}", seconds=seconds, params={"wait": POLL_SECONDS}
-            )
-            status = _read(answer, OperationStatus)
-        return status
+    _service: Connection
 
     # --- domains ---
 
@@ -156,11 +70,11 @@ class Client:
         if not isinstance(definition, DomainDefinition):
             definition = load_definition(Path(definition))
         body = lenient.unstructure(definition)
-        return cast("DomainRecord", await self._post(DomainRecord, "domains", **body))
+        return await self._service.post(DomainRecord, "domains", **body)
 
     async def undefine(self, name: str) -> None:
         """See `Orchestrator.undefine`."""
-        await self._ask("DELETE", _domain(name))
+        await self._service.ask("DELETE", _domain(name))
 
     async def attach(
         self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
@@ -171,7 +85,7 @@ class Client:
     async def discover(self, driver: str = "") -> tuple[Discovered, ...]:
         """See `Orchestrator.discover`."""
         asked = {"driver": driver} if driver else {}
-        return cast("tuple[Discovered, ...]", await self._get(tuple[Discovered, ...], "discover", **asked))
+        return await self._service.get(tuple[Discovered, ...], "discover", **asked)
 
     async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
         """See `Orchestrator.start`."""
@@ -195,20 +109,19 @@ class Client:
 
     async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
         """See `Orchestrator.tag`."""
-        found = await self._post(DomainInfo, f"{_domain(name)}/tags", method="PUT", tags=list(tags))
-        return cast("DomainInfo", found)
+        return await self._service.post(DomainInfo, f"{_domain(name)}/tags", method="PUT", tags=list(tags))
 
     async def _act(self, name: str, what: str, *, seconds: float = ANSWER_SECONDS, **body: Any) -> DomainInfo:
-        return cast("DomainInfo", await self._post(DomainInfo, f"{_domain(name)}/{what}", seconds=seconds, **body))
+        return await self._service.post(DomainInfo, f"{_domain(name)}/{what}", seconds=seconds, **body)
 
     async def domains(self, after: str = "", limit: int | None = None) -> tuple[DomainInfo, ...]:
         """See `Orchestrator.domains`."""
         begin: dict[str, str] = {"after": after} if after else {}
-        return await self._all(DomainInfo, "domains", limit=limit, **begin)
+        return await self._service.all(DomainInfo, "domains", limit=limit, **begin)
 
     async def domain_info(self, name: str) -> DomainInfo:
         """See `Orchestrator.domain_info`."""
-        return cast("DomainInfo", await self._get(DomainInfo, _domain(name)))
+        return await self._service.get(DomainInfo, _domain(name))
 
     async def is_active(self, name: str) -> bool:
         """See `Orchestrator.is_active`."""
@@ -233,8 +146,7 @@ class Client:
         _not_shared(bandwidth)
         body = {"snapshot": snapshot or DomainSnapshot(), "options": options or CreateOptions()}
         url = f"{_domain(domain)}/snapshots"
-        record = await self._operate(SnapshotRecord, url, flags=flag_names(flags), **body)
-        return cast("SnapshotRecord", record)
+        return await self._service.operate(SnapshotRecord, url, flags=flag_names(flags), **body)
 
     async def create_group(
         self,
@@ -249,8 +161,7 @@ class Client:
         _not_shared(bandwidth)
         body = {"snapshot": snapshot or DomainSnapshot(), "options": options or CreateOptions()}
         kind = tuple[SnapshotRecord, ...]
-        records = await self._operate(kind, "groups", domains=domains, flags=flag_names(flags), **body)
-        return cast("tuple[SnapshotRecord, ...]", records)
+        return await self._service.operate(kind, "groups", domains=domains, flags=flag_names(flags), **body)
 
     async def revert(
         self,
@@ -266,7 +177,7 @@ class Client:
             f"{_snapshot(domain, name)}/revert",
             {"flags": flag_names(flags), "save_current": save_current, "ids": list(ids)},
         )
-        return cast("RevertRecord", await self._operate(RevertRecord, url, **body))
+        return await self._service.operate(RevertRecord, url, **body)
 
     async def revert_group(
         self,
@@ -286,7 +197,7 @@ class Client:
             "save_current": save_current,
             "ids": list(ids),
         }
-        return cast("tuple[RevertRecord, ...]", await self._operate(kind, "groups/revert", **body))
+        return await self._service.operate(kind, "groups/revert", **body)
 
     async def delete(
         self,
@@ -303,8 +214,7 @@ class Client:
         body: dict[str, Any] = {"names": names, "flags": flag_names(flags), "options": options or MergeOptions()}
         body |= {"ids": list(ids)}
         url = f"{_domain(domain)}/delete"
-        ask = self._post(MergePlan, f"{url}/plan", **body) if dry_run else self._operate(MergePlan, url, **body)
-        return cast("MergePlan", await ask)
+        return await self._plan_or_do(MergePlan, url, dry_run=dry_run, **body)
 
     async def delete_group(
         self,
@@ -320,8 +230,7 @@ class Client:
         names = [name] if isinstance(name, str) else list(name)
         body: dict[str, Any] = {"names": names, "flags": flag_names(flags), "options": options or MergeOptions()}
         url, kind, body = "groups/delete", dict[str, MergePlan], {"domains": domains, "ids": list(ids)} | body
-        ask = self._post(kind, f"{url}/plan", **body) if dry_run else self._operate(kind, url, **body)
-        return cast("dict[str, MergePlan]", await ask)
+        return await self._plan_or_do(kind, url, dry_run=dry_run, **body)
 
     async def flatten(
         self,
@@ -335,33 +244,30 @@ class Client:
         """See `Orchestrator.flatten`."""
         body: dict[str, Any] = {"snapshot": name, "depth": depth, "options": options or MergeOptions()}
         url = f"{_domain(domain)}/flatten"
-        ask = self._post(MergePlan, f"{url}/plan", **body) if dry_run else self._operate(MergePlan, url, **body)
-        return cast("MergePlan", await ask)
+        return await self._plan_or_do(MergePlan, url, dry_run=dry_run, **body)
 
     async def limit_depth(self, domain: str, depth: int) -> DomainInfo:
         """See `Orchestrator.limit_depth`."""
-        found = await self._post(DomainInfo, f"{_domain(domain)}/depth", method="PUT", depth=depth)
-        return cast("DomainInfo", found)
+        return await self._service.post(DomainInfo, f"{_domain(domain)}/depth", method="PUT", depth=depth)
 
     async def verify(
         self, domain: str, name: str, *, boot: bool = False, ids: Collection[str] = ()
     ) -> VerifyReport:
         """See `Orchestrator.verify`."""
-        report = await self._operate(VerifyReport, f"{_snapshot(domain, name)}/verify", boot=boot, ids=list(ids))
-        return cast("VerifyReport", report)
+        return await self._service.operate(
+            VerifyReport, f"{_snapshot(domain, name)}/verify", boot=boot, ids=list(ids)
+        )
 
     async def intact(self, domain: str, name: str) -> bool:
         """See `Orchestrator.intact`."""
-        return bool((await self._ask("GET", f"{_snapshot(domain, name)}/intact"))["intact"])
+        return bool((await self._service.ask("GET", f"{_snapshot(domain, name)}/intact"))["intact"])
 
     async def pin(
         self, domain: str, name: str, *, pinned: bool = True, ids: Collection[str] = ()
     ) -> SnapshotRecord:
         """See `Orchestrator.pin`."""
         url = f"{_snapshot(domain, name)}/pin"
-        return cast(
-            "SnapshotRecord", await self._post(SnapshotRecord, url, method="PUT", pinned=pinned, ids=list(ids))
-        )
+        return await self._service.post(SnapshotRecord, url, method="PUT", pinned=pinned, ids=list(ids))
 
     async def edit(
         self,
@@ -374,11 +280,11 @@ class Client:
     ) -> SnapshotRecord:
         """See `Orchestrator.edit`."""
         body: dict[str, Any] = {"name": new_name, "description": description, "ids": list(ids)}
-        return cast("SnapshotRecord", await self._post(SnapshotRecord, f"{_snapshot(domain, name)}/edit", **body))
+        return await self._service.post(SnapshotRecord, f"{_snapshot(domain, name)}/edit", **body)
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """See `Orchestrator.list`."""
-        return await self._all(SnapshotRecord, f"{_domain(domain)}/snapshots")
+        return await self._service.all(SnapshotRecord, f"{_domain(domain)}/snapshots")
 
     async def current(self, domain: str) -> str | None:
         """See `Orchestrator.current`."""
@@ -386,7 +292,7 @@ class Client:
 
     async def show(self, domain: str, name: str) -> SnapshotRecord:
         """See `Orchestrator.show`."""
-        return cast("SnapshotRecord", await self._get(SnapshotRecord, _snapshot(domain, name)))
+        return await self._service.get(SnapshotRecord, _snapshot(domain, name))
 
     async def tree(self, domain: str) -> Mapping[str | None, tuple[str, ...]]:
         """See `Orchestrator.tree`."""
@@ -395,31 +301,32 @@ class Client:
             children[record.parent] = (*children.get(record.parent, ()), record.name)
         return children
 
+    async def _plan_or_do(self, kind: type[T], url: str, *, dry_run: bool, **body: Any) -> T:
+        if dry_run:
+            return await self._service.post(kind, f"{url}/plan", **body)
+        return await self._service.operate(kind, url, **body)
+
     # --- the rest ---
 
     async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
         """See `Orchestrator.unreadable`."""
         asked = {name: value for name, value in (("domain", domain), ("kind", kind)) if value}
-        found = await self._get(tuple[Unreadable, ...], "unreadable", **asked)
-        return cast("tuple[Unreadable, ...]", found)
+        return await self._service.get(tuple[Unreadable, ...], "unreadable", **asked)
 
     async def recover(
         self, *, domain: str | None = None, patience: float = math.inf
     ) -> tuple[OperationRecord, ...]:
         """See `Orchestrator.recover`."""
         body = {"domain": domain, "patience": None if patience == math.inf else patience}
-        return cast(
-            "tuple[OperationRecord, ...]", await self._operate(tuple[OperationRecord, ...], "recover", **body)
-        )
+        return await self._service.operate(tuple[OperationRecord, ...], "recover", **body)
 
     async def give_up(self, operation: str, *, dry_run: bool = False) -> GivenUp:
         """See `Orchestrator.give_up`."""
-        return cast("GivenUp", await self._post(GivenUp, f"operations/{operation}/give-up", dry_run=dry_run))
+        return await self._service.post(GivenUp, f"operations/{operation}/give-up", dry_run=dry_run)
 
     async def fsck(self, domain: str | None = None, *, repair: bool = False) -> tuple[Finding, ...]:
         """See `Orchestrator.fsck`."""
-        found = await self._operate(tuple[Finding, ...], "fsck", domain=domain, repair=repair)
-        return cast("tuple[Finding, ...]", found)
+        return await self._service.operate(tuple[Finding, ...], "fsck", domain=domain, repair=repair)
 
     async def operations(
         self,
@@ -434,118 +341,28 @@ class Client:
             await self.domain_info(domain)
         asked = {"domain": domain, "since": since, "outcome": outcome}
         query = {name: value for name, value in asked.items() if value is not None}
-        statuses = await self._all(OperationStatus, "operations", limit=last, **query)
+        statuses = await self._service.all(OperationStatus, "operations", limit=last, **query)
         return tuple(_record(status) for status in reversed(statuses) if status.journaled)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
         """See `Orchestrator.events`; a broken connection is made anew, and nothing is lost by that."""
-        send, receive = trio.open_memory_channel[Event](BUFFER)
-        heard = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow, send, heard)
-            with receive:
-                await heard.wait()
-                yield receive
-            nursery.cancel_scope.cancel()
-
-    async def _follow(self, send: trio.MemorySendChannel[Event], heard: trio.Event) -> None:
-        """Send events on until some are lost, or the service stops; `heard` is set when none is missed any more.
-
-        What reads the connection has to come to its own end (httpx2's generators are not closed otherwise): it is
-        cancelled where it reads, and nothing is raised out of its loop.
-        """
-        last = ""
-        with send, trio.CancelScope() as end:
-
-            async def hear(frame: Mapping[str, str]) -> None:
-                nonlocal last
-                last = frame.get("id", last)
-                heard.set()
-                if frame.get("event") in _LAST:
-                    end.cancel()
-                elif "data" in frame:
-                    event = _read(json.loads(frame["data"]), Event)
-                    try:
-                        with trio.CancelScope(shield=True):  # whoever is cancelled closes the channel first
-                            await send.send(event)
-                    except trio.BrokenResourceError:
-                        end.cancel()
-
-            while True:
-                try:
-                    await self._listen(last, hear)
-                except httpx2.TransportError as error:
-                    if not heard.is_set():
-                        raise _gone(error) from error
-                await trio.sleep(RECONNECT_SECONDS)
-
-    async def _listen(self, last: str, hear: Callable[[Mapping[str, str]], Awaitable[None]]) -> None:
-        """Call `hear` with the fields of each server-sent event, until the connection ends."""
-        headers = {"last-event-id": last} if last else {}
-        async with self._http.stream("GET", "/v1/events", headers=headers, timeout=_timeout(60)) as response:
-            if response.is_error:
-                await response.aread()
-                _document(response)
-            frame: dict[str, str] = {}
-            async for line in response.aiter_lines():
-                name, _, value = line.partition(": ")
-                if line:
-                    frame[name] = value
-                else:
-                    await hear(frame)
-                    frame = {}
+        async with self._service.events() as channel:
+            yield channel
 
     async def estimate(self, domain: str, strategy: Strategy = Strategy.BACKGROUND) -> Estimate:
         """See `Orchestrator.estimate`."""
-        return cast("Estimate", await self._get(Estimate, f"{_domain(domain)}/estimate", strategy=strategy))
+        return await self._service.get(Estimate, f"{_domain(domain)}/estimate", strategy=strategy)
 
     async def doctor(self, domain: str | None = None, *, measure: bool = True) -> dict[str, Any]:
         """See `Orchestrator.doctor`; for a viewer nothing is measured."""
         query = ({"domain": domain} if domain else {}) | ({} if measure else {"measure": "false"})
-        return cast("dict[str, Any]", await self._ask("GET", "doctor", params=query))
-
-
-def _read(document: Any, kind: Any) -> Any:
-    """Return what a service has answered as a `kind`.
-
-    Raises:
-        SnaporchError: it is not that: the service is a newer one.
-    """
-    try:
-        return lenient.structure(document, kind)
-    except (cattrs.BaseValidationError, TypeError, ValueError) as error:
-        words = str(error) if isinstance(error, ValueError) else "; ".join(cattrs.transform_error(error, "answer"))
-        raise SnaporchError(f"the service's answer cannot be read: {words}") from error
+        return dict(await self._service.ask("GET", "doctor", params=query))
 
 
 def _not_shared(bandwidth: SharedBandwidth | None) -> None:
     if bandwidth is not None:
         raise InvalidInput("a bandwidth is shared within one process; give each create its own in options")
-
-
-def _timeout(seconds: float) -> httpx2.Timeout:
-    return httpx2.Timeout(seconds, connect=CONNECT_SECONDS)
-
-
-def _gone(error: Exception) -> ServiceGone:
-    words = str(error) or type(error).__name__
-    return ServiceGone(
-        f"the service does not answer: {words}; what it was doing goes on, or its next start mends it"
-    )
-
-
-def _document(response: httpx2.Response) -> Any:
-    """Return what an answer says.
-
-    Raises:
-        SnaporchError: it is a problem.
-    """
-    if response.headers.get("content-type") == MEDIA_TYPE:
-        raise error_of(response.json())
-    if response.is_error:
-        raise SnaporchError(f"the service answered {response.status_code} {response.reason_phrase}")
-    return response.json() if response.content else None
 
 
 def _domain(name: str) -> str:
@@ -588,4 +405,4 @@ async def open_client(
             transport = httpx2.AsyncHTTPTransport(uds=stack.enter_context(address(service.socket)))
         http = httpx2.AsyncClient(transport=transport, base_url=url or "http://snaporch", headers=headers)
         async with http:
-            yield Client(where, http)
+            yield Client(where, Connection(http))
