@@ -52,9 +52,18 @@ def test_other_packages_may_bring_drivers(monkeypatch: pytest.MonkeyPatch) -> No
     points = [
         EntryPoint(name, "snaporch.drivers.simulated:SimulatedDriver", registry.GROUP) for name in ("x", "qemu")
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.GROUP else [])
+    looks: list[str] = []
+
+    def look(group: str) -> list[EntryPoint]:
+        looks.append(group)
+        return points
+
+    monkeypatch.setattr(registry, "entry_points", look)
     drivers = Registry()
     assert {"qemu", "x"} <= set(drivers)
+    assert "x" in drivers
+    assert "y" not in drivers
+    assert looks == [registry.GROUP]  # all installed packages are looked through: once is enough
     assert isinstance(drivers["x"], SimulatedDriver)
     assert isinstance(drivers["qemu"], QemuDriver)
     given = Registry({"simulated": SimulatedDriver()})

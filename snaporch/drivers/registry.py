@@ -9,6 +9,7 @@ any version.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 
 from snaporch.drivers.base import Driver
@@ -41,7 +42,7 @@ class Registry(Mapping[str, Driver]):
     def __iter__(self) -> Iterator[str]:
         """Yield the names."""
         names = dict.fromkeys([*self._made, *self._known])
-        return iter(names | dict.fromkeys(point.name for point in self._others() if point.name not in names))
+        return iter(names | dict.fromkeys(point.name for point in self._others if point.name not in names))
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -62,7 +63,7 @@ class Registry(Mapping[str, Driver]):
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a driver of that name; it need not be one that can be imported."""
-        return name in tuple(self)
+        return name in self._made or name in self._known or any(point.name == name for point in self._others)
 
     def set_up(self, setting: Callable[[Driver], None]) -> None:
         """Do something with every driver, those too that are made later."""
@@ -70,11 +71,13 @@ class Registry(Mapping[str, Driver]):
         for driver in self._made.values():
             setting(driver)
 
+    @cached_property
     def _others(self) -> tuple[EntryPoint, ...]:
+        # Found out once: every installed package is looked through.
         return tuple(entry_points(group=GROUP)) if self._open else ()
 
     def _load(self, name: str) -> Driver:
-        found = [EntryPoint(name, self._known[name], GROUP)] if name in self._known else self._others()
+        found = [EntryPoint(name, self._known[name], GROUP)] if name in self._known else self._others
         try:
             for point in found:
                 if point.name == name:
