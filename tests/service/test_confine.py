@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,42 @@ async def test_a_disk_that_never_answers(place: Place, monkeypatch: pytest.Monke
         assert len(look._places[str(dead)].begun) == look.THREADS
     finally:
         over.set()
+
+
+@pytest.fixture
+def dead_mount() -> Iterator[Callable[[Path], None]]:
+    """Give a function that makes a directory a mount which never answers: nobody reads its FUSE device."""
+    libc, device = ctypes.CDLL(None, use_errno=True), os.open("/dev/fuse", os.O_RDWR)
+    mounted: list[Path] = []
+
+    def mount(directory: Path) -> None:
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+        assert libc.mount(b"dead", os.fsencode(directory), b"fuse", 0, options) == 0, ctypes.get_errno()
+        mounted.append(directory)
+
+    yield mount
+    os.close(device)  # whoever waits for an answer has one now
+    for directory in mounted:
+        assert libc.umount2(os.fsencode(directory), 2) == 0
+
+
+async def test_a_dead_mount_holds_nobody_else_up(
+    place: Place, dead_mount: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done with other domains, for which all images are looked at, goes on; only merges are refused."""
+    monkeypatch.setattr(look, "LOOK_SECONDS", 0.3)
+    dead = place.images / "dead"
+    dead.mkdir()
+    for number in range(2):
+        disk = DeviceDisk("vda", place.image(f"dead/{number}.qcow2"))
+        await place.orch.define(DomainDefinition(f"dead{number}", disks=(disk,)))
+    dead_mount(dead)
+    with trio.fail_after(60):  # it would be for ever
+        assert (await place.define(place.image("good.qcow2"))).status_code == 200
+        for name in ("s1", "s2"):
+            await place.orch.create("d", DomainSnapshot(name), CreateFlag.DISK_ONLY)
+        with pytest.raises(Refused, match=r"cannot be seen what others read.*has not answered"):
+            await place.orch.delete("d", "s1")
+        with pytest.raises(Refused, match="has not answered"):
+            await place.orch.define(DomainDefinition("e", disks=(DeviceDisk("vda", str(dead / "0.qcow2")),)))
+        assert [record.name for record in await place.orch.list("d")] == ["s1", "s2"]

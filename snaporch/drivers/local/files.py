@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,6 +90,20 @@ def _nearest(directory: str) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def _free(directory: str) -> tuple[str, int]:
+    place = _nearest(directory)
+    status = os.statvfs(place)
+    return str(place.stat().st_dev), status.f_bavail * status.f_frsize
+
+
+def _check_writable(directory: str) -> None:
+    place = _nearest(directory)
+    if not place.is_dir():
+        raise Refused(f"{place} is not a directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise Refused(f"cannot write to {directory}: it is read-only or not yours")
 
 
 def _make_file(path: str) -> None:
@@ -198,19 +213,15 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
 
     async def exists(self, path: str) -> bool:
         """See Storage; a dangling symbolic link exists."""
-        return os.path.lexists(path)
+        return await looked_at(path, partial(os.path.lexists, path))
 
     async def check_given(self, path: str, what: str, format_: str = "") -> None:
         """See Storage."""
-        await trio.to_thread.run_sync(_check_given, path, what, format_)
+        await looked_at(path, partial(_check_given, path, what, format_))
 
     async def check_writable(self, directory: str) -> None:
         """See Storage."""
-        place = _nearest(directory)
-        if not place.is_dir():
-            raise Refused(f"{place} is not a directory")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise Refused(f"cannot write to {directory}: it is read-only or not yours")
+        await looked_at(f"{directory}/*", partial(_check_writable, directory))
 
     async def make_directory(self, directory: str) -> None:
         """See Storage."""
@@ -223,9 +234,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
 
     async def free(self, directory: str) -> tuple[str, int]:
         """See Storage."""
-        place = _nearest(directory)
-        status = os.statvfs(place)
-        return str(place.stat().st_dev), status.f_bavail * status.f_frsize
+        return await looked_at(f"{directory}/*", partial(_free, directory))
 
     async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> Any:
         await self.lineage(path, format_)
@@ -260,11 +269,14 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
 
     async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
         """See Storage: some system calls, in the hundredth of the time that a qemu-img takes."""
-        return trace.trace(path, format_)
+        return await looked_at(path, partial(trace.trace, path, format_))
 
     async def identities(self, paths: Collection[str]) -> Mapping[str, str]:
         """See Storage."""
-        return trace.identities(paths)
+        found: dict[str, str] = {}
+        for directory, some in groupby(sorted(paths, key=os.path.dirname), os.path.dirname):
+            found |= await looked_at(f"{directory}/*", partial(trace.identities, tuple(some)))
+        return found
 
     async def openers(self, identities: Collection[str]) -> Mapping[str, tuple[int, ...]]:
         """See Storage."""
@@ -280,7 +292,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
 
     async def marks(self, path: str) -> tuple[str, ...]:
         """See Storage."""
-        return trace.marks(path)
+        return await looked_at(path, partial(trace.marks, path))
 
     async def check_image(self, path: str, format_: str) -> None:
         """See Storage."""
@@ -484,7 +496,8 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
 
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""
-        if known is not None and known.path == path and known.identity and known.identity == identity(path):
+        there = known is not None and known.path == path and known.identity
+        if known is not None and there and there == await looked_at(path, partial(identity, path)):
             return known
         return await trio.to_thread.run_sync(lambda: _checksum(path, sync=True))
 
@@ -492,7 +505,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
         """See Storage."""
         path = record.path
         try:
-            now, size = identity(path), _size(path)
+            now, size = await looked_at(path, lambda: (identity(path), _size(path)))
             if size != record.size:
                 raise DamagedSnapshot(f"{path} has {size:,} bytes instead of {record.size:,}", path)
             if now and now == record.identity and not thorough:
