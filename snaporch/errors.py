@@ -109,15 +109,19 @@ class NotEnoughSpace(Refused):
         needed: bytes that may be needed.
         free: bytes that are free.
         where: the directory (or "host memory") that is short.
-        makes_room: names of snapshots whose deletion needs no space and frees enough.
+        makes_room: snapshots whose deletion needs no space and frees enough: each of these does, which is one name,
+            or several that do so one after the other.
     """
 
     http_status = 507
 
-    def __init__(self, needed: int, free: int, where: str, makes_room: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, needed: int, free: int, where: str, makes_room: tuple[tuple[str, ...], ...] | None = None
+    ) -> None:
         advice = "free some, or choose another place"
         if makes_room:
-            advice = f"deleting {' or '.join(makes_room)} needs no space and frees enough"
+            names = " or ".join(", then ".join(each) for each in makes_room)
+            advice = f"deleting {names} needs no space and frees enough"
         elif makes_room is not None:
             advice = "no snapshot of the domain can be deleted to free enough: free some elsewhere"
         super().__init__(

@@ -15,20 +15,20 @@ BYTES = 2 << 20
 _AMPLE = 16 * BYTES  # that are free beside it, before it is made anew
 
 
-def make_reserve(root: Path) -> None:
-    """Make the reserve, if it is not there and there is ample room; never fails."""
+def make_reserve(root: Path) -> bool:
+    """Make the reserve, if it is not there and there is ample room; return whether it is there. Never fails."""
     path = root / NAME
     with suppress(OSError):
         status = os.statvfs(root)
-        if path.exists() or status.f_bavail * status.f_frsize < _AMPLE:
-            return
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, BYTES)
-        except OSError:
-            path.unlink()
-        finally:
-            os.close(fd)
+        if not path.exists() and status.f_bavail * status.f_frsize >= _AMPLE:
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, BYTES)
+            except OSError:
+                path.unlink()
+            finally:
+                os.close(fd)
+    return path.exists()
 
 
 def give_up_reserve(root: Path) -> bool:

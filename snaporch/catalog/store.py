@@ -56,6 +56,7 @@ class Catalog:
     _connection: sqlite3.Connection | None
     _reader: sqlite3.Connection
     _writing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
+    _without_reserve: bool = True  # as far as is known
 
     @property
     def read_only(self) -> bool:
@@ -81,27 +82,19 @@ class Catalog:
         if (writer := self._connection) is None:
             raise SnaporchError(f"{self.path} is open to be read only")
 
-        def transaction(connection: sqlite3.Connection) -> T:
-            connection.execute("BEGIN IMMEDIATE")
+        def or_by_the_reserve() -> T:
+            if self._without_reserve:
+                self._without_reserve = not make_reserve(self.path.parent)
             try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
-        def or_by_the_reserve(connection: sqlite3.Connection) -> T:
-            try:
-                return transaction(connection)
+                return _transaction(writer, work)
             except sqlite3.OperationalError as error:
                 if not _is_full(error) or not give_up_reserve(self.path.parent):
                     raise
-                return transaction(connection)
+                self._without_reserve = True
+                return _transaction(writer, work)
 
         try:
-            return await trio.to_thread.run_sync(or_by_the_reserve, writer, limiter=self._writing)
+            return await trio.to_thread.run_sync(or_by_the_reserve, limiter=self._writing)
         except sqlite3.IntegrityError as error:
             raise TargetExists(f"the catalog has it already: {error}") from None
         except sqlite3.Error as error:
@@ -357,6 +350,18 @@ class Catalog:
     async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
         """Return what there is of one domain, or of all, whose record cannot be read; see `Unreadable.kind`."""
         return await self.read(lambda connection: tuple(all_unreadable(connection, domain, kind)))
+
+
+def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
 
 
 def _is_full(error: sqlite3.OperationalError) -> bool:

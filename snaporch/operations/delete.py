@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 
 import attrs
@@ -220,21 +221,38 @@ async def _freed_by_memory(
     return sum([file.size for file in files if (await storage.free(os.path.dirname(file.path)))[0] == device])
 
 
-async def _makes_room(merges: Merging, graph: Graph, device: str, short: int) -> tuple[str, ...]:
-    """Return the names of snapshots, each of which can be deleted without a merge and frees enough on a device."""
-    storage, catalog, found = merges.driver.storage, merges.context.catalog, []
-    own = await catalog.own_files(merges.record.name)
-    for snapshot in await catalog.readable_snapshots(merges.record.name):
-        plan = plan_delete(graph, {snapshot.name})
-        if plan.steps or snapshot.name in merges.doomed:
-            continue
-        freed = await _freed_by_memory(storage, device, [snapshot], own)
-        for path in plan.unlink:
-            if (await storage.free(os.path.dirname(path)))[0] == device and path in graph.images:
-                freed += graph.images[path].allocated
-        if freed >= short:
-            found.append(snapshot.name)
-    return tuple(found)
+async def _makes_room(merges: Merging, graph: Graph, device: str, short: int) -> tuple[tuple[str, ...], ...]:
+    """Return which snapshots can be deleted without a merge and free enough on a device.
+
+    Returns:
+        Names, each of which does by itself; where none does, a few that do so one after the other; or nothing.
+    """
+    freed = partial(_freed, merges, graph, device)
+    known = await merges.context.catalog.readable_snapshots(merges.record.name)
+    others = [each for each in known if each.name not in merges.doomed]
+    alone = {each.name: await freed([each]) for each in others}
+    if enough := tuple((name,) for name, size in alone.items() if size >= short):
+        return enough
+    chosen, most = list[SnapshotRecord](), 0
+    for each in reversed(others):  # a leaf makes a leaf of its parent
+        if (size := await freed([*chosen, each])) > most:
+            chosen, most = [*chosen, each], size
+        if most >= short:
+            return (tuple(each.name for each in chosen),)
+    return ()
+
+
+async def _freed(merges: Merging, graph: Graph, device: str, going: Sequence[SnapshotRecord]) -> int:
+    """Return what deleting snapshots frees on a device; 0 where that would have to merge something."""
+    storage, plan = merges.driver.storage, plan_delete(graph, {each.name for each in going})
+    if plan.steps:
+        return 0
+    own = await merges.context.catalog.own_files(merges.record.name)
+    freed = await _freed_by_memory(storage, device, going, own)
+    for path in plan.unlink:
+        if path in graph.images and (await storage.free(os.path.dirname(path)))[0] == device:
+            freed += graph.images[path].allocated
+    return freed
 
 
 async def finish_delete(context: Context, operation: Operation, journal: MergeJournal) -> None:

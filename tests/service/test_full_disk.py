@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,25 +15,34 @@ from snaporch.catalog.reserve import NAME
 from snaporch.errors import NotEnoughSpace
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """Give a file system of 64 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(place)], check=True)
+@pytest.fixture(params=["tmpfs", "ext4", "xfs"])
+def small(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Give a small file system of each kind, with some 200 MiB free."""
+    place, image = tmp_path / "small", tmp_path / "image"
+    place.mkdir(mode=0o700)
+    if request.param == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m,mode=700", "tmpfs", str(place)], check=True)
+    else:
+        image.touch()
+        os.truncate(image, 320 << 20)
+        subprocess.run([f"mkfs.{request.param}", "-q", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+        place.chmod(0o700)
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
 
 def fill(place: Path) -> Path:
-    """Let nothing more fit."""
+    """Let nothing more fit, not even a byte."""
     path = place / "fill"
-    with open(path, "ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(1 << 16))
-    with open(path, "ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(512))
+    with open(path, "ab", buffering=0) as file:
+        for step in (1 << 26, 1 << 20, 1 << 12):
+            with suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
+        with suppress(OSError):
+            while True:
+                file.write(bytes(512))
     return path
 
 
@@ -44,29 +54,35 @@ def write(path: str, size: str) -> None:
 async def test_a_full_file_system(small: Path) -> None:
     """Looking works; a delete that moves nothing works, also first of all; another says what makes room for it."""
     disk = str(small / "d.qcow2")
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "32M"], check=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
     async with open_orchestrator(small / "root", realtime=False) as orch:
         await orch.define(DomainDefinition("d", disks=(DeviceDisk("vda", disk),)))
-        for number in range(5):
+        for number in range(4):
             await orch.create("d", DomainSnapshot(f"s{number}"), CreateFlag.DISK_ONLY)
             (status,) = (await orch.domain_info("d")).disks
-            write(status.active, "8M" if number in {1, 2} else "64k")
+            write(status.active, "12M" if number in {1, 2} else "64k")
+        await orch.revert("d", "s0")  # a branch: what was written after the last one is lost, and s3 is a leaf
         assert (small / "root" / NAME).exists()
     fill(small)
+    async with open_orchestrator(small / "root", realtime=False, read_only=True) as look:
+        assert [record.name for record in await look.list("d")] == ["s0", "s1", "s2", "s3"]
+        assert [domain.name for domain in await look.domains()] == ["d"]
+        assert (await look.show("d", "s1")).domain == "d"
+        assert "qemu" in await look.doctor()
     async with open_orchestrator(small / "root", realtime=False) as orch:
-        assert [record.name for record in await orch.list("d")] == [f"s{number}" for number in range(5)]
-        assert [domain.name for domain in await orch.domains()] == ["d"]
         with pytest.raises(
-            NotEnoughSpace, match="no snapshot of the domain can be deleted to free enough"
+            NotEnoughSpace, match=r"deleting s3, then s2 needs no space and frees enough$"
         ) as refused:
-            await orch.delete("d", "s2")
+            await orch.delete("d", "s1")
         assert refused.value.needed > refused.value.free
+        assert refused.value.makes_room == (("s3", "s2"),)
         assert all(not record.deleting for record in await orch.list("d"))
-        await orch.delete("d", "s4")  # 64 KiB move, and the journal is written by the reserve
-        await orch.recover()
-        assert "s4" not in [record.name for record in await orch.list("d")]
+        for name in refused.value.makes_room[0]:
+            await orch.delete("d", name)
+        await orch.delete("d", "s1")
+        assert [record.name for record in await orch.list("d")] == ["s0"]
+        assert not (small / "root" / NAME).exists()
         (small / "fill").unlink()
-        await orch.delete("d", "s2")
-        assert await orch.fsck() == ()
-    async with open_orchestrator(small / "root", realtime=False):
+        await orch.create("d", DomainSnapshot("s4"), CreateFlag.DISK_ONLY)
         assert (small / "root" / NAME).exists()  # there is room again
+        assert await orch.fsck() == ()
