@@ -72,6 +72,7 @@ from snaporch.operations.group import check_alone, check_ids, check_one_point, t
 from snaporch.operations.importing import import_archive
 from snaporch.operations.recover import reconnected, recover, sweep
 from snaporch.operations.revert import revert
+from snaporch.operations.room import expected_room
 from snaporch.operations.verify import intact, verify
 
 _log = structlog.get_logger("snaporch")
@@ -281,6 +282,18 @@ class Orchestrator:
         """Return whether a domain has a process: whether there is any memory to take."""
         record = await self._context.catalog.domain(name)
         return await self._context.driver(record).present(record) is not None
+
+    async def room_for(self, domains: Sequence[str], *, memory: bool) -> tuple[int, int]:
+        """Return what a snapshot of domains is expected to take until the next one, and what is free for it.
+
+        What it takes is memory, as large as that of the last ones (the median; without any, all RAM), where that is
+        taken and they have a process; and what guests write to the new overlays: as much as they have written since
+        the last snapshot.
+
+        Returns:
+            Bytes that it takes of the root's file system, and bytes that are free there.
+        """
+        return await expected_room(self._context, domains, memory=memory)
 
     async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
         """Give a domain these tags, in place of those that it has: batches select domains by them."""

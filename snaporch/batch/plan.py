@@ -159,6 +159,9 @@ class Limits:
         bandwidth: bytes a second that all memory streams together may write; 0 is no limit.
         deadline: after so long a run begins no other snapshot, and rolls those back that are not finished.
         window: the hours in which snapshots may be begun.
+        min_free: bytes that are to stay free where the root is: a snapshot that is expected to leave less is not
+            begun, and has failed. Expected is memory as of the last ones, and that guests write as much as since
+            the last snapshot.
     """
 
     per_host: int = attrs.field(default=4, validator=_one_or_more)
@@ -166,6 +169,7 @@ class Limits:
     bandwidth: Size = Size(0)
     deadline: Seconds | None = None
     window: Window | None = None
+    min_free: Size = attrs.field(default=Size(0), validator=partial(_above, 0))
 
 
 @attrs.frozen

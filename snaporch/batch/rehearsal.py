@@ -23,7 +23,7 @@ import trio
 from trio.testing import MockClock
 
 from snaporch.batch import store
-from snaporch.batch.plan import Hooks, Plan, Reports
+from snaporch.batch.plan import Hooks, Plan, Reports, Size
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import ItemRecord
 from snaporch.batch.timeline import duration
@@ -197,7 +197,8 @@ def _double(host: SimulatedHost, known: Known, rate: float) -> DomainRecord:
 def _rehearsed(plan: Plan) -> Plan:
     """Return the plan without what only the real run can show."""
     how = attrs.evolve(plan.snapshot, quiesce=False)
-    return attrs.evolve(plan, snapshot=how, hooks=Hooks(), retention=None, schedule=None)
+    limits = attrs.evolve(plan.limits, min_free=Size(0))  # the forecast says whether it fits
+    return attrs.evolve(plan, snapshot=how, hooks=Hooks(), retention=None, schedule=None, limits=limits)
 
 
 async def _run(plan: Plan, known: Survey, root: Path) -> Forecast:

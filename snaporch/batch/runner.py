@@ -32,7 +32,16 @@ from snaporch.batch.slots import Slots
 from snaporch.batch.store import BatchRecord, End, ItemRecord, Stage
 from snaporch.batch.timing import until_closed, until_open
 from snaporch.catalog import Catalog, domain_lock
-from snaporch.errors import Busy, HypervisorError, NotFound, OperationFailed, OtherSnapshot, SnaporchError, Stranded
+from snaporch.errors import (
+    Busy,
+    HypervisorError,
+    NotEnoughSpace,
+    NotFound,
+    OperationFailed,
+    OtherSnapshot,
+    SnaporchError,
+    Stranded,
+)
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
@@ -66,6 +75,7 @@ class Runner:
         batch: where it is.
         now: seconds since the epoch.
         tell: called with each item that has come to an end.
+        min_free: bytes that are to stay free where the root is, whatever the plan says.
         slots: who is next.
         why: nothing else is begun, because of this.
     """
@@ -75,11 +85,13 @@ class Runner:
     batch: BatchRecord
     now: Now = time.time
     tell: Tell = _quiet
+    min_free: int = 0
     slots: Slots = attrs.field(default=attrs.Factory(lambda self: Slots(self.plan.limits), takes_self=True))
     why: str = ""
     _bandwidth: SharedBandwidth | None = None
     _records: dict[str, ItemRecord] = attrs.field(factory=dict)
     _running: dict[str, ItemRecord] = attrs.field(factory=dict)
+    _expected: dict[str, int] = attrs.field(factory=dict)
     _read: int = -1
     _reading: trio.Lock = attrs.field(factory=trio.Lock)
     _idle: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
@@ -167,6 +179,7 @@ class Runner:
             self._running[item.name] = record
             await self._one(record)
             del self._running[item.name]
+            self._expected.pop(item.name, None)
             self.slots.give_back(item)
             self._idle.unpark()
         self._idle.unpark_all()
@@ -268,12 +281,24 @@ class Runner:
         members, how = record.item.members, self.plan.snapshot
         active = any([await self.orch.is_active(domain) for domain in members])
         memory, live = how.memory and active, how.memory and active and how.live
+        await self._check_room(record.item, memory=memory)
         flags = CreateFlag.LIVE if live else CreateFlag(0)
         flags |= CreateFlag.QUIESCE if how.quiesce and active else CreateFlag(0)
         strategy = how.strategy if live else Strategy.AUTO  # to name one is to ask for LIVE
         options = CreateOptions(strategy=strategy, max_seconds=how.max_seconds, on_timeout=how.on_timeout)
         snapshot = DomainSnapshot(record.snapshot, how.description, memory=memory)
         return await self.orch.create_group(members, snapshot, flags, options, bandwidth=self._bandwidth)
+
+    async def _check_room(self, item: Item, *, memory: bool) -> None:
+        """Refuse to begin what, with all that runs, is expected to leave less free than is to stay.
+
+        Raises:
+            NotEnoughSpace: `needed` is what they take and what is to stay free.
+        """
+        if stay := max(self.min_free, self.plan.limits.min_free):
+            self._expected[item.name], free = await self.orch.room_for(item.members, memory=memory)
+            if (needed := stay + sum(self._expected.values())) > free:
+                raise NotEnoughSpace(needed, free, f"{self.orch.root}, where {stay:,} are to stay free (min_free)")
 
     async def _verified(self, record: ItemRecord) -> ItemRecord:
         if self.plan.snapshot.verify is Check.NONE:
@@ -395,6 +420,7 @@ async def run_batch(
     now: Now = time.time,
     tell: Tell = _quiet,
     took: store.Took = store.took,
+    min_free: int = 0,
 ) -> BatchRecord:
     """Run a plan, or go on with its last batch where that was cut short.
 
@@ -409,6 +435,7 @@ async def run_batch(
         now: the time, in seconds since the epoch.
         tell: called with each item that has come to an end.
         took: says how long a domain is expected to take.
+        min_free: bytes that are to stay free where the root is; the plan may say more.
 
     Returns:
         The batch, which has ended; how each item did is in `snaporch.batch.store.items`.
@@ -427,6 +454,6 @@ async def run_batch(
             batch = await store.begin(orch.catalog, str(orch.root), plan, now=now(), due=due, took=took)
         else:
             _log.info("going on with a batch that was interrupted", plan=plan.name, batch=batch.id)
-        runner = Runner(orch, plan, batch, now, tell)
+        runner = Runner(orch, plan, batch, now, tell, min_free)
         await runner.run()
         return runner.batch

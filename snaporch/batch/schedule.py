@@ -136,12 +136,14 @@ class Scheduler:
         directory: of plans, ``*.toml``.
         now: seconds since the epoch.
         look_every: seconds after which the directory is looked at again.
+        min_free: returns the bytes that every plan is to leave free where the root is.
     """
 
     orch: Orchestrator
     directory: Path
     now: Callable[[], float] = time.time
     look_every: float = LOOK_SECONDS
+    min_free: Callable[[], int] = int
     _entries: dict[Path, _Entry] = attrs.field(factory=dict)
     _said: str = ""
     _wake: trio.Event = attrs.field(factory=trio.Event)
@@ -240,7 +242,7 @@ class Scheduler:
         name, due = entry.plan.name, entry.due[0]
         _log.info("a plan is due", plan=name, due=due)
         try:
-            batch = await run_batch(self.orch, entry.plan, due=due, now=self.now)
+            batch = await run_batch(self.orch, entry.plan, due=due, now=self.now, min_free=self.min_free())
             entry.batch, entry.outcome, entry.error = batch.id, str(batch.stage), ""
             entry.failed = await store.failures(self.orch.catalog, batch.id)
             entry.succeeded = await store.last_success(self.orch.catalog, name)

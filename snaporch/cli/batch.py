@@ -100,10 +100,12 @@ async def schedule(directory: Path, /, *, session: Here) -> Answer:
         Of plans with a schedule, *.toml.
     """
     from snaporch.batch.schedule import Scheduler  # noqa: PLC0415 - as in `_load`
+    from snaporch.service.config import NAME, load_config  # noqa: PLC0415
 
     session.interrupted = "what it was doing is rolled back; the next one goes on where it was"
     async with session.open_here() as orchestrator:
-        await Scheduler(orchestrator, directory).run()
+        config = await trio.to_thread.run_sync(load_config, orchestrator.root / NAME)
+        await Scheduler(orchestrator, directory, min_free=lambda: int(config.min_free)).run()
 
 
 @app.command

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from snaporch.batch.plan import Size
 from snaporch.errors import InvalidInput
 from snaporch.model.convert import structured
 from snaporch.service.roles import role_of
@@ -29,6 +30,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "per_user": (1, 100_000),
     "body_bytes": (1, 1 << 30),
     "stop_seconds": (0, 86_400),
+    "min_free": (0, 1 << 60),
 }
 
 
@@ -57,6 +59,7 @@ class Config:
         per_user: requests of one token, or one user, at once: those that wait and follow events, too.
         body_bytes: the largest request body.
         stop_seconds: on a stop, how long operations may take to come to where they can be left.
+        min_free: bytes that plans which the service runs leave free where the root is; a plan may say more.
         log: ``json`` or ``console``.
         realtime: take real-time priority, if that may be had: see `snaporch.engine.realtime`.
     """
@@ -78,6 +81,7 @@ class Config:
     per_user: int = 250
     body_bytes: int = 1 << 20
     stop_seconds: float = 60.0
+    min_free: Size = Size(0)  # noqa: RUF009 - an immutable value
     log: str = "json"
     realtime: bool = True
 

@@ -133,14 +133,14 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
                 stack.enter_context(orchestrator.broadcast.tapped(hear))
             nursery.start_soon(metrics.run)
             nursery.start_soon(_keep_journal, orchestrator, quiet)
-            scheduler = Scheduler(orchestrator, Path(config.plans or orchestrator.root / PLANS))
-            scheduled = scheduler.directory.is_dir()
-            if scheduled:
-                await nursery.start(scheduler.run)
-            chosen = scheduler if scheduled else None
-            metrics.schedules = scheduler.schedules
-            service = Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery, chosen)
+            service = Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery)
             orchestrator.confine(service.confinement)
+            scheduler = Scheduler(orchestrator, Path(config.plans or orchestrator.root / PLANS))
+            scheduler.min_free = lambda: service.config.min_free
+            if scheduler.directory.is_dir():
+                await nursery.start(scheduler.run)
+                service.scheduler = scheduler
+            metrics.schedules = scheduler.schedules
             yield service
             nursery.cancel_scope.cancel()
 

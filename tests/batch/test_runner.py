@@ -384,3 +384,21 @@ async def test_many_pages(
         batch = await estate.run(plan(limits={"per_host": 7}))
         assert len(await estate.items(batch)) == 19
     assert batch.counts == {"done": 19}
+
+
+async def test_what_is_to_stay_free(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """What is expected to leave less is not begun, and has failed: memory, and overlays that grow, are expected."""
+    async with open_estate(tmp_path, 2) as estate:
+        assert (await estate.run(plan())).stage is Stage.COMPLETE
+        needed, free = await estate.orch.room_for(["vm0"], memory=True)
+        memory = (await estate.orch.show("vm0", "s")).memory_size
+        assert needed > memory > 0  # the guest writes on
+        low = plan(snapshot={"name": "low"}, limits={"min_free": free, "per_host": 1})
+        batch = await estate.run(low)
+        assert (batch.stage, batch.counts) == (Stage.FAILED, {"failed": 2})
+        assert all("min_free" in item.error for item in (await estate.items(batch)).values())
+        assert await estate.snapshots() == {"vm0": ["s"], "vm1": ["s"]}
+        # There is room for one, and not for both at once; a root's own limit is kept, too.
+        room = free - 3 * needed // 2
+        batch = await estate.run(plan(snapshot={"name": "one"}), min_free=room)
+        assert batch.counts == {"done": 1, "failed": 1}

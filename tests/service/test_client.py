@@ -45,7 +45,8 @@ from snaporch.service.server import run_http
 from snaporch.service.service import Service, open_service
 from snaporch.testing import SimulatedWorld, open_simulated_world
 
-HERE_ONLY = {"catalog", "broadcast", "leave", "confine", "prune_journal"}  # of this process, where operations run
+# Of the process where operations run.
+HERE_ONLY = {"catalog", "broadcast", "leave", "confine", "prune_journal", "room_for"}
 SECONDS = 30.0
 
 
