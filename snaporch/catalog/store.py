@@ -365,9 +365,13 @@ def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connect
 
 
 def _is_full(error: sqlite3.OperationalError) -> bool:
-    """Return whether SQLite has found no room; where that is for what it maps, it says that it cannot write."""
+    """Return whether SQLite may have found no room.
+
+    Where that is for what it maps, it says that it cannot write; where it is for the file of its log, which XFS has
+    no room for an inode of, that it cannot open the database.
+    """
     code = getattr(error, "sqlite_errorcode", 0)  # errors that SQLite itself has not raised have none
-    return code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+    return code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 
 def _connect_at_any_rate(path: Path) -> sqlite3.Connection:

@@ -57,32 +57,30 @@ async def test_a_full_file_system(small: Path) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
     async with open_orchestrator(small / "root", realtime=False) as orch:
         await orch.define(DomainDefinition("d", disks=(DeviceDisk("vda", disk),)))
-        for number in range(4):
+        for number, size in enumerate(("64k", "12M", "12M", "8M", "64k")):
             await orch.create("d", DomainSnapshot(f"s{number}"), CreateFlag.DISK_ONLY)
             (status,) = (await orch.domain_info("d")).disks
-            write(status.active, "12M" if number in {1, 2} else "64k")
-        await orch.revert("d", "s0")  # a branch: what was written after the last one is lost, and s3 is a leaf
+            write(status.active, size)
+        await orch.revert("d", "s0")  # a branch: what was written after the last one is lost, and s4 is a leaf
         assert (small / "root" / NAME).exists()
     fill(small)
     async with open_orchestrator(small / "root", realtime=False, read_only=True) as look:
-        assert [record.name for record in await look.list("d")] == ["s0", "s1", "s2", "s3"]
+        assert [record.name for record in await look.list("d")] == [f"s{number}" for number in range(5)]
         assert [domain.name for domain in await look.domains()] == ["d"]
         assert (await look.show("d", "s1")).domain == "d"
         assert "qemu" in await look.doctor()
     async with open_orchestrator(small / "root", realtime=False) as orch:
-        with pytest.raises(
-            NotEnoughSpace, match=r"deleting s3, then s2 needs no space and frees enough$"
-        ) as refused:
-            await orch.delete("d", "s1")
+        words = "deleting s4, then s3 needs no space and frees enough$"
+        with pytest.raises(NotEnoughSpace, match=words) as refused:
+            await orch.delete("d", "s2")
         assert refused.value.needed > refused.value.free
-        assert refused.value.makes_room == (("s3", "s2"),)
+        assert refused.value.makes_room == (("s4", "s3"),)
         assert all(not record.deleting for record in await orch.list("d"))
-        for name in refused.value.makes_room[0]:
+        assert await orch.fsck() == ()
+        for name in (*refused.value.makes_room[0], "s2"):
             await orch.delete("d", name)
-        await orch.delete("d", "s1")
-        assert [record.name for record in await orch.list("d")] == ["s0"]
-        assert not (small / "root" / NAME).exists()
+        assert [record.name for record in await orch.list("d")] == ["s0", "s1"]
         (small / "fill").unlink()
-        await orch.create("d", DomainSnapshot("s4"), CreateFlag.DISK_ONLY)
+        await orch.create("d", DomainSnapshot("s5"), CreateFlag.DISK_ONLY)
         assert (small / "root" / NAME).exists()  # there is room again
         assert await orch.fsck() == ()
