@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from snaporch.cli import archive, batch, domain, inspect, prune, service, snapshot
+from snaporch.cli import archive, batch, completion, domain, inspect, prune, service, snapshot
 from snaporch.cli.habits import in_words
 from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.runner import ANYTHING, refuse, report, run
@@ -34,7 +34,23 @@ Exit status: 0 done, 1 failed and rolled back, 2 refused or wrong use, 3 not fou
 
 # Verbs, in whatever group, that change nothing.
 _READS = frozenset(
-    {"list", "show", "tree", "operations", "doctor", "discover", "estimate", "rehearse", "verify", "check", "plan"}
+    {
+        "list",
+        "show",
+        "tree",
+        "operations",
+        "doctor",
+        "discover",
+        "estimate",
+        "rehearse",
+        "verify",
+        "check",
+        "plan",
+        "logs",
+        "watch",
+        "completion",
+        "words",
+    }
 )
 
 
@@ -50,6 +66,7 @@ def _application() -> App:
     prune.register(app)
     archive.register(app)
     inspect.register(app)
+    completion.register(app)
     return app
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 
 from cyclopts import App
 
 from snaporch.cli.session import Answer, Here
-from snaporch.errors import InvalidInput
+from snaporch.errors import HypervisorError, InvalidInput, Refused
 from snaporch.model import documents
 from snaporch.model.domain import DomainInfo
+from snaporch.model.rfc import DeleteFlag
 
 app = App(name="domain", help="Define, start, stop and look at domains.")
 
@@ -28,9 +30,22 @@ async def define(file: Path, /, *, session: Here) -> Answer:
 
 
 @app.command
-async def undefine(name: str, /, *, session: Here) -> Answer:
-    """Forget an inactive domain that has no snapshots; its images stay."""
+async def undefine(name: str, /, *, snapshots: bool = False, session: Here) -> Answer:
+    """Forget an inactive domain that has no snapshots; its images stay.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    snapshots
+        First delete all of its snapshots; what the disks hold now stays.
+    """
     async with session.open() as orchestrator:
+        if snapshots:
+            if await orchestrator.is_active(name):
+                raise Refused(f"{name} is running: shut it down first; no snapshot was deleted")
+            for first in (await orchestrator.tree(name)).get(None, ()):
+                await orchestrator.delete(name, first, DeleteFlag.CHILDREN)
         await orchestrator.undefine(name)
     return Answer(
         {"name": name, "undefined": True}, lambda human: human.line(f"{name} is forgotten; its images stay")
@@ -53,10 +68,52 @@ async def start(name: str, /, *, paused: bool = False, session: Here) -> Answer:
 
 
 @app.command
-async def shutdown(name: str, /, *, session: Here) -> Answer:
-    """Ask the guest to power off, and wait until it has."""
+async def shutdown(
+    name: str, /, *, timeout: float = 60.0, force_after: float | None = None, session: Here
+) -> Answer:
+    """Ask the guest to power off, and wait until it has.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    timeout
+        Seconds to wait; a guest that has not powered off by then runs on, and the exit status is 1.
+    force_after
+        Seconds after which the domain is ended as by `destroy` instead.
+    """
+    seconds = timeout if force_after is None else force_after
+    if not 0 < seconds < float("inf"):
+        raise InvalidInput("--timeout, --force-after: seconds, more than 0")
     async with session.open() as orchestrator:
-        return _state(await orchestrator.shutdown(name))
+        try:
+            return _state(await orchestrator.shutdown(name, timeout=seconds))
+        except HypervisorError:
+            if force_after is None:
+                raise
+        return _state(await orchestrator.destroy(name))
+
+
+@app.command
+async def logs(name: str, /, *, lines: int = 50, session: Here) -> Answer:
+    """Show the end of what a domain's hypervisor has logged.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    lines
+        So many lines, the last.
+    """
+    if lines < 1:
+        raise InvalidInput(f"--lines {lines}: at least 1")
+    async with session.look() as orchestrator:
+        await orchestrator.domain_info(name)
+        found = [path for path in sorted((orchestrator.root / name).glob("*.log")) if path.is_file()]
+    ends = {str(path): deque(path.read_text(errors="replace").splitlines(), lines) for path in found}
+    documents_ = [{"file": file, "lines": list(end)} for file, end in ends.items()]
+    text = [line for file, end in ends.items() for line in (f"{file}:", *end)]
+    return Answer(documents_, lambda human: human.lines(text or [f"{name} has logged nothing"]))
 
 
 @app.command
@@ -156,11 +213,20 @@ async def discover(*, driver: str = "", session: Here) -> Answer:
 
 
 @app.command(name="list")
-async def list_(*, session: Here) -> Answer:
-    """List all domains."""
+async def list_(*, names: bool = False, session: Here) -> Answer:
+    """List all domains.
+
+    Parameters
+    ----------
+    names
+        Only the names, one a line.
+    """
     async with session.look() as orchestrator:
         infos = await orchestrator.domains()
         lost = await orchestrator.unreadable(kind="domain")
+    if names:
+        known = [info.name for info in infos]
+        return Answer(known, lambda human: human.lines(known))
     return Answer(documents.domains(infos, lost), lambda human: human.domains(infos, lost))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,8 +12,12 @@ from cyclopts import App
 
 from snaporch.batch.timing import parse_duration
 from snaporch.cli.session import Answer, Here
-from snaporch.errors import InvalidInput
+from snaporch.errors import InvalidInput, ServiceGone
 from snaporch.model import documents
+from snaporch.model.convert import converter
+from snaporch.model.record import Event, EventKind
+from snaporch.orchestrator import default_root
+from snaporch.service.owner import owner
 
 SHOWN = 20  # operations, where nothing is said of how many
 
@@ -128,6 +133,35 @@ async def doctor(domain: str | None = None, /, *, session: Here) -> Answer:
     return Answer(found, lambda human: human.findings(found))
 
 
+def _told(event: Event) -> str:
+    at = datetime.fromtimestamp(event.time, UTC).strftime("%H:%M:%SZ")
+    how_far = f" {event.done:,} of {event.total:,}" if event.kind is EventKind.PROGRESS else ""
+    words = f": {event.text}" if event.text else ""
+    return f"{at} {', '.join(event.domains)} {event.operation[:8]} {event.state}{how_far}{words}"
+
+
+async def watch(domain: str = "", /, *, session: Here) -> Answer:
+    """Show what happens, as it happens, in the service that owns the root; until Ctrl-C.
+
+    Parameters
+    ----------
+    domain
+        Only what happens to this domain.
+    """
+    session.interrupted = "watched"
+    root = session.root or default_root()
+    if owner(root) is None:
+        raise InvalidInput(f"no service runs on {root}, and each command shows its own progress: `snaporch serve`")
+    async with session.open() as orchestrator:
+        if domain:
+            await orchestrator.domain_info(domain)
+        async with orchestrator.events() as events:
+            async for event in events:
+                if not domain or domain in event.domains:
+                    session.line(json.dumps(converter.unstructure(event)) if session.as_json else _told(event))
+    raise ServiceGone(f"the service on {root} has stopped")
+
+
 async def demo(
     *, keep: bool = False, tiny: bool = False, accel: Literal["auto", "kvm", "tcg"] = "auto", session: Here
 ) -> Answer:
@@ -156,5 +190,5 @@ def register(app: App) -> None:
     past.default(operations)
     past.command(give_up)
     app.command(past)
-    for verb in (recover, fsck, doctor, demo):
+    for verb in (recover, fsck, doctor, watch, demo):
         app.command(verb)

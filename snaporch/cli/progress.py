@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from snaporch.model.names import one_or_more
 from snaporch.model.record import EventKind
 from snaporch.orchestrator import Orchestrator
 
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def shown(orchestrator: Orchestrator | Client, domains: Sequence[str]) -> AsyncIterator[None]:
+async def shown(orchestrator: Orchestrator | Client, domains: str | Sequence[str]) -> AsyncIterator[None]:
     """Show what happens to domains while the body runs; nothing where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield
         return
     async with orchestrator.events() as events, trio.open_nursery() as nursery:
-        nursery.start_soon(_show, events, tuple(domains))
+        nursery.start_soon(_show, events, one_or_more(domains))
         yield
         nursery.cancel_scope.cancel()
 

@@ -113,6 +113,10 @@ class Session:
         with suppress(OSError):  # it is a remark: what cannot be seen is said by the answer
             print(text, flush=True)  # noqa: T201 - the command line's own words
 
+    def line(self, text: str) -> None:
+        """Print a line of an answer that has no end, to standard output; raises as `print` does."""
+        print(text, flush=True)  # noqa: T201 - the answer
+
     def say(self, text: str) -> None:
         """Print a line for people, to standard error, if that can be written to."""
         try:

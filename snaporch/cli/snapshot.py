@@ -398,12 +398,23 @@ async def verify(
     )
 
 
-async def list_(domain: str, /, *, session: Here) -> Answer:
-    """List the snapshots of a domain, oldest first."""
+async def list_(domain: str, /, *, names: bool = False, session: Here) -> Answer:
+    """List the snapshots of a domain, oldest first.
+
+    Parameters
+    ----------
+    domain
+        The domain.
+    names
+        Only the names, one a line.
+    """
     async with session.look() as orchestrator:
         records = await orchestrator.list(domain)
         current = await orchestrator.current(domain)
         lost = await orchestrator.unreadable(domain, "snapshot")
+    if names:
+        known = [record.name for record in records]
+        return Answer(known, lambda human: human.lines(known))
     return Answer(
         documents.listed(records, current, lost), lambda human: human.snapshots(domain, records, current, lost)
     )
