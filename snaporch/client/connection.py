@@ -15,9 +15,7 @@ import trio
 
 from snaporch.errors import ServiceGone, SnaporchError
 from snaporch.model.convert import lenient
-from snaporch.model.record import (
-    Event,
-)
+from snaporch.model.record import Event
 from snaporch.service.problems import MEDIA_TYPE, error_of
 from snaporch.service.shapes import OperationStatus
 

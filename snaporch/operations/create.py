@@ -44,10 +44,7 @@ from snaporch.engine.run import Operation
 from snaporch.engine.states import State
 from snaporch.engine.steps import CREATE, QUIESCED, ROLLBACK_CREATE, all_steps, create_phases
 from snaporch.engine.verdict import guard_acted
-from snaporch.errors import (
-    DeadlineExceeded,
-    HypervisorError,
-)
+from snaporch.errors import DeadlineExceeded, HypervisorError
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
 from snaporch.model.names import in_order, new_id

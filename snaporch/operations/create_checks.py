@@ -5,14 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from snaporch.drivers.base import (
-    ImagePoints,
-    Storage,
-    need,
-)
-from snaporch.errors import (
-    TargetExists,
-)
+from snaporch.drivers.base import ImagePoints, Storage, need
+from snaporch.errors import TargetExists
 from snaporch.operations.checks import OVERLAY_BYTES, STREAM_BYTES, check_space
 from snaporch.operations.create_undo import CreateUndo
 from snaporch.operations.places import check_directory

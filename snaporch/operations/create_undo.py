@@ -30,10 +30,7 @@ from snaporch.engine.gone import unless_gone
 from snaporch.engine.run import Operation
 from snaporch.engine.steps import Lane
 from snaporch.engine.verdict import STAY, Verdict
-from snaporch.errors import (
-    ConnectionGone,
-    OperationFailed,
-)
+from snaporch.errors import ConnectionGone, OperationFailed
 from snaporch.model.convert import dumps
 from snaporch.model.formats import versioned
 from snaporch.model.record import FileRecord

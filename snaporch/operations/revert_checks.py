@@ -7,11 +7,7 @@ import os
 from snaporch.drivers.base import Driver, ImagePoints, Machine, need
 from snaporch.engine.context import Context
 from snaporch.engine.ways import WAYS
-from snaporch.errors import (
-    DamagedSnapshot,
-    HypervisorError,
-    Unsupported,
-)
+from snaporch.errors import DamagedSnapshot, HypervisorError, Unsupported
 from snaporch.model.domain import DomainState
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.way import Way

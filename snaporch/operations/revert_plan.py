@@ -8,9 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from snaporch.drivers.base import (
-    StreamPlan,
-)
+from snaporch.drivers.base import StreamPlan
 from snaporch.errors import InvalidInput, Unsupported
 from snaporch.model.domain import DomainRecord, DomainState
 from snaporch.model.formats import versioned

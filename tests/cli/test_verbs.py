@@ -162,7 +162,7 @@ def test_recover_says_what_was_recovered(
         calls.append(OperationRecord("0123abcd", OperationKind.DELETE, ("web",), "one", "complete", 1000.0, 1001.0))
         return tuple(calls)
 
-    monkeypatch.setattr("snaporch.orchestrator.recover", recover)
+    monkeypatch.setattr("snaporch.orchestrator.upkeep.recover", recover)
     status, (document,) = call(capsys, tmp_path, "recover")
     assert (status, len(calls)) == (0, 1)
     assert document == documents.operation(calls[0])

@@ -1,0 +1,164 @@
+"""Domains become known, run, stop, and are forgotten."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from snaporch.catalog import Change
+from snaporch.drivers.base import Address
+from snaporch.engine.run import Operation
+from snaporch.errors import NotFound, Refused, TargetExists
+from snaporch.model.convert import load_definition
+from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.names import check_name, new_uuid
+from snaporch.model.record import OperationKind
+from snaporch.model.reserved import check_domain_name
+from snaporch.operations import lifecycle as power
+from snaporch.operations import places
+from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
+from snaporch.orchestrator.looking import Looking
+
+SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
+
+
+@attrs.define
+class Domains(Looking):
+    """The part of an orchestrator that has to do with domains."""
+
+    async def define(self, definition: DomainDefinition | Path | str) -> DomainRecord:
+        """Make a domain known, or replace the definition of one that is inactive.
+
+        Args:
+            definition: a definition, or the path of a TOML file of one.
+
+        Raises:
+            InvalidInput: the definition makes no sense.
+            Refused: the domain is running; or the definition does not fit the overlays that its disks are on; or
+                its guest would write to an image that others read.
+        """
+        if not isinstance(definition, DomainDefinition):
+            definition = load_definition(Path(definition))
+        await places.check_definition(self._context, definition)
+        operation = Operation(OperationKind.DEFINE, definition.name, "")
+        async with self._context.locked(operation):
+            try:
+                async with self._context.machine_of(definition.name) as (known, machine):
+                    if machine is not None:
+                        raise Refused(f"{definition.name} is running: shut it down before it is defined anew")
+                    record = await redefined(self._context, known, definition)
+            except NotFound:
+                record = DomainRecord(definition, uuid=new_uuid())
+            self._context.driver(record)
+            await check_new(self._context, operation, record)
+            yours = await adopted(self._context, record)
+            await self._context.catalog.write(Change(domains=(record,), gone=yours))
+        return record
+
+    async def undefine(self, name: str) -> None:
+        """Forget an inactive domain that has no snapshots; its images stay.
+
+        Raises:
+            Refused: it runs, or has snapshots, or is on an overlay, which nobody would know of.
+        """
+        async with self._context.locked(Operation(OperationKind.UNDEFINE, name, "")):
+            async with self._context.machine_of(name) as (record, machine):
+                if machine is not None and record.template is None:
+                    raise Refused(f"{name} is running: shut it down first")
+            if snapshots := await self._context.catalog.snapshots(name):
+                names = ", ".join(record.name for record in snapshots)
+                raise Refused(f"{name} has snapshots ({names}): delete them first")
+            await check_forgettable(self._context, record)
+            await self._context.catalog.drop_domain(name)
+            await places.leave_nothing(self._context, name, self._context.driver(record))
+
+    async def attach(
+        self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
+    ) -> DomainInfo:
+        """Take charge of a domain that something else started.
+
+        Args:
+            name: the name it is to have here.
+            socket: its control socket (QEMU: ``-qmp unix:PATH,server=on,wait=off``).
+            driver: the hypervisor driver's name.
+            uri: of the manager that has it, where the driver has managers.
+            of: its name there, where that is another one.
+
+        Raises:
+            InvalidInput: there is no such driver, it takes no such address, or the socket is one of the root's own.
+            TargetExists: there is a domain of that name, and it runs.
+            HypervisorError: nothing answers there.
+        """
+        address = Address(socket, uri, of)
+        check_domain_name(name)
+        chosen = self._context.driver_of(name, driver)
+        if socket:
+            await chosen.storage.check_place(str(self.root), name, os.path.abspath(socket), "socket")
+        operation = Operation(OperationKind.ATTACH, name, "")
+        async with self._context.locked(operation):
+            with suppress(NotFound):
+                async with self._context.machine_of(name) as (_, machine):
+                    if machine is not None:
+                        raise TargetExists(f"there is a running domain {name!r} already; choose another name")
+            definition, handle = await chosen.attach(name, address)
+            snapshots = await self._context.catalog.snapshots(name)
+            current = snapshots[-1].name if snapshots else None
+            async with chosen.connect(handle, name) as machine:
+                shape = await machine.shape()
+                record = DomainRecord(definition, current=current, handle=handle, template=handle, shape=shape)
+                record = attrs.evolve(record, way_back=await chosen.way_back(record, machine))
+            await check_attached(self._context, operation, record)
+            await self._context.catalog.write(Change(domains=(record,)))
+        return await self.domain_info(name)
+
+    async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
+        """Start an inactive domain; its process outlives this one.
+
+        Raises:
+            Refused: it is running, or cannot start: the hypervisor's words are in the error.
+            DamagedSnapshot: a frozen image under one of its disks is not what it was.
+        """
+        await self._mended(name)
+        await power.start(self._context, name, paused=paused)
+        return await self.domain_info(name)
+
+    async def shutdown(self, name: str, *, timeout: float = SHUTDOWN_SECONDS) -> DomainInfo:
+        """Ask the guest to power off, and wait until it has.
+
+        Raises:
+            Refused: the domain is not running.
+            HypervisorError: the guest did not power off within `timeout` seconds.
+        """
+        await power.shutdown(self._context, name, timeout=timeout)
+        return await self.domain_info(name)
+
+    async def destroy(self, name: str) -> DomainInfo:
+        """End a domain's process at once, as pulling the plug does, also while a shutdown waits for its guest.
+
+        An inactive domain stays so.
+        """
+        await power.destroy(self._context, name)
+        return await self.domain_info(name)
+
+    async def pause(self, name: str) -> DomainInfo:
+        """Stop the CPUs of a running domain."""
+        await power.set_running(self._context, name, running=False)
+        return await self.domain_info(name)
+
+    async def resume(self, name: str) -> DomainInfo:
+        """Let the CPUs of a paused domain run."""
+        await power.set_running(self._context, name, running=True)
+        return await self.domain_info(name)
+
+    async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
+        """Give a domain these tags, in place of those that it has: batches select domains by them."""
+        for each in tags:
+            check_name(each, "tag")
+        async with self._context.locked(Operation(OperationKind.TAG, name, "")):
+            record = attrs.evolve(await self._context.catalog.domain(name), tags=tuple(sorted(set(tags))))
+            await self._context.catalog.write(Change(domains=(record,)))
+        return await self.domain_info(name)
