@@ -19,6 +19,7 @@ from snaporch.model.record import (
     OperationRecord,
     RevertRecord,
     SnapshotRecord,
+    SyncReport,
     Unreadable,
     VerifyReport,
 )
@@ -41,9 +42,19 @@ class AnyOrchestrator(Protocol):
         """See `Orchestrator.undefine`."""
 
     async def attach(
-        self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
+        self,
+        name: str,
+        socket: str = "",
+        *,
+        driver: str = "qemu",
+        uri: str = "",
+        of: str = "",
+        records: bool = True,
     ) -> DomainInfo:
         """See `Orchestrator.attach`."""
+
+    async def sync(self, name: str, *, records: bool | None = None) -> SyncReport:
+        """See `Orchestrator.sync`."""
 
     async def discover(self, driver: str = "") -> tuple[Discovered, ...]:
         """See `Orchestrator.discover`."""

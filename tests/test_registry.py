@@ -92,7 +92,7 @@ async def test_an_unknown_name_is_told_which_there_are(tmp_path: Path) -> None:
             await orchestrator.attach("web1", "/run/q", driver="qmeu")
         with pytest.raises(InvalidInput, match=r"no driver 'qmeu'; there are qemu"):
             await orchestrator.define(DomainDefinition("web1", driver="qmeu"))
-        for address in ({}, {"socket": "/run/q", "uri": "qemu:///system"}, {"of": "theirs"}):
+        for socket, uri, of in (("", "", ""), ("/run/q", "qemu:///system", ""), ("", "", "theirs")):
             with pytest.raises(InvalidInput, match="--qmp SOCKET"):
-                await orchestrator.attach("web1", **address)
+                await orchestrator.attach("web1", socket, uri=uri, of=of)
         assert not await orchestrator.domains()

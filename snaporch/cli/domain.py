@@ -172,6 +172,7 @@ async def attach(
     driver: str = "",
     uri: str = "",
     of: str = "",
+    records: bool = True,
     session: Here,
 ) -> Answer:
     """Take charge of a domain that something else started.
@@ -188,6 +189,9 @@ async def attach(
         Of the manager that has it, where the driver has managers.
     of
         Its name there, where that is another one.
+    records
+        Put its snapshots into its manager's list too (libvirt: `virsh snapshot-list`). While they are there
+        `virsh undefine` and live migration refuse the domain.
     """
     if not (qmp or driver or uri or of):
         raise InvalidInput(
@@ -195,7 +199,29 @@ async def attach(
         )
     socket = "" if qmp is None else os.path.abspath(qmp)
     async with session.open(make=True) as orchestrator:
-        return _state(await orchestrator.attach(name, socket, driver=driver or "qemu", uri=uri, of=of))
+        info = await orchestrator.attach(name, socket, driver=driver or "qemu", uri=uri, of=of, records=records)
+    return Answer(documents.domain(info), lambda human: human.attached(info))
+
+
+@app.command
+async def sync(name: str, /, *, write_records: bool = False, remove_records: bool = False, session: Here) -> Answer:
+    """Follow what others have done to a domain and its snapshots, and repair its manager's list of them.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    write_records
+        Put its snapshots into its manager's list from now on.
+    remove_records
+        Take its snapshots out of that list, and leave them out from now on.
+    """
+    if write_records and remove_records:
+        raise InvalidInput("--write-records and --remove-records exclude each other")
+    chosen = write_records if write_records or remove_records else None
+    async with session.open() as orchestrator:
+        report = await orchestrator.sync(name, records=chosen)
+    return Answer(report, lambda human: human.synced(report))
 
 
 @app.command

@@ -27,6 +27,7 @@ from snaporch.model.record import (
     OperationRecord,
     RevertRecord,
     SnapshotRecord,
+    SyncReport,
     Unreadable,
     VerifyReport,
 )
@@ -240,6 +241,24 @@ def domains(infos: Sequence[DomainInfo], unreadable: Sequence[Unreadable] = ()) 
     ]
     table = Fitted(("name", "state", "disks", "current"), rows, less=("disks", "current", "state"))
     return Group(table, *(_text(_lost(each), "bold red") for each in unreadable))
+
+
+def attached(info: DomainInfo) -> RenderableType:
+    """Return what a domain is now that snaporch has charge of it."""
+    told = "; its snapshots will be in its manager's list of snapshots too, and keep it from being undefined or "
+    told += "migrated there: --no-records leaves them out"
+    return line(f"{info.name} is {info.state}{told if info.records else ''}")
+
+
+def synced(report: SyncReport) -> RenderableType:
+    """Return what a sync has found, a line for each."""
+    lines = [f"taken over: {', '.join(report.imported)}"] if report.imported else []
+    lines += [f"deleted by others: {', '.join(report.gone)}"] if report.gone else []
+    if report.followed is not None:
+        lines.append(f"others have put {report.domain} back to {report.followed}")
+    words = "are in" if report.records else "are left out of"
+    lines += [*report.problems, f"snaporch's snapshots of {report.domain} {words} its manager's list"]
+    return Group(*(_text(each) for each in lines))
 
 
 def discovered(found: Sequence[Discovered]) -> RenderableType:

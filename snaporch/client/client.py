@@ -39,6 +39,7 @@ from snaporch.model.record import (
     OperationRecord,
     RevertRecord,
     SnapshotRecord,
+    SyncReport,
     Unreadable,
     VerifyReport,
 )
@@ -77,10 +78,21 @@ class Client:
         await self._service.ask("DELETE", _domain(name))
 
     async def attach(
-        self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
+        self,
+        name: str,
+        socket: str = "",
+        *,
+        driver: str = "qemu",
+        uri: str = "",
+        of: str = "",
+        records: bool = True,
     ) -> DomainInfo:
         """See `Orchestrator.attach`."""
-        return await self._act(name, "attach", socket=socket, driver=driver, uri=uri, of=of)
+        return await self._act(name, "attach", socket=socket, driver=driver, uri=uri, of=of, records=records)
+
+    async def sync(self, name: str, *, records: bool | None = None) -> SyncReport:
+        """See `Orchestrator.sync`."""
+        return await self._service.post(SyncReport, f"{_domain(name)}/sync", records=records)
 
     async def discover(self, driver: str = "") -> tuple[Discovered, ...]:
         """See `Orchestrator.discover`."""

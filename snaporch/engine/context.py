@@ -12,12 +12,13 @@ import structlog
 import trio
 
 from snaporch.catalog import Catalog, Change, domain_lock
-from snaporch.drivers.base import Driver, Machine
+from snaporch.drivers.base import Driver, KeepsRecords, Machine, has
 from snaporch.drivers.registry import Registry
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine, Operation
 from snaporch.engine.verdict import Verdict
 from snaporch.errors import (
+    Busy,
     HypervisorError,
     InvalidInput,
     NotFound,
@@ -110,7 +111,7 @@ class Context:
                 if not only_looks:
                     stack.push_async_callback(self._release, operation)
                     if not operation.kind.only_reads:
-                        stack.push_async_callback(self._publish, operation)
+                        await stack.enter_async_context(self._telling(operation))
                 yield
         except OSError as error:
             what = f"{running} of {operation.who} failed".replace("  ", " ")
@@ -119,18 +120,65 @@ class Context:
         finally:
             at_work.discard(operation.id)
 
-    async def _publish(self, operation: Operation) -> None:
-        """Tell managers of domains on which images the disks are now; what fails is told by the next operation."""
+    def _untold(self, domain: str) -> Path:
+        """Return the file that is there while a domain's manager may not know of the last operation."""
+        return self.root / "locks" / f"{domain}.untold"
+
+    async def _begin_telling(self, operation: Operation) -> tuple[Path, ...]:
+        """Note that managers are to be told; return what was not noted already."""
+        noted = []
+        for name in operation.domains:
+            with suppress(SnaporchError):
+                path = self._untold(name)
+                if has(self.driver(await self.catalog.domain(name)), KeepsRecords) and not path.exists():
+                    path.touch(mode=0o600)
+                    noted.append(path)
+        return tuple(noted)
+
+    @asynccontextmanager
+    async def _telling(self, operation: Operation) -> AsyncIterator[None]:
+        """Tell managers afterwards what was done meanwhile."""
+        noted = await self._begin_telling(operation)
+        touched = True
+        try:
+            yield
+        except Refused:  # then what others have done is not to be undone
+            touched = False
+            raise
+        finally:
+            for path in noted if not touched else ():
+                path.unlink(missing_ok=True)
+            for name in operation.domains if touched else ():
+                await self._tell(name)  # noqa: ASYNC102 - it shields itself
+
+    async def _tell(self, name: str) -> None:
+        """Tell a domain's manager of its images and snapshots; what fails is told by the next operation."""
         with trio.move_on_after(PUBLISH_SECONDS, shield=True):
-            for name in operation.domains:
-                with suppress(NotFound):
-                    record = await self.catalog.domain(name)
-                    try:
-                        await self.driver(record).publish(record)
-                    except (SnaporchError, OSError) as error:
-                        _log.warning(
-                            "the domain's manager was not told of its images", domain=name, error=str(error)
-                        )
+            try:
+                record = await self.catalog.domain(name)
+                await self.driver(record).publish(record, await self.catalog.snapshots(name))
+            except NotFound:
+                pass
+            except (SnaporchError, OSError) as error:
+                _log.warning(
+                    "the domain's manager was not told of its images and snapshots", domain=name, error=str(error)
+                )
+                return
+            with suppress(OSError):
+                self._untold(name).unlink(missing_ok=True)
+
+    async def tell_what_is_untold(self, domain: str | None = None) -> None:
+        """Tell the managers of domains what a snaporch that was killed has not told them.
+
+        Args:
+            domain: only of this one.
+        """
+        for path in sorted(self._untold("x").parent.glob("*.untold")) if not self.catalog.read_only else ():
+            name = path.name.removesuffix(".untold")
+            if domain in {None, name}:
+                with suppress(Busy):  # who holds it tells it
+                    async with domain_lock(self.root / "locks", name, "", "recover"):
+                        await self._tell(name)
 
     async def _release(self, operation: Operation) -> None:
         with trio.CancelScope(shield=True):

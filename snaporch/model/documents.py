@@ -86,6 +86,7 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "max_depth": info.max_depth or None,
         "disks": [disk(status) for status in info.disks],
         "problem": info.problem or None,
+        "records": info.records,
         **way_back(info.way_back),
     }
 

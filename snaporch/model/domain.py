@@ -163,6 +163,7 @@ class DomainRecord:
             that is not known.
         uuid: tells it from every other domain for ever; the name may change.
         way_back: how it would go back to a point of it, by what was last seen of its machine; None: not looked at.
+        records: its snapshots are put into the list that its manager has, where it has one.
     """
 
     definition: DomainDefinition
@@ -176,6 +177,7 @@ class DomainRecord:
     shape: MachineShape | None = None
     uuid: str = ""
     way_back: WayBack | None = None
+    records: bool = True
 
     @property
     def name(self) -> str:
@@ -270,6 +272,7 @@ class DomainInfo:
         max_depth: see `DomainRecord.max_depth`.
         problem: why not all of it could be seen; empty: it could.
         way_back: see `DomainRecord.way_back`.
+        records: see `DomainRecord.records`; None: its manager has no list.
     """
 
     name: str
@@ -282,3 +285,4 @@ class DomainInfo:
     max_depth: int = 0
     problem: str = ""
     way_back: WayBack | None = None
+    records: bool | None = None

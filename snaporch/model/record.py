@@ -145,6 +145,8 @@ class SnapshotRecord:
         expected: what it was expected to take, before it was begun; None without memory.
         shape: what the machine was made of at the point; None: it was inactive, or that is not known.
         way_back: how the domain would have gone back to it then; None: it was inactive, or that is not known.
+        foreign: what has made it, for example ``libvirt``; empty: snaporch.
+        blocker: why snaporch cannot go back to it, or empty.
         id: 32 hexadecimal digits, never used again, though the name may be.
     """
 
@@ -170,6 +172,8 @@ class SnapshotRecord:
     expected: Estimate | None = None
     shape: MachineShape | None = None
     way_back: WayBack | None = None
+    foreign: str = ""
+    blocker: str = ""
     id: str = ""
 
     @property
@@ -183,6 +187,7 @@ class SnapshotRecord:
         what = "checkpoint" if self.snapshot.memory else "disks"
         external = any(disk.external for disk in self.snapshot.disks)
         what = f"{what}, {'partly ' if external else ''}internal" if self.inside else what
+        what = f"{what}, by {self.foreign}" if self.foreign else what
         return f"{what}, quiesced" if self.quiesced else what
 
     @property
@@ -279,6 +284,28 @@ class RevertRecord:
     outcome: Outcome = Outcome.COMPLETE
 
 
+@versioned("sync-report")
+@attrs.frozen
+class SyncReport:
+    """Answer of `sync`.
+
+    Attributes:
+        domain: the domain's name.
+        imported: the names of snapshots of others that are known here from now on.
+        gone: those of snapshots of others that they have deleted.
+        followed: the snapshot to which others had put the domain back; None: its disks are where they were left.
+        problems: what could not be taken over, or not in full, one sentence each.
+        records: snapshots of ours are put into the manager's list.
+    """
+
+    domain: str
+    imported: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    followed: str | None = None
+    problems: tuple[str, ...] = ()
+    records: bool = True
+
+
 class Trouble(enum.StrEnum):
     """What `fsck` finds."""
 
@@ -372,6 +399,7 @@ class OperationKind(enum.StrEnum):
     PIN = "pin"
     EDIT = "edit"
     DOCTOR = "doctor"
+    SYNC = "sync"
     ESTIMATE = "estimate"
 
     @property

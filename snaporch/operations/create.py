@@ -57,6 +57,7 @@ from snaporch.operations.create_plan import Scene, at_one_point, plan_create
 from snaporch.operations.create_undo import CreateUndo
 from snaporch.operations.disks import check_taken
 from snaporch.operations.estimate import LOOK_BACK
+from snaporch.operations.records import check_records
 
 # While guests are paused, streams that have begun already would take the CPUs by which the others are armed.
 HOLD_SECONDS = 0.25
@@ -403,6 +404,7 @@ async def _scene(
 ) -> tuple[Scene, Machine | None]:
     """Look at a domain; its machine stays connected for as long as `stack` is open."""
     record, machine = await stack.enter_async_context(context.machine_of(name))
+    await check_records(context, record)
     shape = await machine.shape() if machine else None
     disks = shape.disks if shape else await context.disks_of(record, None)
     driver, directory = context.driver(record), context.directory(name)

@@ -42,6 +42,7 @@ from snaporch.operations.disks import release_marks
 from snaporch.operations.group import check_alone, check_ids
 from snaporch.operations.internal import check_forgettable, forget, points_inside
 from snaporch.operations.merging import MergeJournal, Merging, merging
+from snaporch.operations.records import check_deletable, check_records
 
 
 async def _doomed(
@@ -184,6 +185,8 @@ async def _plan(context: Context, operation: Operation, journal: MergeJournal, *
     """Return what is to be done with a domain, or refuse; touches nothing."""
     async with merging(context, operation, journal, look_only=True, unlocked=dry_run) as merges:
         going = [s for s in await context.catalog.snapshots(journal.domain) if s.name in merges.doomed]
+        await check_records(context, merges.record)
+        check_deletable(going)
         await check_forgettable(context, journal.domain, merges.machine, points_inside(going))
         if dry_run:
             plan = plan_delete(await merges.look(), merges.doomed)

@@ -37,6 +37,7 @@ from snaporch.model.merge import MergePlan
 from snaporch.model.record import OperationKind
 from snaporch.model.request import MergeOptions
 from snaporch.operations.merging import MergeJournal, Merging, merging
+from snaporch.operations.records import check_records
 
 _log = structlog.get_logger("snaporch")
 
@@ -133,6 +134,7 @@ async def flatten(
     async with context.locked(operation, only_looks=dry_run):
         journal = MergeJournal(domain, options=options)
         async with merging(context, operation, journal, look_only=True, unlocked=dry_run) as merges:
+            await check_records(context, merges.record)
             tops = await _tops(context, merges.record, name)
             shorten = partial(plan_flatten, tops=tops, depth=depth, limit=limit)
             if dry_run:

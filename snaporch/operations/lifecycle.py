@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from snaporch.catalog import Change
-from snaporch.drivers.base import GuestAgent, Launch, Machine, need
+from snaporch.drivers.base import GuestAgent, KeepsRecords, Launch, Machine, has, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, HypervisorError, Refused, SnaporchError
@@ -165,7 +165,9 @@ async def info(context: Context, record: DomainRecord) -> DomainInfo:
             problems.append(str(error))
     if disks is None:
         disks = await context.disks_of(record, None, unread=problems)
-    return attrs.evolve(_known(record), state=state, disks=disks, pid=pid, problem="; ".join(problems))
+    told = record.records if has(driver, KeepsRecords) else None
+    known = attrs.evolve(_known(record), state=state, disks=disks, pid=pid, records=told)
+    return attrs.evolve(known, problem="; ".join(problems))
 
 
 def _known(record: DomainRecord) -> DomainInfo:

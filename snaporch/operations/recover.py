@@ -94,6 +94,7 @@ async def recover(
             f"operation {each.name} on {each.domain} was interrupted, and its record is unreadable: {each.reason}; "
             "nothing can be begun on top of it: use the snaporch that wrote it"
         )
+    await context.tell_what_is_untold(domain)
     if failure is not None:
         raise failure
     return tuple(ended)

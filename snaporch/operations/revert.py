@@ -62,6 +62,7 @@ from snaporch.operations.create import create
 from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.group import check_ids
 from snaporch.operations.readers import kept_for
+from snaporch.operations.records import check_ours, check_records
 from snaporch.operations.restoring import Restoring, in_their_places
 from snaporch.operations.revert_checks import check_free, check_revert, state_before
 from snaporch.operations.revert_plan import plan_revert, renamed, wanted_state
@@ -258,6 +259,7 @@ class Reverter(RevertUndo):
             max_depth=self.plan.domain.max_depth,
             frozen=self._frozen and self.plan.state is DomainState.PAUSED,
             shape=record.shape,
+            records=self.plan.domain.records,
         )
 
     async def commit(self) -> Change:
@@ -378,6 +380,8 @@ async def _reverter(
     force, name = RevertFlag.FORCE in flags, snapshot.domain
     record, old = await stack.enter_async_context(context.machine_of(name, hung_is_none=force))
     driver = context.driver(record)
+    check_ours(snapshot)
+    await check_records(context, record)
     was = await state_before(old, force=force)
     if old is None and record.handle is not None:
         was = DomainState.RUNNING

@@ -22,6 +22,7 @@ from snaporch.model.way import Way
 from snaporch.operations.checks import chain_problem, check_space
 from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.group import check_ids
+from snaporch.operations.records import check_ours
 from snaporch.operations.restoring import in_their_places
 from snaporch.operations.trial import Trial, plan_trial
 
@@ -105,6 +106,7 @@ async def _try(
     """Load a snapshot in a throw-away copy and let that run; return what became of it, and why."""
     driver, stand_ins = context.driver(domain), tuple[str, ...]()
     try:
+        check_ours(record)
         directory = context.directory(domain.name)
         plan = plan_trial(domain, record, directory=directory, operation=operation.id)
         plan = await in_their_places(driver, plan)

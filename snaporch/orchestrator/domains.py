@@ -16,11 +16,12 @@ from snaporch.errors import NotFound, Refused, TargetExists
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.names import check_name, new_uuid
-from snaporch.model.record import OperationKind
+from snaporch.model.record import OperationKind, SyncReport
 from snaporch.model.reserved import check_domain_name
 from snaporch.operations import lifecycle as power
 from snaporch.operations import places
 from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
+from snaporch.operations.records import sync
 from snaporch.orchestrator.looking import Looking
 
 SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
@@ -77,7 +78,14 @@ class Domains(Looking):
             await places.leave_nothing(self._context, name, self._context.driver(record))
 
     async def attach(
-        self, name: str, socket: str = "", *, driver: str = "qemu", uri: str = "", of: str = ""
+        self,
+        name: str,
+        socket: str = "",
+        *,
+        driver: str = "qemu",
+        uri: str = "",
+        of: str = "",
+        records: bool = True,
     ) -> DomainInfo:
         """Take charge of a domain that something else started.
 
@@ -87,6 +95,7 @@ class Domains(Looking):
             driver: the hypervisor driver's name.
             uri: of the manager that has it, where the driver has managers.
             of: its name there, where that is another one.
+            records: its snapshots are put into the list that its manager has, where it has one.
 
         Raises:
             InvalidInput: there is no such driver, it takes no such address, or the socket is one of the root's own.
@@ -109,11 +118,35 @@ class Domains(Looking):
             current = snapshots[-1].name if snapshots else None
             async with chosen.connect(handle, name) as machine:
                 shape = await machine.shape()
-                record = DomainRecord(definition, current=current, handle=handle, template=handle, shape=shape)
+                record = DomainRecord(
+                    definition, current=current, handle=handle, template=handle, shape=shape, records=records
+                )
                 record = attrs.evolve(record, way_back=await chosen.way_back(record, machine))
             await check_attached(self._context, operation, record)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
+
+    async def sync(self, name: str, *, records: bool | None = None) -> SyncReport:
+        """Bring the list of snapshots that a domain's manager has and snaporch's into agreement, both ways.
+
+        Snapshots that others have taken are known here from then on, their files are snaporch's to merge and to
+        remove; a domain that others have put back to a snapshot is followed. What snaporch has taken is put into
+        the manager's list.
+
+        Args:
+            name: the domain's name.
+            records: whether snapshots of snaporch's are put into that list from now on; where they are not, those
+                that are there are taken out. None: as it was said at `attach`.
+
+        Raises:
+            NotFound: there is no such domain.
+            Unsupported: its hypervisor has no such list.
+            Refused: its disks are on images that nobody here knows.
+            Busy: an operation runs on the domain.
+            HypervisorError: its manager does not answer.
+        """
+        await self._mended(name)
+        return await sync(self._context, name, records=records)
 
     async def start(self, name: str, *, paused: bool = False) -> DomainInfo:
         """Start an inactive domain; its process outlives this one.

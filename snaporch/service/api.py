@@ -23,7 +23,7 @@ from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import new_id
-from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, Unreadable
+from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, SyncReport, Unreadable
 from snaporch.model.request import Strategy
 from snaporch.service import shapes
 from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor
@@ -85,8 +85,13 @@ async def attach(call: Call) -> DomainInfo:
     if body.socket:
         await check_path(call.service.confinement, body.socket, call.domain, "socket")
     return await call.service.orchestrator.attach(
-        call.domain, body.socket, driver=body.driver, uri=body.uri, of=body.of
+        call.domain, body.socket, driver=body.driver, uri=body.uri, of=body.of, records=body.records
     )
+
+
+async def sync(call: Call) -> SyncReport:
+    """Bring the list of snapshots that a domain's manager has and snaporch's into agreement."""
+    return await call.service.orchestrator.sync(call.domain, records=call.body.records)
 
 
 async def discover(call: Call) -> tuple[Discovered, ...]:
@@ -260,6 +265,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", _DOMAIN, V, domain, answer=DomainInfo),
     Route("DELETE", _DOMAIN, A, undefine, status=204),
     Route("POST", f"{_DOMAIN}/attach", A, attach, shapes.Attach, DomainInfo),
+    Route("POST", f"{_DOMAIN}/sync", A, sync, shapes.Sync, SyncReport),
     Route("POST", f"{_DOMAIN}/start", O, start, shapes.Start, DomainInfo),
     Route("POST", f"{_DOMAIN}/shutdown", O, shutdown, shapes.Shutdown, DomainInfo),
     Route("POST", f"{_DOMAIN}/destroy", O, destroy, answer=DomainInfo),

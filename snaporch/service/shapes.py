@@ -55,6 +55,15 @@ class Attach:
     driver: str = "qemu"
     uri: str = ""
     of: str = ""
+    records: bool = True
+
+
+@versioned("sync-request")
+@attrs.frozen
+class Sync:
+    """Bring the manager's list of snapshots and snaporch's into agreement; `records` as in `Orchestrator.sync`."""
+
+    records: bool | None = None
 
 
 @versioned("start-request")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from snaporch.drivers.base.storage import Storage
 from snaporch.drivers.base.traits import LoadsMemory, check_versions, need
 from snaporch.drivers.base.values import Address, Info, Launch, OverlayPlace, StreamPlan, Trait, Writer
 from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
+from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way, WayBack
 
@@ -155,10 +156,17 @@ class Driver(abc.ABC):
         """
         return new
 
-    async def publish(self, record: DomainRecord) -> None:  # noqa: B027 - where nobody else manages domains
+    async def publish(  # noqa: B027 - where nobody else manages domains
+        self, record: DomainRecord, snapshots: Sequence[SnapshotRecord]
+    ) -> None:
         """Tell the domain's manager (libvirt, libxl) which images its disks are on; called after each operation.
 
-        So that somebody who starts it by other means starts it on these. Idempotent.
+        So that somebody who starts it by other means starts it on these; and where it has a list of snapshots, what
+        it is to have there. Idempotent.
+
+        Args:
+            record: the domain's.
+            snapshots: all that it has.
         """
 
     async def overlay_place(

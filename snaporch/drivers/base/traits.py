@@ -8,7 +8,7 @@ A class that has a trait inherits from its protocol *and* names the trait in its
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from snaporch.drivers.base.machine import Guard, Machine, Stream
@@ -21,13 +21,14 @@ from snaporch.drivers.base.values import (
     PivotNote,
     Progress,
     StreamPlan,
+    Theirs,
     Trait,
     untold,
 )
 from snaporch.errors import Unsupported
 from snaporch.model.archive import Member
-from snaporch.model.domain import Discovered, Handle
-from snaporch.model.record import FileRecord
+from snaporch.model.domain import Discovered, DomainRecord, Handle
+from snaporch.model.record import FileRecord, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
 
@@ -223,6 +224,39 @@ class Discovers(Protocol):
         """
 
 
+@runtime_checkable
+class KeepsRecords(Protocol):
+    """The domains' manager has a list of snapshots of its own, which other programs read and add to.
+
+    `Driver.publish` puts the snapshots of a domain whose record says so into it.
+    """
+
+    @abc.abstractmethod
+    async def theirs(self, record: DomainRecord, *, known: Collection[str] = ()) -> Theirs | None:
+        """Return what the manager has of a domain; None where it has no such domain at present.
+
+        Args:
+            record: the domain's.
+            known: the ids of snapshots whose files need not be looked at.
+
+        Raises:
+            HypervisorError: nobody answers.
+        """
+
+    @abc.abstractmethod
+    async def mark_records(self, record: DomainRecord, ids: Mapping[str, str]) -> None:
+        """Note in the manager's list which snapshots are which here; by name, their ids. Idempotent."""
+
+    @abc.abstractmethod
+    async def remove_records(self, record: DomainRecord, snapshots: Sequence[SnapshotRecord]) -> None:
+        """Take out of the manager's list what snaporch has put into it. Idempotent.
+
+        Args:
+            record: the domain's.
+            snapshots: all of the domain's that snaporch knows.
+        """
+
+
 # --- of storages --------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +429,7 @@ TRAITS: Mapping[type, tuple[Trait, str]] = {
     DirtyRate: (Trait.DIRTY_RATE, "cannot tell how quickly a guest writes"),
     StartsBeside: (Trait.STARTS_BESIDE, "runs one machine of a name: no other starts beside it"),
     Discovers: (Trait.DISCOVERS, "cannot list what could be attached to"),
+    KeepsRecords: (Trait.KEEPS_RECORDS, "has no list of snapshots of its own"),
     OfflineMerges: (Trait.OFFLINE_MERGES, "cannot merge images"),
     ImagePoints: (Trait.IMAGE_POINTS, "keeps nothing inside images; leave out what asks for internal disks"),
     ChainCosts: (Trait.CHAIN_COSTS, "cannot measure what a chain costs"),

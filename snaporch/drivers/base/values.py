@@ -10,10 +10,10 @@ from typing import Any
 
 import attrs
 
-from snaporch.model.domain import DiskStatus, DomainDefinition, Handle
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Handle
 from snaporch.model.formats import versioned
 from snaporch.model.request import Strategy
-from snaporch.model.rfc import DeviceDisk
+from snaporch.model.rfc import DeviceDisk, DiskSnapshot
 from snaporch.model.upcasts import without_node
 
 Binary = RawIOBase | BufferedIOBase  # a stream of bytes that is written to in worker threads
@@ -50,6 +50,8 @@ class Trait(enum.StrEnum):
     """Of a driver: a second machine of a domain can be started beside the first; else a name is one machine."""
     DISCOVERS = "discovers"
     """Of a driver: it can list what could be attached to."""
+    KEEPS_RECORDS = "keeps-records"
+    """Of a driver: the domains' manager has a list of snapshots of its own."""
     OFFLINE_MERGES = "offline-merges"
     """Of a storage: images that nobody has open can be merged."""
     IMAGE_POINTS = "image-points"
@@ -303,3 +305,57 @@ class Address:
     qmp: str = ""
     uri: str = ""
     of: str = ""
+
+
+@attrs.frozen
+class Foreign:
+    """A snapshot in the list of a domain's manager, whoever has made it.
+
+    Attributes:
+        name: its name there.
+        id: of the snapshot of snaporch's that it is; empty: it is not known here.
+        parent: the name of the one that it descends from, or None.
+        description: free text.
+        creation_time: seconds since the epoch.
+        state: what the domain did at the point.
+        has_memory: its memory is held, too.
+        memory_file: where, as far as it is in a file of its own.
+        disks: of each disk that is in files of its own, as in a record of ours.
+        memory: bytes of RAM that the domain had.
+        vcpus: virtual CPUs that it had.
+        versions: what its memory is bound to, as `Capabilities.versions`.
+        by: what has made it, or has it: the manager's name.
+        blocker: why only the manager itself can go back to it, or empty.
+    """
+
+    name: str
+    id: str
+    parent: str | None
+    description: str
+    creation_time: int
+    state: DomainState
+    has_memory: bool
+    memory_file: str
+    disks: tuple[DiskSnapshot, ...]
+    memory: int
+    vcpus: int
+    versions: Mapping[str, str]
+    by: str
+    blocker: str = ""
+
+
+@attrs.frozen
+class Theirs:
+    """What a domain's manager has of it at present.
+
+    Attributes:
+        disks: on their active images.
+        current: the name of the snapshot that the present state descends from, or None.
+        snapshots: oldest first.
+        running: it has a machine.
+    """
+
+    disks: tuple[DeviceDisk, ...]
+    current: str | None
+    snapshots: tuple[Foreign, ...]
+    running: bool

@@ -70,7 +70,8 @@ def _target(disk: Element) -> str:
     return target.get("dev", "") if target is not None else ""
 
 
-def _path(source: Element | None) -> str | None:
+def path_of(source: Element | None) -> str | None:
+    """Return the file or the block device that a source names; None: neither."""
     return None if source is None else source.get("file") or source.get("dev")
 
 
@@ -78,7 +79,7 @@ def _sources(disk: Element) -> Iterator[str]:
     """Yield the paths of a disk's chain."""
     found: Element | None = disk
     while found is not None:
-        if (path := _path(found.find("source"))) is None:
+        if (path := path_of(found.find("source"))) is None:
             return
         yield path
         found = found.find("backingStore")
@@ -113,6 +114,25 @@ def disks(root: Element) -> tuple[XmlDisk, ...]:
             )
         )
     return tuple(found)
+
+
+def images(root: Element) -> tuple[DeviceDisk, ...]:
+    """Return the disks that have an image, of whatever kind; of a kind that is not a file or a device, none."""
+    found = []
+    for disk in root.findall("devices/disk"):
+        driver, chain = disk.find("driver"), tuple(_sources(disk))
+        if chain:
+            kind = driver.get("type", "") if driver is not None else ""
+            found.append(DeviceDisk(_target(disk), chain[0], kind, disk.find("readonly") is not None))
+    return tuple(found)
+
+
+def put_images(root: Element, wanted: Iterable[DeviceDisk]) -> None:
+    """Put disks on these images, in place; the disks that are not named stay as they are."""
+    images = {image.target: image for image in wanted}
+    for disk in root.findall("devices/disk"):
+        if (image := images.get(_target(disk))) is not None and path_of(disk.find("source")) != image.path:
+            _put(disk, image)
 
 
 def _problem(disk: Element, chain: tuple[str, ...]) -> str:

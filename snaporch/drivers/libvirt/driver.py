@@ -23,23 +23,27 @@ from snaporch.drivers.base import (
     Discovers,
     Driver,
     Info,
+    KeepsRecords,
     Launch,
     OverlayPlace,
     StreamPlan,
+    Theirs,
     Trait,
     Writer,
 )
-from snaporch.drivers.libvirt import binding, domain_xml
+from snaporch.drivers.libvirt import binding, domain_xml, records
 from snaporch.drivers.libvirt.connection import Connection, check_uri, open_connection
 from snaporch.drivers.libvirt.machine import MACHINE_TRAITS, LibvirtMachine
 from snaporch.drivers.libvirt.process import DRIVER, NONE, LibvirtDomain, running
 from snaporch.drivers.libvirt.qmp import open_libvirt_qmp
-from snaporch.drivers.libvirt.save_image import OFFSET, SaveImage, read_header
+from snaporch.drivers.libvirt.records import read_save_image
+from snaporch.drivers.libvirt.save_image import SaveImage
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, Refused, Unsupported
 from snaporch.model.domain import Discovered, DomainDefinition, DomainRecord, Handle
+from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeviceDisk
 
 START_SECONDS = 120.0
@@ -49,7 +53,7 @@ NOTE = "libvirt.json"
 COPIES = uuid.UUID("6d2c1c4e-3f0b-4d52-9d1b-2f5a7a0c8f11")  # the name space of the UUIDs of copies
 INFO = Info(
     DRIVER,
-    MACHINE_TRAITS | {Trait.GUEST_AGENT, Trait.DISCOVERS} | LocalStorage.traits,
+    MACHINE_TRAITS | {Trait.GUEST_AGENT, Trait.DISCOVERS, Trait.KEEPS_RECORDS} | LocalStorage.traits,
     one_call=True,
 )
 
@@ -60,7 +64,7 @@ def default_uri() -> str:
 
 
 @attrs.define
-class LibvirtDriver(Driver, Discovers):
+class LibvirtDriver(Driver, Discovers, KeepsRecords):
     """Domains of a libvirt of this host."""
 
     info: Info = attrs.field(default=INFO, init=False)
@@ -272,20 +276,54 @@ class LibvirtDriver(Driver, Discovers):
         """See Driver."""
         await end_sinks(plan.path)
 
-    async def publish(self, record: DomainRecord) -> None:
+    async def publish(self, record: DomainRecord, snapshots: Sequence[SnapshotRecord]) -> None:
         """See Driver: libvirt does not see what is done to the images of a domain that does not run."""
-        known = LibvirtDomain.of(record.template) if record.template is not None else None
-        if known is None or record.handle is not None:
-            return
-        async with open_connection(known.uri, record.name) as connection:
-            domain = await connection.domain(known.uuid)
-            if not await connection.call("virDomainIsPersistent", domain.isPersistent):
+        async with self._theirs(record) as (connection, domain):
+            if domain is None:
                 return
-            flags = connection.libvirt.VIR_DOMAIN_XML_INACTIVE | connection.libvirt.VIR_DOMAIN_XML_SECURE
-            text = await connection.call("virDomainGetXMLDesc", domain.XMLDesc, flags)
-            now = {disk.target: disk.chain[0] for disk in domain_xml.disks(domain_xml.parse(text))}
-            if now != {disk.target: disk.path for disk in record.disks}:
-                await _define(connection, domain_xml.with_disks(text, record.disks))
+            if record.handle is None and await connection.call("virDomainIsPersistent", domain.isPersistent):
+                flags = connection.libvirt.VIR_DOMAIN_XML_INACTIVE | connection.libvirt.VIR_DOMAIN_XML_SECURE
+                text = await connection.call("virDomainGetXMLDesc", domain.XMLDesc, flags)
+                now = {disk.target: disk.chain[0] for disk in domain_xml.disks(domain_xml.parse(text))}
+                if now != {disk.target: disk.path for disk in record.disks}:
+                    await _define(connection, domain_xml.with_disks(text, record.disks))
+            if record.handle is not None:
+                text = await connection.call("virDomainGetXMLDesc", domain.XMLDesc, 0)
+                _check_left(record, domain_xml.disks(domain_xml.parse(text)))
+            await records.write(connection, domain, record, snapshots)
+
+    # libvirt's list of snapshots.
+
+    @asynccontextmanager
+    async def _theirs(self, record: DomainRecord) -> AsyncIterator[tuple[Any, Any]]:
+        """Yield a connection and libvirt's object of a domain; None of a transient one that has ended."""
+        last = record.handle or record.template
+        if last is None:
+            yield None, None
+            return
+        known = LibvirtDomain.of(last)
+        async with open_connection(known.uri, record.name) as connection:
+            domain = None
+            with suppress(ConnectionGone):
+                domain = await connection.domain(known.uuid)
+            yield connection, domain
+
+    async def theirs(self, record: DomainRecord, *, known: Collection[str] = ()) -> Theirs | None:
+        """See KeepsRecords."""
+        async with self._theirs(record) as (connection, domain):
+            return None if domain is None else await records.look(connection, domain, known)
+
+    async def mark_records(self, record: DomainRecord, ids: Mapping[str, str]) -> None:
+        """See KeepsRecords."""
+        async with self._theirs(record) as (connection, domain):
+            if domain is not None:
+                await records.mark(connection, domain, ids)
+
+    async def remove_records(self, record: DomainRecord, snapshots: Sequence[SnapshotRecord]) -> None:
+        """See KeepsRecords."""
+        async with self._theirs(record) as (connection, domain):
+            if domain is not None:
+                await records.remove(connection, domain, snapshots)
 
     # Files.
 
@@ -384,12 +422,6 @@ async def _check_managed_save(connection: Connection, domain: Any, name: str) ->
         )
 
 
-def read_save_image(path: str) -> SaveImage:
-    """Return what the header of a memory file says; see `read_header` for the errors."""
-    with open(path, "rb") as file:
-        return read_header(file.read(OFFSET), path)
-
-
 def _check_versions(saved: SaveImage, versions: Mapping[str, str] | None, name: str) -> None:
     """Refuse memory of another machine type than its own header has.
 
@@ -410,9 +442,12 @@ def _check_left(record: DomainRecord, found: tuple[domain_xml.XmlDisk, ...]) -> 
     now = {disk.target: disk.chain[0] for disk in found}
     for disk in record.disks:
         path = now.get(disk.target)
+        if disk.readonly:
+            continue
         if path is None or os.path.realpath(path) != os.path.realpath(disk.path):
             raise Refused(
                 f"{record.name}: {disk.target} is on {path or 'nothing'} in libvirt, and was left on {disk.path}: "
-                "another tool has reverted or merged it. Shut it down and put libvirt's definition back on that "
-                "image, or `snaporch domain undefine` it and attach it anew"
+                f"another tool has reverted or merged it. `snaporch domain sync {record.name}` follows a revert; "
+                "else shut it down and put libvirt's definition back on that image, or `snaporch domain undefine` "
+                "it and attach it anew"
             )
