@@ -21,7 +21,13 @@ def test_the_flags_have_the_rfcs_numbers() -> None:
     """DISK_ONLY=1, LIVE=2; CHILDREN=1; RUNNING=1, PAUSED=2, FORCE=4; what is not the RFC's comes after these."""
     assert {flag.name: flag.value for flag in CreateFlag} == {"DISK_ONLY": 1, "LIVE": 2, "QUIESCE": 4}
     assert {flag.name: flag.value for flag in DeleteFlag} == {"CHILDREN": 1, "CHILDREN_ONLY": 2, "ALONE": 4}
-    assert {flag.name: flag.value for flag in RevertFlag} == {"RUNNING": 1, "PAUSED": 2, "FORCE": 4, "ALONE": 8}
+    assert {flag.name: flag.value for flag in RevertFlag} == {
+        "RUNNING": 1,
+        "PAUSED": 2,
+        "FORCE": 4,
+        "ALONE": 8,
+        "KEEP_CLOCK": 16,
+    }
 
 
 def test_external_sn_is_none_exactly_when_internal() -> None:

@@ -34,6 +34,7 @@ from snaporch.model.record import (
 from snaporch.model.rfc import DiskSnapshot
 
 _KIB = 1024
+_CLOCK_SET = 2.0  # seconds that a guest's clock may be behind and is said to be set: it was asked for the time
 _STATE_STYLES = {DomainState.RUNNING: "green", DomainState.PAUSED: "yellow", DomainState.INACTIVE: "dim"}
 _OPERATION_STYLES = {State.COMPLETE: "green", State.ROLLED_BACK: "yellow", State.STRANDED: "bold red"}
 _AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -127,9 +128,11 @@ def reverted(records: Sequence[RevertRecord], infos: Sequence[DomainInfo]) -> Re
 def _reverted(record: RevertRecord, info: DomainInfo) -> str:
     text = f"{record.domain} is back at {record.name} ({age(record.point)}), {info.state}"
     text += f", in {human_duration(record.total_seconds)}"
-    if record.outage_seconds is None:
-        return text
-    return f"{text}; its guest was paused for {human_duration(record.outage_seconds)} ({record.way})"
+    if record.outage_seconds is not None:
+        text += f"; its guest was paused for {human_duration(record.outage_seconds)} ({record.way})"
+    if (behind := record.clock_behind_seconds) is not None and behind > _CLOCK_SET:
+        text += f"; its clock is {human_duration(behind)} behind"
+    return text
 
 
 def deleted(plans: Mapping[str, MergePlan], *, dry_run: bool) -> RenderableType:
@@ -221,6 +224,8 @@ def domain(info: DomainInfo) -> RenderableType:
     if info.way_back is not None:
         back = info.way_back
         facts.append(("way back", _text(f"{back.way.word}: {back.reason}" if back.reason else back.way.word)))
+    if (behind := info.clock_behind_seconds) is not None and behind > _CLOCK_SET:
+        facts.append(("clock", _text(f"{human_duration(behind)} behind since it went back to {info.current}")))
     return _facts(facts)
 
 

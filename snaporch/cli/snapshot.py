@@ -221,6 +221,7 @@ async def revert(
     paused: bool = False,
     force: bool = False,
     save_current: str = "",
+    keep_clock: Annotated[bool, Parameter(negative=())] = False,
     session: Here,
 ) -> Answer:
     """Take a domain back to a snapshot. What it holds now, and no snapshot does, is lost: see --save-current.
@@ -243,11 +244,14 @@ async def revert(
         Replace whatever is there: a guest that hangs, a definition that has changed.
     save_current
         First keep what the domain holds now, in a snapshot of this name.
+    keep_clock
+        Leave the guest's clock at the time of the snapshot, where its agent would set it.
     """
     flags = RevertFlag.RUNNING if running else RevertFlag(0)
     flags |= RevertFlag.PAUSED if paused else RevertFlag(0)
     flags |= RevertFlag.FORCE if force else RevertFlag(0)
     flags |= RevertFlag.ALONE if alone else RevertFlag(0)
+    flags |= RevertFlag.KEEP_CLOCK if keep_clock else RevertFlag(0)
     members, name = _known("revert", domain, name, group)
     session.about(members, name)
     async with session.open() as orchestrator:

@@ -88,6 +88,7 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "problem": info.problem or None,
         "records": info.records,
         **way_back(info.way_back),
+        "clock_behind_seconds": info.clock_behind_seconds,
     }
 
 

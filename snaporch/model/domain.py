@@ -57,6 +57,8 @@ def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "vcpus", "needs at least one vcpu"
     if isinstance(accel := values.get("accel"), str) and accel not in {"auto", "kvm", "tcg"}:
         yield "accel", f"accel {accel!r:.60} is none of auto, kvm, tcg"
+    if isinstance(clock := values.get("clock"), str) and clock not in {"set", "keep"}:
+        yield "clock", f"clock {clock!r:.60} is neither set nor keep"
     taken: set[str] = set()
     disks = values.get("disks")
     for disk in disks if isinstance(disks, list | tuple) else ():
@@ -101,6 +103,8 @@ class DomainDefinition:
         disks: in the order in which the guest sees them.
         driver: the hypervisor driver, for example ``qemu`` or ``xen``.
         xen: what is said for Xen.
+        clock: ``set``: when the domain has gone back to a point and runs, its guest agent sets the guest's clock;
+            ``keep``: the clock stays at the time of the point.
     """
 
     name: str
@@ -118,11 +122,17 @@ class DomainDefinition:
     disks: tuple[DeviceDisk, ...] = ()
     driver: str = "qemu"
     xen: XenOptions | None = None
+    clock: str = "set"
 
     def __attrs_post_init__(self) -> None:
         found = [words for _, words in faults(attrs.asdict(self))]
         if found:
             raise InvalidInput("; ".join(f"{self.name}: {words}" for words in found))
+
+    @property
+    def machine_only(self) -> DomainDefinition:
+        """What of it makes the machine: without what may be changed at any time, as the memory does not know it."""
+        return attrs.evolve(self, clock="set")
 
 
 @attrs.frozen
@@ -164,6 +174,8 @@ class DomainRecord:
         uuid: tells it from every other domain for ever; the name may change.
         way_back: how it would go back to a point of it, by what was last seen of its machine; None: not looked at.
         records: its snapshots are put into the list that its manager has, where it has one.
+        clock_behind_seconds: how far the guest's clock was behind after the domain last went back to memory, once
+            its agent had set it where it could; None: it has been started since, or that is not known.
     """
 
     definition: DomainDefinition
@@ -178,6 +190,7 @@ class DomainRecord:
     uuid: str = ""
     way_back: WayBack | None = None
     records: bool = True
+    clock_behind_seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -273,6 +286,7 @@ class DomainInfo:
         problem: why not all of it could be seen; empty: it could.
         way_back: see `DomainRecord.way_back`.
         records: see `DomainRecord.records`; None: its manager has no list.
+        clock_behind_seconds: see `DomainRecord.clock_behind_seconds`; None also of an inactive domain.
     """
 
     name: str
@@ -286,3 +300,4 @@ class DomainInfo:
     problem: str = ""
     way_back: WayBack | None = None
     records: bool | None = None
+    clock_behind_seconds: float | None = None

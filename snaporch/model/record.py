@@ -148,6 +148,7 @@ class SnapshotRecord:
         foreign: what has made it, for example ``libvirt``; empty: snaporch.
         blocker: why snaporch cannot go back to it, or empty.
         id: 32 hexadecimal digits, never used again, though the name may be.
+        clock_behind_seconds: see `DomainRecord.clock_behind_seconds`, at the point.
     """
 
     domain: str
@@ -175,6 +176,7 @@ class SnapshotRecord:
     foreign: str = ""
     blocker: str = ""
     id: str = ""
+    clock_behind_seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -269,7 +271,8 @@ class RevertRecord:
             own events where it has them; None where there was no old guest that ran, or no new one runs.
         total_seconds: all of it.
         lazy: the guest runs before all of its memory is in.
-        clock_behind_seconds: how far the guest's clock is behind; None: not known.
+        clock_behind_seconds: how far the guest's clock is behind, as its agent says once the clock is set, or by
+            the age of the point; None: there is no guest, or it boots and reads the time by itself.
         outcome: `complete`.
     """
 

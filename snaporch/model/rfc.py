@@ -42,6 +42,8 @@ class RevertFlag(enum.Flag):
     FORCE = 4
     ALONE = 8
     """Of a snapshot that was taken with others as a group: this domain only, the others stay where they are."""
+    KEEP_CLOCK = 16
+    """The guest's clock is left at the time of the point, also where its agent could set it."""
 
 
 @attrs.frozen

@@ -353,6 +353,7 @@ class Participant(CreateUndo):
             ),
             group=Group(self.operation.id, members) if len(members := self.operation.domains) > 1 else None,
             id=new_id(),
+            clock_behind_seconds=plan.domain.clock_behind_seconds if plan.snapshot.memory else None,
         )
 
 

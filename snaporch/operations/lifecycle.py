@@ -31,7 +31,7 @@ async def start(context: Context, name: str, *, paused: bool) -> None:
         await sweep(context, record, end=True)
         await check_start(context, operation, record)
         await _check_frozen(context, record)
-        await _launch(context, attrs.evolve(record, frozen=False), paused=paused)
+        await _launch(context, attrs.evolve(record, frozen=False, clock_behind_seconds=None), paused=paused)
 
 
 async def _check_frozen(context: Context, record: DomainRecord) -> None:
@@ -182,6 +182,7 @@ def _known(record: DomainRecord) -> DomainInfo:
         tags=record.tags,
         max_depth=record.max_depth,
         way_back=record.way_back,
+        clock_behind_seconds=record.clock_behind_seconds if record.handle else None,
     )
 
 

@@ -79,6 +79,9 @@ class Restoring(Actor):
     async def clean_up(self) -> None:
         """Remove what nobody needs any more; the operation is complete already."""
 
+    async def set_clock(self) -> None:
+        """Have the guest's agent set its clock; called when all of the operation's guests run."""
+
     @property
     def verdict(self) -> Verdict:
         """What is decided of the operation."""

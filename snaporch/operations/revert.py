@@ -78,11 +78,13 @@ class Reverter(RevertUndo):
 
     Attributes:
         started: when the new guest ran first, by the host's clock.
+        behind: how far its clock is behind, see `RevertRecord.clock_behind_seconds`.
     """
 
     performs: ClassVar = performed(REVERTS.values())
 
     started: float | None = None
+    behind: float | None = None
 
     async def one_after_the_other(self, why: str, operation: Operation | None = None, *, force: bool) -> Reverter:
         """Return one that ends the old guest first; as another operation, with files of that one's name."""
@@ -250,7 +252,7 @@ class Reverter(RevertUndo):
         """Return the domain's record as it is after the revert."""
         record = self.plan.snapshot
         return DomainRecord(
-            definition=record.definition,
+            definition=attrs.evolve(record.definition, clock=self.plan.domain.definition.clock),
             active={disk.target: disk for disk in self.plan.disks},
             current=record.name,
             handle=self.plan.domain.handle if WAYS[self.plan.way].same_process else self.new,
@@ -260,12 +262,14 @@ class Reverter(RevertUndo):
             frozen=self._frozen and self.plan.state is DomainState.PAUSED,
             shape=record.shape,
             records=self.plan.domain.records,
+            clock_behind_seconds=self.behind,
         )
 
     async def commit(self) -> Change:
         """Return what the catalog is to know; from here on the new guest is the domain's."""
         if self.plan.way is Way.BESIDE:
             await self.verdict.insist(COMPLETE, self.name)
+        self.behind = self._age()
         return Change(domains=(self.domain(),), files={self.name: tuple(sorted(self.made))})
 
     async def clean_up(self) -> None:
@@ -296,6 +300,40 @@ class Reverter(RevertUndo):
             for target in self.plan.inside:
                 await self.forget(machine, handle, target)
 
+    def _age(self) -> float | None:
+        """Return how far the clock of a guest is behind that has the point's memory, as it goes on."""
+        record = self.plan.snapshot
+        if not record.snapshot.memory or self.plan.state is DomainState.INACTIVE:
+            return None
+        return max(0.0, (self.started or time.time()) - record.point) + (record.clock_behind_seconds or 0.0)
+
+    async def set_clock(self) -> None:
+        """Have the guest's agent set its clock, where it is to; what cannot be set is told."""
+        domain = await self.context.catalog.domain(self.name)
+        # After a crash nobody knows any more when it was that the guest went on.
+        self.behind = domain.clock_behind_seconds if self.started is None else self._age()
+        if self.behind is None or domain.handle is None:
+            return
+        if self.plan.state is DomainState.RUNNING and not self.plan.keep_clock:
+            try:
+                self.behind = await self._clock_set(domain.handle)
+            except (HypervisorError, Refused) as error:
+                text = f"{self.name}: its clock is {self.behind:.1f} s behind, and was not set: {error}"
+                self.context.events.publish(self.operation.event(EventKind.NOTE, text=text))
+                _log.info("the guest's clock is not set", domain=self.name, behind=self.behind, why=str(error))
+        domain = attrs.evolve(domain, clock_behind_seconds=self.behind)
+        await self.context.catalog.write(Change(domains=(domain,)))
+
+    async def _clock_set(self, handle: Handle) -> float:
+        """Return how far the guest's clock is behind once its agent has set it."""
+        async with AsyncExitStack() as stack:
+            machine = (
+                self._old
+                if WAYS[self.plan.way].same_process
+                else await stack.enter_async_context(self.driver.connect(handle, self.name))
+            )
+            return max(0.0, await need(machine, GuestAgent, self.name).set_clock())
+
     def answer(self) -> RevertRecord:
         """Return what is told of it."""
         outage = None
@@ -308,6 +346,7 @@ class Reverter(RevertUndo):
             way=self.plan.way.word,
             outage_seconds=outage,
             total_seconds=trio.current_time() - self.operation.clock,
+            clock_behind_seconds=self.behind,
         )
 
     async def _take_place(self, domain: DomainRecord, old: Handle) -> None:
@@ -441,6 +480,9 @@ async def clean_up(reverters: Sequence[Restoring]) -> None:
     await reverters[0].verdict.forget()
     for each in reverters:
         await each.clean_up()
+    async with trio.open_nursery() as nursery:
+        for each in reverters:
+            nursery.start_soon(each.set_clock)
 
 
 async def _save(context: Context, domains: Sequence[str], name: str, target: SnapshotRecord) -> None:

@@ -39,6 +39,7 @@ class RevertPlan:
         reason: why the old guest has to be ended first, where it has.
         keep: how what it holds is kept in a file meanwhile, where it is.
         expected: what that is expected to take.
+        keep_clock: the guest's clock is left as it is.
     """
 
     domain: DomainRecord
@@ -56,6 +57,7 @@ class RevertPlan:
     reason: str = ""
     keep: StreamPlan | None = None
     expected: Estimate | None = None
+    keep_clock: bool = False
 
     @property
     def memory_inside(self) -> bool:
@@ -144,7 +146,7 @@ def plan_revert(
         Unsupported: without FORCE: the definition has changed, or a disk was left out of the snapshot.
     """
     state, force = wanted_state(record, flags), RevertFlag.FORCE in flags
-    if record.definition != domain.definition and not force:
+    if record.definition.machine_only != domain.definition.machine_only and not force:
         raise Unsupported(
             f"{domain.name} was defined differently when {record.name} was taken; "
             "`--force` goes back to that definition"
@@ -152,9 +154,12 @@ def plan_revert(
     disks, frozen = fresh_disks(domain, record, directory, operation)
     inside = {disk.disk.target: disk.name for disk in record.snapshot.disks if not disk.external}
     place = f"{directory}/run-{short(operation)}"
+    keep_clock = RevertFlag.KEEP_CLOCK in flags or domain.definition.clock == "keep"
     if inside:
         way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{short(operation)}"
-        return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, inside, kept)
+        return RevertPlan(
+            domain, record, state, was, disks, frozen, way, place, operation, inside, kept, keep_clock=keep_clock
+        )
     shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(
@@ -164,7 +169,7 @@ def plan_revert(
     way = Way.INACTIVE if state is DomainState.INACTIVE else Way.BESIDE
     if shared and was is not DomainState.INACTIVE and way is Way.BESIDE:
         way = Way.DISPLACE
-    return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation)
+    return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, keep_clock=keep_clock)
 
 
 def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> Way:
@@ -177,7 +182,7 @@ def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, 
         return Way.INSIDE_INACTIVE
     present = {disk.target: disk.path for disk in domain.disks}
     here = all(present.get(target) == file.path for target, file in record.inside.items())
-    if here and record.snapshot.memory and record.definition == domain.definition:
+    if here and record.snapshot.memory and record.definition.machine_only == domain.definition.machine_only:
         return Way.INSIDE
     if not force:
         raise Unsupported(

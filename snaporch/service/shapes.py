@@ -134,7 +134,10 @@ class CreateGroup:
 @versioned("revert-request")
 @attrs.frozen
 class Revert:
-    """Go back to a snapshot; flags: ``running``, ``paused``, ``force``, ``alone``; `ids`: what it must be."""
+    """Go back to a snapshot; `ids`: what it must be.
+
+    Flags: ``running``, ``paused``, ``force``, ``alone``, ``keep-clock``.
+    """
 
     flags: tuple[str, ...] = ()
     save_current: str = ""

@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import trio
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.process import LocalProcess
 from snaporch.drivers.qemu.attach import agent_socket
-from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.drivers.qemu.driver import AGENT, QemuDriver
 from snaporch.drivers.qmp import agent
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.engine.states import State
@@ -55,6 +56,20 @@ class Linux:
                 await trio.sleep(0.02)
         assert "ERROR" not in self.log.read_text(errors="replace")
         return int(found[-1])
+
+    async def check_clock(self) -> None:
+        """Go back, and ask the guest what time it is: the host's, or with KEEP_CLOCK that of the point."""
+        record = await self.orch.show(NAME, "live")
+        for flags in (RevertFlag.KEEP_CLOCK, RevertFlag(0)):
+            back = await self.orch.revert(NAME, "live", flags)
+            (path,) = self.root.glob(f"**/run-*/{AGENT}")
+            async with agent.open_agent(str(path), NAME) as asked:
+                now, guests = time.time(), await asked.execute("guest-get-time") / 1e9
+            told, age = back.clock_behind_seconds, now - record.point
+            assert told is not None
+            assert abs(now - guests - told) < 2
+            assert (0 < age - told < 60 and told > 2) if flags else told < 2
+            assert (await self.orch.domain_info(NAME)).clock_behind_seconds == told
 
     async def check_clean(self, name: str) -> None:
         """Assert that the file system in a snapshot's image needs no repair and no replay of its journal."""
@@ -135,7 +150,7 @@ async def test_linux(tmp_path: Path, qemu: Qemu) -> None:
             (ended,) = await orch.recover()
             assert ended.state == State.ROLLED_BACK
             await guest.goes_on()
-        await orch.revert(NAME, "live")
+        await guest.check_clock()
         assert await guest.goes_on() < far + 100
         await orch.revert(NAME, "live", RevertFlag.PAUSED)
         await orch.resume(NAME)

@@ -186,6 +186,17 @@ class GuestAgent(Protocol):
     async def thaw(self) -> None:
         """Have the guest agent thaw the guest's file systems; within a deadline. Idempotent; the guest must run."""
 
+    async def set_clock(self) -> float:
+        """Have the guest agent set the guest's clock, if it runs; within a deadline.
+
+        Returns:
+            By how many seconds that is then behind the host's, as the agent says.
+
+        Raises:
+            HypervisorError: no agent answers, or it cannot.
+        """
+        raise Unsupported("its driver has no way to set the clock of a guest")
+
 
 @runtime_checkable
 class DirtyRate(Protocol):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -28,6 +29,8 @@ LINE_LIMIT = 1 << 20
 MOST_FROZEN = 1 << 20
 SYNC_SECONDS = 10.0  # of an agent that has nothing else to do, on a busy host
 FREEZE_SECONDS = 30.0  # for all dirty pages of the guest to reach its disks
+CLOCK_SECONDS = 20.0  # for a program in the guest to set its hardware's clock, too, which waits for a full second
+CLOCK_TOLERANCE = 2.0  # seconds between the clocks of a host and a guest that was just set: both are busy
 THAW_SECONDS = 60.0  # a freeze that took too long must end before it can be undone
 RETRY_SECONDS = 0.2
 
@@ -93,7 +96,7 @@ class Agent:
                     case {"return": answer} if answer == number:
                         return
 
-    async def execute(self, command: str) -> Any:
+    async def execute(self, command: str, **arguments: Any) -> Any:
         """Have the agent carry out a command and return its answer.
 
         Raises:
@@ -101,7 +104,7 @@ class Agent:
             ProtocolError: it answered with what is no answer.
             ConnectionGone: QEMU is gone.
         """
-        await self._send(command)
+        await self._send(command, **arguments)
         match answer := await self._line():
             case {"error": {"class": str(kind), "desc": str(words)}}:
                 raise CommandRefused(self.label, command, kind, words[:1000])
@@ -167,3 +170,28 @@ async def thaw(path: str, label: str) -> None:
                 failure = error
             await trio.sleep(RETRY_SECONDS)
     raise failure
+
+
+async def set_clock(path: str, label: str) -> float:
+    """Set a guest's clock to the host's, and return by how many seconds it is then behind.
+
+    Raises:
+        OutcomeUnknown: the agent has not answered in time.
+        ProtocolError: it has answered with what is no time.
+        CommandRefused: it cannot tell the time.
+    """
+    with trio.move_on_after(CLOCK_SECONDS):
+        async with open_agent(path, label) as agent:
+            refused = None
+            try:
+                await agent.execute("guest-set-time", time=time.time_ns())
+            except CommandRefused as error:  # having set the clock, perhaps, and not the hardware's
+                refused = error
+            found = await agent.execute("guest-get-time")
+            if type(found) is not int:
+                raise ProtocolError(f"{label}: the guest agent says that it is {found!r:.60}")
+            behind = time.time() - found / 1e9
+            if refused is not None and abs(behind) > CLOCK_TOLERANCE:
+                raise refused
+            return behind
+    raise OutcomeUnknown(label, "guest-set-time", CLOCK_SECONDS)

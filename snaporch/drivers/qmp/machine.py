@@ -54,6 +54,8 @@ from snaporch.model.names import TARGET
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
 QUIT_SECONDS = 10.0
 LOAD_SECONDS = 600.0
+PORT_SECONDS = 1.0  # for a guest that goes on to tell QEMU which ports are open in it
+AGENT_CHARDEV = "snaporch-agent"
 SAMPLE_PAGES = 4096  # of each GiB, to see how quickly a guest writes: as many as QEMU takes
 
 
@@ -325,6 +327,22 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
     async def thaw(self) -> None:
         """See GuestAgent."""
         await agent.thaw(self._agent, self.qmp.label)
+
+    async def set_clock(self) -> float:
+        """See GuestAgent; one that has not opened its port is not waited for."""
+        with trio.move_on_after(PORT_SECONDS) as scope:
+            while not await self._agent_listens():  # noqa: ASYNC110 - QEMU's events are another's
+                await trio.sleep(PORT_SECONDS / 20)
+        if scope.cancelled_caught:
+            raise Unsupported(f"{self.qmp.label}: no guest agent has opened its port")
+        return await agent.set_clock(self._agent, self.qmp.label)
+
+    async def _agent_listens(self) -> bool:
+        """Return whether something in the guest has opened the agent's port."""
+        return any(
+            device["frontend-open"] and (device["label"] == AGENT_CHARDEV or self._agent in device["filename"])
+            for device in await self.qmp.execute("query-chardev")
+        )
 
     def run_times(self) -> tuple[float | None, float | None]:
         """See Machine."""

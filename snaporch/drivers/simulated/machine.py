@@ -166,6 +166,11 @@ class SimulatedMachine(
         await self.client.wait(self.process.saving, self.process)
         await self._call("thaw", self.process.thaw, self._speed.query)
 
+    async def set_clock(self) -> float:
+        """See GuestAgent."""
+        await self.check_agent()
+        return 0.0
+
     def pause_times(self) -> tuple[float, float] | None:
         """See Machine; instants are those of `SimulatedHost.epoch`."""
         self.process.settle()
