@@ -18,6 +18,7 @@ from pathlib import Path
 
 from snaporch.catalog.copied import in_memory
 from snaporch.catalog.lock import holder
+from snaporch.drivers.local.files import sync_parent, sync_path
 from snaporch.errors import Busy, SnaporchError
 
 CATALOG = "catalog.sqlite3"
@@ -334,18 +335,10 @@ def keep_copy(connection: sqlite3.Connection, path: Path) -> Path:
     new.unlink(missing_ok=True)
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     connection.execute("VACUUM INTO ?", (str(new),))
-    _sync(new)
+    sync_path(str(new))
     new.rename(copy)
-    _sync(path.parent)
+    sync_parent(str(copy))
     return copy
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _check_nobody_works(root: Path) -> None:

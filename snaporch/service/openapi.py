@@ -9,8 +9,8 @@ from typing import Any
 
 import attrs
 
+from snaporch.model.jsonschema import Schemas
 from snaporch.service.call import Route
-from snaporch.service.jsonschema import Schemas
 
 
 @attrs.frozen

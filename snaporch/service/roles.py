@@ -9,8 +9,6 @@ import json
 import os
 import pwd
 import secrets
-import socket
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ import attrs
 import cattrs
 
 from snaporch.drivers.local.files import sync_parent
+from snaporch.drivers.local.peer import Peer
 from snaporch.errors import Forbidden, InvalidInput, NotFound, TargetExists, Unauthenticated, Unavailable
 from snaporch.model.convert import converter
 from snaporch.model.names import check_name
@@ -52,25 +51,8 @@ def role_of(name: str) -> Role:
         raise InvalidInput(f"{name!r} is no role; there are viewer, operator and admin") from None
 
 
-@attrs.frozen
-class Peer:
-    """The process at the other end of a unix socket, by the kernel's word."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
 # Set by the listener for all that is done for a connection; None where that is not of a unix socket.
 connected_peer: ContextVar[Peer | None] = ContextVar("snaporch_peer", default=None)
-
-
-def peer_of(sock: socket.socket) -> Peer | None:
-    """Return who is at the other end of a socket; None where that is not a unix socket."""
-    if sock.family != socket.AF_UNIX:
-        return None
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return Peer(*struct.unpack("3i", raw))
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from snaporch.drivers.base import StreamPlan, untold
-from snaporch.drivers.qmp.stream import QemuStream
+from snaporch.drivers.qmp.stream import QemuStream, Source
 from snaporch.model.request import Strategy
 from tests.qmp.conftest import Connect, Peer
 
@@ -32,7 +32,7 @@ async def test_the_run_state_comes_later(connect: Connect, how: str) -> None:
     async with connect() as (client, peer), trio.open_nursery() as nursery:
         nursery.start_soon(answering, peer)
         with client.subscribe("MIGRATION") as events:
-            stream = QemuStream(client, 0, events, plan, cancellable=True)
+            stream = QemuStream(Source(client, 0, events, cancellable=True), plan)
             await (stream.finished(untold) if how == "finished" else stream.abort())
         assert asked.count("query-status") == 3
         nursery.cancel_scope.cancel()
@@ -73,7 +73,7 @@ async def test_a_cancelled_precopy_stands(connect: Connect, states: list[str], a
     async with connect() as (client, peer), trio.open_nursery() as nursery:
         nursery.start_soon(answering, peer)
         with client.subscribe("MIGRATION") as events, trio.fail_after(SECONDS):
-            await QemuStream(client, 0, events, plan, cancellable=True).abort()
+            await QemuStream(Source(client, 0, events, cancellable=True), plan).abort()
         nursery.cancel_scope.cancel()
     assert commands[: len(asked)] == asked
     assert commands[-1] == last

@@ -10,9 +10,10 @@ import attrs
 import httpx2
 import pytest
 
+from snaporch.drivers.local.peer import Peer
 from snaporch.service.app import make_app
 from snaporch.service.config import Config
-from snaporch.service.roles import Peer, Role, connected_peer
+from snaporch.service.roles import Role, connected_peer
 from snaporch.service.service import Service, open_service
 from snaporch.testing import SimulatedWorld, open_simulated_world
 

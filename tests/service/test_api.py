@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from snaporch import CreateFlag, DiskSnapshot, DomainSnapshot, SnaporchError
+from snaporch.drivers.local.peer import Peer
 from snaporch.drivers.simulated import ThreadsHoldTime
 from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import DeviceDisk
@@ -21,7 +22,7 @@ from snaporch.service.api import ROUTES
 from snaporch.service.app import make_app
 from snaporch.service.openapi import document
 from snaporch.service.problems import error_of
-from snaporch.service.roles import Peer, Role
+from snaporch.service.roles import Role
 from snaporch.service.service import open_service
 from tests.service.conftest import Lab, peer
 

@@ -404,17 +404,7 @@ class LibvirtMachine(QemuMachine):
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See MemoryStreams."""
-        self._forget_migrations()
-        return LibvirtStream(
-            self.qmp,
-            self._process.local.pid,
-            self._migration,
-            plan,
-            cancellable=self.capabilities.keeps_paused,
-            standing="blockdev-set-active" not in self.capabilities.features,
-            xml=self._xml,
-            running=True,
-        )
+        return LibvirtStream(self.source(), plan, xml=self._xml, running=True)
 
     async def load(self, path: str, offset: int = 0) -> None:
         """See LoadsMemory; behind libvirt's header, where there is one."""

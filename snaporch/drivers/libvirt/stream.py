@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from snaporch.drivers.base import StreamPlan
 from snaporch.drivers.libvirt.save_image import header
-from snaporch.drivers.qmp.stream import QemuStream
+from snaporch.drivers.qmp.stream import QemuStream, Source
 
 
 class LibvirtStream(QemuStream):
     """See Stream."""
 
-    def __init__(self, *arguments: Any, xml: str, running: bool, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, source: Source, plan: StreamPlan, *, xml: str, running: bool) -> None:
+        super().__init__(source, plan)
         self._header = header(xml, running=running)
 
     def _prologue(self) -> bytes:

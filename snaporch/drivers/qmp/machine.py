@@ -35,7 +35,7 @@ from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.shapes import check_answer
-from snaporch.drivers.qmp.stream import QemuStream
+from snaporch.drivers.qmp.stream import QemuStream, Source
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.drivers.qmp.wire import Event
 from snaporch.errors import (
@@ -403,12 +403,15 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See MemoryStreams."""
+        return QemuStream(self.source(), plan)
+
+    def source(self) -> Source:
+        """Return what a new stream of its memory comes from."""
         self._forget_migrations()
-        return QemuStream(
+        return Source(
             self.qmp,
             self._process.local.pid,
             self._migration,
-            plan,
             cancellable=self.capabilities.keeps_paused,
             standing="blockdev-set-active" not in self.capabilities.features,  # both came with 10.0
         )

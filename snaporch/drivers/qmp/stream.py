@@ -31,6 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 from snaporch.drivers.base import Progress, Stream, StreamPlan
@@ -117,26 +118,36 @@ def _sinks(path: str) -> list[int]:
     ]
 
 
+@attrs.frozen
+class Source:
+    """The QEMU that a stream comes from.
+
+    Attributes:
+        qmp: to it.
+        pid: its process.
+        events: MIGRATION, delivered since before the stream was opened.
+        cancellable: a background stream can be cancelled.
+        standing: what is no background stream is cancelled only while the guest is stopped (rule 6).
+    """
+
+    qmp: QMP
+    pid: int
+    events: Subscription
+    cancellable: bool
+    standing: bool = True
+
+
 class QemuStream(Stream):
     """A `Stream` of a QEMU machine; see there."""
 
-    def __init__(
-        self,
-        qmp: QMP,
-        pid: int,
-        events: Subscription,
-        plan: StreamPlan,
-        *,
-        cancellable: bool,
-        standing: bool = True,
-    ) -> None:
-        self._qmp = qmp
-        self._pid = pid
-        self._events = events  # MIGRATION, delivered since before the stream was opened
+    def __init__(self, source: Source, plan: StreamPlan) -> None:
+        self._qmp = source.qmp
+        self._pid = source.pid
+        self._events = source.events
         self._plan = plan
         self._background = plan.strategy is Strategy.BACKGROUND
-        self._cancellable = cancellable or not self._background
-        self._standing = standing and not self._background  # the guest, when this is cancelled: rule 6
+        self._cancellable = source.cancellable or not self._background
+        self._standing = source.standing and not self._background
         name = f"snaporch-{os.path.basename(plan.path)}"
         self._fds = {"write": f"{name}-w", "read": f"{name}-r"}
         self._result = _result_of(plan.path)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from array import array
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
+from snaporch.drivers.local.peer import peer_of
 from snaporch.errors import ConnectionGone
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ __all__ = ["connect", "peer_pid", "send", "unix_socket_of"]
 
 # sizeof(sockaddr_un.sun_path), of which one byte is the final NUL.
 _SUN_PATH = 108
-
-# struct ucred: pid, uid, gid.
-_UCRED = struct.Struct("3i")
 
 
 # Between two looks at whether there is room: QEMU takes the next client as soon as it comes to it.
@@ -98,10 +95,8 @@ def unix_socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
 def peer_pid(stream: trio.abc.Stream) -> int | None:
     """Return the process at the other end, or None if it is unknown or of another PID namespace."""
     unix = unix_socket_of(stream)
-    if unix is None:
-        return None
-    pid, _uid, _gid = _UCRED.unpack(unix.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(pid) or None
+    peer = None if unix is None else peer_of(unix)
+    return None if peer is None else peer.pid or None
 
 
 async def send(stream: trio.abc.Stream, data: bytes, fds: Sequence[int]) -> None:
