@@ -1,244 +1,138 @@
-"""Attaches to QEMUs with command lines made at random, goes back in each, and compares what QEMU reports.
+"""Takes QEMUs as people run them from attach to revert, and judges what became of each.
 
-    scripts/proof machines [--lines 50] [--seed N] [--qemu VERSION]
+    scripts/proof machines [CELL ...] [--qemu VERSION] [--every N] [--results FILE] [--report FILE]
 
-Disks in many spellings (-blockdev as JSON and as key=value, the file inside or a node of its own, chains as libvirt
-writes them; -drive; short forms), devices, networks and logs are put together at random. Each QEMU is started with
-its CPUs stopped, attached to, taken a checkpoint of and taken back to it. What the new one reports must equal what
-the first one did, or some step must have been refused while the first one was as before.
+A cell is one machine (scripts/machine_lab); `CELL` may end in `*`. Each is started, attached to, taken a checkpoint
+of, verified, and taken back, by the command line; after every verb the guest is listened to and QEMU looked at.
+What came of it is one of
 
-Exit status: 0 when all is so, 1 when not.
+    right      the guest is at the point, whole, and so is its process
+    refused    a verb was refused (exit status 2), and everything is as it was before
+    late       a verb failed only after something had been touched, and put that back (exit status 1)
+    WRONG      done, and not right; or refused, and not as before
+    LOST       the guest is gone
+    no machine this host or this QEMU cannot have it
+
+Results are added to a file, one a line; cells that have one are passed over, so that a long run may be cut.
+Exit status: 0 when nothing is wrong or lost, 1 when something is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-import attrs
-import trio
 from benchlib.lab import CACHE, Qemu, pick, qemus
+from machine_lab import images, parts, styles, surroundings
+from machine_lab.cells import CELLS, Cell
+from machine_lab.lab import REFUSED, Lab, NoGuestError
 
-from snaporch.drivers.local.files import LocalStorage
-from snaporch.drivers.qemu.driver import QemuDriver
-from snaporch.drivers.qmp import open_qmp
-from snaporch.errors import ConnectionGone, Refused
-from snaporch.model.domain import MachineShape
-from snaporch.model.rfc import DomainSnapshot
-from snaporch.orchestrator import Orchestrator, open_orchestrator
-
-SECONDS = 60.0
-NAME = "vm"
+MODULES = (styles, parts, images, surroundings)  # each has filled the table
 
 
-@attrs.define
-class Maker:
-    """Makes one command line in a directory."""
-
-    place: Path
-    qemu: Qemu
-    dice: random.Random
-    count: int = 0
-
-    def image(self, format_: str = "qcow2", base: str = "") -> str:
-        """Make an image and return its path; some names have a comma."""
-        self.count += 1
-        path = str(self.place / f"{self.count}{self.dice.choice(['', ',x'])}.{format_}")
-        words = [self.qemu.img, "create", "-q", "-f", format_]
-        words += ["-b", base, "-F", "qcow2", path] if base else [path, "8M"]
-        subprocess.run(words, check=True)
-        return path
-
-    def chain(self) -> str:
-        """Make an image over up to two others."""
-        path = self.image()
-        for _ in range(self.dice.randrange(3)):
-            path = self.image(base=path)
-        return path
-
-    def disk(self) -> list[str]:
-        """Return a disk in one of many spellings."""
-        ways: Sequence[Callable[[], list[str]]] = (self.nested, self.nodes, self.dotted, self.drive, self.bare_file)
-        return self.dice.choice(ways)()
-
-    def _name(self) -> str:
-        self.count += 1
-        return f"n{self.count}"
-
-    def _device(self, node: str) -> list[str]:
-        options = {"driver": "virtio-blk-pci", "drive": node, "id": f"dev-{node}"}
-        if self.dice.random() < 0.5:  # noqa: PLR2004 - each half of the time
-            return ["-device", json.dumps(options)]
-        return ["-device", ",".join(f"{key}={value}" for key, value in options.items())]
-
-    def nested(self) -> list[str]:
-        """One object, its file inside."""
-        node, more = self._name(), self.dice.choice([{}, {"discard": "unmap"}, {"l2-cache-size": 2**20}])
-        file = {"driver": "file", "filename": self.chain()}
-        return [
-            "-blockdev",
-            json.dumps({"driver": "qcow2", "node-name": node, "file": file} | more),
-            *self._device(node),
-        ]
-
-    def nodes(self) -> list[str]:
-        """Each file and each layer a node of its own, the last one's backing a null."""
-        base = self.image()
-        top, node = self.image(base=base), self._name()
-        objects: list[dict[str, object]] = [
-            {"driver": "file", "filename": base, "node-name": f"{node}-s2", "read-only": True},
-            {"driver": "qcow2", "file": f"{node}-s2", "node-name": f"{node}-2", "read-only": True, "backing": None},
-            {"driver": "file", "filename": top, "node-name": f"{node}-s1", "auto-read-only": True},
-            {"driver": "qcow2", "file": f"{node}-s1", "node-name": node, "backing": f"{node}-2"},
-        ]
-        return [word for each in objects for word in ("-blockdev", json.dumps(each))] + self._device(node)
-
-    def dotted(self) -> list[str]:
-        """One object in keys with dots."""
-        node = self._name()
-        path = self.chain().replace(",", ",,")
-        text = f"driver=qcow2,node-name={node},detect-zeroes=on,file.driver=file,file.filename={path}"
-        return ["-blockdev", text, *self._device(node)]
-
-    def bare_file(self) -> list[str]:
-        """A raw file without a layer."""
-        node = self._name()
-        options = {"driver": "file", "node-name": node, "filename": self.image("raw")}
-        return ["-blockdev", json.dumps(options), *self._device(node)]
-
-    def drive(self) -> list[str]:
-        """A -drive."""
-        path = self.chain().replace(",", ",,")
-        name = self.dice.choice([f"file={path}", f"file=file:{path}", f"driver=qcow2,file.filename={path}"])
-        return ["-drive", f"{name},if=virtio,{self.dice.choice(['cache=none', 'discard=unmap', 'werror=stop'])}"]
-
-    def line(self) -> list[str]:
-        """Return the whole command line."""
-        words = ["-m", self.dice.choice(["32", "size=48M", "32,slots=2,maxmem=1G"])]
-        words += ["-smp", self.dice.choice(["1", "2", "2,sockets=1,cores=2"])]
-        for _ in range(self.dice.randrange(1, 4)):
-            words += self.disk()
-        others = [
-            ["-cdrom", self.image("raw")],
-            ["-drive", "if=none,id=empty,media=cdrom", "-device", "ide-cd,drive=empty"],
-            ["-netdev", "user,id=u0", "-device", "virtio-net-pci,netdev=u0"],
-            ["-nic", "user,model=e1000"],
-            ["-serial", f"file:{self.place}/serial.log"],
-            [
-                "-chardev",
-                f"null,id=c0,logfile={self.place}/chardev.log",
-                "-device",
-                "isa-serial,chardev=c0,index=1",
-            ],
-            ["-debugcon", f"file:{self.place}/debug.log"],
-            ["-vnc", f"unix:{self.place}/vnc.sock"],
-            ["-monitor", f"unix:{self.place}/mon.sock,server,nowait"],
-            ["-device", "virtio-rng-pci", "-device", "qemu-xhci"],
-            ["-snapshot"],
-        ]
-        for each in self.dice.sample(others, self.dice.randrange(4)):
-            words += each
-        return words
+def judged(lab: Lab) -> tuple[str, str]:
+    """Return what came of a cell, and why."""
+    for word, name in (("lost", "LOST"), ("wrong", "WRONG")):
+        for step in lab.steps:
+            if step.fault.startswith(word):
+                return name, f"{step.what}: {step.fault} {step.words}"
+    forced = any("--force" in step.what and step.status == 0 for step in lab.steps)
+    for step in lab.steps:
+        if step.status not in {None, 0, REFUSED}:
+            return "late", f"{step.what}: {step.words}"
+    refused = [step for step in lab.steps if step.status == REFUSED]
+    if refused and not forced:
+        return "refused", f"{refused[0].what}: {refused[0].words}"
+    return "right", "with --force" if forced else ""
 
 
-def reported(shape: MachineShape) -> object:
-    """Return what must be the same: of a disk that is written to, what is below its overlay."""
-    disks = [
-        (disk.target, disk.readonly, disk.virtual_size, disk.chain if disk.readonly else disk.chain[-1:])
-        for disk in shape.disks
+def one(cell: Cell, qemu: Qemu) -> dict[str, Any]:
+    """Run one cell."""
+    place = Path(tempfile.mkdtemp(prefix="sp-lab-"))
+    place.chmod(0o755)
+    lab, began, why = Lab(place, qemu), time.monotonic(), ""
+    try:
+        cell.run(lab)
+        outcome, why = judged(lab)
+    except (NoGuestError, subprocess.CalledProcessError, OSError) as error:
+        outcome, why = "no machine", f"{error} {getattr(error, 'stderr', '')}"
+    except Exception:  # noqa: BLE001 - one cell must not end the others
+        outcome, why = "no machine", traceback.format_exc()[-600:]
+    finally:
+        lab.close()
+    steps = [[step.what, step.status, step.fault, step.words] for step in lab.steps]
+    return {
+        "cell": cell.name,
+        "qemu": qemu.version,
+        "outcome": outcome,
+        "why": " ".join(why.split()),
+        "seconds": round(time.monotonic() - began),
+        "steps": steps,
+        "notes": lab.notes,
+    }
+
+
+def matrix(results: list[dict[str, Any]]) -> str:
+    """Return the results as a page."""
+    found = {(result["cell"], result["qemu"]): result for result in results}
+    versions = sorted({version for _, version in found}, key=lambda text: [int(n) for n in text.split(".")])
+    counts = Counter((result["qemu"], result["outcome"]) for result in found.values())
+    lines = [
+        "# Machines as people run them",
+        "",
+        "Generated by `scripts/proof machines`, which says what each word means.",
+        "",
     ]
-    return shape.memory, shape.vcpus, shape.devices, disks
-
-
-async def shape_of(orch: Orchestrator, driver: QemuDriver) -> MachineShape:
-    """Return what the domain's machine is made of."""
-    record = await orch.catalog.domain(NAME)
-    if record.handle is None:
-        raise AssertionError("it runs")
-    async with driver.connect(record.handle, NAME) as machine:
-        return await machine.shape()
-
-
-async def starts(process: subprocess.Popen[bytes], socket: Path) -> bool:
-    """Return when a QEMU answers at a socket; False where it does not start."""
-    with trio.fail_after(SECONDS):
-        while process.poll() is None:
-            try:
-                async with open_qmp(socket, label=NAME) as qmp:
-                    await qmp.execute("query-status")
-                    return True
-            except ConnectionGone:
-                await trio.sleep(0.05)
-    return False
-
-
-async def one(place: Path, qemu: Qemu, words: list[str]) -> str:
-    """Go back in one machine; return what came of it."""
-    socket, root = place / "qmp.sock", place / "root"
-    root.mkdir(mode=0o700)
-    fixed = ["-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-M", "q35"]
-    control = ["-qmp", f"unix:{socket},server=on,wait=off"]
-    command = [qemu.emulator, *fixed, *words, *control]
-    first = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: ASYNC220 - nothing else runs
-    driver = QemuDriver(storage=LocalStorage(qemu.img))
-    async with open_orchestrator(root, drivers={"qemu": driver}) as orch:
-        try:
-            if not await starts(first, socket):
-                return "no such machine"
-            await orch.attach(NAME, str(socket))
-            before = await shape_of(orch, driver)
-            try:
-                await orch.create(NAME, DomainSnapshot("c1"))
-                await orch.revert(NAME, "c1")
-            except Refused:
-                same = first.poll() is None and reported(await shape_of(orch, driver)) == reported(before)
-                return "refused" if same else "CHANGED BY A REFUSAL"
-            after = await shape_of(orch, driver)
-            return "went back" if reported(after) == reported(before) else f"WRONG: {before}, {after}"
-        except Refused:
-            return "not attached" if first.poll() is None else "ENDED BY A REFUSAL"
-        finally:
-            with trio.CancelScope(shield=True):
-                first.kill()
-                first.wait()
-                for domain in await orch.catalog.domains():
-                    await orch.destroy(domain.name)
+    for version in versions:
+        words = [f"{outcome} {number}" for (qemu, outcome), number in sorted(counts.items()) if qemu == version]
+        lines.append(f"- QEMU {version}: {', '.join(words)}")
+    for group in dict.fromkeys(cell.group for cell in CELLS.values()):
+        lines += ["", f"## {group}", "", "| machine | QEMU | outcome | |", "| --- | --- | --- | --- |"]
+        for cell in (each for each in CELLS.values() if each.group == group):
+            for version in versions:
+                if result := found.get((cell.name, version)):
+                    why = result["why"].replace("|", "\\|").replace("error: ", "")[:400]
+                    lines.append(f"| {cell.name} | {version} | {result['outcome']} | {why} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311 - no secret
-    parser.add_argument("--qemu", default="")
+    parser.add_argument("cells", nargs="*", default=["*"])
+    parser.add_argument("--qemu", default=None)
+    parser.add_argument("--every", type=int, default=1, help="only every Nth cell")
+    parser.add_argument("--results", type=Path, default=None)
+    parser.add_argument("--report", type=Path, default=None)
     options = parser.parse_args()
-    found: Counter[str] = Counter()
-    wrong, known = 0, qemus(CACHE)
-    for number in range(options.lines):
-        chosen = pick(known, options.qemu) if options.qemu else list(known.values())[number % len(known)]
-        with tempfile.TemporaryDirectory() as place:
-            maker = Maker(Path(place), chosen, random.Random(options.seed + number))  # noqa: S311 - no secret
-            words = maker.line()
-            outcome = trio.run(one, Path(place), chosen, words)
-        found[outcome.partition(":")[0]] += 1
-        if outcome.startswith(("WRONG", "CHANGED", "ENDED")):
-            wrong += 1
-            print(
-                f"{options.seed + number}, QEMU {chosen.version}: {outcome}\n  {' '.join(words)}", file=sys.stderr
-            )
-        print(f"{number + 1} of {options.lines}: {dict(found)}", flush=True)
-    print(f"seed {options.seed}: {dict(found)}")
-    return 1 if wrong else 0
+    qemu = pick(qemus(CACHE), options.qemu)
+    results: list[dict[str, Any]] = []
+    if options.results is not None and options.results.exists():
+        results = [json.loads(line) for line in options.results.read_text().splitlines()]
+    done = {(result["cell"], result["qemu"]) for result in results}
+    wanted = [cell for cell in CELLS.values() if any(fnmatch(cell.name, text) for text in options.cells)]
+    for cell in wanted[:: options.every]:
+        if (cell.name, qemu.version) in done:
+            continue
+        result = one(cell, qemu)
+        results.append(result)
+        print(f"{cell.name}: {result['outcome']}, {result['seconds']} s: {result['why'][:300]}", flush=True)
+        if options.results is not None:
+            with options.results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+    if options.report is not None:
+        options.report.write_text(matrix(results))
+    return 1 if any(result["outcome"] in {"WRONG", "LOST"} for result in results) else 0
 
 
 if __name__ == "__main__":
-    os.chdir("/")
     sys.exit(main())

@@ -27,7 +27,19 @@ from snaporch.errors import SnaporchError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["GuestBuildError", "Kind", "LinuxGuest", "build_linux", "build_tiny", "main", "missing_tools"]
+__all__ = [
+    "GuestBuildError",
+    "Kind",
+    "LinuxGuest",
+    "build_linux",
+    "build_tiny",
+    "cpio_entry",
+    "kernel_package",
+    "main",
+    "missing_tools",
+    "module",
+    "unpack",
+]
 
 Kind: TypeAlias = Literal["tiny", "linux"]
 
@@ -137,8 +149,8 @@ def build_linux(cache: Path) -> LinuxGuest:
     _need_tools("linux")
     with _scratch(cache) as scratch:
         root = scratch / "root"
-        for package in (_kernel_package(), "busybox-static", "qemu-guest-agent"):
-            _unpack(package, root, scratch)
+        for package in (kernel_package(_KERNEL_PACKAGE), "busybox-static", "qemu-guest-agent"):
+            unpack(package, root, scratch)
         workload = scratch / "workload"
         sources = [str(_SOURCES / name) for name in _LINUX_SOURCES if name.endswith(".c")]
         _run(["gcc", *_LINUX_FLAGS, *_WARNINGS, "-o", str(workload), *sources])
@@ -185,20 +197,21 @@ def _run(command: list[str], *, cwd: Path | None = None) -> str:
     return result.stdout
 
 
-def _kernel_package() -> str:
-    """Return the package with the kernel itself, on which the cloud kernel's package depends."""
+def kernel_package(name: str) -> str:
+    """Return the package with the kernel itself, on which a kernel's package depends."""
     try:
-        text = _run(["apt-cache", "depends", _KERNEL_PACKAGE])
+        text = _run(["apt-cache", "depends", name])
     except GuestBuildError as error:
-        raise GuestBuildError(f"{error}\nthe Linux guest needs Debian's {_KERNEL_PACKAGE}; {_APT_HINT}") from None
+        raise GuestBuildError(f"{error}\nthe Linux guest needs Debian's {name}; {_APT_HINT}") from None
     for line in text.splitlines():
         kind, _, name = line.strip().partition(": ")
         if kind == "Depends" and name.startswith("linux-image-"):
             return name
-    raise GuestBuildError(f"apt-cache names no kernel for {_KERNEL_PACKAGE}; {_APT_HINT}")
+    raise GuestBuildError(f"apt-cache names no kernel for {name}; {_APT_HINT}")
 
 
-def _unpack(package: str, root: Path, scratch: Path) -> None:
+def unpack(package: str, root: Path, scratch: Path) -> None:
+    """Download a Debian package to a directory of its own in `scratch`, and unpack it in `root`."""
     downloads = scratch / package
     downloads.mkdir()
     # As root, apt downloads as another user, who may not write here.
@@ -216,16 +229,16 @@ def _initramfs(root: Path, workload: Path) -> bytes:
     busybox = next(path for name in ("bin", "usr/bin") if (path := root / name / "busybox").is_file())
     archive = b"".join(
         [
-            *(_cpio_entry(name, _DIRECTORY) for name in ("bin", "dev", "modules", "proc")),
-            _cpio_entry("bin/busybox", _PROGRAM, busybox.read_bytes()),
-            _cpio_entry("init", _PROGRAM, (_SOURCES / "init.sh").read_bytes()),
-            _cpio_entry("workload", _PROGRAM, workload.read_bytes()),
+            *(cpio_entry(name, _DIRECTORY) for name in ("bin", "dev", "modules", "proc")),
+            cpio_entry("bin/busybox", _PROGRAM, busybox.read_bytes()),
+            cpio_entry("init", _PROGRAM, (_SOURCES / "init.sh").read_bytes()),
+            cpio_entry("workload", _PROGRAM, workload.read_bytes()),
         ]
     )
     for number, name in enumerate(_MODULES):
-        if content := _module(root, name):
-            archive += _cpio_entry(f"modules/{number}-{name}.ko", _PROGRAM, content)
-    return archive + _cpio_entry("TRAILER!!!", 0)
+        if content := module(root, name):
+            archive += cpio_entry(f"modules/{number}-{name}.ko", _PROGRAM, content)
+    return archive + cpio_entry("TRAILER!!!", 0)
 
 
 def _agent(root: Path) -> bytes:
@@ -239,12 +252,12 @@ def _agent(root: Path) -> bytes:
         "quiesce.sh": (_SOURCES / "quiesce.sh").read_bytes(),
     }
     directories = sorted({str(parent) for name in files for parent in Path(name).parents} - {"."})
-    entries = [_cpio_entry(name, _DIRECTORY) for name in directories]
-    entries += [_cpio_entry(name, _PROGRAM, content) for name, content in files.items()]
-    return b"".join(entries) + _cpio_entry("TRAILER!!!", 0)
+    entries = [cpio_entry(name, _DIRECTORY) for name in directories]
+    entries += [cpio_entry(name, _PROGRAM, content) for name, content in files.items()]
+    return b"".join(entries) + cpio_entry("TRAILER!!!", 0)
 
 
-def _module(root: Path, name: str) -> bytes | None:
+def module(root: Path, name: str) -> bytes | None:
     """Return a kernel module, or None if the kernel has it built in."""
     for path in root.rglob(f"{name}.ko*"):
         content = path.read_bytes()
@@ -252,7 +265,7 @@ def _module(root: Path, name: str) -> bytes | None:
     return None
 
 
-def _cpio_entry(name: str, mode: int, content: bytes = b"") -> bytes:
+def cpio_entry(name: str, mode: int, content: bytes = b"") -> bytes:
     """Return a file of the "newc" format: see the kernel's Documentation, initramfs buffer format."""
     encoded = name.encode() + b"\0"
     # inode, mode, user, group, links, time, size, device, special device, name size, checksum
