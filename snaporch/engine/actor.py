@@ -43,6 +43,10 @@ class Actor(abc.ABC):
     def keys(self, lane: Lane) -> Sequence[str]:
         """Return who works in a lane: targets of disks, or one empty string, or nothing."""
 
+    async def differs(self) -> str:
+        """Return in which way the domain is not as before the operation, after that was undone; empty: in none."""
+        return ""
+
     def performing(self, step: Step) -> Callable[..., Awaitable[None]]:
         """Return what performs a step."""
         if step not in self.performs:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TypeVar
@@ -150,6 +150,10 @@ def _cause(error: BaseException) -> Exception | None:
     if any(isinstance(leaf, KeyboardInterrupt | SystemExit) for leaf in found):
         return None
     return next((leaf for leaf in found if isinstance(leaf, Exception)), None)
+
+
+class Changed(OperationFailed):
+    """It was undone, but a guest does something else than before: its words say what."""
 
 
 @attrs.define
@@ -329,7 +333,8 @@ class Engine:
             Stranded: it still cannot be undone.
         """
         begun = steps_of(phases_begun(phases, operation.machine.state))
-        await self._roll_back(operation, rollback, actors, begun, OperationFailed("interrupted"))
+        with suppress(Changed):  # the journal says so
+            await self._roll_back(operation, rollback, actors, begun, OperationFailed("interrupted"))
 
     async def _enter(
         self, operation: Operation, signal: Signal, *, quiet: bool = False, plan: str | None = None
@@ -371,19 +376,24 @@ class Engine:
                 for undo in rollback:
                     if undo.after & set(begun):
                         await _undo(undo, actors, remains)
+                found = [words for actor in actors if (words := await actor.differs())] if not remains else []
             if scope.cancelled_caught:
                 remains.append(f"rolling back took longer than {ROLLBACK_SECONDS:g} s")
+        told = "; ".join((why, *found)) if not remains else why
         operation.machine.send(Signal.STUCK if remains else Signal.UNDONE)
         with trio.CancelScope(shield=True):
             try:
-                await self.catalog.write(Change(operation=operation.record(ended=not remains, error=why)))
+                await self.catalog.write(Change(operation=operation.record(ended=not remains, error=told)))
             except SnaporchError as failure:  # a full disk may be why we are here; `recover` finds nothing to undo
                 _log.warning("cannot write to the catalog", operation=operation.id, error=str(failure))
-        self.events.publish(operation.event(text=why))
+        self.events.publish(operation.event(text=told))
         if remains:
             raise Stranded(
                 f"{operation.kind} {operation.subject} failed: {why}", operation.id, tuple(remains)
             ) from error
+        if found:
+            what = f"{operation.kind} {operation.subject} of {operation.who} failed: {why}"
+            raise Changed(f"{what}; it was rolled back, but {'; '.join(found)}") from error
 
 
 def _before_commit(state: State) -> State:

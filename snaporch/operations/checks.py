@@ -6,8 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 
-from snaporch.drivers.base import Driver, Storage
-from snaporch.errors import NotEnoughSpace
+from snaporch.drivers.base import Driver, GuestVerb, Machine, Storage
+from snaporch.engine.gone import is_gone
+from snaporch.errors import ConnectionGone, HypervisorError, NotEnoughSpace, OutcomeUnknown, Unsupported
+from snaporch.model.domain import DomainState, Handle
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DiskSnapshot
 
@@ -17,6 +19,44 @@ OVERLAY_BYTES = 16 * 2**20
 EMPTY_OVERLAY_BYTES = 2**20
 # Stream headers and device state beside RAM itself.
 STREAM_BYTES = 16 * 2**20
+
+
+async def check_verb(name: str, machine: Machine | None, verb: GuestVerb) -> None:
+    """Ask whether a verb can be done while the guest is as it is now.
+
+    Raises:
+        Unsupported: it cannot; the error has what the guest does, and what to do.
+    """
+    if machine is not None and (why := await machine.refusal(verb)):
+        raise Unsupported(f"{name}: {why}")
+
+
+async def unlike(  # noqa: PLR0917 - what there was, and what there is
+    name: str, driver: Driver, handle: Handle | None, machine: Machine | None, was: DomainState, before: str
+) -> str:
+    """Look whether a guest does what it did before something that was undone; return how it differs, or nothing.
+
+    Args:
+        name: the domain's.
+        driver: the domain's.
+        handle: of its machine.
+        machine: the connection; None where there was none.
+        was: what it did before.
+        before: the same in the hypervisor's word; empty where that is not known.
+    """
+    if machine is None:
+        return ""
+    try:
+        now, state = await machine.condition(), await machine.state()
+        why = await machine.refusal(GuestVerb.CREATE)
+    except (ConnectionGone, OutcomeUnknown):
+        if handle is not None and not await is_gone(driver, handle):
+            return f"{name} does not answer: what its guest does is not known"
+        return f"{name} is inactive now: its hypervisor has ended (`snaporch domain start {name}` boots it)"
+    except HypervisorError as error:
+        return f"what the guest of {name} does now is not known: {error}"
+    same = now == before if before else state is was
+    return "" if same else f"{name} was {before or was} before, and now is {now}" + (f": {why}" if why else "")
 
 
 async def check_space(needs: Iterable[tuple[Storage, str, int]]) -> None:

@@ -31,6 +31,7 @@ from snaporch.catalog import Change, merged
 from snaporch.drivers.base import (
     Guard,
     GuestAgent,
+    GuestVerb,
     Machine,
     MemoryStreams,
     Overlays,
@@ -52,6 +53,7 @@ from snaporch.model.record import FileRecord, Group, OperationKind, SnapshotReco
 from snaporch.model.request import CreateOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
+from snaporch.operations.checks import check_verb, unlike
 from snaporch.operations.create_checks import check_create
 from snaporch.operations.create_plan import Scene, at_one_point, plan_create
 from snaporch.operations.create_undo import CreateUndo
@@ -71,6 +73,7 @@ class Participant(CreateUndo):
         known: sealed images by path, which need not be read again.
         bandwidth: of which the memory stream has a part, or None.
         result: the record, once it is complete.
+        before: what the guest did at the beginning, in its hypervisor's word.
     """
 
     performs: ClassVar = all_steps([*CREATE.values(), *QUIESCED.values()], ROLLBACK_CREATE)
@@ -78,6 +81,7 @@ class Participant(CreateUndo):
     known: Mapping[str, FileRecord] = attrs.field(factory=dict)
     bandwidth: SharedBandwidth | None = None
     result: SnapshotRecord | None = None
+    before: str = ""
     _guard: Guard | None = None
     _commands: float = 0.0
     _pause_began: float | None = None
@@ -92,6 +96,12 @@ class Participant(CreateUndo):
         self.known = await self.context.catalog.sealed(chains)
         if self.machine is not None:
             self.machine.forget_pauses()
+            self.before = await self.machine.condition()
+
+    async def differs(self) -> str:
+        """See Actor."""
+        handle = self.plan.domain.handle
+        return await unlike(self.name, self.driver, handle, self.machine, self.plan.state, self.before)
 
     # The guard: posted beside the running guest, dismissed when it runs again.
 
@@ -374,6 +384,9 @@ async def create(
     operation = Operation(OperationKind.CREATE, in_order(domains), snapshot.name or "snapshot")
     async with context.locked(operation, wait=options.wait), AsyncExitStack() as stack:
         scenes = [await _scene(context, name, operation, stack) for name in operation.domains]
+        for scene, machine in scenes:
+            verb = GuestVerb.QUIESCE if CreateFlag.QUIESCE in flags else GuestVerb.CREATE
+            await check_verb(scene.domain.name, machine, verb)
         plans = at_one_point([plan_create(scene, snapshot, flags, options) for scene, _ in scenes])
         operation.subject = plans[0].snapshot.name
         participants = [

@@ -8,12 +8,13 @@ import attrs
 import trio
 
 from snaporch.catalog import Change
-from snaporch.drivers.base import GuestAgent, KeepsRecords, Launch, Machine, has, need
+from snaporch.drivers.base import GuestAgent, GuestVerb, KeepsRecords, Launch, Machine, has, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, HypervisorError, Refused, SnaporchError
 from snaporch.model.domain import DiskStatus, DomainInfo, DomainRecord, DomainState
 from snaporch.model.record import OperationKind
+from snaporch.operations.checks import check_verb
 from snaporch.operations.disks import check_drives, check_start
 from snaporch.operations.recover import sweep
 from snaporch.operations.shape import WantedDisk, check_shape
@@ -89,6 +90,7 @@ async def shutdown(context: Context, name: str, *, timeout: float) -> None:
         async with context.machine_of(name) as (record, machine):
             if machine is None or record.handle is None:
                 raise Refused(f"{name} is inactive")
+            await check_verb(name, machine, GuestVerb.SHUTDOWN)
             await machine.shutdown()
             with trio.move_on_after(timeout) as scope:
                 await context.driver(record).wait_gone(record.handle)
@@ -135,6 +137,7 @@ async def set_running(context: Context, name: str, *, running: bool) -> None:
     async with context.locked(operation), context.machine_of(name) as (record, machine):
         if machine is None:
             raise Refused(f"{name} is inactive; start it first")
+        await check_verb(name, machine, GuestVerb.RESUME if running else GuestVerb.PAUSE)
         state = await machine.state()
         if running and state is DomainState.PAUSED:
             await machine.resume()

@@ -19,6 +19,7 @@ from snaporch.catalog import Change
 from snaporch.catalog.writing import files_of
 from snaporch.drivers.base import (
     Driver,
+    GuestVerb,
     ImagePoints,
     LiveCopies,
     LiveMerges,
@@ -44,6 +45,7 @@ from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import EventKind, FileRecord, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot
+from snaporch.operations.checks import check_verb
 from snaporch.operations.claims import claim
 from snaporch.operations.readers import Readers, check_unopened, kept_for, marked_elsewhere, processes_of, readers
 
@@ -461,6 +463,8 @@ async def merging(
     """
     look = context.seen if unlocked else context.machine_of
     async with look(journal.domain) as (found, machine):
+        if look_only and not unlocked:
+            await check_verb(journal.domain, machine, GuestVerb.MERGE)
         record = found if look_only or unlocked else await _obeying(context, found)
         if machine is not None and not (look_only or unlocked) and has(machine, Overlays):
             await need(machine, Overlays, record.name).settle_merges(

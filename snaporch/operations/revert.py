@@ -33,7 +33,7 @@ import structlog
 import trio
 
 from snaporch.catalog import Change, merged
-from snaporch.drivers.base import GuestAgent, Machine, PointsInside, check_versions, need
+from snaporch.drivers.base import GuestAgent, GuestVerb, Machine, PointsInside, check_versions, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation, perform
 from snaporch.engine.verdict import COMPLETE, LOAD
@@ -56,7 +56,7 @@ from snaporch.model.record import EventKind, OperationKind, RevertRecord, Snapsh
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way
-from snaporch.operations.checks import check_ram
+from snaporch.operations.checks import check_ram, check_verb, unlike
 from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_way
 from snaporch.operations.create import create
 from snaporch.operations.disks import claim_snapshot
@@ -79,18 +79,28 @@ class Reverter(RevertUndo):
     Attributes:
         started: when the new guest ran first, by the host's clock.
         behind: how far its clock is behind, see `RevertRecord.clock_behind_seconds`.
+        before: what the old guest did at the beginning, in its hypervisor's word.
     """
 
     performs: ClassVar = performed(REVERTS.values())
 
     started: float | None = None
     behind: float | None = None
+    before: str = ""
+
+    async def differs(self) -> str:
+        """See Actor; a guest that was put back has been looked at as it was let run."""
+        handle = (await self.context.catalog.domain(self.name)).handle
+        if handle != self.plan.domain.handle:
+            return ""
+        return await unlike(self.name, self.driver, handle, self.old, self.plan.was, self.before)
 
     async def one_after_the_other(self, why: str, operation: Operation | None = None, *, force: bool) -> Reverter:
         """Return one that ends the old guest first; as another operation, with files of that one's name."""
         plan = self.plan if operation is None else renamed(self.plan, operation.id)
         plan = await one_after_the_other(self.context, self.driver, plan, self.old, why, force=force)
-        return Reverter(plan, operation or self.operation, self.context, self.driver, self.old)
+        operation = operation or self.operation
+        return Reverter(plan, operation, self.context, self.driver, self.old, before=self.before)
 
     def announce(self) -> None:
         """Say beforehand what it takes to keep the old guest."""
@@ -421,6 +431,8 @@ async def _reverter(
     driver = context.driver(record)
     check_ours(snapshot)
     await check_records(context, record)
+    if not force:
+        await check_verb(name, old, GuestVerb.REVERT)
     was = await state_before(old, force=force)
     if old is None and record.handle is not None:
         was = DomainState.RUNNING
@@ -430,7 +442,10 @@ async def _reverter(
     plan = await in_their_places(driver, plan)
     await check_revert(driver, plan)
     plan = await with_way(context, driver, plan, old, force=force)
-    return Reverter(plan, operation, context, driver, old)
+    if WAYS[plan.way].same_process:
+        await check_verb(name, old, GuestVerb.REVERT_INSIDE)
+    before = await old.condition() if old is not None and not force else ""
+    return Reverter(plan, operation, context, driver, old, before=before)
 
 
 async def _alike(reverters: Sequence[Reverter], *, force: bool) -> list[Reverter]:

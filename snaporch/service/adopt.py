@@ -41,7 +41,7 @@ async def _recover(service: Service, record: OperationRecord) -> Any:
     if now is None or now.ended is None:
         raise Busy(record.who, record.id, what)
     if now.state == State.ROLLED_BACK:
-        raise OperationFailed(f"{what} of {record.who} was interrupted; everything is as it was before")
+        raise OperationFailed(f"{what} of {record.who} was rolled back: {now.error}")
     if record.kind is OperationKind.CREATE:
         found = [await service.orchestrator.show(domain, now.subject) for domain in record.domains]
         return found if len(found) > 1 else found[0]

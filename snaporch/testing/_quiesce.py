@@ -7,7 +7,7 @@ from functools import partial
 from snaporch.drivers.base import Trait
 from snaporch.engine.states import State
 from snaporch.engine.steps import QUIESCED
-from snaporch.errors import InvalidInput, Unsupported
+from snaporch.errors import Refused, Unsupported
 from snaporch.model.domain import DomainState
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
@@ -55,7 +55,7 @@ async def check_quiesce(world: World) -> None:
             await world.orchestrator.create(world.domain, DomainSnapshot("x"), CreateFlag.QUIESCE, options)
     await world.orchestrator.pause(world.domain)
     async with unchanged(world, "QUIESCE of a paused guest"):
-        with raises(InvalidInput):
+        with raises(Refused):
             await _take(world, "x", Strategy.NONE)
 
 

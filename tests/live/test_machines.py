@@ -20,7 +20,7 @@ from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qemu.surroundings import untrusted
 from snaporch.drivers.qmp import open_qmp
-from snaporch.drivers.qmp.machine import NOT_SAVED, SAVED
+from snaporch.drivers.qmp.run_states import RUN_STATES
 from snaporch.errors import ConnectionGone, Refused, Unsupported
 from snaporch.model.domain import MachineShape
 from snaporch.model.record import Boot
@@ -382,7 +382,7 @@ async def test_another_users(lab: Lab) -> None:
 
 
 async def test_every_run_state_is_known(lab: Lab) -> None:
-    """In each of QEMU's run states it is decided whether memory is saved."""
+    """In each of QEMU's run states it is decided what each verb does."""
     await lab.start()
     async with open_qmp(lab.socket, label=NAME) as qmp:
         schema = await qmp.execute("query-qmp-schema")
@@ -390,7 +390,7 @@ async def test_every_run_state_is_known(lab: Lab) -> None:
         status = next(each for each in schema if each["name"] == info["ret-type"])
         kind = next(member["type"] for member in status["members"] if member["name"] == "status")
         states = next(each["values"] for each in schema if each["name"] == kind)
-    assert set(states) == SAVED | NOT_SAVED.keys()
+    assert set(states) == RUN_STATES.keys()
 
 
 async def test_a_machine_that_waits_for_memory(lab: Lab) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 
-from snaporch.drivers.base.values import Capabilities, PauseNote, Progress, Trait
+from snaporch.drivers.base.values import Capabilities, GuestVerb, PauseNote, Progress, Trait
 from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 from snaporch.model.record import FileRecord
@@ -91,6 +91,14 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def state(self) -> DomainState:
         """Return RUNNING or PAUSED."""
+
+    async def refusal(self, verb: GuestVerb) -> str:  # noqa: ARG002 - where there are only those two states
+        """Return why a verb cannot be done while the guest is as it is now, with what to do, or an empty string."""
+        return ""
+
+    async def condition(self) -> str:
+        """Return what the guest does, in the hypervisor's own word: more than `state` tells apart."""
+        return str(await self.state())
 
     @abc.abstractmethod
     async def disks(self) -> tuple[DiskStatus, ...]:

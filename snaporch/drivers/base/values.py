@@ -62,6 +62,24 @@ class Trait(enum.StrEnum):
     """Of a storage: snapshots go to archives and come from them."""
 
 
+class GuestVerb(enum.StrEnum):
+    """What is done to a machine that is there, as far as it depends on what the guest does just then."""
+
+    CREATE = "create"
+    """Its memory is saved, to a file or inside its images."""
+    QUIESCE = "create --quiesce"
+    """Its file systems are frozen by the guest's agent."""
+    REVERT = "revert"
+    """Another machine takes its place."""
+    REVERT_INSIDE = "revert (inside images)"
+    """It goes back to a point inside its images by itself."""
+    MERGE = "delete, flatten"
+    """Images that it has open are merged."""
+    PAUSE = "domain pause"
+    RESUME = "domain resume"
+    SHUTDOWN = "domain shutdown"
+
+
 @attrs.frozen
 class Info:
     """What a driver is: known without a connection to anything.

@@ -17,6 +17,7 @@ from snaporch.drivers.base import (
     DirtyRate,
     Guard,
     GuestAgent,
+    GuestVerb,
     LoadNote,
     LoadsMemory,
     MemoryStreams,
@@ -34,6 +35,7 @@ from snaporch.drivers.qmp.guards import Reach
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.protocol import QMP
+from snaporch.drivers.qmp.run_states import refusal
 from snaporch.drivers.qmp.shapes import check_answer
 from snaporch.drivers.qmp.stream import QemuStream, Source
 from snaporch.drivers.qmp.subscription import Subscription
@@ -59,28 +61,6 @@ AGENT_CHARDEV = "snaporch-agent"
 SAMPLE_PAGES = 4096  # of each GiB, to see how quickly a guest writes: as many as QEMU takes
 
 
-# What a stream would make of a guest in this state, which then could not be left as it was.
-_LEFT_PAUSED = (
-    "the guest has not run since its last checkpoint, and this QEMU cannot save its memory again before it has; "
-    "resume it first"
-)
-# QEMU's run states in which memory is not saved, and why; it is in the others (SAVED).
-SAVED = frozenset({"running", "paused", "prelaunch"})
-NOT_SAVED = {
-    "postmigrate": _LEFT_PAUSED,
-    "suspended": "the guest sleeps (ACPI S3), and could not be woken afterwards; wake it first (system_wakeup)",
-    "shutdown": "the guest has powered off; end it (`domain destroy`), and its disks can be kept",
-    "watchdog": "a watchdog has stopped the guest; let it run (`domain resume`) or end it first",
-    "guest-panicked": "the guest has panicked; end it (`domain destroy`), and its disks can be kept",
-    "io-error": "a disk has failed and the guest waits; mend that (make room), and let it run (`domain resume`)",
-    "internal-error": "QEMU has met an error in the guest and cannot go on with it; end it (`domain destroy`)",
-    "inmigrate": "it waits for memory from elsewhere: there is none yet",
-    "finish-migrate": "somebody else is migrating it",
-    "restore-vm": "a point is being loaded",
-    "save-vm": "somebody else is saving it",
-    "debug": "a debugger has stopped the guest; let it go on first",
-    "colo": "it is one of a pair (COLO)",
-}
 _PROTOCOLS = frozenset({"file", "host_device", "host_cdrom"})  # a disk on one has no format layer
 # A guest agent is another question.
 MACHINE_TRAITS = frozenset(
@@ -178,7 +158,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
             background=not blocker,
             background_blocker=blocker,
             precopy_caveat=_LOSES_PAGES if tcg and "mapped-ram" not in names else "",
-            memory_blocker=NOT_SAVED.get(status, "") or await self._memory_blocker(),
+            memory_blocker=refusal(status, GuestVerb.CREATE) or await self._memory_blocker(),
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},
             versions={"machine": machine.removesuffix("-machine")},
             ram=memory["base-memory"],
@@ -214,6 +194,14 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         """See Machine."""
         status = await self.qmp.execute("query-status")
         return DomainState.RUNNING if status["running"] else DomainState.PAUSED
+
+    async def refusal(self, verb: GuestVerb) -> str:
+        """See Machine."""
+        return refusal(await self.condition(), verb)
+
+    async def condition(self) -> str:
+        """See Machine."""
+        return str((await self.qmp.execute("query-status"))["status"])
 
     async def disks(self) -> tuple[DiskStatus, ...]:
         """See Machine."""
@@ -278,8 +266,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         await self._check_paused()
 
     async def _check_paused(self) -> None:
-        status = (await self.qmp.execute("query-status"))["status"]
-        if status != "paused":
+        if (status := await self.condition()) != "paused":
             raise HypervisorError(f"{self.qmp.label}: the guest does not run: its state is {status!r}")
 
     async def resume(self) -> None:

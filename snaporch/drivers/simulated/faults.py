@@ -36,12 +36,14 @@ _FACES: dict[str, tuple[type, ...]] = {
     "storage": (base.Storage, base.OfflineMerges, base.ImagePoints, base.ChainCosts),
 }
 # They wait for nothing and ask nobody, or are made of others: nothing can happen in them.
-_SILENT = {
-    f"driver.{name}" for name in ("alive", "pid", "present", "restore", "take_place", "forget", "overlay_place")
-} | {
-    f"machine.{name}"
-    for name in ("pause_times", "run_times", "run_changes", "forget_pauses", "stream", "guard", "merge_back")
-}
+_SILENT = (
+    {f"driver.{name}" for name in ("alive", "pid", "present", "restore", "take_place", "forget", "overlay_place")}
+    | {"machine.refusal"}
+    | {
+        f"machine.{name}"
+        for name in ("pause_times", "run_times", "run_changes", "forget_pauses", "stream", "guard", "merge_back")
+    }
+)
 _DISK = "machine.switch."
 
 POINTS = frozenset(

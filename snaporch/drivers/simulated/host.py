@@ -154,6 +154,11 @@ class SimulatedHost:
             found.hung = True
             found.notify()
 
+    def get_into(self, handle: Handle, condition: str) -> None:
+        """Let a guest stop by itself, in a run state of QEMU's: ``suspended``, ``io-error``."""
+        if (found := self.find(handle)) is not None:
+            found.get_into(condition)
+
     # --- what a test looks at -------------------------------------------------------------------------------
 
     def files(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from snaporch.drivers.base import (
     DirtyRate,
     Guard,
     GuestAgent,
+    GuestVerb,
     LiveCopies,
     LiveMerges,
     LoadNote,
@@ -31,6 +32,7 @@ from snaporch.drivers.base import (
     Trait,
     untold,
 )
+from snaporch.drivers.qmp.run_states import refusal
 from snaporch.drivers.simulated.client import Client
 from snaporch.drivers.simulated.files import os_error
 from snaporch.drivers.simulated.guard import load_guard, pause_guard
@@ -56,7 +58,7 @@ MACHINE_TRAITS = frozenset(
     ]
 )
 _TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
-_LOOKS = {"state", "disks", "shape", "settings"}  # all that may be done beside a running operation
+_LOOKS = {"state", "condition", "disks", "shape", "settings"}  # all that may be done beside a running operation
 
 
 class SimulatedMachine(
@@ -117,6 +119,18 @@ class SimulatedMachine(
         """See Machine."""
         runs = await self._call("state", lambda: self.process.guest.runs, self._speed.query)
         return DomainState.RUNNING if runs else DomainState.PAUSED
+
+    async def refusal(self, verb: GuestVerb) -> str:
+        """See Machine; as a QEMU in that run state."""
+        return refusal(await self.condition(), verb)
+
+    async def condition(self) -> str:
+        """See Machine."""
+
+        def found() -> str:
+            return self.process.condition or ("running" if self.process.guest.runs else "paused")
+
+        return await self._call("condition", found, self._speed.query)
 
     async def disks(self) -> tuple[DiskStatus, ...]:
         """See Machine."""

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 import attrs
 import trio
 
-from snaporch.drivers.base import Launch, Overlay, StreamPlan
+from snaporch.drivers.base import GuestVerb, Launch, Overlay, StreamPlan
+from snaporch.drivers.qmp.run_states import refusal
 from snaporch.drivers.simulated.files import Files, Image, Inside, MemoryFile
 from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
@@ -80,6 +81,7 @@ class SimulatedProcess:
         guarded: by guard that hears nothing of who posted it, when it acts, and how.
         client: who holds the exclusive connection.
         hung: it answers nothing any more; its guest runs on.
+        condition: the run state, of QEMU's, that its guest has got into by itself, or an empty string.
         ended: why the process is gone, or an empty string.
         changed: set, and replaced, when something happens that a waiting task must look at.
     """
@@ -102,6 +104,7 @@ class SimulatedProcess:
     guarded: dict[object, tuple[float, Callable[[float], None]]] = attrs.field(factory=dict)
     client: object | None = None
     hung: bool = False
+    condition: str = ""
     ended: str = ""
     changed: trio.Event = attrs.field(factory=trio.Event)
     _resumes: float = math.inf
@@ -198,9 +201,19 @@ class SimulatedProcess:
         """Start the CPUs, if they do not run; now, or at an instant since the last change."""
         if not self.guest.loaded:
             raise self.refusal("cont", "the guest waits for its memory")
+        if why := refusal(self.condition or "paused", GuestVerb.RESUME):
+            if self.condition == "suspended":
+                return  # as QEMU does
+            raise self.refusal("cont", why)
         if not self.guest.runs:
+            self.condition = ""
             self.guest.start(self.clock() if at is None else at)
             self.notify()
+
+    def get_into(self, condition: str) -> None:
+        """Let the guest stop by itself, in a run state of QEMU's: ``suspended``, ``io-error``."""
+        self.stop()
+        self.condition = condition
 
     def freeze(self) -> None:
         """Let the guest's agent freeze its file systems: it runs on, and comes no further."""

@@ -1,0 +1,95 @@
+"""The run states of a QEMU guest, and what each verb does in each of them: done, or refused and why.
+
+One table for all verbs, which ask it before they touch anything. Verbs that are not in it do not depend on what the
+guest does: ``attach``, ``destroy``, ``verify``, and all that only look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import attrs
+
+from snaporch.drivers.base import GuestVerb
+
+__all__ = ["RUN_STATES", "RunState", "refusal", "table"]
+
+
+@attrs.frozen
+class RunState:
+    """One run state.
+
+    Attributes:
+        words: what the guest does, and what to do about that: why a verb is refused.
+        done: the verbs that are done.
+    """
+
+    words: str
+    done: frozenset[GuestVerb] = frozenset()
+
+
+def _state(words: str, done: Collection[GuestVerb] = ()) -> RunState:
+    return RunState(words, frozenset(done))
+
+
+_ALL = frozenset(GuestVerb)
+_STILL = _ALL - {GuestVerb.QUIESCE, GuestVerb.SHUTDOWN}  # nobody inside would answer
+_STANDS = {GuestVerb.REVERT, GuestVerb.MERGE}  # its CPUs stand, and its images are its own
+
+RUN_STATES: Mapping[str, RunState] = {
+    "running": _state("the guest runs", _ALL),
+    "paused": _state("the guest is paused; let it run first (`domain resume`)", _STILL),
+    "prelaunch": _state(
+        "the guest has not begun to run; let it run first (`domain resume`)",
+        _ALL - {GuestVerb.QUIESCE, GuestVerb.SHUTDOWN},
+    ),
+    "postmigrate": _state(
+        "the guest has not run since its last checkpoint, and this QEMU cannot save its memory again before that: "
+        "let it run (`domain resume`)",
+        {*_STANDS, GuestVerb.PAUSE, GuestVerb.RESUME},
+    ),
+    "suspended": _state("the guest sleeps (ACPI S3); wake it first (system_wakeup)", _STANDS),
+    "shutdown": _state("the guest has powered off; end it (`domain destroy`), and its disks can be kept", _STANDS),
+    "watchdog": _state(
+        "a watchdog has stopped the guest; let it run (`domain resume`) or end it first (`domain destroy`)",
+        {*_STANDS, GuestVerb.RESUME},
+    ),
+    "guest-panicked": _state(
+        "the guest has panicked; end it (`domain destroy`), and its disks can be kept", {*_STANDS, GuestVerb.RESUME}
+    ),
+    "io-error": _state(
+        "a disk has failed and the guest waits; mend that (make room), and let it run (`domain resume`)",
+        {*_STANDS, GuestVerb.RESUME},
+    ),
+    "internal-error": _state(
+        "QEMU has met an error in the guest and cannot go on with it; end it (`domain destroy`)", _STANDS
+    ),
+    "debug": _state("a debugger has stopped the guest; let it go on there first", _STANDS),
+    "inmigrate": _state("it waits for memory from elsewhere: there is none yet"),
+    "finish-migrate": _state("somebody else is migrating it; wait for the end of that"),
+    "restore-vm": _state("a point is being loaded; wait for the end of that"),
+    "save-vm": _state("somebody else is saving it; wait for the end of that"),
+    "colo": _state("it is one of a pair (COLO)"),
+}
+_UNKNOWN = "its run state {status!r} is not one that snaporch knows"
+
+
+def refusal(status: str, verb: GuestVerb) -> str:
+    """Return why a verb is refused to a guest in a run state, or an empty string: it is done."""
+    state = RUN_STATES.get(status)
+    if state is None:
+        return _UNKNOWN.format(status=status)
+    return "" if verb in state.done else state.words
+
+
+def table() -> str:
+    """Return the table for docs/run-states.md."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    yield "| run state | " + " | ".join(f"`{verb}`" for verb in GuestVerb) + " | why not |"
+    yield "| --- |" + " --- |" * len(GuestVerb) + " --- |"
+    for name, state in RUN_STATES.items():
+        cells = " | ".join("done" if verb in state.done else "refused" for verb in GuestVerb)
+        yield f"| `{name}` | {cells} | {state.words if state.done != _ALL else ''} |"
