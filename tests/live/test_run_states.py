@@ -20,7 +20,7 @@ from tests.live.world import Qemu
 
 pytestmark = pytest.mark.live
 
-# What the guest would write to a port, written by QEMU's monitor. Power management is where the firmware has put it.
+# What the guest would write to a port, written by QEMU's monitor; the firmware has put power management there.
 SLEEP, OFF, PANIC, HANG = "o/w 0x604 0x2400", "o/w 0x604 0x2000", "o/b 0x505 1", "o/b 0x443 15"
 DEVICES = ("-device", "pvpanic", "-device", "ib700", "-action", "watchdog=pause,panic=pause,shutdown=pause")
 
