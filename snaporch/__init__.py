@@ -49,10 +49,13 @@ from snaporch.model.domain import (
     DomainInfo,
     DomainRecord,
     DomainState,
+    ForwardedPort,
     Handle,
+    Origin,
 )
 from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import (
+    CloneRecord,
     Estimate,
     Event,
     EventKind,
@@ -71,7 +74,7 @@ from snaporch.model.record import (
     Unreadable,
     VerifyReport,
 )
-from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
+from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.orchestrator import Orchestrator, default_root, open_orchestrator
@@ -97,6 +100,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "RevertFlag",
     # requests
     "CreateOptions",
+    "CloneOptions",
     "Strategy",
     "OnTimeout",
     "MergeOptions",
@@ -111,6 +115,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "Timings",
     "Estimate",
     "RevertRecord",
+    "CloneRecord",
+    "ForwardedPort",
+    "Origin",
     "VerifyReport",
     "DomainInfo",
     "DomainState",

@@ -12,6 +12,7 @@ import trio
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
+    CloneRecord,
     Estimate,
     Event,
     Finding,
@@ -23,7 +24,7 @@ from snaporch.model.record import (
     Unreadable,
     VerifyReport,
 )
-from snaporch.model.request import CreateOptions, MergeOptions, Strategy
+from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
 
@@ -38,7 +39,7 @@ class AnyOrchestrator(Protocol):
     async def define(self, definition: DomainDefinition | Path | str) -> DomainRecord:
         """See `Orchestrator.define`."""
 
-    async def undefine(self, name: str) -> None:
+    async def undefine(self, name: str, *, discard: bool = False) -> None:
         """See `Orchestrator.undefine`."""
 
     async def attach(
@@ -161,6 +162,20 @@ class AnyOrchestrator(Protocol):
 
     async def limit_depth(self, domain: str, depth: int) -> DomainInfo:
         """See `Orchestrator.limit_depth`."""
+
+    async def clone(
+        self,
+        domain: str,
+        name: str,
+        new: str,
+        options: CloneOptions | None = None,
+        *,
+        ids: Collection[str] = (),
+    ) -> tuple[CloneRecord, ...]:
+        """See `Orchestrator.clone`."""
+
+    async def clones(self, domain: str) -> Mapping[str, tuple[str, ...]]:
+        """See `Orchestrator.clones`."""
 
     async def verify(
         self, domain: str, name: str, *, boot: bool = False, ids: Collection[str] = ()

@@ -22,6 +22,7 @@ from snaporch.engine.ways import REVERTS, WAYS, Keeps, performed
 from snaporch.engine.ways import table as ways_table
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
+from snaporch.operations.clone import Cloner
 from snaporch.operations.create import Participant
 from snaporch.operations.revert import Reverter
 from snaporch.operations.trial import Trial
@@ -82,11 +83,12 @@ def actors() -> list[type[Actor]]:
 
 def test_every_step_has_a_class_that_performs_it() -> None:
     """And every class is asked for just what it performs: its tables' steps, and what undoes them."""
-    assert set(actors()) == {Participant, Reverter, Trial}
+    assert set(actors()) == {Cloner, Participant, Reverter, Trial}
     assert frozenset[Step]().union(*(actor.performs for actor in actors())) == set(Step)
     assert Participant.performs == all_steps([*CREATE.values(), *QUIESCED.values()], ROLLBACK_CREATE)
     assert Reverter.performs == performed(REVERTS.values())
     assert Trial.performs == performed([WAYS[Way.VERIFY]])
+    assert Cloner.performs == performed([WAYS[Way.CLONE]])
 
 
 @pytest.mark.parametrize(

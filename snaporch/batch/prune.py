@@ -74,11 +74,15 @@ async def _verdict(
     candidates = []
     named = {record.name: (record, (taken or {}).get(record.name)) for record in known}
     mine = {name: item for name, (record, item) in named.items() if item is not None and _is(record, item)}
+    domains = {record.domain for record in known}
+    pinned = {name for domain in domains for name in await orch.clones(domain)}
     for record in known:
         if record.name in mine or policy.everything or taken is None:
             found_good = record.name not in mine or mine[record.name].verified is not False
             good = found_good and not record.deleting and await orch.intact(record.domain, record.name)
-            candidates.append(Candidate(record.name, record.point, record.size, good, record.pinned))
+            candidates.append(
+                Candidate(record.name, record.point, record.size, good, record.pinned or record.name in pinned)
+            )
     return plan_retention(candidates, policy, now)
 
 

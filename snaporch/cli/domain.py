@@ -30,7 +30,7 @@ async def define(file: Path, /, *, session: Here) -> Answer:
 
 
 @app.command
-async def undefine(name: str, /, *, snapshots: bool = False, session: Here) -> Answer:
+async def undefine(name: str, /, *, snapshots: bool = False, discard: bool = False, session: Here) -> Answer:
     """Forget an inactive domain that has no snapshots; its images stay.
 
     Parameters
@@ -39,6 +39,8 @@ async def undefine(name: str, /, *, snapshots: bool = False, session: Here) -> A
         The domain.
     snapshots
         First delete all of its snapshots; what the disks hold now stays.
+    discard
+        Of a clone: remove what its guest has written since it was cloned, too.
     """
     async with session.open() as orchestrator:
         if snapshots:
@@ -46,10 +48,11 @@ async def undefine(name: str, /, *, snapshots: bool = False, session: Here) -> A
                 raise Refused(f"{name} is running: shut it down first; no snapshot was deleted")
             for first in (await orchestrator.tree(name)).get(None, ()):
                 await orchestrator.delete(name, first, DeleteFlag.CHILDREN)
-        await orchestrator.undefine(name)
-    return Answer(
-        {"name": name, "undefined": True}, lambda human: human.line(f"{name} is forgotten; its images stay")
+        await orchestrator.undefine(name, discard=discard)
+    said = (
+        f"{name} is forgotten, and its images are removed" if discard else f"{name} is forgotten; its images stay"
     )
+    return Answer({"name": name, "undefined": True}, lambda human: human.line(said))
 
 
 @app.command

@@ -21,6 +21,7 @@ from snaporch.model.merge import MergePlan
 from snaporch.model.names import NAME
 from snaporch.model.record import (
     Boot,
+    CloneRecord,
     FileRecord,
     Finding,
     GivenUp,
@@ -135,6 +136,17 @@ def _reverted(record: RevertRecord, info: DomainInfo) -> str:
     return text
 
 
+def cloned(records: Sequence[CloneRecord]) -> RenderableType:
+    """Return a line for each new domain, with the ports behind which it is."""
+    return lines(_cloned(record) for record in records)
+
+
+def _cloned(record: CloneRecord) -> str:
+    ports = ", ".join(f"{port.was} is {port.port}" for port in record.ports)
+    at = f", port {ports}" if ports else ""
+    return f"{record.name} is {record.state}, from {record.snapshot} of {record.domain}{at}"
+
+
 def deleted(plans: Mapping[str, MergePlan], *, dry_run: bool) -> RenderableType:
     """Return, for each domain, what is done to which image, as a tree, and a line that says it in short."""
     return Group(*(_deleted(name, plan, dry_run=dry_run) for name, plan in plans.items()))
@@ -212,6 +224,10 @@ def domain(info: DomainInfo) -> RenderableType:
         ("current", _text(info.current or "-")),
         ("process", str(info.pid or "-")),
     ]
+    if info.origin is not None:
+        ports = ", ".join(f"{port.port} for {port.was}" for port in info.origin.ports)
+        facts.append(("clone of", _text(f"{info.origin.domain}, {info.origin.name}")))
+        facts += [("ports", _text(ports))] if ports else []
     for status in info.disks:
         note = ", read-only" if status.readonly else ""
         chain = Tree(_text(f"{status.active} ({status.format}, {human_size(status.virtual_size)}{note})"))

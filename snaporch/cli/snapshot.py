@@ -15,10 +15,10 @@ from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput
 from snaporch.model import documents
 from snaporch.model.convert import parse_size
-from snaporch.model.domain import DomainInfo
+from snaporch.model.domain import DomainInfo, DomainState
 from snaporch.model.names import in_order
 from snaporch.model.record import Boot
-from snaporch.model.request import CreateOptions, MergeOptions, OnTimeout, Strategy
+from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 
 
@@ -360,6 +360,50 @@ async def flatten(
     return Answer(document, lambda human: human.flattened(domain, plan, dry_run=dry_run))
 
 
+async def clone(
+    domain: str,
+    name: str,
+    new: str,
+    /,
+    *,
+    count: int | None = None,
+    start: bool = False,
+    paused: bool = False,
+    network: Literal["keep"] | None = None,
+    session: Here,
+) -> Answer:
+    """Make new domains from a snapshot: on overlays over its images, with its memory; all or none.
+
+    With memory a clone has the network addresses and ids that the guest had at the point; ports that the host
+    forwards to it are other ones, which the answer names.
+
+    Parameters
+    ----------
+    domain
+        The original, which may do whatever it does.
+    name
+        The snapshot.
+    new
+        The clone's name.
+    count
+        How many: they are called NEW-1, NEW-2 and so on.
+    start
+        Let them run; by default they do what the original did at the point.
+    paused
+        Let them be paused.
+    network
+        `keep`: they may be in the original's network with its addresses.
+    """
+    if start and paused:
+        raise InvalidInput("--start and --paused exclude each other")
+    state = DomainState.RUNNING if start else DomainState.PAUSED if paused else None
+    session.about((domain,), name)
+    async with session.open() as orchestrator:
+        options = CloneOptions(count, state, keep_network=network == "keep")
+        records = await orchestrator.clone(domain, name, new, options)
+    return Answer(documents.cloned(records), lambda human: human.cloned(records))
+
+
 async def verify(
     domain: str,
     name: str = "",
@@ -493,5 +537,5 @@ async def edit(
 
 def register(app: App) -> None:
     """Add the verbs to the program."""
-    for verb in (create, list_, tree, show, revert, delete, flatten, verify, pin, edit):
+    for verb in (create, list_, tree, show, revert, delete, clone, flatten, verify, pin, edit):
         app.command(verb, name=verb.__name__.rstrip("_"))

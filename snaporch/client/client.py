@@ -32,6 +32,7 @@ from snaporch.model.convert import lenient, load_definition
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord, DomainState
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
+    CloneRecord,
     Estimate,
     Event,
     Finding,
@@ -43,7 +44,7 @@ from snaporch.model.record import (
     Unreadable,
     VerifyReport,
 )
-from snaporch.model.request import CreateOptions, MergeOptions, Strategy
+from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.orchestrator import default_root
@@ -73,9 +74,9 @@ class Client:
         body = lenient.unstructure(definition)
         return await self._service.post(DomainRecord, "domains", **body)
 
-    async def undefine(self, name: str) -> None:
+    async def undefine(self, name: str, *, discard: bool = False) -> None:
         """See `Orchestrator.undefine`."""
-        await self._service.ask("DELETE", _domain(name))
+        await self._service.ask("DELETE", _domain(name), params={"discard": "true"} if discard else {})
 
     async def attach(
         self,
@@ -261,6 +262,25 @@ class Client:
     async def limit_depth(self, domain: str, depth: int) -> DomainInfo:
         """See `Orchestrator.limit_depth`."""
         return await self._service.post(DomainInfo, f"{_domain(domain)}/depth", method="PUT", depth=depth)
+
+    async def clone(
+        self,
+        domain: str,
+        name: str,
+        new: str,
+        options: CloneOptions | None = None,
+        *,
+        ids: Collection[str] = (),
+    ) -> tuple[CloneRecord, ...]:
+        """See `Orchestrator.clone`."""
+        body: dict[str, Any] = {"new": new, "options": options or CloneOptions(), "ids": list(ids)}
+        kind = tuple[CloneRecord, ...]
+        return await self._service.operate(kind, f"{_snapshot(domain, name)}/clone", **body)
+
+    async def clones(self, domain: str) -> Mapping[str, tuple[str, ...]]:
+        """See `Orchestrator.clones`."""
+        kind = dict[str, tuple[str, ...]]
+        return await self._service.get(kind, f"{_domain(domain)}/clones")
 
     async def verify(
         self, domain: str, name: str, *, boot: bool = False, ids: Collection[str] = ()

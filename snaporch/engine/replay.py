@@ -12,6 +12,7 @@ for a LIVE point (`snaporch.engine.states`, rule 3). So:
 - A revert is not complete before its commit: it is undone, and the old guest is there or is put back. After it, it
   is tidied up. Where there is no old guest any more and the new one may run (`Row.goes_on`), it is gone on with,
   and undone only if that fails: the old guest's state was kept.
+- A verify or a clone is undone: nobody has anything yet that could be lost.
 - A delete goes forward only.
 - A flatten has changed nothing that a guest or snapshot sees: it is given up, and what it has copied stays.
 """
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 
 from snaporch.engine.states import OperationState, Signal, State
 from snaporch.engine.steps import CREATE, QUIESCED, Phase, create_phases
-from snaporch.engine.ways import WAYS
+from snaporch.engine.ways import REVERTS, WAYS
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
 
@@ -89,7 +90,7 @@ def after_create(strategy: Strategy, state: State, *, quiesce: bool = False) -> 
 
 
 def after_revert(state: State, way: Way = Way.BESIDE) -> Action:
-    """Return what to do about a revert, or a verify, that was cut short in a state."""
+    """Return what to do about a revert, a verify or a clone that was cut short in a state."""
     if state is State.ROLLED_BACK:
         return Action.NOTHING
     if state in WAYS[way].goes_on:
@@ -120,7 +121,7 @@ def table() -> str:
         for strategy, phases in QUIESCED.items()
     }
     rows |= {
-        f"revert, {way}" if way is not Way.VERIFY else way.value: {
+        f"revert, {way}" if way in REVERTS else way.value: {
             state: after_revert(state, way) for state in (*walk(row.phases), State.COMPLETE)
         }
         for way, row in WAYS.items()

@@ -17,6 +17,7 @@ The strategies differ in the order in which they walk through the same states:
     revert       preparing  loading  swapping  committing
     displace     preparing  displacing  loading  swapping  committing
     proven       preparing  proving  keeping  displacing  loading  swapping  committing
+    clone        preparing  loading  swapping  committing
     (a revert to a point inside images walks the same ways)
     delete, flatten  preparing  merging  committing
 
@@ -60,7 +61,7 @@ class State(enum.StrEnum):
     LOADING = "loading"
     """A new hypervisor process, beside the old one or in its place, loads the point."""
     SWAPPING = "swapping"
-    """The old guest is paused, the new one runs; then the old process goes."""
+    """The old guest is paused, the new one runs; then the old process goes. Clones begin to run."""
     MERGING = "merging"
     """Images merge. A delete goes forward only: `recover` goes on with what stops it; a flatten is given up."""
     COMMITTING = "committing"

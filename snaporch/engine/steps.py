@@ -105,6 +105,7 @@ class Step(enum.StrEnum):
     ABORT_KEEPING = "abort_keeping"
     PUT_BACK = "put_back"
     REMOVE_KEPT = "remove_kept"
+    LEAVE_NOTHING = "leave_nothing"
 
 
 @attrs.frozen(init=False)

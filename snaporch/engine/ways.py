@@ -150,10 +150,21 @@ WAYS: dict[Way, Row] = {
         (Undo(Step.END_NEW, Step.LAUNCH), Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY)),
         two_guests=True,
     ),
+    # All clones are complete before the first of them runs; they are domains when that is in the catalog.
+    Way.CLONE: Row(
+        (_PREPARE, _LOAD, Phase(Signal.SWAP, Step.TAKE_OVER)),
+        Keeps.PROCESS,
+        (
+            Undo(Step.END_NEW, Step.LAUNCH),
+            Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
+            Undo(Step.LEAVE_NOTHING, Step.MAKE_OVERLAY, Step.LAUNCH),
+        ),
+        two_guests=True,
+    ),
 }
 
-# Of a revert; the copy of a verify takes nobody's place.
-REVERTS = {way: row for way, row in WAYS.items() if way is not Way.VERIFY}
+# Of a revert; the copy of a verify, and a clone, take nobody's place.
+REVERTS = {way: row for way, row in WAYS.items() if way not in {Way.VERIFY, Way.CLONE}}
 
 
 def performed(rows: Iterable[Row]) -> frozenset[Step]:

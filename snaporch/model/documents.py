@@ -13,6 +13,7 @@ from snaporch.model.convert import converter
 from snaporch.model.domain import DiskStatus, DomainInfo
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
+    CloneRecord,
     Finding,
     GivenUp,
     OperationRecord,
@@ -87,6 +88,7 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "disks": [disk(status) for status in info.disks],
         "problem": info.problem or None,
         "records": info.records,
+        "origin": {"domain": info.origin.domain, "name": info.origin.name} if info.origin else None,
         **way_back(info.way_back),
         "clock_behind_seconds": info.clock_behind_seconds,
     }
@@ -132,6 +134,20 @@ def reverted(record: RevertRecord, info: DomainInfo, saved: str) -> dict[str, An
         "total_seconds": record.total_seconds,
         "clock_behind_seconds": record.clock_behind_seconds,
     }
+
+
+def cloned(records: Sequence[CloneRecord]) -> list[dict[str, Any]]:
+    """Return what ``clone`` answers: the new domains."""
+    return [
+        {
+            "format": FORMAT,
+            "name": record.name,
+            "state": record.state,
+            "from": {"domain": record.domain, "name": record.snapshot},
+            "ports": converter.unstructure(record.ports),
+        }
+        for record in records
+    ]
 
 
 def deleted(domain_name: str, name: str, plan: MergePlan, *, dry_run: bool) -> dict[str, Any]:

@@ -153,6 +153,45 @@ class Handle:
     data: dict[str, Any] = attrs.field(factory=dict, eq=False)
 
 
+@attrs.frozen
+class ForwardedPort:
+    """A port of the host behind which a clone's guest is.
+
+    Attributes:
+        protocol: ``tcp`` or ``udp``.
+        host: the address that is listened at; empty: all.
+        port: the clone's.
+        was: the original's.
+        to: the address and port in the guest; or what of the hypervisor listens there, for example ``vnc``.
+    """
+
+    protocol: str
+    host: str
+    port: int
+    was: int
+    to: str
+
+
+@versioned("origin")
+@attrs.frozen
+class Origin:
+    """Where a clone comes from.
+
+    Attributes:
+        domain: the domain whose snapshot it was made from.
+        name: the snapshot's name then.
+        id: the snapshot's id.
+        files: all files that were made for it, by snaporch or by its machine: its disks' first images and its logs.
+        ports: those that the host forwards to it, or that its machine listens at.
+    """
+
+    domain: str
+    name: str
+    id: str
+    files: tuple[str, ...] = ()
+    ports: tuple[ForwardedPort, ...] = ()
+
+
 @versioned("domain", with_handles)
 @attrs.frozen
 class DomainRecord:
@@ -176,6 +215,7 @@ class DomainRecord:
         records: its snapshots are put into the list that its manager has, where it has one.
         clock_behind_seconds: how far the guest's clock was behind after the domain last went back to memory, once
             its agent had set it where it could; None: it has been started since, or that is not known.
+        origin: of a clone: where it comes from.
     """
 
     definition: DomainDefinition
@@ -191,6 +231,7 @@ class DomainRecord:
     way_back: WayBack | None = None
     records: bool = True
     clock_behind_seconds: float | None = None
+    origin: Origin | None = None
 
     @property
     def name(self) -> str:
@@ -287,6 +328,7 @@ class DomainInfo:
         way_back: see `DomainRecord.way_back`.
         records: see `DomainRecord.records`; None: its manager has no list.
         clock_behind_seconds: see `DomainRecord.clock_behind_seconds`; None also of an inactive domain.
+        origin: see `DomainRecord.origin`.
     """
 
     name: str
@@ -301,3 +343,4 @@ class DomainInfo:
     way_back: WayBack | None = None
     records: bool | None = None
     clock_behind_seconds: float | None = None
+    origin: Origin | None = None

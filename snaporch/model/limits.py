@@ -13,6 +13,7 @@ MOST_BYTES = 2**60  # a second, or in all
 MOST_SECONDS = 1e9  # about thirty years
 MOST_TEXT = 64 * 1024
 MOST_ITEMS = 10_000
+MOST_CLONES = 1_000  # by one operation
 
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from snaporch.model.domain import DomainDefinition, DomainState, Handle, MachineShape
+from snaporch.model.domain import DomainDefinition, DomainState, ForwardedPort, Handle, MachineShape
 from snaporch.model.formats import versioned
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DomainSnapshot
@@ -309,6 +309,26 @@ class SyncReport:
     records: bool = True
 
 
+@versioned("clone-record")
+@attrs.frozen
+class CloneRecord:
+    """Answer of `clone`: a domain that was made.
+
+    Attributes:
+        name: the clone's name.
+        state: what it does.
+        domain: the domain whose snapshot it was made from.
+        snapshot: that snapshot's name.
+        ports: those of the host behind which it is, in place of the original's.
+    """
+
+    name: str
+    state: DomainState
+    domain: str
+    snapshot: str
+    ports: tuple[ForwardedPort, ...] = ()
+
+
 class Trouble(enum.StrEnum):
     """What `fsck` finds."""
 
@@ -384,6 +404,7 @@ class OperationKind(enum.StrEnum):
     DELETE = "delete"
     FLATTEN = "flatten"
     VERIFY = "verify"
+    CLONE = "clone"
     RECOVER = "recover"
     FSCK = "fsck"
     EXPORT = "export"

@@ -1,4 +1,4 @@
-"""Options of create, delete and flatten beyond the RFC's structures and flags."""
+"""Options of create, clone, delete and flatten beyond the RFC's structures and flags."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import attrs
 
 from snaporch.errors import InvalidInput
-from snaporch.model.limits import MOST_BYTES, MOST_SECONDS, within
+from snaporch.model.domain import DomainState
+from snaporch.model.limits import MOST_BYTES, MOST_CLONES, MOST_SECONDS, within
 
 
 class Strategy(enum.StrEnum):
@@ -67,6 +68,21 @@ class CreateOptions:
     exclude: frozenset[str] = attrs.field(default=frozenset(), converter=_targets)
     wait: bool = False
     even_if_no_way_back: bool = False
+
+
+@attrs.frozen
+class CloneOptions:
+    """What clones may be told.
+
+    Attributes:
+        count: how many; None: one, of the very name that is given.
+        state: RUNNING or PAUSED in place of what the domain did at the point.
+        keep_network: with the original's network addresses they may be in its network.
+    """
+
+    count: int | None = attrs.field(default=None, validator=within(1, MOST_CLONES))
+    state: DomainState | None = None
+    keep_network: bool = False
 
 
 @attrs.frozen

@@ -31,6 +31,8 @@ class Way(enum.StrEnum):
     """With FORCE: as before, once the process that has them open is ended."""
     VERIFY = "verify"
     """None: a throw-away copy that takes nobody's place."""
+    CLONE = "clone"
+    """None: a new domain, which takes nobody's place either."""
     NONE = "none"
     """There is none."""
 

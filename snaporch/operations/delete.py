@@ -42,6 +42,7 @@ from snaporch.operations.disks import release_marks
 from snaporch.operations.group import check_alone, check_ids
 from snaporch.operations.internal import check_forgettable, forget, points_inside
 from snaporch.operations.merging import MergeJournal, Merging, merging
+from snaporch.operations.pins import check_unpinned
 from snaporch.operations.records import check_deletable, check_records
 
 
@@ -160,6 +161,7 @@ async def delete(
         marked = tuple(chain.from_iterable(doomed.values()))
         if DeleteFlag.ALONE not in flags:
             await check_alone(context.catalog, marked, "delete")
+        await check_unpinned(context, marked)
         journals = [_journal(name, going, options) for name, going in doomed.items() if going]
         plans = dict.fromkeys(doomed, MergePlan())
         for journal in journals:

@@ -21,6 +21,7 @@ from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord
 from snaporch.model.record import GivenUp, OperationKind, OperationRecord
 from snaporch.model.rfc import DeviceDisk
+from snaporch.operations.clone import ClonePlan
 from snaporch.operations.create_plan import CreatePlan
 from snaporch.operations.made import MadePlan
 from snaporch.operations.merging import MergeJournal, Merging, as_it_is
@@ -173,12 +174,23 @@ async def _made(context: Context, operation: Operation, text: str, answer: _Answ
     answer.kept += [f"{path}, which nothing needs: remove it" for path in plan.files if await storage.exists(path)]
 
 
+async def _clone(context: Context, _: Operation, text: str, answer: _Answer) -> None:
+    for plan in loads(text, tuple[ClonePlan, ...]):
+        name, driver = plan.name, context.driver(plan.restore.domain)
+        answer.lost.append(f"clone {name}, which was never complete")
+        there = sorted(await driver.storage.identities(plan.origin.files))
+        answer.kept += [f"{path}: nothing needs it, and you may remove it" for path in there]
+        if (handle := await driver.find(plan.restore.run_directory)) is not None:
+            answer.kept.append(f"process {driver.pid(handle) or handle.id} of {name}: nothing needs it")
+
+
 _LOOK = {
     OperationKind.EXPORT: _made,
     OperationKind.IMPORT: _made,
     OperationKind.CREATE: _create,
     OperationKind.REVERT: _revert,
     OperationKind.VERIFY: _revert,
+    OperationKind.CLONE: _clone,
     OperationKind.DELETE: _merges,
     OperationKind.FLATTEN: _merges,
 }

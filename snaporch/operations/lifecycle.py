@@ -186,6 +186,7 @@ def _known(record: DomainRecord) -> DomainInfo:
         max_depth=record.max_depth,
         way_back=record.way_back,
         clock_behind_seconds=record.clock_behind_seconds if record.handle else None,
+        origin=record.origin,
     )
 
 

@@ -157,8 +157,10 @@ def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> Domain
 
 
 def _touched(plan: MergePlan) -> set[str]:
-    """Return the images that a plan writes to or removes."""
-    return set(plan.unlink).union(*({step.top, step.base, *_written(step)} for step in plan.steps))
+    """Return the images that a plan writes to or removes; what is copied up from, the domain reads anyway."""
+    commits = (step for step in plan.steps if step.kind is MergeKind.COMMIT)
+    merged = {path for step in commits for path in (step.top, step.base)}
+    return {*plan.unlink, *merged}.union(*map(_written, plan.steps))
 
 
 def _written(step: MergeStep) -> set[str]:

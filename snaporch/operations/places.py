@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import PurePath
 
 from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
@@ -61,9 +63,12 @@ async def check_directory(context: Context, storage: Storage, domain: str, path:
         )
 
 
-async def leave_nothing(context: Context, domain: str, driver: Driver) -> None:
-    """Remove the directory of a domain that is no more, and logs in it, unless there is more in it."""
+async def leave_nothing(context: Context, domain: str, driver: Driver, files: Iterable[str] = ()) -> None:
+    """Remove the directory of a domain that is no more, logs and these files in it, unless there is more in it."""
     directory = context.directory(domain)
+    for path in files:
+        if PurePath(path).is_relative_to(directory):
+            await driver.storage.remove(path)
     with suppress(OSError):
         if set(os.listdir(directory)) <= set(driver.info.logs):
             for log in driver.info.logs:

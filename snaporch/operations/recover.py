@@ -38,6 +38,7 @@ from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord, DomainState, Handle
 from snaporch.model.record import OperationKind, OperationRecord
 from snaporch.model.way import Way
+from snaporch.operations.clone import undo_clones
 from snaporch.operations.create import Participant, commit
 from snaporch.operations.create_plan import CreatePlan
 from snaporch.operations.create_undo import Held
@@ -272,6 +273,7 @@ _RECOVER = {
     OperationKind.CREATE: _create,
     OperationKind.REVERT: _revert,
     OperationKind.VERIFY: _revert,
+    OperationKind.CLONE: undo_clones,
     OperationKind.DELETE: _merges,
     OperationKind.FLATTEN: _merges,
     OperationKind.EXPORT: recover_made,

@@ -273,6 +273,7 @@ class Reverter(RevertUndo):
             shape=record.shape,
             records=self.plan.domain.records,
             clock_behind_seconds=self.behind,
+            origin=self.plan.domain.origin,
         )
 
     async def commit(self) -> Change:

@@ -1,6 +1,6 @@
 """The façade: the methods that library, command line and service all use, most of them one line into `operations`.
 
-`looking`, `domains`, `snapshots`, `archives` and `upkeep` each have a part of them.
+`looking`, `domains`, `snapshots`, `cloning`, `archives` and `upkeep` each have a part of them.
 """
 
 from __future__ import annotations

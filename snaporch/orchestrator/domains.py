@@ -21,6 +21,7 @@ from snaporch.model.reserved import check_domain_name
 from snaporch.operations import lifecycle as power
 from snaporch.operations import places
 from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
+from snaporch.operations.pins import discarded
 from snaporch.operations.records import sync
 from snaporch.orchestrator.looking import Looking
 
@@ -60,22 +61,31 @@ class Domains(Looking):
             await self._context.catalog.write(Change(domains=(record,), gone=yours))
         return record
 
-    async def undefine(self, name: str) -> None:
+    async def undefine(self, name: str, *, discard: bool = False) -> None:
         """Forget an inactive domain that has no snapshots; its images stay.
 
+        Args:
+            name: the domain's name.
+            discard: of a clone: remove what its guest has written since it was cloned, with its logs.
+
         Raises:
-            Refused: it runs, or has snapshots, or is on an overlay, which nobody would know of.
+            Refused: it runs, or has snapshots, or is on an overlay, which nobody would know of; or it is a clone,
+                and `discard` was not given, or others read its images.
         """
-        async with self._context.locked(Operation(OperationKind.UNDEFINE, name, "")):
+        operation = Operation(OperationKind.UNDEFINE, name, "")
+        async with self._context.locked(operation):
             async with self._context.machine_of(name) as (record, machine):
                 if machine is not None and record.template is None:
                     raise Refused(f"{name} is running: shut it down first")
             if snapshots := await self._context.catalog.snapshots(name):
                 names = ", ".join(record.name for record in snapshots)
                 raise Refused(f"{name} has snapshots ({names}): delete them first")
-            await check_forgettable(self._context, record)
+            files = await discarded(self._context, operation, record, discard=discard)
+            if not files:
+                await check_forgettable(self._context, record)
+            await places.leave_nothing(self._context, name, self._context.driver(record), files)
+            await self._context.catalog.write(Change(gone=files))
             await self._context.catalog.drop_domain(name)
-            await places.leave_nothing(self._context, name, self._context.driver(record))
 
     async def attach(
         self,

@@ -21,6 +21,7 @@ from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine
 from snaporch.errors import InvalidInput, SnaporchError
 from snaporch.orchestrator.archives import Archives
+from snaporch.orchestrator.cloning import Cloning
 from snaporch.orchestrator.domains import Domains
 from snaporch.orchestrator.snapshots import Snapshots
 from snaporch.orchestrator.upkeep import Upkeep
@@ -31,7 +32,7 @@ ADOPTION_SECONDS = 2.0  # that opening waits for a memory stream; the domain's n
 
 
 @attrs.define
-class Orchestrator(Domains, Snapshots, Archives, Upkeep):
+class Orchestrator(Domains, Snapshots, Cloning, Archives, Upkeep):
     """Everything that snaporch does, on one root directory; `open_orchestrator` makes one.
 
     All methods are coroutines, may be called side by side, and may be cancelled at any time: see each one's

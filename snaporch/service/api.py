@@ -31,6 +31,7 @@ from snaporch.service.confine import check_definition, check_path
 from snaporch.service.operations import (
     WAIT_SECONDS,
     cancel,
+    clone,
     create,
     create_group,
     delete,
@@ -73,8 +74,10 @@ async def define(call: Call) -> DomainRecord:
 
 
 async def undefine(call: Call) -> None:
-    """Forget an inactive domain that has no snapshots; its images stay."""
-    await call.service.orchestrator.undefine(call.domain)
+    """Forget an inactive domain that has no snapshots; its images stay, unless `discard` is said of a clone."""
+    if (discard := call.query.get("discard", "false")) not in {"true", "false"}:
+        raise InvalidInput(f"discard: {discard!r:.60} is neither true nor false")
+    await call.service.orchestrator.undefine(call.domain, discard=discard == "true")
 
 
 async def attach(call: Call) -> DomainInfo:
@@ -195,6 +198,12 @@ async def tree(call: Call) -> list[Any]:
     return documents.tree(records, await call.service.orchestrator.current(call.domain))
 
 
+async def clones(call: Call) -> dict[str, list[str]]:
+    """List, by name, the snapshots of a domain that clones need, each with the clones' names."""
+    found = await call.service.orchestrator.clones(call.domain)
+    return {name: list(names) for name, names in found.items()}
+
+
 async def depth(call: Call) -> DomainInfo:
     """Keep a domain's chains at so many images or fewer."""
     return await call.service.orchestrator.limit_depth(call.domain, call.body.depth)
@@ -263,7 +272,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/domains", V, domains, answer=DomainInfo, page=True, query=_PAGED),
     Route("POST", "/v1/domains", A, define, DomainDefinition, DomainRecord),
     Route("GET", _DOMAIN, V, domain, answer=DomainInfo),
-    Route("DELETE", _DOMAIN, A, undefine, status=204),
+    Route("DELETE", _DOMAIN, A, undefine, status=204, query=("discard",)),
     Route("POST", f"{_DOMAIN}/attach", A, attach, shapes.Attach, DomainInfo),
     Route("POST", f"{_DOMAIN}/sync", A, sync, shapes.Sync, SyncReport),
     Route("POST", f"{_DOMAIN}/start", O, start, shapes.Start, DomainInfo),
@@ -309,6 +318,8 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", f"{_SNAPSHOT}/pin", O, pin, shapes.Pin, SnapshotRecord),
     Route("POST", f"{_SNAPSHOT}/edit", O, edit, shapes.Edit, SnapshotRecord),
     Route("POST", f"{_SNAPSHOT}/revert", O, revert, shapes.Revert, OperationStatus, status=202, query=("wait",)),
+    Route("POST", f"{_SNAPSHOT}/clone", O, clone, shapes.Clone, OperationStatus, status=202, query=("wait",)),
+    Route("GET", f"{_DOMAIN}/clones", V, clones, answer=dict[str, list[str]]),
     Route("POST", f"{_SNAPSHOT}/verify", O, verify, shapes.Verify, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_DOMAIN}/delete", O, delete, shapes.Delete, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_DOMAIN}/delete/plan", V, plan_delete, shapes.Delete, MergePlan, only_reads=True),

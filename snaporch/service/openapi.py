@@ -35,6 +35,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "since": {"type": "number", "minimum": 0},
     "strategy": {"type": "string", "enum": ["background", "precopy", "paused", "internal"]},
     "measure": {"type": "boolean"},
+    "discard": {"type": "boolean"},
     "wait": {"type": "number", "minimum": 0, "maximum": 3600},
 }
 

@@ -17,8 +17,17 @@ from snaporch.errors import NotFound, OperationFailed, Stranded
 from snaporch.model.convert import dumps
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import in_order
-from snaporch.model.record import Finding, GivenUp, OperationKind, OperationRecord, RevertRecord, SnapshotRecord
+from snaporch.model.record import (
+    CloneRecord,
+    Finding,
+    GivenUp,
+    OperationKind,
+    OperationRecord,
+    RevertRecord,
+    SnapshotRecord,
+)
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
+from snaporch.operations.clone import clone_names
 from snaporch.service import shapes
 from snaporch.service.call import Call, json_page, limit_of, no_cursor
 from snaporch.service.confine import check_snapshot
@@ -97,6 +106,18 @@ async def verify(call: Call) -> OperationStatus | Response:
         )
 
     return await _begin(call, OperationKind.VERIFY, (call.domain,), call.name, work)
+
+
+async def clone(call: Call) -> OperationStatus | Response:
+    """Make new domains of a snapshot, on overlays over its images and with its memory: all or none."""
+    asked: shapes.Clone = call.body
+    names = clone_names(asked.new, asked.options.count)
+
+    async def work() -> tuple[CloneRecord, ...]:
+        orchestrator = call.service.orchestrator
+        return await orchestrator.clone(call.domain, call.name, asked.new, asked.options, ids=asked.ids)
+
+    return await _begin(call, OperationKind.CLONE, in_order({call.domain, *names}), call.name, work)
 
 
 async def delete(call: Call) -> OperationStatus | Response:

@@ -12,7 +12,7 @@ from snaporch.errors import InvalidInput
 from snaporch.model.formats import versioned
 from snaporch.model.limits import MOST_ITEMS, MOST_SECONDS, no_longer_than, within
 from snaporch.model.record import OperationKind
-from snaporch.model.request import CreateOptions, MergeOptions
+from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions
 from snaporch.model.rfc import DomainSnapshot
 from snaporch.model.upcasts import domains_listed
 
@@ -153,6 +153,16 @@ class RevertGroup:
     name: str
     flags: tuple[str, ...] = ()
     save_current: str = ""
+    ids: tuple[str, ...] = ()
+
+
+@versioned("clone-request")
+@attrs.frozen
+class Clone:
+    """Make new domains of a snapshot: `new`, or of a count ``new-1`` and so on."""
+
+    new: str
+    options: CloneOptions = attrs.field(factory=CloneOptions)
     ids: tuple[str, ...] = ()
 
 

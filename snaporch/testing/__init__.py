@@ -45,6 +45,7 @@ from snaporch.drivers.simulated import (
     SimulatedSpeed,
     ThreadsHoldTime,
 )
+from snaporch.testing._cloning import check_clone
 from snaporch.testing._deleting import check_cancelled_delete, check_delete, check_delete_inactive, check_flatten
 from snaporch.testing._inside import check_internal, check_internal_cancelled, check_internal_mixed
 from snaporch.testing._points import (
@@ -115,6 +116,7 @@ CHECKS: tuple[Check, ...] = (
     check_delete_inactive,
     check_cancelled_delete,
     check_flatten,
+    check_clone,
 )
 """What every driver passes, in the order in which a new one learns it."""
 

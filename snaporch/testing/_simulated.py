@@ -61,6 +61,10 @@ class SimulatedWorld:
     domain: str = "web1"
     slow: int = GIB // 8
 
+    def of(self, domain: str) -> SimulatedWorld:
+        """See World."""
+        return attrs.evolve(self, domain=domain)
+
     def process(self) -> Handle:
         """Return the domain's process, of which there is exactly one."""
         found = self.host.processes(self.domain)

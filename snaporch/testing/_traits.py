@@ -24,6 +24,7 @@ NEEDS: Mapping[str, frozenset[Trait]] = {
     "check_delete": frozenset([Trait.LIVE_MERGES, Trait.OFFLINE_MERGES]),
     "check_delete_inactive": frozenset([Trait.OFFLINE_MERGES]),
     "check_cancelled_delete": frozenset([Trait.LIVE_MERGES, Trait.OFFLINE_MERGES]),
+    "check_clone": frozenset([Trait.CLONES, Trait.LIVE_MERGES]),
     "check_flatten": frozenset([Trait.LIVE_COPIES, Trait.OFFLINE_MERGES]),
 }
 """What a check needs beside `LIVE`, by its name."""

@@ -32,6 +32,9 @@ class World(Protocol):
     def slow(self) -> int:
         """A bandwidth, in bytes a second, at which the guest's memory takes a second or more."""
 
+    def of(self, domain: str) -> World:
+        """Return the same world about a clone of the domain: `number`, `go_on`, `check_consistent` are of that."""
+
     async def number(self) -> int:
         """Return how far the running guest has come, as it says itself; never more than is on its disks."""
 

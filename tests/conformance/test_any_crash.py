@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from snaporch import (
+    CloneOptions,
     CreateFlag,
     CreateOptions,
     DeleteFlag,
@@ -84,6 +85,7 @@ class Kind:
 
 NEW = frozenset({"new"})
 LONG = 1000.0
+CLONES = ("copy-1", "copy-2")
 TREE = ("root", "side", "point", "tip")  # side and point over root, tip over point
 
 
@@ -103,6 +105,10 @@ def _delete(name: str = "point", flags: DeleteFlag = DeleteFlag(0)) -> Operation
 
 def _revert(flags: RevertFlag = RevertFlag(0)) -> Operation:  # noqa: B008 - immutable
     return lambda orch, domain: orch.revert(domain, "point", flags)
+
+
+def _clone(orch: Orchestrator, domain: str) -> Awaitable[object]:
+    return orch.clone(domain, "point", "copy", CloneOptions(count=len(CLONES)))
 
 
 KINDS = {
@@ -133,6 +139,8 @@ KINDS = {
     "revert inside": Kind(_revert(), first="inside"),
     "delete inside": Kind(_delete(), changes=frozenset({"point"}), first="inside", strands=True),
     "verify": Kind(lambda orch, domain: orch.verify(domain, "point", boot=True), first="checkpoint"),
+    "clone": Kind(_clone, first="checkpoint"),
+    "clone disks": Kind(_clone, first="disks"),
 }
 # Those that fail by themselves are cut in their rollback, too.
 KINDS |= {
@@ -148,6 +156,8 @@ KINDS |= {
         ("revert inside", "not loading", ("machine.load_inside", False), 1),
         ("revert inside", "failing", ("machine.load_inside", True), 1),
         ("verify", "not loading", ("machine.load", False), 1),
+        ("clone", "not loading", ("machine.load", False), 2),
+        ("clone", "failing", ("machine.resume", True), 2),
         # The first is the copy's, the second that of the new guest.
         ("revert one after the other", "not proved", ("machine.load", False), 1),
         ("revert one after the other", "not kept", ("stream.finished", False), 1),
@@ -351,11 +361,29 @@ async def tell(story: Story, root: Path, steps: int) -> None:
         now = await numbers(world)
         assert now.keys() == (points.keys() ^ kind.changes if complete else points.keys())
         assert all(points.get(name, number) == number for name, number in now.items())
+        if story.kind.startswith("clone"):
+            await check_clones(world, complete=complete)
+            complete = False  # they are gone, and all is as it was
         for guest in map(world.host.guest, world.host.processes()):
             assert (guest.ticks < was) == (complete and story.kind.startswith("revert"))
         if kind.alone:  # the old guest may be in another process now
             before = {**before, "processes": world.host.processes()}
         await check(world, before, complete=complete and not story.kind.startswith("verify"))
+
+
+async def check_clones(world: SimulatedWorld, *, complete: bool) -> None:
+    """Check that all clones are there, each as a domain of the point, or none; discard them."""
+    orch = world.orchestrator
+    names = {info.name for info in await orch.domains()} - {world.domain}
+    assert names == (set(CLONES) if complete else set())
+    assert complete == bool(await orch.clones(world.domain))
+    for name in names:
+        clone = attrs.evolve(world, domain=name)
+        if not world.host.processes(name):
+            await clone.start()
+        await clone.check_consistent()
+        await orch.destroy(name)
+        await orch.undefine(name, discard=True)
 
 
 async def check_goes_on(world: SimulatedWorld, kind: Kind) -> None:

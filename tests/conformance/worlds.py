@@ -43,6 +43,10 @@ class QemuWorld:
         """See World."""
         return SLOW_BANDWIDTH
 
+    def of(self, domain: str) -> QemuWorld:
+        """See World."""
+        return QemuWorld(attrs.evolve(self.live, log=self.live.root / domain / "serial.log"))
+
     async def number(self) -> int:
         """See World."""
         return (await self.live.reports(1))[0].seq

@@ -15,10 +15,13 @@ from snaporch.drivers.base.machine import Guard, Machine, Stream
 from snaporch.drivers.base.values import (
     Binary,
     ChainCost,
+    Copied,
     Launch,
     LoadNote,
+    Original,
     Overlay,
     PivotNote,
+    Place,
     Progress,
     StreamPlan,
     Theirs,
@@ -268,6 +271,21 @@ class KeepsRecords(Protocol):
         """
 
 
+@runtime_checkable
+class Clones(Protocol):
+    """A second domain can be made that is like another one, at a point of it, and runs beside it."""
+
+    @abc.abstractmethod
+    async def copies(self, original: Original, places: Sequence[Place]) -> tuple[Copied, ...]:
+        """Return how clones are defined, one for each place; nothing is made.
+
+        No two of them, and none of them and the original, have anything that one process alone can have.
+
+        Raises:
+            Unsupported: there is something of which it is not known what a clone is to have in its place.
+        """
+
+
 # --- of storages --------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +459,7 @@ TRAITS: Mapping[type, tuple[Trait, str]] = {
     StartsBeside: (Trait.STARTS_BESIDE, "runs one machine of a name: no other starts beside it"),
     Discovers: (Trait.DISCOVERS, "cannot list what could be attached to"),
     KeepsRecords: (Trait.KEEPS_RECORDS, "has no list of snapshots of its own"),
+    Clones: (Trait.CLONES, "cannot make clones"),
     OfflineMerges: (Trait.OFFLINE_MERGES, "cannot merge images"),
     ImagePoints: (Trait.IMAGE_POINTS, "keeps nothing inside images; leave out what asks for internal disks"),
     ChainCosts: (Trait.CHAIN_COSTS, "cannot measure what a chain costs"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Handle
+from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, ForwardedPort, Handle
 from snaporch.model.formats import versioned
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot
@@ -52,6 +52,8 @@ class Trait(enum.StrEnum):
     """Of a driver: it can list what could be attached to."""
     KEEPS_RECORDS = "keeps-records"
     """Of a driver: the domains' manager has a list of snapshots of its own."""
+    CLONES = "clones"
+    """Of a driver: a second domain can be made that is like another one and runs beside it."""
     OFFLINE_MERGES = "offline-merges"
     """Of a storage: images that nobody has open can be merged."""
     IMAGE_POINTS = "image-points"
@@ -287,6 +289,49 @@ class Launch:
     incoming: bool = False
     isolated: bool = False
     template: Handle | None = None
+
+
+@attrs.frozen
+class Original:
+    """What clones are made like.
+
+    Attributes:
+        definition: a domain's at the point.
+        template: as in `Launch`, at the point.
+        memory: clones get the memory of the point, with the addresses and ids that the guest has there.
+        keep_network: a second guest with these may be in the original's network.
+    """
+
+    definition: DomainDefinition
+    template: Handle | None = None
+    memory: bool = False
+    keep_network: bool = False
+
+
+@attrs.frozen
+class Place:
+    """Where a clone is: its name, its directory, and the images of its disks."""
+
+    name: str
+    directory: str
+    disks: tuple[DeviceDisk, ...]
+
+
+@attrs.frozen
+class Copied:
+    """How a clone is defined.
+
+    Attributes:
+        definition: with a name, disks and whatever else one process alone can have of the clone's own.
+        template: likewise, where the original was attached to.
+        ports: those of the host that it has in place of the original's.
+        files: those that its machine makes in its directory, beside its driver's logs.
+    """
+
+    definition: DomainDefinition
+    template: Handle | None = None
+    ports: tuple[ForwardedPort, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ import trio
 
 from snaporch.drivers.base import (
     Address,
+    Clones,
+    Copied,
     Discovers,
     Driver,
     Info,
     Launch,
     Machine,
+    Original,
+    Place,
     StartsBeside,
     StreamPlan,
     Trait,
@@ -32,7 +36,7 @@ from snaporch.drivers.local import hugepages, process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
-from snaporch.drivers.qemu import attach, hostside, kvm, launcher, surroundings
+from snaporch.drivers.qemu import attach, clones, hostside, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qemu.discover import discover
 from snaporch.drivers.qemu.hostside import Held
@@ -81,6 +85,24 @@ def _listening(directory: Path, *names: str) -> Iterator[list[int]]:
             listener.close()
 
 
+@contextmanager
+def _free_ports() -> Iterator[clones.FreePort]:
+    """Yield what finds ports that nobody listens at, each another one."""
+    with ExitStack() as held:
+
+        def free_port(protocol: str, host: str) -> int:
+            kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            found = held.enter_context(socket.socket(family, kind))
+            try:
+                found.bind((host.strip("[]"), 0))
+            except OSError as error:
+                raise Unsupported(f"no port can be had at {host}: {error.strerror}") from None
+            return int(found.getsockname()[1])
+
+        yield free_port
+
+
 def _spawn(command: attach.Relaunch, fds: list[int], log: Path) -> int:
     """Start a process in a session of its own, its words appended to `log`; return its id."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -101,14 +123,14 @@ def _spawn(command: attach.Relaunch, fds: list[int], log: Path) -> int:
 INFO = Info(
     "qemu",
     MACHINE_TRAITS
-    | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE, Trait.DISCOVERS}
+    | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE, Trait.DISCOVERS, Trait.CLONES}
     | LocalStorage.traits,
     logs=(LOG,),
 )
 
 
 @attrs.define
-class QemuDriver(Driver, StartsBeside, Discovers):
+class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     """Domains in QEMU processes of this host."""
 
     info: Info = attrs.field(default=INFO, init=False)
@@ -396,6 +418,12 @@ class QemuDriver(Driver, StartsBeside, Discovers):
         if lost := [each for each in held if not each.again]:
             raise OtherMachine(f"{launch.definition.name}: no other process can have {lost[0]}")
         return _both(held)
+
+    async def copies(self, original: Original, places: Sequence[Place]) -> tuple[Copied, ...]:
+        """See Clones: by what is understood of the command line."""
+        await trio.lowlevel.checkpoint()
+        with _free_ports() as free_port:
+            return tuple(clones.copied(original, place, free_port) for place in places)
 
     async def free_ram(self) -> int | None:
         """See Driver: what the kernel reckons it can give without swapping."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,20 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Address, Driver, Info, Launch, StartsBeside, StreamPlan, Trait, Writer
+from snaporch.drivers.base import (
+    Address,
+    Clones,
+    Copied,
+    Driver,
+    Info,
+    Launch,
+    Original,
+    Place,
+    StartsBeside,
+    StreamPlan,
+    Trait,
+    Writer,
+)
 from snaporch.drivers.simulated.client import Client, SimulatedKill
 from snaporch.drivers.simulated.host import SimulatedHost
 from snaporch.drivers.simulated.machine import MACHINE_TRAITS, SimulatedMachine
@@ -22,7 +35,7 @@ from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.rfc import DeviceDisk
 
 
-class SimulatedDriver(Driver, StartsBeside):
+class SimulatedDriver(Driver, StartsBeside, Clones):
     """A driver for domains that exist in a `SimulatedHost` only.
 
     It keeps the promises of `Driver`, and checks those of its caller: where snaporch would lose or mix up a guest's
@@ -33,7 +46,7 @@ class SimulatedDriver(Driver, StartsBeside):
     info = Info(
         "simulated",
         MACHINE_TRAITS
-        | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE}
+        | {Trait.BACKGROUND_STREAMS, Trait.GUEST_AGENT, Trait.STARTS_BESIDE, Trait.CLONES}
         | SimulatedStorage.traits,
     )
 
@@ -226,6 +239,14 @@ class SimulatedDriver(Driver, StartsBeside):
             return self.host.conflict(launch) or next(filter(None, reasons), "")
 
         return await self._client.call("driver.beside_blocker", launch.definition.name, look)
+
+    async def copies(self, original: Original, places: Sequence[Place]) -> tuple[Copied, ...]:
+        """See Clones: each has ports of its own."""
+
+        def look() -> tuple[Copied, ...]:
+            return tuple(self.host.copied(original, place) for place in places)
+
+        return await self._client.call("driver.copies", original.definition.name, look)
 
     async def free_ram(self) -> int | None:
         """See Driver."""

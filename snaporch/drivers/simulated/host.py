@@ -11,14 +11,14 @@ from pathlib import Path
 import attrs
 import trio
 
-from snaporch.drivers.base import Launch
+from snaporch.drivers.base import Copied, Launch, Original, Place
 from snaporch.drivers.simulated.faults import FaultPlan
 from snaporch.drivers.simulated.files import EMPTY_IMAGE, PLENTY, Files, FileSystem, MemoryFile
 from snaporch.drivers.simulated.guest import Guest, GuestModel, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
 from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.errors import Refused
-from snaporch.model.domain import DomainDefinition, Handle
+from snaporch.model.domain import DomainDefinition, ForwardedPort, Handle
 from snaporch.model.rfc import DeviceDisk
 
 Hook = Callable[[str, str], None]
@@ -26,6 +26,7 @@ Hook = Callable[[str, str], None]
 
 _PORT = re.compile(r"port=(\d+)")
 _FIRST_PID = 1000
+_FIRST_FREE_PORT = 40_000
 
 
 def _nothing(at: str, domain: str) -> None:
@@ -80,6 +81,9 @@ class SimulatedHost:
     _sockets: dict[str, SimulatedProcess] = attrs.field(factory=dict, init=False, repr=False)
     _directories: dict[str, SimulatedProcess] = attrs.field(factory=dict, init=False, repr=False)
     _pids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(_FIRST_PID), init=False, repr=False)
+    _free_ports: itertools.count[int] = attrs.field(
+        factory=lambda: itertools.count(_FIRST_FREE_PORT), init=False, repr=False
+    )
     _run: trio.lowlevel.TrioToken | None = attrs.field(default=None, init=False, repr=False)
     _offset: float = attrs.field(default=0.0, init=False, repr=False)
     _last: float = attrs.field(default=0.0, init=False, repr=False)
@@ -273,6 +277,21 @@ class SimulatedHost:
             if port in self._ports:
                 return f"port {port} is in use by process {self._ports[port].pid}"
         return ""
+
+    def copied(self, original: Original, place: Place) -> Copied:
+        """Return how a clone is defined: with a port of its own for each that the original has."""
+        ports: list[ForwardedPort] = []
+
+        def other(found: re.Match[str]) -> str:
+            port = next(self._free_ports)
+            ports.append(ForwardedPort("tcp", "", port, int(found[1]), ""))
+            return f"port={port}"
+
+        words = tuple(_PORT.sub(other, word) for word in original.definition.extra_args)
+        definition = attrs.evolve(
+            original.definition, name=place.name, disks=place.disks, serial="", extra_args=words
+        )
+        return Copied(definition, ports=tuple(ports))
 
     @property
     def free_ram(self) -> int:
