@@ -23,6 +23,7 @@ from snaporch.model.domain import DomainDefinition
 from snaporch.model.record import OperationKind
 from snaporch.model.rfc import DeleteFlag, DeviceDisk
 from snaporch.operations.disks import check_start
+from snaporch.orchestrator import catalog_of
 from tests.image_place import Place, content, opened, tool
 
 SIZE = 512 * 1024
@@ -110,7 +111,7 @@ class Story:
         """Define a domain anew: another image or target, or its overlay for its own."""
         name = self.dice.choice(sorted(self.domains))
         active = await self.place.active(name)
-        known = (await self.place.orch.catalog.domain(name)).definition.disks[0]
+        known = (await catalog_of(self.place.orch).domain(name)).definition.disks[0]
         path = self.dice.choice([known.path, active, str(self.dice.choice(self._images()))])
         target = self.dice.choice(["vda", "vda", "sda"])
         self.told.append(f"redefine {name}: {target} {path}")

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from snaporch import DomainSnapshot, Event, EventKind, InvalidInput, RevertFlag
 from snaporch.drivers.simulated import GuestModel, SimulatedHost
 from snaporch.model.convert import definition_from
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import ThreadsHoldTime, open_simulated_world
 
 AGE = 3600
@@ -68,7 +69,7 @@ async def test_a_definition_can_keep_it(
         await orch.define(attrs.evolve(before, clock="keep"))
         await trio.sleep(AGE)
         assert ((await orch.revert("web1", "one")).clock_behind_seconds or 0) > AGE
-        assert (await orch.catalog.domain("web1")).definition.clock == "keep"
+        assert (await catalog_of(orch).domain("web1")).definition.clock == "keep"
         await orch.destroy("web1")
         await orch.start("web1")
         assert (await orch.domain_info("web1")).clock_behind_seconds is None

@@ -29,6 +29,7 @@ from snaporch.batch.plan import Plan
 from snaporch.batch.store import taken_by
 from snaporch.catalog.changes import changes, newest
 from snaporch.errors import OtherSnapshot
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import ThreadsHoldTime, open_simulated_world
 from tests.batch.estate import open_estate, plan
 
@@ -46,7 +47,7 @@ async def test_a_name_is_changed_wherever_it_is(
         await orch.revert("web1", "one")
         await orch.create("web1", DomainSnapshot("three"))
         await orch.revert("web1", "one")
-        seen = await newest(orch.catalog)
+        seen = await newest(catalog_of(orch))
         after = await orch.edit("web1", "one", new_name="first")
         assert after == await orch.show("web1", "first")
         assert (after.id, after.files, after.snapshot.description) == (before.id, before.files, "said")
@@ -54,7 +55,7 @@ async def test_a_name_is_changed_wherever_it_is(
         assert await orch.current("web1") == "first"
         with pytest.raises(NotFound):
             await orch.show("web1", "one")
-        told = {(each.name, each.gone) for each in (await changes(orch.catalog, seen, 100)).items if each.name}
+        told = {(each.name, each.gone) for each in (await changes(catalog_of(orch), seen, 100)).items if each.name}
         assert told == {("one", True), ("first", False), ("two", False), ("three", False)}
         assert (await orch.verify("web1", "first")).ok
         assert not await orch.fsck()
@@ -130,6 +131,6 @@ async def test_what_a_batch_has_taken_is_still_its_own(tmp_path: Path, autojump_
     async with open_estate(tmp_path, 2) as estate:
         await estate.run(one)
         await estate.orch.edit("vm0", "a", new_name="b")
-        mine = await taken_by(estate.orch.catalog, one.name, "vm0")
-        others = await taken_by(estate.orch.catalog, one.name, "vm1")
+        mine = await taken_by(catalog_of(estate.orch), one.name, "vm0")
+        others = await taken_by(catalog_of(estate.orch), one.name, "vm1")
         assert ([*mine], [*others]) == (["b"], ["a"])

@@ -12,6 +12,7 @@ from snaporch import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from snaporch.model.record import PastCheckpoint
 from snaporch.model.request import Strategy
 from snaporch.operations.estimate import ASSUMED_RATE, COMMANDS_SECONDS, DOWNTIME_SECONDS, estimate
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import open_simulated_world
 
 GIB = 2**30
@@ -76,7 +77,7 @@ async def test_how_the_last_ones_went(tmp_path: Path, autojump_clock: MockClock)
         wanted.append(await orch.create(name, DomainSnapshot("d", disks=inside)))
         await orch.destroy(name)
         await orch.create(name, DomainSnapshot("e", memory=False))
-        told = await orch.catalog.checkpoints(name, 3)
+        told = await catalog_of(orch).checkpoints(name, 3)
     assert told == tuple(
         PastCheckpoint(r.strategy, r.memory_size, r.timings.total, r.timings.pause) for r in wanted[1:]
     )

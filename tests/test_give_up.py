@@ -19,6 +19,7 @@ from snaporch.model.convert import dumps
 from snaporch.model.record import OperationKind
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
 from snaporch.operations.trial import plan_trial
+from snaporch.orchestrator import catalog_of
 from tests.image_place import MIB, Place, content, opened, write
 
 
@@ -42,7 +43,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[None]:
 
 
 async def only_operation(place: Place) -> str:
-    return (await place.orch.catalog.unfinished())[0][0].id
+    return (await catalog_of(place.orch).unfinished())[0][0].id
 
 
 async def test_a_delete(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

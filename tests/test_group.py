@@ -45,7 +45,7 @@ from snaporch import (
 from snaporch.catalog import Change
 from snaporch.engine.states import State
 from snaporch.model.domain import Handle
-from snaporch.orchestrator import Orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 from tests.conformance.test_any_crash import Cut, perform_on, run
 from tests.conformance.test_any_fault import CALLS, steps_of
@@ -278,7 +278,7 @@ async def test_one_change(tmp_path: Path, autojump_clock: MockClock, threads_hol
     """What is committed is every member's snapshot, overlays and files; each can be reverted to by itself."""
     async with open_group(tmp_path, 3) as group:
         await group.create()
-        catalog = group.orch.catalog
+        catalog = catalog_of(group.orch)
         numbers = {}
         for name in group.names:
             (record,) = await group.orch.list(name)
@@ -431,7 +431,7 @@ async def test_alone(tmp_path: Path, autojump_clock: MockClock, threads_hold_tim
         assert [name for name in group.names if (await group.orch.operations(name))[-1].kind == "revert"] == [
             "web1"
         ]
-        await group.orch.catalog.write(Change(dropped=(("web1", "g1"),)))
+        await catalog_of(group.orch).write(Change(dropped=(("web1", "g1"),)))
         await group.orch.revert_group(["web0", "web2"], "g1")  # all that is left of it
         with pytest.raises(NotFound):
             await group.orch.revert_group(group.names, "g1")

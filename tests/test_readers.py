@@ -21,6 +21,7 @@ from snaporch.model.merge import MergePlan
 from snaporch.model.record import OperationKind
 from snaporch.model.rfc import DeviceDisk
 from snaporch.operations.claims import claim
+from snaporch.orchestrator import catalog_of
 from tests.image_place import MIB, Place, content, opened, write
 
 
@@ -182,7 +183,7 @@ async def test_claims(place: Place) -> None:
 @pytest.mark.parametrize("unfinished", [True, False])
 async def test_claims_of_the_dead(place: Place, unfinished: bool) -> None:
     """The claims of a process that is gone are dropped, but not those of an operation that is to be recovered."""
-    disk, catalog = place.image("disk.qcow2"), place.orch.catalog
+    disk, catalog = place.image("disk.qcow2"), catalog_of(place.orch)
     (identity,) = (link.identity for link in trace(str(disk), "qcow2"))
     process = subprocess.Popen(["true"])
     gone = started(process.pid) or 0

@@ -16,6 +16,7 @@ from snaporch.drivers.base import GuestVerb
 from snaporch.drivers.qmp.run_states import RUN_STATES, refusal, table
 from snaporch.drivers.simulated import GuestModel
 from snaporch.engine.states import State
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import SimulatedHost, SimulatedWorld, ThreadsHoldTime, open_simulated_world
 from snaporch.testing._support import in_state
 
@@ -79,7 +80,7 @@ async def test_a_guest_that_falls_asleep_meanwhile(
             with pytest.raises(OperationFailed, match=words) as caught:
                 await create()
         assert "as it was before" not in str(caught.value)
-        assert not await world.orchestrator.catalog.snapshots(world.domain)
+        assert not await catalog_of(world.orchestrator).snapshots(world.domain)
 
 
 async def fall_asleep(world: SimulatedWorld) -> None:

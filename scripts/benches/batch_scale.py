@@ -41,6 +41,7 @@ from snaporch.batch.runner import run_batch
 from snaporch.batch.store import ItemRecord
 from snaporch.catalog import Change
 from snaporch.model.domain import DomainRecord, Handle
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +121,7 @@ async def populate(orch: Orchestrator, host: SimulatedHost, count: int) -> dict[
     for first in range(0, count, PAGE):
         names = [f"vm{number:05}" for number in range(first, min(first + PAGE, count))]
         records = tuple(booted(host, name) for name in names)
-        await orch.catalog.write(Change(domains=records))
+        await catalog_of(orch).write(Change(domains=records))
         running |= {record.name: record.handle for record in records if record.handle}
     return running
 

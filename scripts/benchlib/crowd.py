@@ -16,6 +16,7 @@ from benchlib.lab import UP_SECONDS, GuestPlan, Qemu, Serial, made
 from snaporch import Orchestrator, open_orchestrator
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
+from snaporch.orchestrator import catalog_of
 
 
 @attrs.frozen
@@ -64,7 +65,7 @@ async def running_crowd(place: Path, cache: Path, qemu: Qemu, plan: GuestPlan, c
                 yield Crowd(orchestrator, home, guests, {name: s.mark() for name, s in guests.items()})
             finally:
                 with trio.CancelScope(shield=True):
-                    for record in await orchestrator.catalog.domains():
+                    for record in await catalog_of(orchestrator).domains():
                         await orchestrator.destroy(record.name)
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -22,6 +22,7 @@ from snaporch import DeviceDisk, DomainDefinition, Orchestrator, open_orchestrat
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qmp import open_qmp
+from snaporch.orchestrator import catalog_of
 
 SECONDS = 30.0
 
@@ -59,7 +60,7 @@ class Linked:
 
     async def link(self, name: str) -> Link:
         """Look into a guest's memory; of one that runs the figures are of no one instant."""
-        handle = (await self.orch.catalog.domain(name)).handle
+        handle = (await catalog_of(self.orch).domain(name)).handle
         if handle is None:
             raise AssertionError(f"{name} does not run")
         path = Path(handle.data["socket"]).with_name("query.sock")

@@ -32,6 +32,7 @@ from benchlib.lab import CACHE, ROOT, GuestPlan, Qemu, pick, qemus, workplace
 from snaporch.batch import store
 from snaporch.batch.store import BatchRecord, Stage
 from snaporch.guest.report import count_starts, parse, parse_errors
+from snaporch.orchestrator import catalog_of
 
 MIB = 2**20
 PLAN = """
@@ -92,14 +93,14 @@ async def run_to_the_end(crowd: Crowd, qemu: Qemu, plan: Path) -> None:
 
 async def last_batch(crowd: Crowd, name: str) -> BatchRecord | None:
     """Return the batch of a name if it has come to its end."""
-    found = await store.latest(crowd.orchestrator.catalog, "killed")
+    found = await store.latest(catalog_of(crowd.orchestrator), "killed")
     return found if found is not None and found.ended and found.snapshot == name else None
 
 
 async def cut_short_in(crowd: Crowd, name: str) -> str:
     """Return what a killed run leaves: how many snapshots there are, and in what states creates were cut short."""
-    taken = [d.name for d in await crowd.orchestrator.catalog.domains() if name in await names(crowd, d.name)]
-    states = sorted(operation.state for operation, _ in await crowd.orchestrator.catalog.unfinished())
+    taken = [d.name for d in await catalog_of(crowd.orchestrator).domains() if name in await names(crowd, d.name)]
+    states = sorted(operation.state for operation, _ in await catalog_of(crowd.orchestrator).unfinished())
     return f"{len(taken)} taken, {', '.join(states) or 'nothing'} cut short"
 
 

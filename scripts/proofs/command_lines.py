@@ -33,7 +33,7 @@ from snaporch.drivers.qmp import open_qmp
 from snaporch.errors import ConnectionGone, Refused
 from snaporch.model.domain import MachineShape
 from snaporch.model.rfc import DomainSnapshot
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 
 SECONDS = 60.0
 NAME = "vm"
@@ -160,7 +160,7 @@ def reported(shape: MachineShape) -> object:
 
 async def shape_of(orch: Orchestrator, driver: QemuDriver) -> MachineShape:
     """Return what the domain's machine is made of."""
-    record = await orch.catalog.domain(NAME)
+    record = await catalog_of(orch).domain(NAME)
     if record.handle is None:
         raise AssertionError("it runs")
     async with driver.connect(record.handle, NAME) as machine:
@@ -209,7 +209,7 @@ async def one(place: Path, qemu: Qemu, words: list[str]) -> str:
             with trio.CancelScope(shield=True):
                 first.kill()
                 first.wait()
-                for domain in await orch.catalog.domains():
+                for domain in await catalog_of(orch).domains():
                     await orch.destroy(domain.name)
 
 

@@ -13,7 +13,7 @@ from snaporch.batch.store import ItemRecord
 from snaporch.model.names import in_order
 from snaporch.model.record import SnapshotRecord
 from snaporch.operations.group import siblings
-from snaporch.orchestrator import Orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of
 
 
 async def prune(
@@ -53,7 +53,7 @@ async def prune(
         verdicts[domain] = verdict
         for name in verdict.delete:
             record = known[domain][name]
-            others = [each.domain for each in await siblings(orch.catalog, record)]
+            others = [each.domain for each in await siblings(catalog_of(orch), record)]
             if keeper := next((each for each in others if name not in found.get(each, Verdict()).delete), None):
                 verdicts[domain] = _kept(verdicts[domain], name, f"one point with that of {keeper}, which stays")
             else:
@@ -115,5 +115,5 @@ async def prune_by_plan(
     """
     if plan.retention is None:
         return {}
-    taken = await store.taken_by(orch.catalog, plan.name, item)
+    taken = await store.taken_by(catalog_of(orch), plan.name, item)
     return await prune(orch, plan.retention, domains, taken=taken, now=now, dry_run=dry_run)

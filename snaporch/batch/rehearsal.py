@@ -39,7 +39,7 @@ from snaporch.model.domain import DomainDefinition, DomainRecord
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk
 from snaporch.operations.estimate import ASSUMED_ARM_RATE, ASSUMED_RATE, COMMANDS_SECONDS, LOOK_BACK, rate_of
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 
 LEAST_RAM = 2**20
 TOLD = 20  # of the items that would fail
@@ -142,7 +142,7 @@ async def survey(orch: Orchestrator, plan: Plan, now: float) -> Survey:
     Raises:
         NotFound: a domain that the plan names is not there.
     """
-    items = await store.select(orch.catalog, str(orch.root), plan)
+    items = await store.select(catalog_of(orch), str(orch.root), plan)
     domains = [await _known(orch, name) for item in items for name in item.members]
     return Survey(tuple(domains), free_bytes(orch.root), now)
 
@@ -154,8 +154,8 @@ def free_bytes(directory: Path) -> int:
 
 
 async def _known(orch: Orchestrator, name: str) -> Known:
-    record, active = await orch.catalog.domain(name), await orch.is_active(name)
-    taken = await orch.catalog.checkpoints(name, LOOK_BACK)
+    record, active = await catalog_of(orch).domain(name), await orch.is_active(name)
+    taken = await catalog_of(orch).checkpoints(name, LOOK_BACK)
     if not taken:
         return Known(record, active, record.definition.memory)
     return Known(
@@ -210,11 +210,11 @@ async def _run(plan: Plan, known: Survey, root: Path) -> Forecast:
         return known.now + trio.current_time()
 
     async with open_orchestrator(root, drivers={"simulated": SimulatedDriver(host)}) as orch:
-        await orch.catalog.write(Change(domains=tuple(_double(host, each, rate) for each in known.domains)))
+        await catalog_of(orch).write(Change(domains=tuple(_double(host, each, rate) for each in known.domains)))
         takes = {each.record.name: each.size / (each.rate or rate) * each.active for each in known.domains}
         batch = await run_batch(orch, _rehearsed(plan), now=now, took=lambda _, domain: takes[domain.name])
         tally = _Tally({d.record.name: d.pause for d in known.domains if d.precopy and d.pause is not None})
-        async for record in store.items(orch.catalog, batch.id):
+        async for record in store.items(catalog_of(orch), batch.id):
             tally.add(record)
     begun = tally.begun if tally.pauses or tally.bytes else batch.begun
     return Forecast(

@@ -46,7 +46,7 @@ from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
-from snaporch.orchestrator import Orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of
 
 _log = structlog.get_logger("snaporch")
 
@@ -105,7 +105,7 @@ class Runner:
     @property
     def catalog(self) -> Catalog:
         """Where the record is."""
-        return self.orch.catalog
+        return catalog_of(self.orch)
 
     async def save(self, **changes: Any) -> None:
         """Write down where the batch is."""
@@ -445,13 +445,13 @@ async def run_batch(
         Busy: the plan runs already.
     """
     async with domain_lock(orch.root / "locks", f"batch {plan.name}", "", f"batch {plan.name}"):
-        batch = await store.unfinished(orch.catalog, plan.name)
+        batch = await store.unfinished(catalog_of(orch), plan.name)
         if batch is not None and anew:
-            await store.skip_the_rest(orch.catalog, batch.id, "abandoned")
-            await store.save(orch.catalog, attrs.evolve(batch, stage=Stage.ABANDONED, ended=now()))
+            await store.skip_the_rest(catalog_of(orch), batch.id, "abandoned")
+            await store.save(catalog_of(orch), attrs.evolve(batch, stage=Stage.ABANDONED, ended=now()))
             batch = None
         if batch is None:
-            batch = await store.begin(orch.catalog, str(orch.root), plan, now=now(), due=due, took=took)
+            batch = await store.begin(catalog_of(orch), str(orch.root), plan, now=now(), due=due, took=took)
         else:
             _log.info("going on with a batch that was interrupted", plan=plan.name, batch=batch.id)
         runner = Runner(orch, plan, batch, now, tell, min_free)

@@ -34,7 +34,7 @@ from snaporch.drivers.local.look import looked_at
 from snaporch.engine.run import leaves
 from snaporch.errors import InvalidInput, Refused, SnaporchError
 from snaporch.model.formats import versioned
-from snaporch.orchestrator import Orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of
 
 _log = structlog.get_logger("snaporch")
 
@@ -212,7 +212,7 @@ class Scheduler:
             plan = await looked_at(str(entry.path), partial(load_plan, entry.path))
             if any(other.plan and other.plan.name == plan.name for other in self._entries.values()):
                 raise InvalidInput(f"{entry.path}: another file here is plan {plan.name} already")
-            entry.succeeded = await store.last_success(self.orch.catalog, plan.name)
+            entry.succeeded = await store.last_success(catalog_of(self.orch), plan.name)
             entry.plan = plan
             entry.due = await self._first(plan, entry.stamp[0] / 1e9)
         except (SnaporchError, OSError) as error:
@@ -223,10 +223,10 @@ class Scheduler:
         """Return when a plan is due that has just been seen for the first time: also in the past."""
         if plan.schedule is None:
             return None
-        cut = await store.unfinished(self.orch.catalog, plan.name)
+        cut = await store.unfinished(catalog_of(self.orch), plan.name)
         if cut is not None and cut.due:
             return cut.due, self.now()
-        last = await store.last_due(self.orch.catalog, plan.name)
+        last = await store.last_due(catalog_of(self.orch), plan.name)
         due = _after(plan, max(written, last.due, last.ended or 0.0) if last else written)
         if due is not None and due[1] <= self.now() and plan.schedule.missed is Missed.SKIP:
             _log.warning("a run was missed and is skipped", plan=plan.name, due=due[0])
@@ -244,8 +244,8 @@ class Scheduler:
         try:
             batch = await run_batch(self.orch, entry.plan, due=due, now=self.now, min_free=self.min_free())
             entry.batch, entry.outcome, entry.error = batch.id, str(batch.stage), ""
-            entry.failed = await store.failures(self.orch.catalog, batch.id)
-            entry.succeeded = await store.last_success(self.orch.catalog, name)
+            entry.failed = await store.failures(catalog_of(self.orch), batch.id)
+            entry.succeeded = await store.last_success(catalog_of(self.orch), name)
             if batch.stage is not Stage.COMPLETE or batch.problems:
                 reasons = [*entry.failed, *batch.problems]
                 _log.warning("a plan has not done all", plan=name, batch=batch.id, stage=batch.stage, why=reasons)

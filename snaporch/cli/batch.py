@@ -14,6 +14,7 @@ from cyclopts import App
 
 from snaporch.cli.session import Answer, Here, Session
 from snaporch.model.names import check_name
+from snaporch.orchestrator import catalog_of
 
 if TYPE_CHECKING:
     from snaporch.batch.plan import Plan
@@ -46,8 +47,8 @@ async def plan_(file: Path, /, *, session: Here) -> Answer:
 
     plan = await _load(file)
     async with session.open_here() as orchestrator:
-        items = await store.select(orchestrator.catalog, str(orchestrator.root), plan)
-        cut = await store.unfinished(orchestrator.catalog, plan.name)
+        items = await store.select(catalog_of(orchestrator), str(orchestrator.root), plan)
+        cut = await store.unfinished(catalog_of(orchestrator), plan.name)
         now = time.time()
         deletes: dict[str, dict[str, str]] = {}
         for item in items:
@@ -147,7 +148,7 @@ async def _answer(orchestrator: Orchestrator, batch: BatchRecord, *, items: bool
     from snaporch.batch import report, store  # noqa: PLC0415 - as in `_load`
     from snaporch.batch.store import End, Stage  # noqa: PLC0415
 
-    found = store.items(orchestrator.catalog, batch.id)
+    found = store.items(catalog_of(orchestrator), batch.id)
     documents = [report.document(record) async for record in found] if items else []
     status = 0 if batch.stage is Stage.COMPLETE else STRANDED if End.STRANDED in batch.counts else FAILED
     lines = list(report.lines(batch))
@@ -160,7 +161,7 @@ async def list_(*, session: Here) -> Answer:
     from snaporch.batch import report, store  # noqa: PLC0415 - as in `_load`
 
     async with session.open_here() as orchestrator:
-        found = await store.batches(orchestrator.catalog)
+        found = await store.batches(catalog_of(orchestrator))
     lines = [line for batch in found for line in report.lines(batch)] or ["no batches"]
     return Answer([report.summary(batch) for batch in found], lambda human: human.lines(lines))
 
@@ -173,7 +174,7 @@ async def show(plan: str, /, *, session: Here) -> Answer:
 
     check_name(plan, "plan")
     async with session.open_here() as orchestrator:
-        if (batch := await store.latest(orchestrator.catalog, plan)) is None:
+        if (batch := await store.latest(catalog_of(orchestrator), plan)) is None:
             raise NotFound(f"no batch of a plan {plan!r}; `snaporch batch list` lists all")
         answer = await _answer(orchestrator, batch, items=session.as_json)
     return Answer(answer.document, answer.human)

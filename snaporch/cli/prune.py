@@ -7,6 +7,7 @@ import time
 from cyclopts import App
 
 from snaporch.cli.session import Answer, Here
+from snaporch.orchestrator import catalog_of
 
 
 async def prune(
@@ -59,7 +60,7 @@ async def prune(
     sizes = {"max_bytes": max_bytes} if max_bytes else {}
     policy = retention_from({**counts, "within": within, "zone": zone, "pin": [pin] if pin else [], **sizes})
     async with session.open_here() as orchestrator:
-        names = domains or tuple(record.name for record in await orchestrator.catalog.domains())
+        names = domains or tuple(record.name for record in await catalog_of(orchestrator).domains())
         verdicts = await prune_them(orchestrator, policy, names, now=time.time(), dry_run=dry_run)
     document = [{"domain": name, "keep": v.keep, "delete": v.delete} for name, v in verdicts.items()]
     did = "would delete" if dry_run else "deleted"

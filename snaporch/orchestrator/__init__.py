@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from snaporch.orchestrator.orchestrator import Orchestrator, default_root, open_orchestrator
+from snaporch.orchestrator.orchestrator import Orchestrator, catalog_of, default_root, open_orchestrator
 
-__all__ = ["Orchestrator", "default_root", "open_orchestrator"]
+__all__ = ["Orchestrator", "catalog_of", "default_root", "open_orchestrator"]

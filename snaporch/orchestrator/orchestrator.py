@@ -44,11 +44,6 @@ class Orchestrator(Domains, Snapshots, Cloning, Archives, Upkeep):
         """Where everything that happens is told; for what is built on top of this."""
         return self._context.events
 
-    @property
-    def catalog(self) -> Catalog:
-        """What is known; for what is built on top of this."""
-        return self._context.catalog
-
     def confine(self, confinement: Confinement) -> None:
         """Follow images only to where `confinement` allows, from now on; for a service."""
 
@@ -57,6 +52,11 @@ class Orchestrator(Domains, Snapshots, Cloning, Archives, Upkeep):
                 driver.storage.confinement = confinement
 
         self._context.drivers.set_up(follow)
+
+
+def catalog_of(orchestrator: Orchestrator) -> Catalog:
+    """Return what an orchestrator knows, for what is built on top of it here: no part of the public interface."""
+    return orchestrator._context.catalog  # noqa: SLF001 - its own module
 
 
 def default_root() -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from snaporch.engine.states import State
 from snaporch.errors import Busy, OperationFailed
 from snaporch.model.record import OperationKind, OperationRecord
+from snaporch.orchestrator import catalog_of
 from snaporch.service.jobs import Job
 from snaporch.service.service import Service
 
@@ -20,7 +21,7 @@ ADOPTED = "snaporch"  # in the place of who asked: the service itself
 async def adopt(service: Service) -> None:
     """Begin to recover every operation that was cut short; of a domain, all that there are with the first."""
     domains: set[str] = set()
-    for record, _ in await service.orchestrator.catalog.unfinished():
+    for record, _ in await catalog_of(service.orchestrator).unfinished():
         if not domains.issuperset(record.domains):
             domains.update(record.domains)
             work = partial(_recover, service, record)
@@ -37,7 +38,7 @@ async def _recover(service: Service, record: OperationRecord) -> Any:
     what = f"{record.kind} {record.subject}"
     for domain in record.domains:
         await service.orchestrator.recover(domain=domain)
-    now = await service.orchestrator.catalog.operation(record.id)
+    now = await catalog_of(service.orchestrator).operation(record.id)
     if now is None or now.ended is None:
         raise Busy(record.who, record.id, what)
     if now.state == State.ROLLED_BACK:

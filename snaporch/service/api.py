@@ -25,6 +25,7 @@ from snaporch.model.merge import MergePlan
 from snaporch.model.names import new_id
 from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, SyncReport, Unreadable
 from snaporch.model.request import Strategy
+from snaporch.orchestrator import catalog_of
 from snaporch.service import shapes
 from snaporch.service.call import Call, Route, json_page, limit_of, no_cursor
 from snaporch.service.confine import check_definition, check_path
@@ -148,7 +149,7 @@ async def tag(call: Call) -> DomainInfo:
 
 async def snapshots(call: Call) -> Response:
     """List the snapshots of a domain, oldest first."""
-    catalog, limit, after = call.service.orchestrator.catalog, limit_of(call), call.query.get("after")
+    catalog, limit, after = catalog_of(call.service.orchestrator), limit_of(call), call.query.get("after")
     await catalog.domain(call.domain)
     rows = await catalog.snapshots_after(call.domain, after, limit + 1)
     if rows is None:
@@ -243,7 +244,7 @@ async def schedules(call: Call) -> tuple[ScheduleInfo, ...]:
 
 async def changes(call: Call) -> Changes:
     """List what has changed in the catalog after a revision, oldest first; with `wait`, as soon as it has."""
-    catalog, after = call.service.orchestrator.catalog, int(call.number("after", 0, MOST_REVISIONS))
+    catalog, after = catalog_of(call.service.orchestrator), int(call.number("after", 0, MOST_REVISIONS))
     wait, limit = call.number("wait", 0, WAIT_SECONDS), limit_of(call)
     with trio.move_on_after(wait):
         while await newest(catalog) == after and not call.service.feed.draining:  # noqa: ASYNC110 - see below

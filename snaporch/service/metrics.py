@@ -26,7 +26,7 @@ from snaporch.batch.schedule import ScheduleInfo
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, SnaporchError
 from snaporch.model.record import Event, EventKind, OperationKind
-from snaporch.orchestrator import Orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of
 from snaporch.service.jobs import QUEUED, Jobs
 
 PAUSE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -106,9 +106,9 @@ class Metrics:
 
     async def run(self) -> None:
         """Account for what has ended, for ever."""
-        for domain in await self.orchestrator.catalog.domains():
+        for domain in await catalog_of(self.orchestrator).domains():
             self.figures.newest.labels(domain.name).set(0)  # one that has no snapshot is seen, too
-            for record in (await self.orchestrator.catalog.readable_snapshots(domain.name))[-1:]:
+            for record in (await catalog_of(self.orchestrator).readable_snapshots(domain.name))[-1:]:
                 self.figures.newest.labels(record.domain).set(record.point)
         async for event in self._ended[1]:
             try:
@@ -118,7 +118,7 @@ class Metrics:
 
     async def _account(self, event: Event) -> None:
         moved = self._progress.pop(event.operation, 0)
-        operation = await self.orchestrator.catalog.operation(event.operation) or self.jobs.get(event.operation)
+        operation = await catalog_of(self.orchestrator).operation(event.operation) or self.jobs.get(event.operation)
         if operation is None:
             return
         self.figures.operations.labels(operation.kind, event.state).inc()
@@ -147,7 +147,7 @@ class Metrics:
 
     async def text(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics as text and its media type, in a format that `accept` (of HTTP) has."""
-        unfinished = await self.orchestrator.catalog.unfinished()
+        unfinished = await catalog_of(self.orchestrator).unfinished()
         status = os.statvfs(self.orchestrator.root)
         self.figures.free.set(status.f_bavail * status.f_frsize)
         for plan in self.schedules():

@@ -28,6 +28,7 @@ from snaporch.model.record import (
 )
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
 from snaporch.operations.clone import clone_names
+from snaporch.orchestrator import catalog_of
 from snaporch.service import shapes
 from snaporch.service.call import Call, json_page, limit_of, no_cursor
 from snaporch.service.confine import check_snapshot
@@ -206,7 +207,7 @@ async def _begin(
         SnaporchError: it was refused; or, where that was waited for, it has failed.
     """
     wait = call.number("wait", BEGIN_SECONDS, WAIT_SECONDS)
-    jobs, catalog, by = call.service.jobs, call.service.orchestrator.catalog, call.caller.name
+    jobs, catalog, by = call.service.jobs, catalog_of(call.service.orchestrator), call.caller.name
     earlier = await kept(catalog, by, call.key, call.request) if call.key else None
     job = jobs.known(by, call.key, call.request) or jobs.get(earlier.operation if earlier else "")
     if job is None and earlier is not None:
@@ -227,7 +228,7 @@ async def _begin(
 
 async def _kept_first(call: Call, identifier: str, work: Work) -> Any:
     """Do a job whose request has a key: its id is kept before it begins, its answer when it has ended."""
-    catalog = call.service.orchestrator.catalog
+    catalog = catalog_of(call.service.orchestrator)
     await keep(catalog, call.caller.name, call.key, call.request, identifier)
     job = call.service.jobs.get(identifier)
     if job is not None:
@@ -238,7 +239,7 @@ async def _kept_first(call: Call, identifier: str, work: Work) -> Any:
 async def _keep_answer(call: Call, job: Job) -> None:
     status = job.error.http_status if job.error is not None else 200
     answer = dumps(problem(job.error) if job.error is not None else await _status(call, job))
-    await keep_answer(call.service.orchestrator.catalog, job.id, status, answer)
+    await keep_answer(catalog_of(call.service.orchestrator), job.id, status, answer)
 
 
 def _media_type(status: int) -> str:
@@ -261,12 +262,12 @@ def _told(record: OperationRecord) -> OperationStatus:
 
 
 async def _status(call: Call, job: Job) -> OperationStatus:
-    return job.status(await call.service.orchestrator.catalog.operation(job.id))
+    return job.status(await catalog_of(call.service.orchestrator).operation(job.id))
 
 
 async def operations(call: Call) -> Response:
     """List running and past operations, newest first."""
-    wanted, catalog = call.query.get("domain"), call.service.orchestrator.catalog
+    wanted, catalog = call.query.get("domain"), catalog_of(call.service.orchestrator)
     if wanted is not None:
         await catalog.domain(wanted)
     limit, outcome = limit_of(call), call.query.get("outcome")
@@ -298,7 +299,7 @@ async def _position(call: Call) -> tuple[float, str] | None:
     """Return where the page of operations begins: when the last one of the page before began, and its id."""
     if (after := call.query.get("after")) is None:
         return None
-    last = call.service.jobs.get(after) or await call.service.orchestrator.catalog.operation(after)
+    last = call.service.jobs.get(after) or await catalog_of(call.service.orchestrator).operation(after)
     if last is None:
         raise no_cursor(after)
     return last.begun, last.id
@@ -310,7 +311,7 @@ async def operation(call: Call) -> OperationStatus:
     if (job := call.service.jobs.get(identifier)) is not None:
         await call.wait_for(job.over, call.number("wait", 0, WAIT_SECONDS))
         return await _status(call, job)
-    if (record := await call.service.orchestrator.catalog.operation(identifier)) is None:
+    if (record := await catalog_of(call.service.orchestrator).operation(identifier)) is None:
         raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` lists all")
     return past(record)
 

@@ -22,7 +22,7 @@ from hypercorn.utils import wrap_app
 
 from snaporch.engine.realtime import take_priority
 from snaporch.errors import SnaporchError
-from snaporch.orchestrator import open_orchestrator
+from snaporch.orchestrator import catalog_of, open_orchestrator
 from snaporch.service import systemd
 from snaporch.service.adopt import adopt
 from snaporch.service.app import make_app
@@ -114,7 +114,7 @@ async def _watchdog(service: Service) -> None:
     """Tell systemd that we live: the loop turns, and the catalog answers."""
     seconds = systemd.watchdog_seconds()
     while seconds is not None:
-        await service.orchestrator.catalog.operation("")
+        await catalog_of(service.orchestrator).operation("")
         systemd.notify("WATCHDOG=1")
         await trio.sleep(seconds / 2)
 

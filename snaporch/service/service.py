@@ -17,7 +17,7 @@ from snaporch.catalog.schema import defined_images
 from snaporch.drivers.local.confine import Confinement
 from snaporch.errors import SnaporchError, Unavailable
 from snaporch.model.record import Event
-from snaporch.orchestrator import Orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of
 from snaporch.service.config import Config, owner_ids
 from snaporch.service.feed import Feed
 from snaporch.service.jobs import Jobs
@@ -97,7 +97,7 @@ class Service:
             str(self.orchestrator.root),
             lambda: self.config.directories,
             lambda: owner_ids(self.config.owners),
-            partial(defined_images, self.orchestrator.catalog.path),
+            partial(defined_images, catalog_of(self.orchestrator).path),
         )
 
     def reload(self, config: Config) -> None:

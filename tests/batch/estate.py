@@ -17,6 +17,7 @@ from snaporch.batch.runner import run_batch
 from snaporch.batch.store import BatchRecord, ItemRecord
 from snaporch.catalog import Change
 from snaporch.model.domain import DomainRecord
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import SimulatedDriver, SimulatedHost
 
 GIB = 2**30
@@ -53,7 +54,7 @@ class Estate:
     async def boot(self, count: int) -> None:
         """Make domains."""
         domains = tuple(booted(self.host, f"vm{number}") for number in range(count))
-        await self.orch.catalog.write(Change(domains=domains))
+        await catalog_of(self.orch).write(Change(domains=domains))
 
     async def run(self, plan: Plan, **options: Any) -> BatchRecord:
         """Run a plan on Trio's clock."""
@@ -61,11 +62,11 @@ class Estate:
 
     async def items(self, batch: BatchRecord) -> dict[str, ItemRecord]:
         """Return a batch's items by name."""
-        return {record.item.name: record async for record in store.items(self.orch.catalog, batch.id)}
+        return {record.item.name: record async for record in store.items(catalog_of(self.orch), batch.id)}
 
     async def snapshots(self) -> dict[str, list[str]]:
         """Return the names of all snapshots, by domain."""
-        domains = await self.orch.catalog.domains()
+        domains = await catalog_of(self.orch).domains()
         return {d.name: [s.name for s in await self.orch.list(d.name)] for d in domains}
 
 

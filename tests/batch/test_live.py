@@ -17,6 +17,7 @@ from snaporch.batch.prune import prune
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import End, Stage
 from snaporch.model.record import OperationKind
+from snaporch.orchestrator import catalog_of
 from tests.live.world import NAME, MakeWorld, Qemu, World, make_image
 
 pytestmark = pytest.mark.live
@@ -64,7 +65,7 @@ async def test_undo_all(make_world: MakeWorld) -> None:
     both = plan("x", select={"globs": ["*"]}, limits={"per_host": 1}, on_failure="undo_all")
     before = await world.everything()
     batch = await run_batch(world.orch, both)
-    ends = {record.item.name: record.end async for record in store.items(world.orch.catalog, batch.id)}
+    ends = {record.item.name: record.end async for record in store.items(catalog_of(world.orch), batch.id)}
     assert (batch.stage, ends) == (Stage.UNDONE, {NAME: End.UNDONE, "later": End.FAILED})
     after = await world.everything()
     assert attrs.evolve(after["info"], disks=()) == attrs.evolve(before["info"], disks=())

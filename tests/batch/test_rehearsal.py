@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from snaporch import CreateFlag, DomainSnapshot, NotFound
 from snaporch.batch.rehearsal import Forecast, lines, rehearse
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import GuestModel, SimulatedSpeed, ThreadsHoldTime
 from tests.batch.estate import GIB, Estate, open_estate, plan
 
@@ -20,9 +21,9 @@ Virtual = ThreadsHoldTime
 
 async def forecast(estate: Estate, **options: Any) -> Forecast:
     """Rehearse; nothing may be different afterwards."""
-    before = await estate.orch.catalog.domains(), await estate.snapshots(), estate.host.files()
+    before = await catalog_of(estate.orch).domains(), await estate.snapshots(), estate.host.files()
     found = await rehearse(estate.orch, plan(**options))
-    assert before == (await estate.orch.catalog.domains(), await estate.snapshots(), estate.host.files())
+    assert before == (await catalog_of(estate.orch).domains(), await estate.snapshots(), estate.host.files())
     return found
 
 

@@ -16,6 +16,7 @@ from snaporch import HypervisorError
 from snaporch.batch.plan import Reports
 from snaporch.batch.report import write_reports
 from snaporch.batch.store import BatchRecord, Stage
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import ThreadsHoldTime
 from tests.batch.estate import Estate, open_estate, plan
 
@@ -77,5 +78,7 @@ async def test_somebody_elses_file(
         assert json.loads(path.read_text())["snaporch_batch"]["id"] == third.id
         assert path.stat().st_mode & 0o777 == 0o600
         gone = attrs.evolve(third, id="00000000")
-        await write_reports(estate.orch.catalog, gone, Reports(json=str(path)))  # a batch without items is a report
+        await write_reports(
+            catalog_of(estate.orch), gone, Reports(json=str(path))
+        )  # a batch without items is a report
     assert json.loads(path.read_text())["items"] == []

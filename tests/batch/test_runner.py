@@ -17,6 +17,7 @@ from snaporch.batch import store
 from snaporch.batch.prune import prune_by_plan
 from snaporch.batch.store import End, Stage
 from snaporch.catalog import Change
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import SimulatedHost, SimulatedSpeed, ThreadsHoldTime
 from tests.batch.estate import EPOCH, GIB, Estate, booted, now, open_estate, plan
 
@@ -69,7 +70,7 @@ async def test_storage_directories(tmp_path: Path, autojump_clock: MockClock, vi
     async with open_estate(tmp_path / "root", 0) as estate:
         names = [f"{place}{number}" for place in "ab" for number in range(3)]
         records = [booted(estate.host, name, directory=f"/{name[0]}") for name in names]
-        await estate.orch.catalog.write(Change(domains=tuple(records)))
+        await catalog_of(estate.orch).write(Change(domains=tuple(records)))
         one = plan(limits={"per_host": 6, "per_directory": 1})
         assert all(str(tmp_path / "root") in item.places for item in await selected(estate, one))
         crowd = Crowd(estate.host)
@@ -86,7 +87,7 @@ async def test_the_longest_first(tmp_path: Path, autojump_clock: MockClock, virt
         estate.host.speeds["a"] = SimulatedSpeed(bandwidth=1e7)  # small, and known to be slow
         sizes = {"a": GIB, "b": 4 * GIB, "c": 2 * GIB, "d": 2 * GIB}
         records = [booted(estate.host, name, memory=size) for name, size in sizes.items()]
-        await estate.orch.catalog.write(Change(domains=tuple(records)))
+        await catalog_of(estate.orch).write(Change(domains=tuple(records)))
         await estate.orch.create("a", DomainSnapshot("before"), CreateFlag.LIVE)
         assert [item.name for item in await selected(estate, plan())] == ["a", "b", "c", "d"]
         grouped = plan(select={"names": ["b"], "groups": {"both": ["a", "c"]}})
@@ -101,7 +102,7 @@ async def test_the_longest_first(tmp_path: Path, autojump_clock: MockClock, virt
 
 
 async def selected(estate: Estate, one: Any) -> tuple[Any, ...]:
-    return await store.select(estate.orch.catalog, str(estate.orch.root), one)
+    return await store.select(catalog_of(estate.orch), str(estate.orch.root), one)
 
 
 async def test_select(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
@@ -121,7 +122,7 @@ async def test_select(tmp_path: Path, autojump_clock: MockClock, virtual_time: V
             await names(groups={"vm1": ["vm1", "vm4"]})
         assert await names(globs=["vm[0-2]"], groups={"pair": ["vm1", "vm4"]}) == ["pair", "vm0", "vm2"]
         assert not any((await estate.snapshots()).values())
-        assert not await store.batches(estate.orch.catalog)
+        assert not await store.batches(catalog_of(estate.orch))
 
 
 async def test_inactive_domains(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
@@ -353,7 +354,7 @@ async def test_going_on(tmp_path: Path, autojump_clock: MockClock, virtual_time:
     async with open_estate(tmp_path, 4) as estate:
         await cut_short(estate, one, 2.5 * STREAM)
         assert sum(map(len, (await estate.snapshots()).values())) == 2
-        await estate.orch.catalog.write(Change(domains=(booted(estate.host, "vm9"),)))
+        await catalog_of(estate.orch).write(Change(domains=(booted(estate.host, "vm9"),)))
         batch = await estate.run(one)
         snapshots = await estate.snapshots()
         assert (batch.stage, batch.counts, batch.runs) == (Stage.COMPLETE, {"done": 4}, 2)
@@ -370,8 +371,8 @@ async def test_anew(tmp_path: Path, autojump_clock: MockClock, virtual_time: Vir
     async with open_estate(tmp_path, 2) as estate:
         await cut_short(estate, one, 1.5 * STREAM)
         batch = await estate.run(one, anew=True)
-        first, second = await store.batches(estate.orch.catalog)
-        assert await store.counts(estate.orch.catalog, first.id) == {"done": 1, "skipped": 1}
+        first, second = await store.batches(catalog_of(estate.orch))
+        assert await store.counts(catalog_of(estate.orch), first.id) == {"done": 1, "skipped": 1}
     assert (first.stage, second.stage, batch.counts) == (Stage.ABANDONED, Stage.COMPLETE, {"done": 2})
 
 

@@ -21,6 +21,7 @@ from snaporch import InvalidInput
 from snaporch.batch import store
 from snaporch.batch.schedule import ScheduleInfo, Scheduler
 from snaporch.batch.store import BatchRecord
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import ThreadsHoldTime
 from tests.batch.estate import EPOCH, GIB, Estate, now, open_estate
 
@@ -61,7 +62,7 @@ async def scheduled(estate: Estate, directory: Path, look_every: float = 30.0) -
 
 
 async def batches(estate: Estate) -> tuple[BatchRecord, ...]:
-    return await store.batches(estate.orch.catalog)
+    return await store.batches(catalog_of(estate.orch))
 
 
 async def test_a_year(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:

@@ -40,7 +40,6 @@ from snaporch import (
 )
 from snaporch.batch.plan import plan_from
 from snaporch.batch.runner import run_batch
-from snaporch.catalog import Change
 from snaporch.service.jobs import past
 from snaporch.testing import GuestModel, SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
@@ -67,6 +66,7 @@ def _module(*names: str) -> Any:
     raise ModuleNotFoundError(names[0])
 
 
+Change = _module("snaporch.catalog.writing", "snaporch.catalog.store").Change
 converter = _module("snaporch.model.convert", "snaporch.convert").converter
 DomainRecord = _module("snaporch.model.domain", "snaporch.models").DomainRecord
 
@@ -109,7 +109,8 @@ def _domain(host: SimulatedHost, name: str, *, runs: bool = True, **more: Any) -
 async def _story(orch: Orchestrator, host: SimulatedHost) -> None:
     names = ("web", "db", "app", "cache")
     records = [_domain(host, name, tags=("prod",)) for name in names]
-    await orch.catalog.write(Change(domains=(*records, _domain(host, "still", runs=False))))
+    catalog = orch._context.catalog  # what gives it is called otherwise in other versions
+    await catalog.write(Change(domains=(*records, _domain(host, "still", runs=False))))
     inside = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
     await orch.create("web", DomainSnapshot("live", "before the upgrade"), CreateFlag.LIVE)
     await orch.create("web", DomainSnapshot("paused"))

@@ -27,7 +27,7 @@ from snaporch.model.record import Boot
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import DomainSnapshot, RevertFlag
 from snaporch.model.way import Way, WayBack
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 from tests.live.world import Qemu, make_image
 
 pytestmark = pytest.mark.live
@@ -113,7 +113,7 @@ class Lab:
 
     async def shape(self) -> MachineShape:
         """Return what the machine is made of."""
-        record = await self.orch.catalog.domain(NAME)
+        record = await catalog_of(self.orch).domain(NAME)
         assert record.handle is not None
         driver = QemuDriver(storage=LocalStorage(self.qemu.img))
         async with driver.connect(record.handle, NAME) as machine:
@@ -121,12 +121,12 @@ class Lab:
 
     async def check_refused(self, words: str, name: str = "c1", flags: RevertFlag | None = None) -> None:
         """Assert that a revert is refused with these words, and that the machine is untouched."""
-        before, record = await self.shape(), await self.orch.catalog.domain(NAME)
+        before, record = await self.shape(), await catalog_of(self.orch).domain(NAME)
         with pytest.raises(Refused, match=words) as caught:
             await self.revert(name, flags)
         assert "force" not in str(caught.value).lower()
         assert await self.shape() == before
-        assert await self.orch.catalog.domain(NAME) == record
+        assert await catalog_of(self.orch).domain(NAME) == record
 
     async def check_goes_back(self) -> None:
         """Assert that a revert leads to the same machine, on fresh overlays where it writes."""
@@ -147,7 +147,7 @@ class Lab:
         for process in self._processes:
             process.kill()
             process.wait()
-        for domain in await self.orch.catalog.domains():
+        for domain in await catalog_of(self.orch).domains():
             await self.orch.destroy(domain.name)
 
 
@@ -378,7 +378,7 @@ async def test_another_users(lab: Lab) -> None:
     await lab.start(prefix=("setpriv", "--reuid=65534", "--clear-groups"), open_to_all=True)
     with pytest.raises(Refused, match="it runs as nobody, and snaporch as root"):
         await lab.attach()
-    assert not await lab.orch.catalog.domains()
+    assert not await catalog_of(lab.orch).domains()
 
 
 async def test_every_run_state_is_known(lab: Lab) -> None:
@@ -440,11 +440,11 @@ async def test_a_copy_that_cannot_be_tried(lab: Lab) -> None:
     await lab.start("-drive", f"if=virtio,file={lab.image('a.qcow2')}")
     await lab.attach()
     await lab.create()
-    record = await lab.orch.catalog.snapshot(NAME, "c1")
+    record = await catalog_of(lab.orch).snapshot(NAME, "c1")
     assert record.template is not None
     data = record.template.data | {"surroundings": record.template.data["surroundings"] | {"program": str(program)}}
     gone = attrs.evolve(record, template=attrs.evolve(record.template, data=data))
-    await lab.orch.catalog.write(Change(updated=(gone,)))
+    await catalog_of(lab.orch).write(Change(updated=(gone,)))
     report = await lab.orch.verify(NAME, "c1", boot=True)
     assert (report.files, report.boot, report.ok, report.booted) == ("good", Boot.NOT_POSSIBLE, True, None)
     assert "not there any more" in report.reason

@@ -20,6 +20,7 @@ from snaporch.drivers.local import guard
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qmp import guard as action
 from snaporch.model.request import Strategy
+from snaporch.orchestrator import catalog_of
 from tests.live.world import HEAVY, NAME, MakeWorld, World
 
 pytestmark = pytest.mark.live
@@ -29,7 +30,7 @@ End = Callable[[Stream], Awaitable[None]]
 
 async def check_ended(world: World, prepare: Callable[[], End]) -> None:
     """End precopies at random moments in the last part of the time that the first takes; the guest runs on."""
-    handle = (await world.orch.catalog.domain(NAME)).handle
+    handle = (await catalog_of(world.orch).domain(NAME)).handle
     assert handle is not None
     path, most = world.directory / "memory", 0.0
     async with QemuDriver().connect(handle, NAME) as machine:
