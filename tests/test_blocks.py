@@ -146,6 +146,7 @@ def test_short_forms(option: tuple[str, ...], keys: str) -> None:
     ("option", "problem"),
     [
         (("-drive", "file=a.qcow2,snapshot=on"), "temporary"),
+        (("-drive", "file=a.qcow2,copy-on-read=on"), "copied to its image"),
         (("-drive", "file=a.qcow2,encrypt.format=luks"), "encrypted"),
         (("-drive", "file=nbd:unix:/s,format=raw"), "its image is no file: nbd:unix:/s"),
         (("-drive", "file=a.qcow2,format=vmdk"), "vmdk"),

@@ -33,7 +33,7 @@ def test_what_is_below_is_not_written_to() -> None:
     secret = Traced("/base", "1", {Kind.ENCRYPTED: "LUKS"})
     top = Traced("/top", "2", {Kind.QCOW2: ""})
     assert not refusal(Verb.CREATE, [top, bitmaps])
-    assert "it has persistent bitmaps (b0)" in refusal(Verb.CREATE, [bitmaps])
+    assert "it has dirty bitmaps (b0)" in refusal(Verb.CREATE, [bitmaps])
     assert "it is encrypted (LUKS)" in refusal(Verb.CREATE, [top, secret])
 
 
@@ -93,7 +93,7 @@ async def test_bitmaps_that_came_later(place: Place) -> None:
     tool("qemu-img", "bitmap", "--add", overlay, "backup0")
     plan = await place.orch.delete("one", "s1")
     assert not plan.steps
-    assert "it has persistent bitmaps (backup0)" in dict(plan.kept)[str(place.directory / "disk.qcow2")]
+    assert "it has dirty bitmaps (backup0)" in dict(plan.kept)[str(place.directory / "disk.qcow2")]
     assert await place.active("one") == overlay
 
 

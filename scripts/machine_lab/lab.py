@@ -176,9 +176,16 @@ class Lab:
             env=env,
         )
         self._others.append(self.process)
-        if not (self.heard(UP_SECONDS) if wait else self._answers()):
-            said = (self.place / "qemu.err").read_text(errors="replace")[-300:]
-            raise NoGuestError(f"no machine: {said} {self.text()[-200:]}")
+        if wait:
+            self.up()
+        elif not self._answers():
+            raise NoGuestError((self.place / "qemu.err").read_text(errors="replace")[-300:])
+
+    def up(self) -> None:
+        """Wait until the guest says that it works."""
+        if not self.heard(UP_SECONDS):
+            said = (self.place / "qemu.err").read_text(errors="replace") if self.process else ""
+            raise NoGuestError(f"{said[-300:]} {self.text()[-200:]}")
         self._mark = len(self.text())
 
     def _answers(self) -> bool:
@@ -417,9 +424,7 @@ class Lab:
             return False
         if self.run("domain", "start", self.name) is None:
             return False
-        if not self.heard(UP_SECONDS):
-            raise NoGuestError("the defined guest says nothing")
-        self._mark = len(self.text())
+        self.up()
         return True
 
     def close(self) -> None:

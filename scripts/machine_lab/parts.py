@@ -318,7 +318,8 @@ _devices(
     "dev-misc",
     _words(
         "-device qemu-xhci -device usb-tablet -device usb-kbd -device virtio-rng-pci -device i6300esb "
-        "-device pvpanic -device intel-hda -device hda-duplex -device virtio-keyboard-pci -device pvpanic-pci "
+        "-audiodev none,id=a0 -device pvpanic -device intel-hda -device hda-duplex,audiodev=a0 "
+        "-device virtio-keyboard-pci -device pvpanic-pci "
         "-device edu"
     ),
 )

@@ -30,7 +30,7 @@ class Kind(enum.StrEnum):
     RAW = "raw file"
     BLOCK = "block device"
     INSIDE = "snapshots of others inside"
-    BITMAPS = "persistent bitmaps"
+    BITMAPS = "dirty bitmaps"
     ENCRYPTED = "encrypted"
     SPLIT = "external data file"
     UNTYPED = "backing file without a format"
@@ -44,8 +44,9 @@ class Kind(enum.StrEnum):
 _WRITTEN = {Verb.CREATE, Verb.INTERNAL}
 _NO_ROOM = "only inside a qcow2 image is there room for a snapshot"
 _BITMAPS = (
-    "it has persistent bitmaps ({detail}), which would miss what is written to an overlay: an incremental backup "
-    "would lack that; remove them (`qemu-img bitmap --remove`), and let the next backup be a full one"
+    "it has dirty bitmaps ({detail}), which would miss what is written to an overlay: an incremental backup would "
+    "lack that; remove them (`qemu-img bitmap --remove`, while it runs `block-dirty-bitmap-remove`), and let the "
+    "next backup be a full one"
 )
 _ENCRYPTED = "it is encrypted ({detail}), and an overlay would hold in clear text what the guest writes"
 _SPLIT = "its data is in a second file ({detail}), which no snapshot would hold and no checksum would cover"

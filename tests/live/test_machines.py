@@ -450,3 +450,26 @@ async def test_a_copy_that_cannot_be_tried(lab: Lab) -> None:
     assert "not there any more" in report.reason
     for flags in (RevertFlag(0), RevertFlag.FORCE):
         await lab.check_refused("not there any more", flags=flags)
+
+
+async def test_a_backup_program_at_work(lab: Lab) -> None:
+    """A dirty bitmap that an overlay would not have, and a job that works on the disk: refused, untouched."""
+    await lab.start(*node("qcow2", lab.image("a.qcow2")))
+    await lab.attach()
+    target = {"driver": "qcow2", "file": {"driver": "file", "filename": lab.image("t.qcow2")}, "node-name": "t0"}
+    mirror = {"job-id": "j", "device": "n0", "target": "t0", "sync": "full"}
+    before = await lab.shape()
+    async with open_qmp(lab.socket, label=NAME) as qmp:
+        await qmp.execute("block-dirty-bitmap-add", {"node": "n0", "name": "backup"})
+    with pytest.raises(Unsupported, match=r"dirty bitmaps \(backup\)"):
+        await lab.create()
+    async with open_qmp(lab.socket, label=NAME) as qmp:
+        await qmp.execute("block-dirty-bitmap-remove", {"node": "n0", "name": "backup"})
+        await qmp.execute("blockdev-add", target)
+        await qmp.execute("blockdev-mirror", mirror)
+    with pytest.raises(Unsupported, match=r"another program has QEMU work on its disks \(mirror j\)"):
+        await lab.create()
+    assert await lab.shape() == before
+    async with open_qmp(lab.socket, label=NAME) as qmp:
+        await qmp.execute("job-cancel", {"id": "j"})
+    await lab.create()

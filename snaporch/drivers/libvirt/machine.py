@@ -113,6 +113,10 @@ class LibvirtMachine(QemuMachine):
             copies_into_middle=False,
         )
 
+    async def _jobs_of_others(self) -> str:
+        """See QemuMachine: libvirt's own words are in `_job_blocker`."""
+        return ""
+
     async def _job_blocker(self) -> str:
         """Return which job of libvirt's keeps a snapshot from being taken, or an empty string."""
         kind = (await self._call("virDomainGetJobInfo", self._domain.jobInfo))[0]

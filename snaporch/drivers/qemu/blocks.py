@@ -321,6 +321,8 @@ def _file_of(keys: Keys) -> tuple[str, str]:
     formats = {keys.get("format"), keys.get("driver")} - {""}
     if keys.is_on("snapshot"):
         problem = "it is on a temporary file (snapshot=on)"
+    elif keys.is_on("copy-on-read"):
+        problem = "what is read of it is copied to its image, also when a checkpoint has frozen that (copy-on-read)"
     elif odd := formats - _FORMATS - _FILES:
         problem = f"its format is {odd.pop()}"
     elif by not in _FILES or re.match(r"[A-Za-z][\w+.-]*:", name):

@@ -30,6 +30,7 @@ from snaporch.drivers.base import (
 )
 from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import agent, internal
+from snaporch.drivers.qmp.blockjob import PREFIX
 from snaporch.drivers.qmp.blocks import Blocks, chain_of
 from snaporch.drivers.qmp.guards import Reach
 from snaporch.drivers.qmp.oddities import oddity
@@ -196,8 +197,16 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         return DomainState.RUNNING if status["running"] else DomainState.PAUSED
 
     async def refusal(self, verb: GuestVerb) -> str:
-        """See Machine."""
-        return refusal(await self.condition(), verb)
+        """See Machine; a disk that somebody's job works on cannot go over to an overlay."""
+        if why := refusal(await self.condition(), verb):
+            return why
+        return await self._jobs_of_others() if verb is GuestVerb.CREATE else ""
+
+    async def _jobs_of_others(self) -> str:
+        """Return which jobs, of other programs, keep a checkpoint from being taken, or an empty string."""
+        jobs = [job for job in await self.qmp.execute("query-jobs") if job["status"] not in {"concluded", "null"}]
+        words = ", ".join(f"{job['type']} {job['id']}" for job in jobs if not job["id"].startswith(PREFIX))
+        return f"another program has QEMU work on its disks ({words}): wait for the end of that" if words else ""
 
     async def condition(self) -> str:
         """See Machine."""
@@ -230,7 +239,8 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         for target, block in _targets(blocks, ours=not self._process.attached):
             if (inserted := block.get("inserted")) is not None:
                 path = next(chain_of(inserted["image"], self.cwd))
-                if odd := oddity(path, inserted["drv"], inserted["image"]):
+                bitmaps = [bitmap["name"] for bitmap in inserted.get("dirty-bitmaps", ()) if "name" in bitmap]
+                if odd := oddity(path, inserted["drv"], inserted["image"], bitmaps):
                     found[target] = odd
         return found
 

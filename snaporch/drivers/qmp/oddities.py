@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from snaporch.images.kinds import Kind, Traced
@@ -62,15 +62,18 @@ def _of_name(name: str) -> tuple[Kind, str] | None:
     return None
 
 
-def oddity(path: str, driver: str, image: dict[str, Any]) -> Traced | None:
+def oddity(path: str, driver: str, image: dict[str, Any], bitmaps: Sequence[str] = ()) -> Traced | None:
     """Return a disk's image with what is odd about it or about what backs it; None: nothing is.
 
     Args:
         path: of the image, as it is told to people.
         driver: of the node that the device is on.
         image: as ``query-block`` has it.
+        bitmaps: names of the dirty bitmaps of that node: QEMU may not have written them to the image yet, or never.
     """
     kinds: dict[Kind, str] = {}
+    if bitmaps:
+        kinds[Kind.BITMAPS] = ", ".join(bitmaps)
     if driver not in _FORMATS | _FILES:
         kinds[Kind.FILTERED if driver in _FILTERS else Kind.FOREIGN] = driver
     link: dict[str, Any] | None = image
