@@ -77,8 +77,9 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
     connection.executemany("DELETE FROM snapshot WHERE domain = ? AND name = ?", change.dropped)
     if (op := change.operation) is not None:
         _put_operation(connection, op, change.plan, begins=change.begins)
-        files = [(path, domain, op.id) for domain, paths in change.files.items() for path in paths]
-        connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", files)
+    by = op.id if op is not None else ""
+    files = [(path, domain, by) for domain, paths in change.files.items() for path in paths]
+    connection.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", files)
     connection.executemany("DELETE FROM file WHERE path = ?", [(path,) for path in change.gone])
     connection.executemany("DELETE FROM sealed WHERE path = ?", [(path,) for path in change.gone])
 

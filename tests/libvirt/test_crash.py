@@ -44,6 +44,7 @@ async def test_killed_in_the_pause(world: LibvirtWorld, step: str) -> None:
     await world.check_runs(3)
 
 
+@pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_killed_while_memory_streams(world: LibvirtWorld) -> None:
     """The guest runs on, and recovery completes the checkpoint."""
     await killed(world, State.STREAMING, "create", "point", Strategy.BACKGROUND)

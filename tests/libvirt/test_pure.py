@@ -69,6 +69,14 @@ def test_refuses_disks_that_it_does_not_understand(old: str, new: str, why: str)
         domain_xml.disks(changed(old, new))
 
 
+def test_leaves_the_chain_to_the_images() -> None:
+    """A memory file names active images alone: who puts another there is not led past what is between."""
+    text = domain_xml.without_chains(DOMAIN)
+    assert "/i/web-1.qcow2" in text
+    assert "backingStore" not in text
+    assert "/i/web.qcow2" not in text
+
+
 def test_puts_disks_on_other_images() -> None:
     """What is named changes, and nothing else; a disk that is there already keeps its chain."""
     images = [DeviceDisk("vda", "/o/vda.qcow2"), DeviceDisk("vdb", "/dev/vg/data", "raw")]
@@ -123,7 +131,8 @@ def test_header() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["qemu+ssh://host/system", "qemu+tls:///system", "xen:///", "qemu://h/system", "test"]
+    "uri",
+    ["qemu:///embed?root=/x", "qemu+ssh://host/system", "qemu+tls:///system", "xen:///", "qemu://h/system", "test"],
 )
 def test_uris_of_other_hosts(uri: str) -> None:
     """Descriptors cannot be passed to them: refused with the reason."""

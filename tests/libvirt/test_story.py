@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from snaporch.errors import SnaporchError
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import CreateFlag
@@ -54,6 +55,24 @@ async def test_story(world: LibvirtWorld) -> None:
     await world.check_runs()
     assert world.libvirt_disks() == await active(world)
     assert (await world.orch.verify(NAME, "two")).ok
+
+
+@pytest.mark.parametrize("daemon", ["11.3"], indirect=True)
+async def test_transient(daemon: Libvirt, kernel: Path, tmp_path: Path) -> None:
+    """One that libvirt forgets at its end goes back as any other; it cannot be started, and can be gone back to."""
+    async with open_libvirt_world(tmp_path / "w", daemon, _qemus()["10.0"], kernel, transient=True) as world:
+        await world.create("one")
+        await world.revert("one")
+        await world.check_runs(3)
+        assert world.virsh("snapshot-list", "--name").split() == ["one"]
+        assert world.libvirt_disks() == await active(world)
+        world.virsh("destroy")
+        assert await world.state() is DomainState.INACTIVE
+        with pytest.raises(SnaporchError, match="has no domain"):
+            await world.orch.start(NAME)
+        assert (await world.orch.verify(NAME, "one")).ok
+        await world.revert("one")
+        await world.check_runs(3)
 
 
 async def test_paused_and_power_cycle(world: LibvirtWorld) -> None:

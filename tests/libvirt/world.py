@@ -69,6 +69,7 @@ async def open_libvirt_world(
     extra: str = "",
     machine: str = "pc",
     attach: bool = True,
+    transient: bool = False,
 ) -> AsyncIterator[LibvirtWorld]:
     """Make a world, its guest defined and started by libvirt and attached to; none of it is left afterwards."""
     directory.mkdir()
@@ -90,7 +91,7 @@ async def open_libvirt_world(
         extra=extra,
     )
     connection = libvirt.open(daemon.uri)
-    domain = connection.defineXML(xml)
+    domain = connection.createXML(xml) if transient else connection.defineXML(xml)
     root = directory / "root"
     root.mkdir(mode=0o700)
     definition = DomainDefinition(NAME, memory=MEMORY, disks=disks, driver="libvirt")
@@ -98,7 +99,8 @@ async def open_libvirt_world(
     try:
         async with open_orchestrator(root, drivers={"libvirt": driver}) as orch:
             world = LibvirtWorld(directory, qemu, orch, definition, log, daemon, theirs)
-            await trio.to_thread.run_sync(domain.create)
+            if not transient:
+                await trio.to_thread.run_sync(domain.create)
             await world.wait_report(lambda r: r.seq >= 2, since=0)
             if attach:
                 await orch.attach(NAME, driver="libvirt", uri=daemon.uri, of=theirs)

@@ -116,6 +116,18 @@ def disks(root: Element) -> tuple[XmlDisk, ...]:
     return tuple(found)
 
 
+def without_chains(text: str) -> str:
+    """Return a domain's XML that does not say what backs its disks' images: the images do.
+
+    Where it is said libvirt goes by that, also for an image that somebody puts there instead: then what is between
+    would be left out.
+    """
+    root = parse(text)
+    for disk in root.findall("devices/disk"):
+        _drop(disk, {"backingStore"})
+    return text_of(root)
+
+
 def images(root: Element) -> tuple[DeviceDisk, ...]:
     """Return the disks that have an image, of whatever kind; of a kind that is not a file or a device, none."""
     found = []

@@ -408,7 +408,7 @@ class LibvirtMachine(QemuMachine):
 
     def stream(self, plan: StreamPlan) -> Stream:
         """See MemoryStreams."""
-        return LibvirtStream(self.source(), plan, xml=self._xml, running=True)
+        return LibvirtStream(self.source(), plan, xml=domain_xml.without_chains(self._xml), running=True)
 
     async def load(self, path: str, offset: int = 0) -> None:
         """See LoadsMemory; behind libvirt's header, where there is one."""

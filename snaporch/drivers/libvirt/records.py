@@ -188,13 +188,18 @@ async def look(connection: Connection, domain: Any, known: Collection[str]) -> T
     return Theirs(
         disks=tuple(disk.device for disk in domain_xml.disks(domain_xml.parse(text))),
         current=next((name for name, each in there.items() if each.current), None),
-        snapshots=tuple([await _foreign(each.xml, known) for each in _by_age(there.values())]),
+        snapshots=tuple([await _foreign(each.xml, known) for each in _by_age(there)]),
         running=active,
     )
 
 
-def _by_age(found: Any) -> list[Listed]:
-    return sorted(found, key=lambda each: (each.xml.creation_time, each.xml.name))
+def _by_age(found: Mapping[str, Listed]) -> list[Listed]:
+    """Return snapshots, oldest first; of one second a parent before its children."""
+
+    def depth(name: str | None) -> int:
+        return 1 + depth(found[name].xml.parent) if name is not None and name in found else 0
+
+    return sorted(found.values(), key=lambda each: (each.xml.creation_time, depth(each.xml.name)))
 
 
 async def _foreign(xml: XmlSnapshot, known: Collection[str]) -> Foreign:
