@@ -47,6 +47,10 @@ def check_uri(uri: str) -> str:
     return uri
 
 
+class NoDomain(ConnectionGone):
+    """libvirtd answers, and has no such domain: a transient one has ended, or somebody has undefined it."""
+
+
 class Connection:
     """An open connection; `open_connection` gives one."""
 
@@ -106,12 +110,14 @@ class Connection:
         """Return libvirt's object of a domain.
 
         Raises:
-            ConnectionGone: libvirt has no domain of this UUID.
+            NoDomain: libvirt has no domain of this UUID.
         """
         try:
             return await self.call("virDomainLookupByUUIDString", self.raw.lookupByUUIDString, uuid)
         except CommandRefused as error:
-            raise ConnectionGone(f"{self.label}: {self.uri} has no domain {uuid}: {error.description}") from None
+            if error.error_class != f"libvirt {self.libvirt.VIR_ERR_NO_DOMAIN}":
+                raise
+            raise NoDomain(f"{self.label}: {self.uri} has no domain {uuid}: {error.description}") from None
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ from snaporch.drivers.base import (
     Writer,
 )
 from snaporch.drivers.libvirt import binding, domain_xml, records
-from snaporch.drivers.libvirt.connection import Connection, check_uri, open_connection
+from snaporch.drivers.libvirt.connection import Connection, NoDomain, check_uri, open_connection
 from snaporch.drivers.libvirt.machine import MACHINE_TRAITS, LibvirtMachine
 from snaporch.drivers.libvirt.process import DRIVER, NONE, LibvirtDomain, running
 from snaporch.drivers.libvirt.qmp import open_libvirt_qmp
@@ -119,10 +119,8 @@ class LibvirtDriver(Driver, Discovers, KeepsRecords):
         async with open_connection(known.uri, record.name) as connection:
             try:
                 domain = await connection.domain(known.uuid)
-            except ConnectionGone:
-                if record.handle is None:
-                    return None  # a transient one, which is gone with its end
-                raise
+            except NoDomain:
+                return None
             if not await connection.call("virDomainIsActive", domain.isActive):
                 return None
             now = await _known(connection, domain, running_now=True)
@@ -304,7 +302,7 @@ class LibvirtDriver(Driver, Discovers, KeepsRecords):
         known = LibvirtDomain.of(last)
         async with open_connection(known.uri, record.name) as connection:
             domain = None
-            with suppress(ConnectionGone):
+            with suppress(NoDomain):
                 domain = await connection.domain(known.uuid)
             yield connection, domain
 
