@@ -15,9 +15,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snaporch.batch import store
+from snaporch.batch.store import End
 from snaporch.catalog import Change, Page, domain_lock, open_catalog
 from snaporch.catalog.copied import in_memory
-from snaporch.errors import Busy, SnaporchError, TargetExists, UnreadableRecord
+from snaporch.errors import Busy, Refused, SnaporchError, TargetExists, UnreadableRecord
 from snaporch.model.names import new_id, short
 from snaporch.model.record import OperationKind, OperationRecord
 from tests.catalog import ask, change, golden_root
@@ -29,10 +31,13 @@ def _operation(identifier: str, *domains: str, begun: float = 1.0, state: str = 
 
 # --- earlier versions ---
 
+VERSIONS = ("0.1", "0.1-schema-6", "0.1-schema-7")
 
-async def test_a_catalog_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    """All that is in it, the operation that was cut short included; a second opening changes nothing."""
-    path = golden_root(tmp_path)
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_catalog_of_an_earlier_version_is_read(tmp_path: Path, version: str) -> None:
+    """All in it, the operation that was cut short and batches included; a second opening changes nothing."""
+    path = golden_root(tmp_path, version)
     async with open_catalog(path) as catalog:
         domains = {record.name: record for record in await catalog.domains()}
         assert set(domains) == {"app", "cache", "db", "still", "web"}
@@ -44,6 +49,9 @@ async def test_a_catalog_of_an_earlier_version_is_read(tmp_path: Path) -> None:
         assert cut.domains == ("app", "cache")
         assert [record.id for record in await catalog.operations("cache")][-1] == cut.id
         assert json.loads(plan)
+        batch = await store.latest(catalog, "nightly")
+        assert batch is not None
+        assert {item.end async for item in store.items(catalog, batch.id)} <= {End.DONE, End.UNDONE, End.FAILED}
     before = path.read_bytes()
     async with open_catalog(path) as catalog:
         assert {record.name: record for record in await catalog.domains()} == domains
@@ -108,14 +116,15 @@ async def test_nothing_is_changed_under_an_operation_of_the_earlier_version(tmp_
         pass
 
 
-async def test_a_newer_catalog_is_refused_untouched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_newer_catalog_is_refused_untouched(tmp_path: Path, version: str) -> None:
     """With words; no file is written to or made."""
-    path = golden_root(tmp_path)
+    path = golden_root(tmp_path, version)
     change(path, "PRAGMA user_version = 99")
     change(path, "PRAGMA journal_mode = DELETE")
     before = {each.name: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
     for read_only in (False, True):
-        with pytest.raises(SnaporchError, match=r"a newer snaporch \(schema 99; .* nothing was touched"):
+        with pytest.raises(Refused, match=r"a newer snaporch \(schema 99; .* nothing was touched"):
             async with open_catalog(path, read_only=read_only):
                 pass
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()} == before

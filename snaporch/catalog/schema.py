@@ -19,7 +19,7 @@ from pathlib import Path
 from snaporch.catalog.copied import in_memory
 from snaporch.catalog.lock import holder
 from snaporch.drivers.local.files import sync_parent, sync_path
-from snaporch.errors import Busy, SnaporchError
+from snaporch.errors import Busy, Refused, SnaporchError
 
 CATALOG = "catalog.sqlite3"
 _BUSY_MS = 10_000  # another process may be in its transaction; they are all short
@@ -281,10 +281,10 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a catalog of a newer schema.
 
     Raises:
-        SnaporchError: it is.
+        Refused: it is.
     """
     if (version := _version(connection)) > len(_MIGRATIONS):
-        raise SnaporchError(
+        raise Refused(
             f"{path} was written by a newer snaporch (schema {version}; this one knows {len(_MIGRATIONS)}): use "
             "that one; nothing was touched"
         )

@@ -103,7 +103,8 @@ def _domain(host: SimulatedHost, name: str, *, runs: bool = True, **more: Any) -
     for disk in disks:
         host.add_image(disk.path)
     definition = DomainDefinition(name, memory=GIB, disks=disks, driver="simulated", guest_agent=True)
-    return DomainRecord(definition, process=host.boot(definition) if runs else None, **more)
+    field = "handle" if hasattr(attrs.fields(DomainRecord), "handle") else "process"
+    return DomainRecord(definition, **{field: host.boot(definition) if runs else None}, **more)
 
 
 async def _story(orch: Orchestrator, host: SimulatedHost) -> None:
