@@ -18,7 +18,7 @@ from pathlib import Path
 
 from snaporch.catalog.copied import in_memory
 from snaporch.catalog.lock import holder
-from snaporch.drivers.local.files import sync_parent, sync_path
+from snaporch.drivers.local.durable import sync_parent, sync_path
 from snaporch.errors import Busy, Refused, SnaporchError
 
 CATALOG = "catalog.sqlite3"

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 import cattrs
 
-from snaporch.drivers.local.files import sync_parent
+from snaporch.drivers.local.durable import sync_parent
 from snaporch.drivers.local.peer import Peer
 from snaporch.errors import Forbidden, InvalidInput, NotFound, TargetExists, Unauthenticated, Unavailable
 from snaporch.model.convert import converter

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
@@ -24,8 +24,6 @@ import trio
 import xxhash
 
 from snaporch.drivers.base import (
-    Archives,
-    Binary,
     ChainCost,
     ChainCosts,
     ImagePoints,
@@ -36,15 +34,16 @@ from snaporch.drivers.base import (
     Trait,
     untold,
 )
-from snaporch.drivers.local import archive, qcow2, trace
+from snaporch.drivers.local import qcow2, trace
 from snaporch.drivers.local.confine import Confinement, check_own
+from snaporch.drivers.local.durable import sync_parent, sync_path
 from snaporch.drivers.local.lineage import Link, Unread, lineage
 from snaporch.drivers.local.look import looked_at
+from snaporch.drivers.local.packing import Packing
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
 from snaporch.drivers.local.writeback import write_back
-from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused, TargetExists
+from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused
 from snaporch.images.kinds import Kind, Traced
-from snaporch.model.archive import Member
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
@@ -68,20 +67,6 @@ def identity(path: str) -> tuple[int, ...]:
     if stat.S_ISBLK(status.st_mode):
         return ()
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def sync_path(path: str) -> None:
-    """Make a file, or what a directory lists, durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_parent(path: str) -> None:
-    """Make a change of a file's directory durable."""
-    sync_path(str(Path(path).parent))
 
 
 def _nearest(directory: str) -> Path:
@@ -148,7 +133,7 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
 
 
 @attrs.define
-class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
+class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
     """Files of this host.
 
     Attributes:
@@ -447,32 +432,6 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
             os.unlink(copy)
             raise
 
-    async def pack(
-        self, output: str | Binary, manifest: bytes, files: Sequence[tuple[str, FileRecord]], progress: Progress
-    ) -> int:
-        """See Archives."""
-        moved = _told(progress, sum(file.size for _, file in files))
-        return await trio.to_thread.run_sync(_pack, output, manifest, files, moved, abandon_on_cancel=True)
-
-    async def send(self, file: FileRecord, output: Binary, progress: Progress) -> None:
-        """See Archives."""
-        await trio.to_thread.run_sync(
-            archive.send, output, file, _told(progress, file.size), abandon_on_cancel=True
-        )
-
-    async def name_file(self, part: str, path: str) -> None:
-        """See Archives."""
-        await trio.to_thread.run_sync(_name_file, part, path)
-
-    async def read_manifest(self, path: str) -> bytes:
-        """See Archives."""
-        return await looked_at(path, partial(archive.read_manifest, path))
-
-    async def unpack(self, path: str, members: Sequence[tuple[Member, str]], progress: Progress) -> None:
-        """See Archives."""
-        moved = _told(progress, sum(member.size for member, target in members if target))
-        await trio.to_thread.run_sync(archive.unpack, path, members, moved)
-
     async def check_alone(self, path: str) -> None:
         """See Archives."""
         try:
@@ -517,44 +476,6 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Archives):
             raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}", path) from None
         if found.checksum != record.checksum:
             raise DamagedSnapshot(f"{path} is damaged: its checksum is not what was saved", path)
-
-
-def _told(progress: Progress, total: int) -> Callable[[int], None]:
-    """Return what a worker thread calls with the bytes that are done: it tells of it, and ends when cancelled."""
-    done = 0
-
-    def moved(count: int) -> None:
-        nonlocal done
-        done += count
-        trio.from_thread.check_cancelled()
-        trio.from_thread.run_sync(progress, done, total)
-
-    return moved
-
-
-def _pack(
-    output: str | Binary, manifest: bytes, files: Sequence[tuple[str, FileRecord]], moved: Callable[[int], None]
-) -> int:
-    if not isinstance(output, str):
-        return archive.write(output, manifest, files, moved)
-    with open(output, "r+b", buffering=0) as file:
-        size = archive.write(file, manifest, files, moved)
-        os.fsync(file.fileno())
-    return size
-
-
-def _name_file(part: str, path: str) -> None:
-    try:
-        os.link(part, path, follow_symlinks=False)
-    except FileExistsError:
-        raise TargetExists(f"{path} exists, and no file is ever overwritten: choose another name") from None
-    except OSError:  # the file system has no hard links
-        if os.path.lexists(path):
-            raise TargetExists(f"{path} exists, and no file is ever overwritten: choose another name") from None
-        os.rename(part, path)
-    else:
-        os.unlink(part)
-    sync_parent(path)
 
 
 def _inside(path: str) -> tuple[str, ...]:
