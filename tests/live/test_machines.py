@@ -265,6 +265,14 @@ async def test_logs_are_appended_to(lab: Lab) -> None:
     assert {path.read_text() for path in logs.values()} == {"before\n"}
 
 
+async def test_the_pidfile_names_the_process_that_is_there(lab: Lab) -> None:
+    """Else whoever ends the guest by it would end another process some day."""
+    pidfile = lab.place / "vm.pid"
+    await lab.start("-pidfile", pidfile.name, "-drive", f"if=virtio,file={lab.image('a.qcow2')}")
+    await lab.check_goes_back()
+    assert int(pidfile.read_text()) == (await lab.orch.domain_info(NAME)).pid
+
+
 async def test_shared_memory(lab: Lab) -> None:
     """A file that the memory is shared by is the running guest's alone; a new one takes its name with its place."""
     path = lab.place / "ram"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -164,3 +165,14 @@ def _written_by(process: Path) -> set[str]:
                 if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
                     found.add(os.readlink(fd))
     return found
+
+
+def renew_pidfile(path: str, old: int, new: int) -> None:
+    """Write a process id to the file that has the id of another process; nothing happens where it has not."""
+    with suppress(OSError, ValueError):
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode) and int(os.pread(fd, 32, 0)) == old:
+                os.ftruncate(fd, os.pwrite(fd, f"{new}\n".encode(), 0))
+        finally:
+            os.close(fd)

@@ -12,6 +12,7 @@ A command line with anything that is not understood is refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,12 @@ def isolated_definition(definition: DomainDefinition) -> DomainDefinition:
         serial="/dev/null" if definition.serial else "",
         extra_args=isolated_arguments(definition.extra_args),
     )
+
+
+def pidfile(process: QemuProcess) -> str:
+    """Return the file that a process was told to write its id to, or an empty string."""
+    named = [option.value for option in parse(process.argv) if option.name == "pidfile" and option.value]
+    return os.path.normpath(os.path.join(process.cwd, named[-1])) if named else ""
 
 
 def agent_socket(process: QemuProcess) -> str:

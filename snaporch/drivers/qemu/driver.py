@@ -303,6 +303,8 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
         for made, final in ((after.socket, before.socket), *after.renames):
             if os.path.exists(made):
                 os.replace(made, final)
+        if path := attach.pidfile(before):
+            process.renew_pidfile(path, before.local.pid, after.local.pid)
         return attrs.evolve(after, socket=before.socket, renames=()).handle(self.name)
 
     async def alive(self, handle: Handle) -> bool:
