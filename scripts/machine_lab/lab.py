@@ -329,7 +329,8 @@ class Lab:
         fault = "wrong: a traceback" if "Traceback" in said else ""
         if done.returncode == REFUSED and (after := self.looks()) != self._before:
             fault = f"wrong: refused, but not as before: {self._before} {after}"
-        self.steps.append(Step(" ".join(map(str, words)), done.returncode, fault, said[-600:]))
+        answer = f" {done.stdout.strip()[:300]}" if done.returncode == 1 else ""
+        self.steps.append(Step(" ".join(map(str, words)), done.returncode, fault, said[-600:] + answer))
         return (json.loads(done.stdout) if done.stdout.strip() else {}) if done.returncode == 0 else None
 
     def attach(self) -> bool:

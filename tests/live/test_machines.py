@@ -481,3 +481,17 @@ async def test_a_backup_program_at_work(lab: Lab) -> None:
     async with open_qmp(lab.socket, label=NAME) as qmp:
         await qmp.execute("job-cancel", {"id": "j"})
     await lab.create()
+
+
+async def test_what_kills_this_qemu_is_not_asked_for(lab: Lab) -> None:
+    """An NVDIMM without KVM: QEMU 10.0 dies of the question which of its pages are dirty; 7.2 saves it."""
+    backend = f"memory-backend-file,id=nv0,size=16M,share=off,mem-path={lab.place}/nv"
+    devices = ("-object", backend, "-device", "nvdimm,id=nvd0,memdev=nv0")
+    await lab.start(*devices, machine="q35,nvdimm=on", memory="32M,slots=2,maxmem=1G")
+    await lab.attach()
+    if lab.qemu.old:
+        await lab.create()
+    else:
+        with pytest.raises(Unsupported, match="dies when it saves"):
+            await lab.create()
+    assert (await lab.orch.domain_info(NAME)).pid is not None
