@@ -182,6 +182,12 @@ class _Sync:
         except InvalidInput as error:
             self.problems.append(f"{foreign.name!r:.80} is left out: {error}; give it another name there")
             return
+        if foreign.id:
+            self.problems.append(
+                f"{foreign.name} is left out: a snaporch with another root has taken it, and its files are that "
+                f"one's; where that root is no more, {foreign.by} can forget it (virsh snapshot-delete --metadata)"
+            )
+            return
         if foreign.name in {each.name for each in self.snapshots}:
             self.problems.append(
                 f"{foreign.name} of {foreign.by} is left out: another snapshot has that name here; "

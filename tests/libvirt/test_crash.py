@@ -11,6 +11,7 @@ import trio
 from snaporch.engine.states import State
 from snaporch.errors import SnaporchError
 from snaporch.model.request import Strategy
+from tests.libvirt.test_records import check_records
 from tests.libvirt.test_story import active, world
 from tests.libvirt.world import LibvirtWorld
 from tests.live.test_crash import killed
@@ -39,8 +40,9 @@ async def test_killed_in_the_pause(world: LibvirtWorld, step: str) -> None:
     (ended,) = await world.orch.recover()
     assert ended.state == State.ROLLED_BACK
     assert world.libvirt_disks() == world.libvirt_disks("--inactive") == await active(world) == before
-    await world.check_runs(3)
+    await check_records(world)
     await world.create("next")
+    await check_records(world)
     await world.check_runs(3)
 
 
@@ -52,6 +54,7 @@ async def test_killed_while_memory_streams(world: LibvirtWorld) -> None:
     (ended,) = await world.orch.recover()
     assert ended.state == State.COMPLETE
     assert world.libvirt_disks() == await active(world)
+    await check_records(world)
     assert (await world.orch.verify(NAME, "point", boot=True)).ok
 
 
@@ -69,4 +72,5 @@ async def test_libvirtd_killed_while_memory_streams(world: LibvirtWorld) -> None
     await world.check_runs(3)
     assert world.libvirt_disks() == await active(world)
     await world.create("next")
+    await check_records(world)
     await world.check_runs(3)

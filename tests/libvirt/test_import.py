@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from snaporch.drivers.libvirt.driver import LibvirtDriver
+from snaporch.drivers.local.files import LocalStorage
 from snaporch.errors import Refused
+from snaporch.orchestrator import open_orchestrator
 from tests.libvirt.test_records import check_records
 from tests.libvirt.test_story import active, world
 from tests.libvirt.world import LibvirtWorld
@@ -29,7 +33,7 @@ def with_memory(world: LibvirtWorld, name: str) -> list[str]:
     return ["--live", "--memspec", f"file={world.directory}/{name}.mem,snapshot=external"]
 
 
-async def test_import(world: LibvirtWorld) -> None:
+async def test_import(world: LibvirtWorld, tmp_path: Path) -> None:
     """External ones, with memory and of the disks alone, are as ours; one inside its images is only shown."""
     await world.create("ours")
     taken(world, "stock", *with_memory(world, "stock"))
@@ -53,6 +57,14 @@ async def test_import(world: LibvirtWorld) -> None:
     assert not (world.directory / "stock.mem").exists()
     await world.check_runs(3)
     assert (await world.orch.verify(NAME, "next")).ok
+
+    driver = LibvirtDriver(storage=LocalStorage(world.qemu.img))
+    async with open_orchestrator(tmp_path / "other", drivers={"libvirt": driver}) as other:
+        await other.attach("theirs", driver="libvirt", uri=world.daemon.uri, of=world.theirs)
+        report = await other.sync("theirs")
+        assert report.imported == ()
+        assert "another root" in report.problems[0]
+    await check_records(world)
 
     world.virsh("snapshot-create-as", "inside")
     report = await world.orch.sync(NAME)

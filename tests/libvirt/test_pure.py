@@ -107,6 +107,7 @@ def test_memory_that_cannot_be_saved() -> None:
     assert domain_xml.memory_blocker(domain_xml.parse(DOMAIN)) == ""
     for new in (
         "<hostdev mode='subsystem'/><graphics",
+        "<tpm model='tpm-tis'><backend type='passthrough'/></tpm><graphics",
         "<filesystem type='mount'><driver type='virtiofs'/></filesystem><graphics",
     ):
         assert domain_xml.memory_blocker(changed("<graphics", new))

@@ -14,6 +14,7 @@ import trio
 
 from snaporch.drivers.libvirt.driver import LibvirtDriver
 from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import DeviceDisk
 from snaporch.orchestrator import open_orchestrator
@@ -25,15 +26,19 @@ GUEST = """\
 <domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='b'>{memory}</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='{machine}'>hvm</type><kernel>{kernel}</kernel><cmdline>{append}</cmdline></os>
 <features><acpi/></features>
-<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>
+{cpu}
 <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}
 <serial type='file'><source path='{log}' append='on'/><target port='0'/></serial>
-<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video>{extra}
+{extra}
 </devices></domain>"""
 DISK = """\
 <disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{path}'/>
-<target dev='{target}' bus='virtio'/></disk>"""
+<target dev='{target}' bus='virtio'/>{address}</disk>"""
+PLAIN = "<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video>"
+CPU = "<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>"
+# What the guest's disks are on with q35: where they still are what they were before virtio 1.0, which it speaks.
+ON_THE_BUS = "<address type='pci' domain='0x0000' bus='0x00' slot='0x{slot:02x}' function='0x0'/>"
 
 
 @attrs.define
@@ -66,10 +71,12 @@ async def open_libvirt_world(
     kernel: Path,
     *,
     append: str = "",
-    extra: str = "",
+    extra: str = PLAIN,
+    cpu: str = CPU,
     machine: str = "pc",
     attach: bool = True,
     transient: bool = False,
+    memory: int = MEMORY,
 ) -> AsyncIterator[LibvirtWorld]:
     """Make a world, its guest defined and started by libvirt and attached to; none of it is left afterwards."""
     directory.mkdir()
@@ -82,11 +89,20 @@ async def open_libvirt_world(
     xml = GUEST.format(
         name=theirs,
         uuid=uuid.uuid4(),
-        memory=MEMORY,
+        memory=memory,
         machine=machine,
         kernel=kernel,
         append=f"rate=100 dirty=20 ram={RAM_MIB} {append}",
-        disks="".join(DISK.format(target=d.target, path=d.path, format=d.format) for d in disks),
+        cpu=cpu,
+        disks="".join(
+            DISK.format(
+                target=d.target,
+                path=d.path,
+                format=d.format,
+                address="" if machine == "pc" else ON_THE_BUS.format(slot=16 + number),
+            )
+            for number, d in enumerate(disks)
+        ),
         log=log,
         extra=extra,
     )
@@ -94,10 +110,11 @@ async def open_libvirt_world(
     domain = connection.createXML(xml) if transient else connection.defineXML(xml)
     root = directory / "root"
     root.mkdir(mode=0o700)
-    definition = DomainDefinition(NAME, memory=MEMORY, disks=disks, driver="libvirt")
-    driver = LibvirtDriver(storage=LocalStorage(qemu.img))
+    definition = DomainDefinition(NAME, memory=memory, disks=disks, driver="libvirt")
+    storage = LocalStorage(qemu.img)
+    drivers = {"libvirt": LibvirtDriver(storage=storage), "qemu": QemuDriver(storage=storage)}
     try:
-        async with open_orchestrator(root, drivers={"libvirt": driver}) as orch:
+        async with open_orchestrator(root, drivers=drivers) as orch:
             world = LibvirtWorld(directory, qemu, orch, definition, log, daemon, theirs)
             if not transient:
                 await trio.to_thread.run_sync(domain.create)

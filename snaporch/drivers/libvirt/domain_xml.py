@@ -208,6 +208,8 @@ def memory_blocker(root: Element) -> str:
     devices = _devices(root)
     if devices.find("hostdev") is not None:
         return "a device of the host is passed through to it, whose state no hypervisor can save"
+    if (tpm := devices.find("tpm/backend")) is not None and tpm.get("type") != "emulator":
+        return f"it has a TPM of type {tpm.get('type')!r}, whose state is outside of QEMU"
     if root.find("launchSecurity") is not None:
         return "its memory is encrypted (launchSecurity)"
     if any(each.find("driver[@type='virtiofs']") is not None for each in devices.findall("filesystem")):
@@ -287,7 +289,20 @@ def _isolate(devices: Element) -> None:
         _drop(port, {"source", "log"})
     for channel in devices.findall("channel"):
         _drop(channel, {"source"})
+    for port in devices.findall("redirdev"):
+        if port.get("type") != "spicevmc":
+            port.set("type", "null")
+            _drop(port, {"source"})
+    for audio in devices.findall("audio"):
+        if audio.get("type") != "spice":
+            _drop(audio, {child.tag for child in audio})
+            audio.attrib = {"id": audio.get("id", "1"), "type": "none"}
+    spice = devices.find("graphics[@type='spice']") is not None
     _drop(devices, {"graphics"})
+    if spice:  # other devices need one; this one nobody can reach
+        graphics = Element("graphics", {"type": "spice"})
+        graphics.append(Element("listen", {"type": "none"}))
+        devices.append(graphics)
 
 
 def _drop(parent: Element, tags: Collection[str]) -> None:

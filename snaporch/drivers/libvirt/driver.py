@@ -315,13 +315,13 @@ class LibvirtDriver(Driver, Discovers, KeepsRecords):
         """See KeepsRecords."""
         async with self._theirs(record) as (connection, domain):
             if domain is not None:
-                await records.mark(connection, domain, ids)
+                await records.mark(connection, domain, record, ids)
 
     async def remove_records(self, record: DomainRecord, snapshots: Sequence[SnapshotRecord]) -> None:
         """See KeepsRecords."""
         async with self._theirs(record) as (connection, domain):
             if domain is not None:
-                await records.remove(connection, domain, snapshots)
+                await records.remove(connection, domain, record, snapshots)
 
     # Files.
 

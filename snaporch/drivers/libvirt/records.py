@@ -75,7 +75,8 @@ async def write(
     kept = {each.id: each.name for each in snapshots}
     wanted = {each.name: each for each in snapshots if record.records or each.foreign}
     current = next((name for name, each in there.items() if each.current), None)
-    for name in [n for n, each in there.items() if each.xml.mark and kept.get(each.xml.mark) != n]:
+    ours = {name: each.xml.mark for name, each in there.items() if each.xml.owner == record.uuid}
+    for name in [name for name, mark_ in ours.items() if kept.get(mark_) != name]:
         await _remove(connection, there[name])
         current = there[name].xml.parent if current == name else current
         del there[name]
@@ -101,20 +102,22 @@ async def write(
         )
 
 
-async def mark(connection: Connection, domain: Any, ids: Mapping[str, str]) -> None:
-    """Mark snapshots in libvirt's list as ours; by name, their ids here."""
+async def mark(connection: Connection, domain: Any, record: DomainRecord, ids: Mapping[str, str]) -> None:
+    """Mark snapshots in libvirt's list as those of a domain of ours; by name, their ids here."""
     there = await listed(connection, domain)
     for name, id_ in ids.items():
         if name in there and there[name].xml.mark != id_:
-            xml = snapshot_xml.marked(there[name].xml.root, id_)
+            xml = snapshot_xml.marked(there[name].xml.root, id_, record.uuid)
             await _redefine(connection, domain, xml, current=there[name].current)
 
 
-async def remove(connection: Connection, domain: Any, snapshots: Sequence[SnapshotRecord]) -> None:
+async def remove(
+    connection: Connection, domain: Any, record: DomainRecord, snapshots: Sequence[SnapshotRecord]
+) -> None:
     """Remove from libvirt's list what snaporch has put into it; what others have made stays."""
     foreign = {each.id for each in snapshots if each.foreign}
     for each in (await listed(connection, domain)).values():
-        if each.xml.mark and each.xml.mark not in foreign:
+        if each.xml.owner == record.uuid and each.xml.mark not in foreign:
             await _remove(connection, each)
 
 
@@ -156,6 +159,7 @@ def _record(
     state = "disk-snapshot" if snapshot.domain_state is DomainState.RUNNING else "shutoff"
     return Record(
         id=snapshot.id,
+        owner=domain.uuid,
         name=snapshot.name,
         parent=snapshot.parent,
         description=inner.description,

@@ -40,7 +40,8 @@ class XmlSnapshot:
         kinds: of each disk ``external``, ``internal`` or ``no``.
         overlays: of each external disk the overlay that was made, where that is said.
         frozen: of each disk with an image what it was on at the point.
-        mark: the id of the snapshot of ours that it is, or empty.
+        mark: the id of the snapshot of snaporch's that it is, or empty.
+        owner: by which domain of snaporch's, if any: that domain's uuid in its catalog.
         root: all of it.
     """
 
@@ -55,6 +56,7 @@ class XmlSnapshot:
     overlays: dict[str, str]
     frozen: tuple[DeviceDisk, ...]
     mark: str
+    owner: str
     root: Element
 
     @property
@@ -82,6 +84,7 @@ def read(text: str) -> XmlSnapshot:
         overlays={name: path for name, source in sources if (path := domain_xml.path_of(source))},
         frozen=domain_xml.images(domain) if domain is not None else (),
         mark=mark.get("id", "") if mark is not None else "",
+        owner=mark.get("domain", "") if mark is not None else "",
         root=root,
     )
 
@@ -92,6 +95,7 @@ class Record:
 
     Attributes:
         id: of the snapshot of ours.
+        owner: the uuid in the catalog of the domain that has it.
         name: its name.
         parent: the name of the one it descends from, or None.
         description: free text.
@@ -104,6 +108,7 @@ class Record:
     """
 
     id: str
+    owner: str
     name: str
     parent: str | None
     description: str
@@ -118,7 +123,7 @@ class Record:
         """Return whether libvirt's record says it already."""
         images, on = {disk.target: disk.path for disk in found.frozen}, found.overlays
         return (
-            (self.name, self.parent, self.id) == (found.name, found.parent, found.mark)
+            (self.name, self.parent, self.id, self.owner) == (found.name, found.parent, found.mark, found.owner)
             and self.description == found.description
             and all(images.get(disk.target) == disk.path for disk in self.frozen)
             and all(on.get(target) == path for target, path in self.overlays.items())
@@ -156,7 +161,7 @@ class Record:
             if domain is not None:
                 domain_xml.put_images(domain, self.frozen)
         if (domain := root.find("domain")) is not None:
-            _mark(domain, self.id)
+            _mark(domain, self.id, self.owner)
         return domain_xml.text_of(root)
 
     def _put_disks(self, root: Element) -> None:
@@ -202,20 +207,20 @@ def _renamed(root: Element, tag: str) -> Element:
     return root
 
 
-def _mark(domain: Element, id_: str) -> None:
+def _mark(domain: Element, id_: str, owner: str) -> None:
     metadata = domain.find("metadata")
     if metadata is None:
         metadata = Element("metadata")
         domain.append(metadata)
     _drop(metadata, MARK)
-    metadata.append(Element(MARK, {"id": id_}))
+    metadata.append(Element(MARK, {"id": id_, "domain": owner}))
 
 
-def marked(root: Element, id_: str) -> str:
+def marked(root: Element, id_: str, owner: str) -> str:
     """Return a record's XML with our mark, and nothing else changed."""
     root = copy.deepcopy(root)
     if (domain := root.find("domain")) is not None:
-        _mark(domain, id_)
+        _mark(domain, id_, owner)
     return domain_xml.text_of(root)
 
 
