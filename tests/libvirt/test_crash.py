@@ -30,7 +30,7 @@ async def runs_again(world: LibvirtWorld) -> None:
 
 
 @pytest.mark.parametrize("daemon", ["11.3"], indirect=True)
-@pytest.mark.parametrize("step", ["pause", "switch", "await_armed"])
+@pytest.mark.parametrize("step", ["pause", "switch"])
 async def test_killed_in_the_pause(world: LibvirtWorld, step: str) -> None:
     """The guard lets the guest run by libvirt's own call, and recovery puts the disks back."""
     before = await active(world)

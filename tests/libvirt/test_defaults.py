@@ -21,10 +21,6 @@ SPICE = """\
 <graphics type='spice' autoport='yes' passwd='secret'><listen type='address'/><image compression='off'/></graphics>
 <sound model='ich9'/><audio id='1' type='spice'/>
 <redirdev bus='usb' type='spicevmc'/><redirdev bus='usb' type='spicevmc'/><video><model type='qxl'/></video>"""
-VNC = """\
-<graphics type='vnc' autoport='yes'><listen type='address'/></graphics>
-<redirdev bus='usb' type='tcp'><source mode='bind' host='127.0.0.1' service='0'/><protocol type='raw'/></redirdev>
-<video><model type='vga'/></video>"""
 COMMON = """\
 <controller type='usb' model='qemu-xhci' ports='15'/><controller type='scsi' model='virtio-scsi'/>
 <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><target dev='sda' bus='sata'/><readonly/></disk>
@@ -34,10 +30,10 @@ COMMON = """\
 <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"""
 
 
+@pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_defaults(daemon: Libvirt, kernel: Path, tmp_path: Path) -> None:
-    """q35, virtio-scsi, SPICE or VNC, USB redirection, an agent's channel: taken, tried in a copy, gone back to."""
-    old = daemon.qemu == "-"
-    qemu, extra = _qemus()["7.2" if old else "10.0"], COMMON + (SPICE if old else VNC)
+    """q35, virtio-scsi, SPICE, USB redirection, an agent's channel: taken, tried in a copy, gone back to."""
+    qemu, extra = _qemus()["7.2"], COMMON + SPICE
     cpu = "<cpu mode='host-model'/>"
     async with open_libvirt_world(
         tmp_path / "w", daemon, qemu, kernel, machine="q35", extra=extra, cpu=cpu

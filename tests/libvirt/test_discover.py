@@ -14,6 +14,7 @@ from tests.live.world import NAME
 pytestmark = [pytest.mark.live, pytest.mark.xdist_group("libvirt")]
 
 
+@pytest.mark.parametrize("daemon", ["11.3"], indirect=True)
 async def test_discover(tmp_path: Path, daemon: Libvirt, kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that runs can be attached to, and is then the domain here; one that does not run is to be started."""
     qemu = _qemus()["7.2" if daemon.qemu == "-" else "10.0"]

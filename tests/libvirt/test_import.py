@@ -33,6 +33,7 @@ def with_memory(world: LibvirtWorld, name: str) -> list[str]:
     return ["--live", "--memspec", f"file={world.directory}/{name}.mem,snapshot=external"]
 
 
+@pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_import(world: LibvirtWorld, tmp_path: Path) -> None:
     """External ones, with memory and of the disks alone, are as ours; one inside its images is only shown."""
     await world.create("ours")

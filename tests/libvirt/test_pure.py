@@ -29,6 +29,8 @@ DOMAIN = """\
 <serial type='file'><source path='/tmp/serial.log'/><target port='0'/></serial>
 <channel type='unix'><source mode='bind' path='/run/a.sock'/><target type='virtio' name='org.qemu.guest_agent.0'/>
 </channel><graphics type='vnc' port='5900'/>
+<redirdev bus='usb' type='tcp'><source mode='bind' host='127.0.0.1' service='4000'/></redirdev>
+<audio id='1' type='pulseaudio' serverName='/run/p.sock'/>
 </devices></domain>"""
 
 
@@ -93,7 +95,16 @@ def test_a_copy_reaches_nothing_outside() -> None:
     images = [DeviceDisk("vda", "/o/vda.qcow2"), DeviceDisk("vdb", "/o/vdb.qcow2")]
     text = domain_xml.copied(DOMAIN, "copy", "99999999-2222-3333-4444-555555555555", images, "/o", incoming=True)
     root = domain_xml.parse(text)
-    for gone in ("default", "/tmp/serial.log", "/run/a.sock", "5900", "/var/lib/web_VARS.fd", "<name>web<"):  # noqa: S108
+    for gone in (
+        "default",
+        "/tmp/serial.log",  # noqa: S108
+        "/run/a.sock",
+        "/run/p.sock",
+        "4000",
+        "5900",
+        "/var/lib/web_VARS.fd",
+        "<name>web<",
+    ):
         assert gone not in text
     nic = root.find("devices/interface")
     assert nic is not None

@@ -48,6 +48,7 @@ async def check_records(world: LibvirtWorld) -> None:
         assert (named(world, name) == present) == (name == info.current)
 
 
+@pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_records(world: LibvirtWorld) -> None:
     """Create, revert, delete and rename: libvirt's tree is ours; without records nothing is there."""
     await world.create("one")

@@ -75,6 +75,7 @@ async def test_transient(daemon: Libvirt, kernel: Path, tmp_path: Path) -> None:
         await world.check_runs(3)
 
 
+@pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_paused_and_power_cycle(world: LibvirtWorld) -> None:
     """A checkpoint without --live; then libvirt's user ends the guest, and starts it again."""
     await world.create("still", Strategy.PAUSED)
