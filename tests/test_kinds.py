@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.errors import DamagedSnapshot, InvalidInput, Unsupported
 from snaporch.images.kinds import TABLE, Kind, Traced, Verb, refusal, table
+from snaporch.model.record import Boot
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from tests.image_place import MIB, SIZE, Place, content, opened, tool, write
 
@@ -106,6 +108,40 @@ async def test_start_needs_a_format(place: Place) -> None:
         await place.orch.start("one")
 
 
+async def test_what_an_earlier_version_has_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of an encrypted disk is not gone back to, nor booted: the fresh overlay would be in clear text."""
+    secret = ("--object", "secret,id=s0,data=passphrase", "-o", "encrypt.format=aes,encrypt.key-secret=s0")
+    disk = place.directory / "odd.qcow2"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", *secret, disk, str(SIZE))
+    await place.define("one", disk)
+    with monkeypatch.context() as earlier:
+        earlier.setitem(cast("dict[Kind, dict[Verb, str]]", TABLE), Kind.ENCRYPTED, {})
+        await place.snapshot("one", "s1")
+    files = sorted(os.listdir(place.directory / "root" / "one"))
+    with pytest.raises(Unsupported, match=r"\(vda\), snapshot s1: .*odd\.qcow2: it is encrypted"):
+        await place.orch.revert("one", "s1")
+    report = await place.orch.verify("one", "s1", boot=True)
+    assert (report.files, report.boot, report.ok) == ("good", Boot.NOT_POSSIBLE, True)
+    assert "it is encrypted" in report.reason
+    assert sorted(os.listdir(place.directory / "root" / "one")) == files
+
+
+@pytest.mark.parametrize(("bits", "most"), [(1, 0), (2, 2)])
+async def test_no_room_for_one_more(place: Place, bits: int, most: int) -> None:
+    """One that counts the users of a cluster in few bits takes as many snapshots as it can; one more is refused."""
+    disk = place.directory / "narrow.qcow2"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"refcount_bits={bits}", disk, str(SIZE))
+    write(disk, 0x11)
+    await place.define("one", disk)
+    inside = (DiskSnapshot(DeviceDisk("vda"), external=False),)
+    for number in range(most):
+        await place.orch.create("one", DomainSnapshot(f"s{number}", disks=inside), CreateFlag.DISK_ONLY)
+    with pytest.raises(Unsupported, match=rf"counted in too few bits \(refcount_bits={bits}\)"):
+        await place.orch.create("one", DomainSnapshot("more", disks=inside), CreateFlag.DISK_ONLY)
+    tool("qemu-img", "check", "-q", "-f", "qcow2", disk)
+    await place.snapshot("one", "beside")
+
+
 JSON = 'json:{"driver": "%s", "file": {"driver": "%s", "filename": "/a"}}'
 
 
@@ -176,3 +212,19 @@ async def test_a_block_device(place: Place, device: Path) -> None:
     await place.orch.delete("one", "s1")
     assert await place.active("one") == str(device)
     assert content(device, "raw") == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set up a block device")
+async def test_qcow2_on_a_block_device(place: Place, device: Path) -> None:
+    """The image is one as any other, with room inside it."""
+    tool("qemu-img", "create", "-q", "-f", "qcow2", device, str(SIZE // 2))
+    await place.define("one", str(device))
+    write(device, 0x66)
+    before = content(device)
+    disks = (DiskSnapshot(DeviceDisk("vda"), external=False),)
+    await place.orch.create("one", DomainSnapshot("s1", disks=disks), CreateFlag.DISK_ONLY)
+    overlay = await place.snapshot("one", "s2")
+    write(overlay, 0x77)
+    await place.orch.delete("one", "s2")
+    await place.orch.revert("one", "s1")
+    assert content(await place.active("one")) == before

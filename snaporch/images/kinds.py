@@ -19,7 +19,7 @@ class Verb(enum.StrEnum):
     CREATE = "create"
     INTERNAL = "create --internal"
     REVERT = "revert"
-    VERIFY = "verify"
+    VERIFY = "verify --boot"
     MERGE = "delete, flatten"
 
 
@@ -33,6 +33,7 @@ class Kind(enum.StrEnum):
     BITMAPS = "dirty bitmaps"
     ENCRYPTED = "encrypted"
     SPLIT = "external data file"
+    FULL = "as many snapshots inside as it counts"
     UNTYPED = "backing file without a format"
     FOREIGN = "other format"
     SLICED = "offset or size in a raw file"
@@ -48,8 +49,10 @@ _BITMAPS = (
     "lack that; remove them (`qemu-img bitmap --remove`, while it runs `block-dirty-bitmap-remove`), and let the "
     "next backup be a full one"
 )
+_CLEAR = {*_WRITTEN, Verb.REVERT, Verb.VERIFY, Verb.MERGE}
 _ENCRYPTED = "it is encrypted ({detail}), and an overlay would hold in clear text what the guest writes"
 _SPLIT = "its data is in a second file ({detail}), which no snapshot would hold and no checksum would cover"
+_FULL = "it has no room for one more snapshot inside: its clusters are counted in too few bits ({detail})"
 _UNTYPED = (
     "it does not say what format its backing file has, so that it would be guessed; say it: "
     "`qemu-img rebase -u -F FORMAT -b {detail} IMAGE`"
@@ -66,8 +69,9 @@ TABLE: Mapping[Kind, Mapping[Verb, str]] = {
     Kind.BLOCK: {Verb.INTERNAL: _NO_ROOM},
     Kind.INSIDE: {Verb.MERGE: "it has {detail} inside, which is not snaporch's"},
     Kind.BITMAPS: dict.fromkeys((*_WRITTEN, Verb.MERGE), _BITMAPS),
-    Kind.ENCRYPTED: dict.fromkeys((*_WRITTEN, Verb.REVERT, Verb.MERGE), _ENCRYPTED),
+    Kind.ENCRYPTED: dict.fromkeys(_CLEAR, _ENCRYPTED),
     Kind.SPLIT: dict.fromkeys((*_WRITTEN, Verb.MERGE), _SPLIT),
+    Kind.FULL: {Verb.INTERNAL: _FULL},
     Kind.UNTYPED: dict.fromkeys((Verb.START, *_WRITTEN, Verb.MERGE), _UNTYPED),
     Kind.FOREIGN: dict.fromkeys((*_WRITTEN, Verb.MERGE), _FOREIGN),
     Kind.SLICED: dict.fromkeys(_WRITTEN, _SLICED),
@@ -75,7 +79,7 @@ TABLE: Mapping[Kind, Mapping[Verb, str]] = {
     Kind.TEMPORARY: dict.fromkeys(_WRITTEN, _TEMPORARY),
     Kind.REMOTE: dict.fromkeys((*_WRITTEN, Verb.MERGE), _REMOTE),
 }
-_ONLY_ACTIVE = frozenset({Kind.BITMAPS, Kind.RAW, Kind.BLOCK})
+_ONLY_ACTIVE = frozenset({Kind.BITMAPS, Kind.RAW, Kind.BLOCK, Kind.FULL})
 """Kinds that matter where an image is written to, and not below that."""
 
 

@@ -281,8 +281,8 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
 
     async def check_image(self, path: str, format_: str) -> None:
         """See Storage."""
-        if format_ != "qcow2":
-            return  # a raw image has no structure
+        if format_ != "qcow2" or await trio.to_thread.run_sync(_is_encrypted, path):
+            return  # a raw image has no structure, and nobody here has a secret to look at that of an encrypted one
         try:
             await self._qemu_img("check", "-q", "-U", "-f", format_, path, good=(0, 3))  # 3: leaked clusters
         except OperationFailed as error:
@@ -372,7 +372,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
 
     async def _snapshot(self, option: str, path: str, tag: str) -> None:
         # `qemu-img snapshot` guesses the format unless it is told in this way.
-        image = f"driver=qcow2,file.driver=file,file.filename={path.replace(',', ',,')}"
+        image = f"driver=qcow2,file.driver={_protocol(path)},file.filename={path.replace(',', ',,')}"
         await self._qemu_img("snapshot", "-q", option, tag, "--image-opts", image)
         await trio.to_thread.run_sync(sync_path, path)
 
@@ -496,9 +496,20 @@ def _extract_memory(path: str, tag: str, copy: str) -> None:
         file.writelines(image.memory(tag))
 
 
+def _protocol(path: str) -> str:
+    """Return the driver by which QEMU opens what an image is in."""
+    return "host_device" if trace.is_block_device(path) else "file"
+
+
+def _is_encrypted(path: str) -> bool:
+    with suppress(DamagedSnapshot, OSError):  # qemu-img says so
+        return bool(qcow2.header(path).encryption)
+    return False
+
+
 def _throttled(path: str) -> str:
     """Return a qcow2 as ``--image-opts`` has it, its file in the throttle group ``limit``."""
-    throttle = "file.driver=throttle,file.throttle-group=limit,file.file.driver=file"
+    throttle = f"file.driver=throttle,file.throttle-group=limit,file.file.driver={_protocol(path)}"
     return f"driver=qcow2,{throttle},{_FILENAME}{path.replace(',', ',,')}"
 
 

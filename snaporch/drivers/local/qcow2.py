@@ -26,7 +26,8 @@ _ENTRY = struct.Struct(">QIHHIIQII")
 _EXTRA = struct.Struct(">QQ")  # of an entry: size of the memory, of the disk
 _V3, _FEATURES = 3, struct.Struct(">Q")
 _V2_LENGTH, _V3_LENGTH = 72, struct.Struct(">I")
-_AT_FEATURES, _AT_LENGTH = 72, 100
+_AT_FEATURES, _AT_ORDER, _AT_LENGTH = 72, 96, 100
+_V2_BITS = 16  # of a reference count
 _EXTENSION = struct.Struct(">II")
 _BACKING_FORMAT, _DATA_FILE, _BITMAPS = 0xE2792ACA, 0x44415441, 0x23852875
 _BITMAP_LIST = struct.Struct(">IIQQ")
@@ -50,6 +51,7 @@ class Header:
         data_file: the second file that holds the data, as it is written there; empty: there is none.
         encryption: by what it is encrypted, or an empty string.
         bitmaps: names of its persistent bitmaps.
+        full: by how many bits its clusters are counted, where no more snapshots inside can be; else empty.
     """
 
     backing: str = ""
@@ -57,6 +59,7 @@ class Header:
     data_file: str = ""
     encryption: str = ""
     bitmaps: tuple[str, ...] = ()
+    full: str = ""
 
 
 @attrs.frozen
@@ -186,10 +189,13 @@ def header(path: str) -> Header:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         head = os.pread(fd, _HEAD, 0)
-        magic, version, at, length, _, _, crypt, *_ = _HEADER.unpack_from(head.ljust(_HEADER.size, b"\0"))
+        magic, version, at, length, _, _, crypt, *_, inside, _ = _HEADER.unpack_from(
+            head.ljust(_HEADER.size, b"\0")
+        )
         if magic != _MAGIC:
             raise DamagedSnapshot(f"{path} is no qcow2 image", path)
         new = version >= _V3
+        bits = 1 << _V3_LENGTH.unpack_from(head, _AT_ORDER)[0] if new else _V2_BITS
         features = _FEATURES.unpack_from(head, _AT_FEATURES)[0] if new else 0
         found = dict(_extensions(head, _V3_LENGTH.unpack_from(head, _AT_LENGTH)[0] if new else _V2_LENGTH))
         return Header(
@@ -198,6 +204,7 @@ def header(path: str) -> Header:
             data_file=_text(found.get(_DATA_FILE, b"unnamed")) if features & _HAS_DATA_FILE else "",
             encryption=_CRYPT.get(crypt, str(crypt)) if crypt else "",
             bitmaps=tuple(_bitmaps(fd, found[_BITMAPS])) if _BITMAPS in found else (),
+            full=f"refcount_bits={bits}" if inside + 2 >= 1 << bits else "",
         )
     except struct.error:
         raise DamagedSnapshot(f"{path}: its header cannot be read", path) from None

@@ -19,6 +19,7 @@ from typing import Any
 from snaporch.drivers.local import qcow2
 from snaporch.errors import DamagedSnapshot, Refused
 from snaporch.images.kinds import Kind, Traced
+from snaporch.model.names import check_text
 
 _PROTOCOL = re.compile(r"[^:/]*:")  # as QEMU tells a protocol from a path
 _FILES = {"file", "host_device"}
@@ -100,17 +101,16 @@ def trace(path: str, format_: str) -> tuple[Traced, ...]:
 def _links(path: str, format_: str) -> Iterator[Traced]:
     while path:
         status = _status(path)
-        block = stat.S_ISBLK(status.st_mode)
-        kinds = {Kind.BLOCK: ""} if block else {}
         if format_ == "raw":
-            yield Traced(path, identity_of(status), kinds or {Kind.RAW: ""})
+            yield Traced(path, identity_of(status), {Kind.BLOCK if stat.S_ISBLK(status.st_mode) else Kind.RAW: ""})
             return
         if format_ != "qcow2":
-            yield Traced(path, identity_of(status), kinds | {Kind.FOREIGN: format_})
+            yield Traced(path, identity_of(status), {Kind.FOREIGN: format_})
             return
         head = qcow2.header(path)
-        kinds |= _kinds_of(head)
-        yield Traced(path, identity_of(status), kinds)
+        for name in (head.backing, head.data_file):
+            check_text(name, f"what {path} leads to")
+        yield Traced(path, identity_of(status), _kinds_of(head))
         if head.data_file:
             data, _ = _resolved(head.data_file, path)
             yield Traced(data, identity_of(_status(data)), {Kind.SPLIT: data})
@@ -128,6 +128,8 @@ def _kinds_of(head: qcow2.Header) -> dict[Kind, str]:
         kinds[Kind.ENCRYPTED] = head.encryption
     if head.data_file:
         kinds[Kind.SPLIT] = head.data_file
+    if head.full:
+        kinds[Kind.FULL] = head.full
     if head.bitmaps:
         kinds[Kind.BITMAPS] = ", ".join(head.bitmaps)
     if head.backing and not head.backing_format and not head.backing.startswith("json:"):
