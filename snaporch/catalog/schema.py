@@ -8,6 +8,7 @@ how to go back. A catalog of a newer schema is refused, untouched.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import sqlite3
@@ -355,11 +356,28 @@ def _check_nobody_works(root: Path) -> None:
                 raise Busy(lock.stem, *holder(lock)) from None
 
 
-def defined_images(path: Path) -> frozenset[str]:
-    """Return the images that the definitions of a catalog name, without symbolic links; for a worker thread."""
-    query = """
-        SELECT json_extract(disk.value, '$.path')
-        FROM domain, json_each(domain.record, '$.definition.disks') AS disk WHERE json_valid(domain.record)
+def images_behind(path: Path, root: str, above: str) -> frozenset[str]:
+    """Return the images that an image may lead to, by its domain's definition; for a worker thread.
+
+    These are the images that were in the chains of the domain's disks when it was defined, and no other domain's:
+    whoever may write to an image may exchange it.
+
+    Args:
+        path: the catalog.
+        root: the root.
+        above: the image.
     """
+    query = """
+        SELECT name, json_extract(record, '$.reads'), json_extract(record, '$.definition.disks'),
+            json_extract(record, '$.active'), EXISTS (SELECT 1 FROM file WHERE path = ? AND domain = name)
+        FROM domain WHERE json_valid(record)
+    """
+    found: set[str] = set()
     with closing(connect_reader(path)) as connection:
-        return frozenset(os.path.realpath(name) for (name,) in connection.execute(query))
+        for name, reads, disks, active, own in connection.execute(query, (above,)):
+            named = {disk["path"] for disk in json.loads(disks or "[]")}
+            known = set(json.loads(reads or "[]")) or {os.path.realpath(each) for each in named}
+            on = {disk["path"] for disk in json.loads(active or "{}").values()}
+            if own or above in named | known | on or above.startswith(f"{root}/{name}/"):
+                found |= known
+    return frozenset(found)

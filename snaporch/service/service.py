@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from snaporch.batch.schedule import Scheduler
-from snaporch.catalog.schema import defined_images
+from snaporch.catalog.schema import images_behind
 from snaporch.drivers.local.confine import Confinement
 from snaporch.errors import SnaporchError, Unavailable
 from snaporch.model.record import Event
@@ -97,7 +97,7 @@ class Service:
             str(self.orchestrator.root),
             lambda: self.config.directories,
             lambda: owner_ids(self.config.owners),
-            partial(defined_images, catalog_of(self.orchestrator).path),
+            partial(images_behind, catalog_of(self.orchestrator).path, str(self.orchestrator.root)),
         )
 
     def reload(self, config: Config) -> None:

@@ -104,6 +104,37 @@ async def test_an_image_that_a_definition_names(place: Place, tmp_path: Path) ->
         assert refused.status_code == 403
 
 
+async def test_an_image_that_is_exchanged(place: Place, tmp_path: Path) -> None:
+    """Whoever may write to a domain's image does not come to another domain's by it: by no file and no link."""
+    mine, other = place.image("mine.qcow2"), tmp_path / "other.qcow2"
+    Path(place.image("other.qcow2")).rename(other)
+    await place.orch.define(DomainDefinition("o", disks=(DeviceDisk("vda", str(other)),)))
+    await place.orch.create("o", DomainSnapshot("s"), CreateFlag.DISK_ONLY)
+    (status,) = (await place.orch.domain_info("o")).disks
+    clone = tmp_path / "clone.qcow2"
+    Path(place.image("clone.qcow2", "-b", str(other), "-F", "qcow2")).rename(clone)
+    await place.orch.define(DomainDefinition("c", disks=(DeviceDisk("vda", str(clone)),)))
+    assert (await place.http.get("/v1/domains/c")).json()["problem"] == ""  # it was defined so
+    assert (await place.define(mine)).status_code == 200
+    good = Path(mine).read_bytes()
+    for there in (str(other), status.active):
+        exchanged = place.image("exchanged.qcow2", "-b", there, "-F", "qcow2")
+        for link in (None, exchanged, there):
+            Path(mine).unlink()
+            if link is None:
+                Path(mine).write_bytes(Path(exchanged).read_bytes())
+            else:
+                Path(mine).symlink_to(link)
+            shown = (await place.http.get("/v1/domains/d")).json()
+            assert "is outside the directories" in shown["problem"], (there, link)
+            assert (await place.http.post("/v1/domains/d/start")).status_code in {403, 409}  # or: who reads it
+            taken = await place.http.post("/v1/domains/d/snapshots?wait=9", json={"snapshot": {"memory": False}})
+            assert taken.status_code == 403, taken.text
+    Path(mine).unlink()
+    Path(mine).write_bytes(good)
+    assert (await place.http.get("/v1/domains/d")).json()["problem"] == ""
+
+
 async def test_the_roots_own_paths(place: Place) -> None:
     """In the root a path is below the domain's directory and none of snaporch's own, however it is spelled."""
     (place.root / "plans").mkdir()

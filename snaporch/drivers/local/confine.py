@@ -68,14 +68,14 @@ class Confinement:
         root: the root: its domains' directories may be used.
         directories: returns where else paths may lead.
         owners: returns the ids of the users, beside root, who may own what is on the way.
-        defined: returns the images that definitions name, wherever these are: each definition was checked, or is
-            root's own.
+        behind: returns where an image may lead to beside that: what was below it when its domain was defined, for
+            each definition was checked, or is root's own. None: it is just being defined.
     """
 
     root: str
     directories: Callable[[], Sequence[str]]
     owners: Callable[[], frozenset[int]]
-    defined: Callable[[], frozenset[str]] = frozenset
+    behind: Callable[[str], frozenset[str]] | None = None
 
     def check(self, path: str, domain: str, what: str) -> None:
         """Refuse a path in a request that leads elsewhere, or that somebody else could lead elsewhere.
@@ -105,7 +105,7 @@ class Confinement:
         if not os.path.lexists(path):
             return
         # What other definitions name is not for this one: it would read the disk of another domain.
-        alone = attrs.evolve(self, defined=frozenset)
+        alone = attrs.evolve(self, behind=None)
         for link in alone.lineage(path, format_, resolve=partial(walk.resolve, trusted=self.owners())):
             if link.format == "qcow2":
                 walk.check_content(link.status, link.path, self.owners())
@@ -128,11 +128,22 @@ class Confinement:
         def before(path: str, above: Link | None) -> None:
             if above is not None:
                 self._check_link(path, above, resolve)
+            elif self.behind is not None:
+                self._check_top(path, self.behind, resolve)
 
         try:
             return lineage(path, format_, before)
         except Unread as error:
             raise Forbidden(f"{error}; a service follows nothing else") from None
+
+    def _check_top(self, path: str, behind: Callable[[str], frozenset[str]], resolve: Callable[[str], str]) -> None:
+        """Refuse an image from the catalog in whose place there is a link to something else by now."""
+        try:
+            real = resolve(path)
+        except OSError:
+            return  # whoever opens it says so
+        if real != path and not self._allowed(real) and real not in behind(path):
+            raise self._outside(f"image {path}", real)
 
     def _check_link(self, path: str, above: Link, resolve: Callable[[str], str]) -> None:
         """Refuse what an image names that is neither beside it nor where paths of requests may lead."""
@@ -141,9 +152,14 @@ class Confinement:
             real, beside = resolve(path), os.path.dirname(resolve(above.path))
         except OSError as error:
             raise Forbidden(f"{what}: {path}: {error.strerror}") from None
+        behind = partial(self.behind, above.path) if self.behind is not None else frozenset[str]
         if (inside := within_root(self.root, real)) is not None:
             check_in_root(inside, inside.parts[0] if inside.parts else "", what)
-        elif os.path.dirname(real) != beside and not self._allowed(real) and real not in self.defined():
+            # What is in the root snaporch has made. An image elsewhere may be exchanged.
+            known = self.behind is None or within_root(self.root, beside) is not None
+        else:
+            known = os.path.dirname(real) == beside or self._allowed(real)
+        if not known and real not in behind():
             raise self._outside(what, path)
 
     def _allowed(self, real: str) -> bool:
