@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -39,13 +39,22 @@ from snaporch.catalog.reading import (
 from snaporch.catalog.reserve import give_up_reserve, make_reserve
 from snaporch.catalog.schema import connect, connect_read_only, connect_reader
 from snaporch.catalog.writing import Change, apply, release_claims
-from snaporch.errors import NotFound, SnaporchError, TargetExists
+from snaporch.errors import InvalidInput, NotFound, SnaporchError, TargetExists
 from snaporch.model.domain import DomainRecord
 from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord, Unreadable
 
 T = TypeVar("T")
 
 PRUNED_AT_ONCE = 1_000  # rows of the journal that one transaction forgets
+
+
+@contextmanager
+def _only_text() -> Iterator[None]:
+    """Refuse a name that is not UTF-8: nothing here has it."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{error.object!r} is not UTF-8, in which names and paths are kept") from None
 
 
 @attrs.define
@@ -70,7 +79,8 @@ class Catalog:
         each row, 5 ms each while others keep this one busy.
         """
         await trio.lowlevel.checkpoint()
-        return work(self._reader)
+        with _only_text():
+            return work(self._reader)
 
     async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what `work` does in one transaction: all of it, durable on return, or none.
@@ -94,7 +104,8 @@ class Catalog:
                 return _transaction(writer, work)
 
         try:
-            return await trio.to_thread.run_sync(or_by_the_reserve, limiter=self._writing)
+            with _only_text():
+                return await trio.to_thread.run_sync(or_by_the_reserve, limiter=self._writing)
         except sqlite3.IntegrityError as error:
             raise TargetExists(f"the catalog has it already: {error}") from None
         except sqlite3.Error as error:

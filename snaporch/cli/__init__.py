@@ -22,6 +22,8 @@ from snaporch.cli.habits import in_words
 from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.runner import ANYTHING, refuse, report, run
 from snaporch.cli.session import Answer, Session
+from snaporch.errors import InvalidInput
+from snaporch.model.names import check_text
 
 __all__ = ["execute", "main"]
 
@@ -73,6 +75,11 @@ def _application() -> App:
 def execute(arguments: Sequence[str]) -> int:
     """Run the program and return its exit status; it never raises."""
     session, app = Session(as_json="--json" in arguments), _application()
+    for word in arguments:
+        try:
+            check_text(word, "arguments")
+        except InvalidInput as error:
+            return report(session, error)
 
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],

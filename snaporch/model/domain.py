@@ -216,6 +216,9 @@ class DomainRecord:
         clock_behind_seconds: how far the guest's clock was behind after the domain last went back to memory, once
             its agent had set it where it could; None: it has been started since, or that is not known.
         origin: of a clone: where it comes from.
+        reads: all images of its disks' chains as it was defined or attached to, without symbolic links; empty: not
+            known.
+        below: by path of an image that snaporch has put a disk on, all images below it, as they were left.
     """
 
     definition: DomainDefinition
@@ -232,6 +235,8 @@ class DomainRecord:
     records: bool = True
     clock_behind_seconds: float | None = None
     origin: Origin | None = None
+    reads: tuple[str, ...] = ()
+    below: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     @property
     def name(self) -> str:

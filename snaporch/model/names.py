@@ -30,6 +30,21 @@ def check_name(name: str, what: str = "snapshot") -> str:
     return name
 
 
+def check_text(text: str, what: str) -> str:
+    """Return `text` when it can be kept, shown and passed on.
+
+    Raises:
+        InvalidInput: it has bytes that are not UTF-8, or a NUL.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{what}: {text!r} is not UTF-8, in which names and paths are kept: rename it") from None
+    if "\0" in text:
+        raise InvalidInput(f"{what}: {text!r} has a NUL in it, which no path has")
+    return text
+
+
 def in_order(domains: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the domains of an operation, sorted: the order in which their locks are taken.
 

@@ -46,6 +46,7 @@ from snaporch.engine.states import State
 from snaporch.engine.steps import CREATE, QUIESCED, ROLLBACK_CREATE, all_steps, create_phases
 from snaporch.engine.verdict import guard_acted
 from snaporch.errors import DeadlineExceeded, HypervisorError
+from snaporch.images.kinds import Verb
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
 from snaporch.model.names import in_order, new_id
@@ -55,11 +56,12 @@ from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.operations.checks import check_verb, unlike
 from snaporch.operations.create_checks import check_create
-from snaporch.operations.create_plan import Scene, at_one_point, plan_create
+from snaporch.operations.create_plan import Scene, at_one_point, check_way_back, plan_create
 from snaporch.operations.create_undo import CreateUndo
 from snaporch.operations.disks import check_taken
 from snaporch.operations.estimate import LOOK_BACK
 from snaporch.operations.records import check_records
+from snaporch.operations.unchanged import check_current, left_on
 
 # While guests are paused, streams that have begun already would take the CPUs by which the others are armed.
 HOLD_SECONDS = 0.25
@@ -322,16 +324,15 @@ class Participant(CreateUndo):
         record, domain = self._record(), self.plan.domain
         self.result = record
         overlays = {disk.disk.target: disk.external_sn for disk in record.snapshot.disks if disk.external_sn}
+        domain = attrs.evolve(
+            domain,
+            active=domain.active | overlays,
+            current=record.name,
+            way_back=record.way_back or domain.way_back,
+        )
         return Change(
             snapshots=(record,),
-            domains=(
-                attrs.evolve(
-                    domain,
-                    active=domain.active | overlays,
-                    current=record.name,
-                    way_back=record.way_back or domain.way_back,
-                ),
-            ),
+            domains=(left_on(domain, {each.path: each.base.chain for each in self.plan.overlays}),),
             files={self.name: tuple(sorted(self.made))},
         )
 
@@ -394,7 +395,11 @@ async def create(
             for plan, (_, machine) in zip(plans, scenes, strict=True)
         ]
         for each in participants:
-            await check_taken(context, operation, each.plan.domain, each.machine, each.plan.bases)
+            await check_current(context, each.plan.domain)
+            taken = dict.fromkeys((overlay.base for overlay in each.plan.overlays), Verb.CREATE)
+            taken |= dict.fromkeys((point.base for point in each.plan.inside), Verb.INTERNAL)
+            await check_taken(context, operation, each.plan.domain, each.machine, taken)
+            check_way_back(each.plan)
         await check_create(participants)
         for each in participants:
             if each.plan.quiesce and each.machine is not None:

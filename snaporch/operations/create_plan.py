@@ -28,9 +28,10 @@ from snaporch.drivers.base import (
     require,
 )
 from snaporch.errors import InvalidInput, Unsupported
+from snaporch.images.kinds import TABLE, Kind, Verb
 from snaporch.model.domain import DiskStatus, DomainRecord, DomainState, MachineShape
 from snaporch.model.formats import versioned
-from snaporch.model.names import check_name, short
+from snaporch.model.names import check_name, check_text, short
 from snaporch.model.record import Estimate, PastCheckpoint
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
@@ -148,7 +149,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         flags |= CreateFlag.LIVE  # to say how the guest's memory is taken while it runs is to say that it runs
     memory = snapshot.memory and CreateFlag.DISK_ONLY not in flags
     _check_kind(scene, snapshot, flags, memory=memory)
-    _check_way_back(scene, options, memory=memory)
+    _check_text(snapshot)
     name = check_name(snapshot.name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(scene.now)))
     taken = _taken_disks(scene, snapshot, options.exclude, name)
     inside = tuple(how for _, how in taken if isinstance(how, Inside))
@@ -243,6 +244,28 @@ def _hypervisor(capabilities: Capabilities | None) -> dict[str, str]:
     return {"name": capabilities.hypervisor, **capabilities.versions} if capabilities is not None else {}
 
 
+def _check_text(snapshot: DomainSnapshot) -> None:
+    overlays = [disk.external_sn.path for disk in snapshot.disks if disk.external_sn is not None]
+    for what, text in (("description", snapshot.description), ("memory file", snapshot.memory_file or "")):
+        check_text(text, what)
+    for path in overlays:
+        check_text(path, "overlay")
+
+
+def check_way_back(plan: CreatePlan) -> None:
+    """Refuse a checkpoint that its domain could never go back to; asked last: what its images say is clearer.
+
+    Raises:
+        Unsupported: so it is, and it was not asked for all the same.
+    """
+    back = plan.way_back
+    if plan.snapshot.memory and back is not None and back.way is Way.NONE and not plan.options.even_if_no_way_back:
+        raise Unsupported(
+            f"{plan.domain.name} could never go back to this checkpoint: {back.reason}; "
+            "with --even-if-no-way-back it is taken all the same"
+        )
+
+
 def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, memory: bool) -> None:
     internal = [disk.disk.target for disk in snapshot.disks if not disk.external]
     if CreateFlag.LIVE in flags and (internal or not memory):
@@ -264,15 +287,6 @@ def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, me
     if internal and not memory and scene.state is not DomainState.INACTIVE:
         raise Unsupported(
             "of a guest that runs, disks alone are taken in files of their own, not inside the images"
-        )
-
-
-def _check_way_back(scene: Scene, options: CreateOptions, *, memory: bool) -> None:
-    back = scene.way_back
-    if memory and back is not None and back.way is Way.NONE and not options.even_if_no_way_back:
-        raise Unsupported(
-            f"{scene.domain.name} could never go back to this checkpoint: {back.reason}; "
-            "with --even-if-no-way-back it is taken all the same"
         )
 
 
@@ -304,7 +318,7 @@ def _one_disk(
     frozen = DeviceDisk(status.target, status.active, status.format)
     if asked is not None and not asked.external:
         if status.format != "qcow2":
-            raise InvalidInput(f"{status.target} is {status.format}: only inside a qcow2 image is there room")
+            raise InvalidInput(f"{status.target} is {status.format}: {TABLE[Kind.RAW][Verb.INTERNAL]}")
         tag = tag_of(asked.name or name)
         return DiskSnapshot(frozen, tag, external=False), Inside(status, tag)
     path = asked.external_sn.path if asked is not None and asked.external_sn is not None else ""

@@ -8,7 +8,8 @@ Rule 2: a domain that is on overlays is on them until these are merged. No defin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -22,6 +23,7 @@ from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeviceDisk
 from snaporch.operations.claims import claim
 from snaporch.operations.readers import check_writable, marked_elsewhere, processes_of
+from snaporch.operations.unchanged import check_as_left, check_below
 
 # --- definitions ----------------------------------------------------------------------------------------------
 
@@ -44,7 +46,9 @@ async def redefined(context: Context, known: DomainRecord, definition: DomainDef
             del active[target]
         elif wanted is None or not await _same(storage, wanted, was, was.readonly) or target not in old:
             raise Refused(_does_not_fit(known.name, was, on))
-    return attrs.evolve(known, definition=definition, template=None, active=active)
+    yours = {disk.path for disk in definition.disks}
+    below = {path: chain for path, chain in known.below.items() if path not in yours}
+    return attrs.evolve(known, definition=definition, template=None, active=active, below=below)
 
 
 async def _same(storage: Storage, wanted: DeviceDisk, image: DeviceDisk, readonly: bool) -> bool:
@@ -85,20 +89,21 @@ async def check_forgettable(context: Context, record: DomainRecord) -> None:
             )
 
 
-async def check_new(context: Context, operation: Operation, record: DomainRecord) -> None:
-    """Claim what a domain that is to be known reads, and refuse images that belong to others.
+async def check_new(context: Context, operation: Operation, record: DomainRecord) -> frozenset[str]:
+    """Claim what a domain that is to be known reads, return that, and refuse images that belong to others.
 
     Raises:
         Refused: its guest would write to what others read, or somebody else writes to what it would read.
         Busy: an operation is just writing to one of its images.
     """
-    await _claim(context, operation, record, record.disks)
+    chains = await _claim(context, operation, record, record.disks)
     await check_writable(context, record)
     await _check_written(context, record)
+    return frozenset(os.path.realpath(link.path) for chain in chains.values() for link in chain)
 
 
-async def check_attached(context: Context, operation: Operation, record: DomainRecord) -> None:
-    """Refuse to take charge of a guest that is another domain's, or that writes to what others need as it is.
+async def check_attached(context: Context, operation: Operation, record: DomainRecord) -> frozenset[str]:
+    """Return what a guest reads; refuse one that is another domain's, or that writes to what others need as it is.
 
     Raises:
         Refused: in words, which domain it is, or who reads what it writes to.
@@ -109,12 +114,39 @@ async def check_attached(context: Context, operation: Operation, record: DomainR
         if there and other.name != record.name and processes & processes_of(context.driver(other), other):
             raise Refused(f"that process is domain {other.name} already: `snaporch domain show {other.name}`")
     storage = context.driver(record).storage
+    found: set[str] = set()
     for disk in record.disks:
         try:
             await storage.trace(disk.path, disk.format)
         except Refused:  # it is no file of this host: a create says so, and nobody else can read it here
             continue
-        await check_new(context, operation, attrs.evolve(record, definition=_only(record.definition, disk)))
+        found |= await check_new(
+            context, operation, attrs.evolve(record, definition=_only(record.definition, disk))
+        )
+    return frozenset(found)
+
+
+async def reattached(context: Context, known: DomainRecord, record: DomainRecord) -> DomainRecord:
+    """Return the record of a domain that is attached to once more, with what is known of it from before.
+
+    Raises:
+        Refused: its owner has started it again without the image that has a disk's newest data, or on a chain that
+            was changed meanwhile.
+        DamagedSnapshot: somebody has written to an image that a snapshot of it holds.
+    """
+    storage = context.driver(record).storage
+    has = await storage.identities([disk.path for disk in record.disks])
+    left = await storage.identities([disk.path for disk in known.active.values()])
+    for target, disk in known.active.items():
+        if disk.path in left and left[disk.path] not in has.values():
+            raise Refused(
+                f"{record.name} was left on {disk.path} ({target}), which holds the newest data of that disk, and "
+                "this guest is not on it: end it, and start it on that image. A guest that is another one is "
+                "attached to under another name"
+            )
+    record = attrs.evolve(record, below=known.below, tags=known.tags, max_depth=known.max_depth)
+    await check_as_left(context, record)
+    return attrs.evolve(record, current=known.current or record.current)
 
 
 def _only(definition: DomainDefinition, disk: DeviceDisk) -> DomainDefinition:
@@ -198,6 +230,19 @@ async def check_drives(record: DomainRecord, machine: Machine, storage: Storage)
             )
 
 
+async def check_no_jobs(name: str, machine: Machine) -> None:
+    """Refuse to change the chains of a machine while another program has it work on them.
+
+    Raises:
+        Refused: so it is.
+    """
+    if jobs := await machine.jobs_of_others():
+        raise Refused(
+            f"{name}: another program has its hypervisor work on its images ({', '.join(jobs)}): wait until that "
+            "is over, or end it there"
+        )
+
+
 def _unknown(record: DomainRecord, disk: DiskStatus) -> str:
     return (
         f"{record.name} writes to {disk.active} ({disk.target}), which is not in its definition: it would be "
@@ -214,7 +259,7 @@ async def check_taken(
     operation: Operation,
     record: DomainRecord,
     machine: Machine | None,
-    disks: Iterable[DiskStatus],
+    disks: Mapping[DiskStatus, Verb],
 ) -> None:
     """Claim what a snapshot is to be taken of, and refuse what it could not hold, or could not be gone back to.
 
@@ -223,36 +268,37 @@ async def check_taken(
         operation: the create.
         record: the domain's.
         machine: its machine, or None.
-        disks: those that are taken, as they are.
+        disks: those that are taken, as they are, each with what is done with it.
 
     Raises:
         Unsupported: an image is of a kind that is not taken.
         Refused: an image cannot be looked at, or is frozen for another root.
     """
     storage = context.driver(record).storage
-    disks = list(disks)
     if machine is not None:
         odd = await machine.oddities()
-        for disk in disks:
+        for disk, verb in disks.items():
             if why := odd.get(disk.target):
-                raise Unsupported(f"{record.name} ({disk.target}): {why.refused(Verb.CREATE)}")
+                raise Unsupported(f"{record.name} ({disk.target}): {why.refused(verb)}")
         await check_drives(record, machine, storage)
+        await check_no_jobs(record.name, machine)
+    await check_below(storage, record, [disk.chain for disk in disks])
     images: dict[str, str] = {}
-    for disk in disks:
-        chain = await _trace_taken(storage, record, disk)
+    for disk, verb in disks.items():
+        chain = await _trace_taken(storage, record, disk, verb)
         images |= {link.identity: link.path for link in chain}
         if who := await marked_elsewhere(context, storage, disk.active):
             raise Refused(f"{record.name} writes to {disk.active} ({disk.target}), which is frozen for {who}")
     await claim(context, operation, images, write=False)
 
 
-async def _trace_taken(storage: Storage, record: DomainRecord, disk: DiskStatus) -> tuple[Traced, ...]:
+async def _trace_taken(storage: Storage, record: DomainRecord, disk: DiskStatus, verb: Verb) -> tuple[Traced, ...]:
     try:
         chain = await storage.trace(disk.active, disk.format)
     except Refused as error:
         remote = Traced(disk.active, "", {Kind.REMOTE: str(error)})
-        raise Unsupported(f"{record.name} ({disk.target}): {remote.refused(Verb.CREATE)}") from error
-    if why := refusal(Verb.CREATE, chain):
+        raise Unsupported(f"{record.name} ({disk.target}): {remote.refused(verb)}") from error
+    if why := refusal(verb, chain):
         raise Unsupported(f"{record.name} ({disk.target}): {why}")
     return chain
 
@@ -266,6 +312,17 @@ async def claim_snapshot(context: Context, operation: Operation, snapshot: Snaps
     storage = context.driver(await context.catalog.domain(snapshot.domain)).storage
     there = await storage.identities(snapshot.paths)
     await claim(context, operation, {identity: path for path, identity in there.items()}, write=False)
+
+
+async def check_fresh(storage: Storage, snapshot: SnapshotRecord, verb: Verb) -> None:
+    """Refuse to put fresh overlays over a snapshot's images where the table of kinds refuses the verb.
+
+    Raises:
+        Unsupported: an earlier snaporch has taken it, of an image of a kind that is refused now.
+    """
+    for disk in snapshot.snapshot.disks:
+        if disk.external and (why := refusal(verb, await storage.trace(disk.disk.path, disk.disk.format))):
+            raise Unsupported(f"{snapshot.domain} ({disk.disk.target}), snapshot {snapshot.name}: {why}")
 
 
 async def release_marks(context: Context, storage: Storage, paths: Iterable[str]) -> None:

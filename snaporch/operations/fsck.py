@@ -22,6 +22,7 @@ from snaporch.model.domain import DomainRecord, Handle
 from snaporch.model.record import FileRecord, Finding, OperationKind, SnapshotRecord, Trouble, Unreadable
 from snaporch.operations.readers import kept_for, processes_of, tips
 from snaporch.operations.recover import recover, sweep
+from snaporch.operations.unchanged import check_below
 from snaporch.operations.verify import check_chains
 
 
@@ -142,12 +143,16 @@ async def _processes(scene: Scene, *, repair: bool) -> list[Finding]:
 
 async def _disks(scene: Scene) -> list[Finding]:
     """Report images that cannot be read, and those on which a running domain is other than the catalog says."""
-    found = []
+    found, chains = [], []
     for disk in scene.record.disks:
         try:
-            await scene.driver.storage.chain(disk.path, disk.format)
+            chains.append([link.path for link in await scene.driver.storage.chain(disk.path, disk.format)])
         except Refused as error:
             found.append(scene.finding(Trouble.BROKEN_DISK, disk.path, f"{disk.target}: {error}"))
+    try:
+        await check_below(scene.driver.storage, scene.record, chains)
+    except Refused as error:
+        found.append(scene.finding(Trouble.BROKEN_DISK, "", str(error)))
     if scene.machine is None:
         return found
     wanted = {disk.target: disk.path for disk in scene.record.disks}

@@ -27,6 +27,7 @@ from snaporch.operations.made import MadePlan
 from snaporch.operations.merging import MergeJournal, Merging, as_it_is
 from snaporch.operations.recover import recalled, sweep
 from snaporch.operations.revert_plan import RevertPlan
+from snaporch.operations.unchanged import left_on
 
 
 @attrs.define
@@ -105,12 +106,10 @@ async def _create(context: Context, _: Operation, text: str, answer: _Answer) ->
             continue
         storage = context.driver(record).storage
         made = [path for path in plan.files if await storage.exists(path)]
-        active = dict(record.active)
-        for overlay in plan.overlays:
-            # An overlay that is there holds the newest data; where it is gone what is below it is complete.
-            if record.handle is None and overlay.path in made:
-                active[overlay.target] = DeviceDisk(overlay.target, overlay.path)
-        record = attrs.evolve(record, active=active)
+        # An overlay that is there holds the newest data; where it is gone what is below it is complete.
+        on = [each for each in plan.overlays if record.handle is None and each.path in made]
+        active = record.active | {each.target: DeviceDisk(each.target, each.path) for each in on}
+        record = left_on(attrs.evolve(record, active=active), {each.path: each.base.chain for each in on})
         answer.changes.append(Change(domains=(record,), files={record.name: tuple(made)}))
         answer.kept += [f"{disk.target} of {record.name}: on {disk.path}" for disk in record.disks]
         answer.kept += _surplus(record, made)

@@ -18,6 +18,7 @@ from snaporch.operations.checks import check_verb
 from snaporch.operations.disks import check_drives, check_start
 from snaporch.operations.recover import sweep
 from snaporch.operations.shape import WantedDisk, check_shape
+from snaporch.operations.unchanged import check_as_left
 
 AT_ONCE = 64  # domains that are looked at side by side
 
@@ -31,24 +32,8 @@ async def start(context: Context, name: str, *, paused: bool) -> None:
                 raise Refused(f"{name} is {await machine.state()} already")
         await sweep(context, record, end=True)
         await check_start(context, operation, record)
-        await _check_frozen(context, record)
+        await check_as_left(context, record, still=True)
         await _launch(context, attrs.evolve(record, frozen=False, clock_behind_seconds=None), paused=paused)
-
-
-async def _check_frozen(context: Context, record: DomainRecord) -> None:
-    """Refuse to run on an image that was frozen for a snapshot and that somebody has written to since.
-
-    Raises:
-        DamagedSnapshot: the guest would find neither what it wrote nor what the snapshot holds.
-        Refused: somebody else has one of the images open for writing.
-    """
-    storage = context.driver(record).storage
-    snapshots = await context.catalog.readable_snapshots(record.name)
-    frozen = {file.path: file for snapshot in snapshots for file in snapshot.frozen}
-    for disk in record.disks if frozen else ():
-        for link in await storage.chain(disk.path, disk.format, still=True):
-            if link.path in frozen:
-                await storage.check(frozen[link.path])
 
 
 async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> None:

@@ -9,7 +9,7 @@ in no chain).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 
 import attrs
@@ -47,7 +47,9 @@ from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot
 from snaporch.operations.checks import check_verb
 from snaporch.operations.claims import claim
+from snaporch.operations.disks import check_no_jobs
 from snaporch.operations.readers import Readers, check_unopened, kept_for, marked_elsewhere, processes_of, readers
+from snaporch.operations.unchanged import check_below, check_frozen, looked_up
 
 
 @versioned("merge-journal")
@@ -140,7 +142,9 @@ async def as_it_is(record: DomainRecord, machine: Machine | None) -> DomainRecor
         found = now.get(disk.target)
         if found is not None and found.active != disk.path and not disk.readonly:
             active[disk.target] = attrs.evolve(disk, path=found.active, format=found.format)
-    return attrs.evolve(record, active=active)
+    moved = {disk.path for disk in active.values()} - {disk.path for disk in record.active.values()}
+    below = {path: chain for path, chain in record.below.items() if path not in moved}
+    return attrs.evolve(record, active=active, below=below)
 
 
 # --- what a merge moves -------------------------------------------------------------------------------------------
@@ -258,12 +262,27 @@ class Merging:
         touched = _touched(plan)
         if touched:
             self.others.check_seen(what)
+            await self._check_unchanged(graph, touched)
         for step in plan.steps:
             self._check_able(step)
             if step.where is Where.OFFLINE:
                 await self.driver.storage.chain(step.top, graph.images[step.top].format, still=True)
+        if self.machine is not None and plan.steps:
+            await check_no_jobs(self.record.name, self.machine)
         images = {graph.images[path].identity: path for path in touched}
         await check_unopened(self.driver.storage, images, self._processes, what)
+
+    async def _check_unchanged(self, graph: Graph, touched: Collection[str]) -> None:
+        """Refuse to merge what was changed behind snaporch's back, but for what an earlier try has written."""
+        storage, record = self.driver.storage, self.record
+        if self.journal.written:
+            return
+        chains = [
+            [image.path for image in graph.chain(disk.path)] for disk in record.disks if disk.path in graph.images
+        ]
+        await check_below(storage, record, chains)
+        stay = [s for s in await self.context.catalog.snapshots(record.name) if s.name not in self.doomed]
+        await check_frozen(storage, record.name, stay, touched)
 
     @property
     def _processes(self) -> set[int]:
@@ -398,14 +417,16 @@ class Merging:
 
     async def _note(self, graph: Graph, step: MergeStep) -> None:
         """Put into the catalog what a merge has moved and changed."""
-        record = _moved_domain(self.record, step, graph)
+        record = await looked_up(self.driver.storage, _moved_domain(self.record, step, graph))
         updated = await self._sealed(_written(step), step, graph)
         await self.context.catalog.write(Change(domains=(record,), updated=updated))
         self.record, self.sealed = record, self.sealed | _written(step)
 
     async def seal_anew(self, written: Iterable[str]) -> None:
         """Put into the catalog what merges changed that were cut short before it knew."""
-        await self.context.catalog.write(Change(updated=await self._sealed(set(written) - self.sealed)))
+        self.record = await looked_up(self.driver.storage, self.record)
+        updated = await self._sealed(set(written) - self.sealed)
+        await self.context.catalog.write(Change(domains=(self.record,), updated=updated))
 
     async def _sealed(
         self, written: set[str], step: MergeStep | None = None, graph: Graph | None = None
@@ -483,7 +504,9 @@ async def _obeying(context: Context, record: DomainRecord) -> DomainRecord:
     active = {disk.target: disk for disk in record.disks if disk.target in moved}
     active = {t: attrs.evolve(disk, format=moved[t][0], path=moved[t][2]) for t, disk in active.items()}
     if active:
-        record = attrs.evolve(record, active=record.active | active)
+        now = {disk.path for disk in active.values()}
+        below = {path: chain for path, chain in record.below.items() if path not in now}
+        record = attrs.evolve(record, active=record.active | active, below=below)
         await context.catalog.write(Change(domains=(record,)))
     for verdict in verdicts.values():
         await verdict.forget()

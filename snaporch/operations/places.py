@@ -11,7 +11,10 @@ from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
 from snaporch.errors import InvalidInput
 from snaporch.model.domain import DomainDefinition, DomainRecord
+from snaporch.model.names import check_text
 from snaporch.model.reserved import check_command_line, check_domain_name
+
+MOST_BYTES = 1023  # of the name of a backing file in a qcow2 header
 
 
 def paths_of(definition: DomainDefinition) -> dict[str, str]:
@@ -29,6 +32,15 @@ async def check_definition(context: Context, definition: DomainDefinition) -> No
         Refused: a path could not be looked at in time.
     """
     check_domain_name(definition.name)
+    for what, path in paths_of(definition).items():
+        check_text(path, f"{definition.name}: {what}")
+        if what.startswith("disk") and len(path.encode()) > MOST_BYTES:
+            size = f"a path of {len(path.encode()):,} bytes"
+            raise InvalidInput(
+                f"{definition.name}: {what}: {size}: an overlay names its base in up to {MOST_BYTES:,}"
+            )
+    for word in (definition.append, definition.emulator, *definition.extra_args):
+        check_text(word, f"{definition.name}: arguments")
     check_command_line(definition)
     storage = context.driver(DomainRecord(definition)).storage
     for what, path in paths_of(definition).items():

@@ -68,6 +68,7 @@ from snaporch.operations.revert_checks import check_free, check_revert, state_be
 from snaporch.operations.revert_plan import plan_revert, renamed, wanted_state
 from snaporch.operations.revert_undo import RevertUndo
 from snaporch.operations.trial import Trial, plan_trial
+from snaporch.operations.unchanged import left_on
 
 _log = structlog.get_logger("snaporch")
 
@@ -261,7 +262,9 @@ class Reverter(RevertUndo):
     def domain(self) -> DomainRecord:
         """Return the domain's record as it is after the revert."""
         record = self.plan.snapshot
-        return DomainRecord(
+        frozen = {target: [file.path for file in files] for target, files in record.images.items()}
+        reads = {*self.plan.domain.reads, *(os.path.realpath(file.path) for file in record.frozen)}
+        domain = DomainRecord(
             definition=attrs.evolve(record.definition, clock=self.plan.domain.definition.clock),
             active={disk.target: disk for disk in self.plan.disks},
             current=record.name,
@@ -274,7 +277,9 @@ class Reverter(RevertUndo):
             records=self.plan.domain.records,
             clock_behind_seconds=self.behind,
             origin=self.plan.domain.origin,
+            reads=tuple(sorted(reads)),
         )
+        return left_on(domain, {d.path: frozen[d.target] for d in self.plan.disks if d.target in self.plan.frozen})
 
     async def commit(self) -> Change:
         """Return what the catalog is to know; from here on the new guest is the domain's."""

@@ -8,10 +8,12 @@ from snaporch.drivers.base import Driver, ImagePoints, Machine, need
 from snaporch.engine.context import Context
 from snaporch.engine.ways import WAYS
 from snaporch.errors import DamagedSnapshot, HypervisorError, Unsupported
+from snaporch.images.kinds import Verb
 from snaporch.model.domain import DomainState
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.way import Way
 from snaporch.operations.checks import EMPTY_OVERLAY_BYTES, STREAM_BYTES, chain_problem, check_space
+from snaporch.operations.disks import check_fresh
 from snaporch.operations.readers import read_by_others
 from snaporch.operations.revert_plan import RevertPlan, inside_blocker
 
@@ -21,6 +23,7 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
 
     Raises:
         DamagedSnapshot: a file is missing, or its size, checksum or chain is not what was saved.
+        Unsupported: overlays over its images are refused.
         Refused: somebody else has an image of the snapshot open for writing.
         NotEnoughSpace: there is no room for the fresh overlays, or to keep what the guest holds.
     """
@@ -29,6 +32,7 @@ async def check_revert(driver: Driver, plan: RevertPlan) -> None:
         await storage.check(record.memory)
     for file in record.frozen:
         await storage.check(file)
+    await check_fresh(storage, record, Verb.REVERT)
     for target, tag in plan.inside.items():
         await need(storage, ImagePoints, plan.domain.name).check_inside(record.inside[target], tag)
     for disk in record.snapshot.disks:

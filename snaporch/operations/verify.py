@@ -14,13 +14,14 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.ways import WAYS
 from snaporch.errors import DamagedSnapshot, LoadFailed, Refused, SnaporchError
+from snaporch.images.kinds import Verb
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
 from snaporch.model.record import Boot, OperationKind, SnapshotRecord, VerifyReport
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way
 from snaporch.operations.checks import chain_problem, check_space
-from snaporch.operations.disks import claim_snapshot
+from snaporch.operations.disks import check_fresh, claim_snapshot
 from snaporch.operations.group import check_ids
 from snaporch.operations.records import check_ours
 from snaporch.operations.restoring import in_their_places
@@ -108,6 +109,7 @@ async def _try(
     try:
         check_ours(record)
         directory = context.directory(domain.name)
+        await check_fresh(driver.storage, record, Verb.VERIFY)
         plan = plan_trial(domain, record, directory=directory, operation=operation.id)
         plan = await in_their_places(driver, plan)
         needed = sum(file.size for file in record.inside.values())

@@ -20,7 +20,7 @@ from snaporch.model.record import OperationKind, SyncReport
 from snaporch.model.reserved import check_domain_name
 from snaporch.operations import lifecycle as power
 from snaporch.operations import places
-from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, redefined
+from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, reattached, redefined
 from snaporch.operations.pins import discarded
 from snaporch.operations.records import sync
 from snaporch.orchestrator.looking import Looking
@@ -56,7 +56,8 @@ class Domains(Looking):
             except NotFound:
                 record = DomainRecord(definition, uuid=new_uuid())
             self._context.driver(record)
-            await check_new(self._context, operation, record)
+            reads = await check_new(self._context, operation, record)
+            record = attrs.evolve(record, reads=tuple(sorted(reads)))
             yours = await adopted(self._context, record)
             await self._context.catalog.write(Change(domains=(record,), gone=yours))
         return record
@@ -119,8 +120,9 @@ class Domains(Looking):
             await chosen.storage.check_place(str(self.root), name, os.path.abspath(socket), "socket")
         operation = Operation(OperationKind.ATTACH, name, "")
         async with self._context.locked(operation):
+            known = None
             with suppress(NotFound):
-                async with self._context.machine_of(name) as (_, machine):
+                async with self._context.machine_of(name) as (known, machine):
                     if machine is not None:
                         raise TargetExists(f"there is a running domain {name!r} already; choose another name")
             definition, handle = await chosen.attach(name, address)
@@ -132,7 +134,10 @@ class Domains(Looking):
                     definition, current=current, handle=handle, template=handle, shape=shape, records=records
                 )
                 record = attrs.evolve(record, way_back=await chosen.way_back(record, machine))
-            await check_attached(self._context, operation, record)
+            reads = await check_attached(self._context, operation, record)
+            record = attrs.evolve(record, reads=tuple(sorted(reads)))
+            if known is not None:
+                record = await reattached(self._context, known, record)
             await self._context.catalog.write(Change(domains=(record,)))
         return await self.domain_info(name)
 

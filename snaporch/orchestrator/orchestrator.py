@@ -20,6 +20,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine
 from snaporch.errors import InvalidInput, SnaporchError
+from snaporch.model.names import check_text
 from snaporch.orchestrator.archives import Archives
 from snaporch.orchestrator.cloning import Cloning
 from snaporch.orchestrator.domains import Domains
@@ -68,6 +69,9 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "snaporch"
 
 
+MOST_ROOT_BYTES = 480  # SQLite takes 512, with what it adds to the catalog's name
+
+
 def _make_root(root: Path, *, parents: bool) -> None:
     try:
         root.mkdir(mode=0o700, parents=parents, exist_ok=True)
@@ -102,6 +106,9 @@ async def open_orchestrator(
     """
     chosen = root is not None or "SNAPORCH_ROOT" in os.environ
     root = Path(os.path.realpath(root or default_root()))  # one root by two names is one: its files have one name
+    check_text(str(root), "root")
+    if len(os.fsencode(root)) > MOST_ROOT_BYTES:
+        raise InvalidInput(f"root: {root} is too long: SQLite opens a path of up to {MOST_ROOT_BYTES} bytes")
     if not read_only:
         _make_root(root, parents=not chosen)
     events = Broadcast()

@@ -106,6 +106,36 @@ async def test_started_again_on_a_frozen_image(world: World, begin: Begin) -> No
     assert (await world.orch.verify(NAME, "s1")).ok
 
 
+@pytest.mark.parametrize("how", ["other image", "rebased", "written to"])
+async def test_started_again_on_something_else(
+    world: World, begin: Begin, tmp_path: Path, qemu: Qemu, how: str
+) -> None:
+    """A guest whose owner starts it again without its newest data, or on a changed chain, is refused."""
+    frozen = world.definition.disks[0].path
+    await world.create("s1")
+    (status,) = [disk for disk in (await world.orch.domain_info(NAME)).disks if disk.target == "vda"]
+    await world.orch.destroy(NAME)
+    drives = [f"if=virtio,format=qcow2,file={disk.path}" for disk in (await world.orch.catalog.domain(NAME)).disks]
+    other = tmp_path / "other.qcow2"
+    make_image(qemu, other)
+    if how == "other image":
+        drives[0] = f"if=virtio,format=qcow2,file={other}"
+    elif how == "rebased":
+        words = ["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", str(other), status.active]
+        subprocess.run([qemu.img, *words], check=True)
+    else:
+        subprocess.run([qemu.img, "commit", "-q", "-f", "qcow2", status.active], check=True)
+    match = {
+        "other image": rf"was left on {status.active} \(vda\), which holds the newest data",
+        "rebased": rf"{status.active} was backed by {frozen} and is now backed by {other}",
+        "written to": rf"{frozen}",
+    }[how]
+    with pytest.raises(Refused, match=match):
+        await attach(world, NAME, begin(*(word for drive in drives for word in ("-drive", drive))))
+    await world.orch.fsck(repair=True)
+    assert Path(status.active).exists()
+
+
 async def test_one_process_is_one_domain(world: World, begin: Begin, tmp_path: Path, qemu: Qemu) -> None:
     """A QEMU that is attached to already is not attached to under a second name."""
     make_image(qemu, tmp_path / "a.qcow2")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from snaporch.drivers.base.values import Capabilities, GuestVerb, PauseNote, Progress, Trait
 from snaporch.images.kinds import Traced
@@ -111,6 +111,10 @@ class Machine(abc.ABC):
     async def oddities(self) -> Mapping[str, Traced]:
         """Return, by target, what lies between a disk and a plain image: a snapshot cannot contain it."""
         return {}
+
+    async def jobs_of_others(self) -> Sequence[str]:
+        """Return, in words, what other programs have it do with its images: a backup, a mirror, a merge."""
+        return ()
 
     @abc.abstractmethod
     async def pause(self) -> None:

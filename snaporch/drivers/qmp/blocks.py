@@ -21,10 +21,13 @@ from snaporch.drivers.base import (
     Progress,
     untold,
 )
+from snaporch.drivers.qmp.blockjob import PREFIX
 from snaporch.drivers.qmp.merge import Merger
 from snaporch.drivers.qmp.protocol import QMP
 from snaporch.model.request import MergeOptions, OnTimeout
 
+_JOBS = {"backup", "commit", "mirror", "stream"}
+_ENDED = {"concluded", "null"}
 # Undoing must end: a guest that outruns the merge, slowed down too, is paused for the rest of it.
 _TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
 
@@ -129,6 +132,15 @@ class Blocks(Machine, Overlays, LiveMerges, LiveCopies):
         """See LiveCopies."""
         await self.activate()
         await Merger(self).stream(top, base, options, progress)
+
+    async def jobs_of_others(self) -> list[str]:
+        """See Machine; one that has ended and was not dismissed keeps nobody from anything."""
+        jobs = await self.qmp.execute("query-jobs")
+        return [
+            f"{job['type']} {job['id']}"
+            for job in jobs
+            if job["type"] in _JOBS and job["status"] not in _ENDED and not job["id"].startswith(PREFIX)
+        ]
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:
         """See Overlays."""
