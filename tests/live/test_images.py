@@ -93,6 +93,47 @@ async def test_a_disk_that_was_plugged_in(make_world: MakeWorld, tmp_path: Path,
     await world.check_runs()
 
 
+async def test_a_device_that_was_plugged_in(make_world: MakeWorld) -> None:
+    """A checkpoint that no machine could load again is refused, and taken when that is asked for."""
+    world = await make_world(machine="pc")
+    (socket,) = (world.root / NAME).glob("run-*/query.sock")
+    async with open_qmp(str(socket), label="test", timeout=30) as qmp:
+        await qmp.execute("device_add", {"driver": "virtio-rng-pci", "id": "rng9"})
+    with pytest.raises(Unsupported, match="could never go back to this checkpoint: device rng9 was plugged in"):
+        await world.create("s1")
+    await world.create("s1", even_if_no_way_back=True)
+    await world.check_runs()
+
+
+async def test_a_job_of_another_program(make_world: MakeWorld, begin: Begin, tmp_path: Path, qemu: Qemu) -> None:
+    """While a mirror or a backup of somebody else's runs nothing is begun that would fail in the middle."""
+    world = await make_world(start=False)
+    for name in ("a.qcow2", "target.qcow2"):
+        make_image(qemu, tmp_path / name)
+    node = {"driver": "qcow2", "node-name": "n0", "file": {"driver": "file", "filename": f"{tmp_path}/a.qcow2"}}
+    socket = begin("-blockdev", json.dumps(node), "-device", "virtio-blk-pci,drive=n0,id=vda")
+    await attach(world, "vm", socket)
+    await world.orch.create("vm", DomainSnapshot("s0"))
+    (disk,) = (await world.orch.domain_info("vm")).disks
+    target = {"driver": "file", "filename": f"{tmp_path}/target.qcow2"}
+    async with open_qmp(str(socket), label="test", timeout=30) as qmp:
+        (block,) = [each for each in await qmp.execute("query-block") if each.get("qdev")]
+        await qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": "t", "file": target})
+        job = {"job-id": "j1", "device": block["inserted"]["node-name"], "target": "t", "sync": "full", "speed": 1}
+        await qmp.execute("blockdev-mirror", job)
+    for verb in (world.orch.create("vm", DomainSnapshot("s1")), world.orch.delete("vm", "s0")):
+        with pytest.raises(Refused, match=r"another program has its hypervisor work on its images \(mirror j1\)"):
+            await verb
+    async with open_qmp(str(socket), label="test", timeout=30) as qmp:
+        await qmp.execute("job-cancel", {"id": "j1"})
+        with trio.fail_after(30):
+            while await qmp.execute("query-jobs"):  # noqa: ASYNC110 - events of jobs are none of this connection
+                await trio.sleep(0.05)
+    await world.orch.delete("vm", "s0")
+    assert [each.active for each in (await world.orch.domain_info("vm")).disks] == [str(tmp_path / "a.qcow2")]
+    assert disk.active != str(tmp_path / "a.qcow2")
+
+
 async def test_started_again_on_a_frozen_image(world: World, begin: Begin) -> None:
     """A guest whose owner starts it by its old command line is refused, with what holds its image."""
     old = world.definition.disks[0].path

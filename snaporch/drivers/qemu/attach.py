@@ -153,6 +153,14 @@ def no_way_back(process: QemuProcess, disks: Sequence[DeviceDisk], devices: Iter
     return _plugged(options, set(devices))
 
 
+def changed_since(argv: Sequence[str], devices: Iterable[str]) -> str:
+    """Return which device of a QEMU that snaporch has started has come or gone since, or an empty string."""
+    try:
+        return _plugged(parse(argv), set(devices))
+    except Unsupported:  # words of the user's own, which start a QEMU again as they did this one
+        return ""
+
+
 def _plugged(options: Iterable[Option], devices: set[str]) -> str:
     """Return which device with a name has come or gone since the process was started."""
     trees = [Tree.parse(option.value or "", "driver") for option in options if option.name == "device"]

@@ -382,6 +382,9 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     async def way_back(self, record: DomainRecord, machine: Machine) -> WayBack:
         """See Driver: what the command line, the program and the devices of now allow."""
         if record.template is None:
+            argv = process.command_line(pid) if record.handle and (pid := self.pid(record.handle)) else ()
+            if argv and (why := attach.changed_since(argv, (await machine.shape()).devices)):
+                return WayBack(Way.NONE, why)
             words = attach.held(
                 QemuProcess(process.LocalProcess(0, 0), "", argv=("", *record.definition.extra_args))
             )
