@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
 
+from snaporch.drivers.local.trace import trace
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, Refused, TargetExists
 from snaporch.model.domain import DomainDefinition
@@ -29,6 +30,13 @@ from tests.image_place import Place, content, opened, tool
 SIZE = 512 * 1024
 PIECE = 64 * 1024
 NAMES = ("one", "two", "three")
+
+
+def _readable(path: Path) -> bool:
+    """Return whether an image is whole: one that no domain was given may have lost what it was made over."""
+    with suppress(Refused):
+        return bool(trace(str(path), "qcow2"))
+    return False
 
 
 @attrs.define
@@ -61,9 +69,9 @@ class Story:
     # --- what there is ---
 
     def _images(self) -> list[Path]:
-        """Return all images, those under the root too, and all their other names."""
+        """Return all images, those under the root too, and all their other names, that are whole."""
         found = [path for path in self.place.directory.rglob("*.qcow2") if "other" not in path.parts]
-        return sorted(path for path in found if path.is_file())
+        return sorted(path for path in found if path.is_file() and _readable(path))
 
     def _image(self, backing: Path | None) -> Path:
         path = self.place.directory / f"{self._new('image')}.qcow2"
