@@ -11,6 +11,7 @@ import pytest
 from snaporch import open_orchestrator
 from snaporch.cli import execute
 from snaporch.errors import InvalidInput
+from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from tests.image_place import Place, content, opened, tool, write
 
@@ -53,6 +54,13 @@ def test_arguments_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert execute(["--root", str(tmp_path / "root"), *words]) == 2
         assert "is not UTF-8" in capsys.readouterr().err
     assert not (tmp_path / "root").exists()
+
+
+async def test_all_that_is_missing_is_named(place: Place) -> None:
+    """Each file of a definition that is not there is in one error."""
+    disks = tuple(DeviceDisk(target, f"{place.directory}/{target}.qcow2") for target in ("vda", "vdb"))
+    with pytest.raises(InvalidInput, match=r"disk vda: .*; disk vdb: .*; kernel: .*/vmlinuz"):
+        await place.orch.define(DomainDefinition("one", kernel=f"{place.directory}/vmlinuz", disks=disks))
 
 
 async def test_paths_that_are_too_long(place: Place) -> None:

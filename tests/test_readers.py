@@ -22,7 +22,7 @@ from snaporch.model.record import OperationKind
 from snaporch.model.rfc import DeviceDisk
 from snaporch.operations.claims import claim
 from snaporch.orchestrator import catalog_of
-from tests.image_place import MIB, Place, content, opened, write
+from tests.image_place import MIB, Place, content, opened, tool, write
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ async def test_a_second_root_respects_what_is_frozen(place: Place) -> None:
     await place.define("one", disk)
     write(await place.snapshot("one", "s1"), 0x66)
     async with opened(place.directory, "other") as other:
-        with pytest.raises(Refused, match=r"which the root directory .*/root reads"):
+        with pytest.raises(Refused, match=r"which the root directory .*/root reads: .*`setfattr -x NAME"):
             await other.define("one", disk)
         await place.orch.delete("one", "s1")
         await place.orch.undefine("one")
@@ -253,6 +253,22 @@ async def test_one_root_by_two_names(place: Place) -> None:
             with pytest.raises(Busy):
                 await same.snapshot("one", "s1")
         overlay = await same.snapshot("one", "s1")
+    assert overlay.startswith(f"{place.directory}/root/")
+    assert await place.orch.fsck() == ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+async def test_one_root_mounted_at_two_places(place: Place) -> None:
+    """Files that are made by way of the one are known by the other's name, and are there when that is gone."""
+    await place.define("one", place.image("disk.qcow2"))
+    await place.snapshot("one", "s1")
+    (place.directory / "mounted").mkdir()
+    tool("mount", "--bind", place.directory / "root", place.directory / "mounted")
+    try:
+        async with opened(place.directory, "mounted") as same:
+            overlay = await same.snapshot("one", "s2")
+    finally:
+        tool("umount", place.directory / "mounted")
     assert overlay.startswith(f"{place.directory}/root/")
     assert await place.orch.fsck() == ()
 

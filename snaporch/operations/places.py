@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import PurePath
 
 from snaporch.drivers.base import Driver, Storage
@@ -49,17 +50,25 @@ async def check_definition(context: Context, definition: DomainDefinition) -> No
 
 
 async def _check_there(context: Context, definition: DomainDefinition) -> None:
-    """Refuse a definition of files that are not there, cannot be read, or are something else than it says."""
+    """Refuse a definition, with all of its files that are not there, cannot be read, or are something else."""
     storage = context.driver(DomainRecord(definition)).storage
+    checks: list[Callable[[], Awaitable[None]]] = []
     for disk in definition.disks:
         if not disk.path:
             raise InvalidInput(f"{definition.name}: disk {disk.target} has no path: the image that it is on")
-        await storage.check_given(disk.path, f"disk {disk.target}", disk.format)
-    for what in ("kernel", "initrd"):
-        if path := getattr(definition, what):
-            await storage.check_given(path, what)
+        checks.append(partial(storage.check_given, disk.path, f"disk {disk.target}", disk.format))
+    given = {"kernel": definition.kernel, "initrd": definition.initrd}
+    checks += [partial(storage.check_given, path, what) for what, path in given.items() if path]
     if definition.serial:
-        await check_directory(context, storage, definition.name, definition.serial, "serial")
+        checks.append(partial(check_directory, context, storage, definition.name, definition.serial, "serial"))
+    wrong = []
+    for check in checks:
+        try:
+            await check()
+        except InvalidInput as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InvalidInput("; ".join(wrong))
 
 
 async def check_directory(context: Context, storage: Storage, domain: str, path: str, what: str) -> None:

@@ -23,6 +23,7 @@ from snaporch.model.domain import DomainRecord
 from snaporch.model.record import Unreadable
 from snaporch.model.rfc import DeviceDisk
 
+ANOTHER_ROOT = "the root directory"
 TRANSIENT_SECONDS = 1.0  # a process that only looks at an image has it open for milliseconds
 _LOOK_AGAIN_SECONDS = 0.05
 
@@ -175,7 +176,7 @@ def _others(found: Mapping[str, tuple[int, ...]], but: Collection[int]) -> list[
 async def marked_elsewhere(context: Context, storage: Storage, path: str) -> str:
     """Return, in words, another root for which an image is frozen, or an empty string."""
     others = [root for root in await storage.marks(path) if root != str(context.root)]
-    return f"the root directory {others[0]}" if others else ""
+    return f"{ANOTHER_ROOT} {others[0]}" if others else ""
 
 
 # --- who may write to it ------------------------------------------------------------------------------------------
@@ -205,10 +206,14 @@ async def check_writable(context: Context, record: DomainRecord) -> None:
 
 
 def _taken(domain: str, disk: DeviceDisk, who: str) -> str:
+    mark = (
+        "; where that root is gone for good, take its mark off the image "
+        f"(`getfattr -m user.snaporch. {disk.path}` says its name, `setfattr -x NAME {disk.path}` removes it)"
+    )
     return (
         f"{domain} would write to {disk.path} ({disk.target}), which {who} reads: give the domain an image of "
-        "its own, "
-        f"for example an overlay (`qemu-img create -f qcow2 -b {disk.path} -F {disk.format} NEW.qcow2`)"
+        f"its own, for example an overlay (`qemu-img create -f qcow2 -b {disk.path} -F {disk.format} NEW.qcow2`)"
+        f"{mark if who.startswith(ANOTHER_ROOT) else ''}"
     )
 
 

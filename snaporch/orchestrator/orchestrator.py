@@ -80,6 +80,17 @@ def _make_root(root: Path, *, parents: bool) -> None:
         raise InvalidInput(f"cannot use {root}: {error.strerror}") from None
 
 
+async def _known_as(catalog: Catalog, root: Path) -> Path:
+    """Return the root by the name under which its newest files are known: it may be mounted at several places."""
+    query = "SELECT path, domain FROM file ORDER BY rowid DESC LIMIT 20"
+    for path, domain in await catalog.read(lambda connection: connection.execute(query).fetchall()):
+        name = Path(path.partition(f"/{domain}/")[0])
+        with suppress(OSError):
+            if name.is_absolute() and name.samefile(root):
+                return name
+    return root
+
+
 @asynccontextmanager
 async def open_orchestrator(
     root: Path | str | None = None,
@@ -113,6 +124,7 @@ async def open_orchestrator(
         _make_root(root, parents=not chosen)
     events = Broadcast()
     async with open_catalog(root / CATALOG, read_only=read_only) as catalog:
+        root = await _known_as(catalog, root)
         engine = Engine(catalog, events, realtime)
         orchestrator = Orchestrator(Context(root, catalog, Registry(drivers), events, engine))
         if recover and not read_only:
