@@ -142,6 +142,21 @@ async def test_no_room_for_one_more(place: Place, bits: int, most: int) -> None:
     await place.snapshot("one", "beside")
 
 
+async def test_what_others_keep_inside(place: Place) -> None:
+    """A user's image with a snapshot of his own inside stays as it is: that reads through what is below."""
+    base = place.image("base.qcow2")
+    write(base, 0x11)
+    disk = place.image("disk.qcow2", backing=base)
+    tool("qemu-img", "snapshot", "-c", "old", disk)
+    await place.define("one", disk)
+    write(await place.snapshot("one", "s1"), 0x22)
+    before, now = disk.read_bytes(), content(await place.active("one"))
+    assert not (await place.orch.flatten("one", "s1", depth=1)).steps
+    plan = await place.orch.delete("one", "s1")
+    assert "it has old inside, which is not snaporch's" in dict(plan.kept)[str(disk)]
+    assert (disk.read_bytes(), content(await place.active("one"))) == (before, now)
+
+
 JSON = 'json:{"driver": "%s", "file": {"driver": "%s", "filename": "/a"}}'
 
 

@@ -106,7 +106,7 @@ async def _images(
                 allocated=link.allocated,
                 virtual_size=link.virtual_size,
                 own=link.path in own,
-                inside=await points.inside(link.path) if points is not None and link.path in own else (),
+                inside=await points.inside(link.path) if points is not None and link.format == "qcow2" else (),
                 identity=traced[link.path].identity,
                 odd=traced[link.path].refused(Verb.MERGE).partition(": ")[2],
             )
