@@ -128,7 +128,12 @@ def _with_copy(plan: RevertPlan, copied: Copied) -> ClonePlan:
     files = (*(disk.path for disk in plan.disks if disk.target in plan.frozen), *copied.files)
     origin = Origin(record.domain, record.name, record.id, files, copied.ports)
     domain = attrs.evolve(
-        plan.domain, definition=copied.definition, template=copied.template, shape=record.shape, origin=origin
+        plan.domain,
+        definition=copied.definition,
+        template=copied.template,
+        shape=record.shape,
+        origin=origin,
+        reads=tuple(sorted({os.path.realpath(path) for path in (*files, *(file.path for file in record.frozen))})),
     )
     return ClonePlan(attrs.evolve(plan, domain=domain), origin)
 

@@ -270,7 +270,7 @@ class _Sync:
         if moved or current in self.imported:
             active = self.record.active | {disk.target: now[disk.target] for disk in moved}
             self.record = attrs.evolve(
-                self.record, active=active, current=current.name if current else self.record.current
+                self.record, active=active, current=current.name if current else self.record.current, below={}
             )
         self.moved = bool(moved)
 

@@ -16,6 +16,7 @@ from snaporch.errors import Refused, Unsupported
 from snaporch.model.domain import DomainDefinition
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
+from snaporch.orchestrator import catalog_of
 from tests.live.world import NAME, MakeWorld, Qemu, World, make_image
 
 pytestmark = pytest.mark.live
@@ -159,7 +160,9 @@ async def test_started_again_on_something_else(
     await world.create("s1")
     (status,) = [disk for disk in (await world.orch.domain_info(NAME)).disks if disk.target == "vda"]
     await world.orch.destroy(NAME)
-    drives = [f"if=virtio,format=qcow2,file={disk.path}" for disk in (await world.orch.catalog.domain(NAME)).disks]
+    drives = [
+        f"if=virtio,format=qcow2,file={disk.path}" for disk in (await catalog_of(world.orch).domain(NAME)).disks
+    ]
     other = tmp_path / "other.qcow2"
     make_image(qemu, other)
     if how == "other image":
