@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import attrs
 
@@ -135,10 +136,13 @@ async def reattached(context: Context, known: DomainRecord, record: DomainRecord
         DamagedSnapshot: somebody has written to an image that a snapshot of it holds.
     """
     storage = context.driver(record).storage
-    has = await storage.identities([disk.path for disk in record.disks])
+    has: set[str] = set()
+    for disk in record.disks:
+        with suppress(Refused):  # it is no file of this host: a create says so
+            has |= {link.identity for link in await storage.trace(disk.path, disk.format)}
     left = await storage.identities([disk.path for disk in known.active.values()])
     for target, disk in known.active.items():
-        if disk.path in left and left[disk.path] not in has.values():
+        if disk.path in left and left[disk.path] not in has:
             raise Refused(
                 f"{record.name} was left on {disk.path} ({target}), which holds the newest data of that disk, and "
                 "this guest is not on it: end it, and start it on that image. A guest that is another one is "
