@@ -151,7 +151,8 @@ async def test_what_others_keep_inside(place: Place) -> None:
     await place.define("one", disk)
     write(await place.snapshot("one", "s1"), 0x22)
     before, now = disk.read_bytes(), content(await place.active("one"))
-    assert not (await place.orch.flatten("one", "s1", depth=1)).steps
+    with pytest.raises(Unsupported, match="must stay as it is: it has old inside"):
+        await place.orch.flatten("one", "s1", depth=1)
     plan = await place.orch.delete("one", "s1")
     assert "it has old inside, which is not snaporch's" in dict(plan.kept)[str(disk)]
     assert (disk.read_bytes(), content(await place.active("one"))) == (before, now)

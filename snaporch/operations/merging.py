@@ -167,6 +167,12 @@ def _touched(plan: MergePlan) -> set[str]:
     return {*plan.unlink, *merged}.union(*map(_written, plan.steps))
 
 
+def _read(step: MergeStep, graph: Graph) -> set[str]:
+    """Return the images that a step reads."""
+    below = [image.path for image in graph.chain(step.top)]
+    return set(below[: below.index(step.base) + 1] if step.base in below else [step.top, step.base])
+
+
 def _written(step: MergeStep) -> set[str]:
     return {step.survivor, *step.repoint}
 
@@ -262,7 +268,7 @@ class Merging:
         touched = _touched(plan)
         if touched:
             self.others.check_seen(what)
-            await self._check_unchanged(graph, touched)
+            await self._check_unchanged(graph, touched.union(*(_read(step, graph) for step in plan.steps)))
         for step in plan.steps:
             self._check_able(step)
             if step.where is Where.OFFLINE:
