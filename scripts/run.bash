@@ -13,5 +13,5 @@ run() { # package [name arguments…]
     fi
     shift 2
     "$root/scripts/setup"
-    PYTHONPATH=$root/scripts exec "$root/.venv/bin/python" -m "$package.${name//-/_}" "$@"
+    PYTHONPATH=$root/scripts:$root exec "$root/.venv/bin/python" -m "$package.${name//-/_}" "$@"
 }

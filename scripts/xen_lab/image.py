@@ -23,9 +23,9 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _DOM0_MODULES = (
     *("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"),
     *("crc16", "crc32c_generic", "libcrc32c", "mbcache", "jbd2", "ext4", "virtio_console"),
-    *("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs"),
+    *("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "xen-netback"),
 )
-_GUEST_MODULES = ("xen-blkfront",)
+_GUEST_MODULES = ("xen-blkfront", "xen-netfront")
 _DIRECTORY = stat.S_IFDIR | 0o755
 _PROGRAM = stat.S_IFREG | 0o755
 _LEFT_OUT = (
@@ -162,16 +162,17 @@ def _install_site(release: Release, site: Path) -> None:
     run([*pip, *target, "-c", ROOT / "scripts/constraints.txt", *project["dependencies"], *tests])
 
 
-def compile_all(root: Path, *directories: Path) -> None:
+def compile_all(root: Path, *directories: Path, strip: Path | None = None) -> None:
     """Compile Python files by dom0's own Python; in dom0, emulated, that would take most of a minute.
 
     Args:
-        root: the unpacked dom0, or a directory beside it with what is to be put into it.
+        root: the unpacked dom0.
         directories: in which the files are.
+        strip: what is to be dom0's root directory; by default `root`.
     """
     python = next(path for path in (root / "usr/bin").glob("python3.*") if path.suffix[1:].isdigit())
     loader = [root / "usr/lib64/ld-linux-x86-64.so.2", "--library-path", root / _LIBRARIES, python]
-    options = ["-q", "-j", "2", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
+    options = ["-q", "-j", "2", "--invalidation-mode", "unchecked-hash", "-s", strip or root, "-p", "/"]
     # Some of what is installed is not meant to be compiled, and compileall then says 1.
     subprocess.run(
         [*loader, "-m", "compileall", *options, *directories],

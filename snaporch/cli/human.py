@@ -294,9 +294,11 @@ def _discovered(each: Discovered) -> str:
         return f"{each.driver}  {who}: it is the domain {each.domain}"
     if each.blocker:
         return f"{each.driver}  {who}: {each.blocker}"
-    where = f"--qmp {shlex.quote(each.sockets[0])}" if each.sockets else f"--driver {each.driver} --uri {each.uri}"
+    where = f"--driver {each.driver}" + (f" --uri {each.uri}" if each.uri else "")
+    if each.sockets:
+        where = f"--qmp {shlex.quote(each.sockets[0])}"
     name = each.name if NAME.fullmatch(each.name) else "NAME"
-    of = f" --of {shlex.quote(each.name)}" if each.uri and name != each.name else ""
+    of = f" --of {shlex.quote(each.name)}" if not each.sockets and name != each.name else ""
     return f"{each.driver}  {who}: `snaporch domain attach {name} {where}{of}`"
 
 

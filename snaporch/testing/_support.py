@@ -63,6 +63,11 @@ async def state_of(world: World) -> DomainState:
     return (await world.orchestrator.domain_info(world.domain)).state
 
 
+async def can_be_saved(world: World) -> bool:
+    """Return whether the guest's memory can be saved as it is now: some must run, as they take part in that."""
+    return not (await world.orchestrator.doctor(world.domain))[world.domain]["memory_blocker"]
+
+
 async def names(world: World) -> list[str]:
     """Return the names of the domain's snapshots."""
     return [record.name for record in await world.orchestrator.list(world.domain)]

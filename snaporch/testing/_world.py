@@ -30,7 +30,7 @@ class World(Protocol):
 
     @property
     def slow(self) -> int:
-        """A bandwidth, in bytes a second, at which the guest's memory takes a second or more."""
+        """A bandwidth, in bytes a second, at which the guest's memory takes a second or more; 0: it always does."""
 
     def of(self, domain: str) -> World:
         """Return the same world about a clone of the domain: `number`, `go_on`, `check_consistent` are of that."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from snaporch.drivers.local.process import kill
 from snaporch.drivers.xen import client
 from snaporch.drivers.xen.binding import last_error
 from snaporch.drivers.xen.client import Answers, SharedHelper, open_helper
@@ -84,6 +85,20 @@ async def test_a_helper_that_dies_is_told_and_a_shared_one_replaced(program: Non
     with pytest.raises(Unsupported, match="dom0"):
         await shared.ask("die")
     assert (await shared.ask("two"))["do"] == "two"
+
+
+async def test_another_is_asked_what_can_be_asked_twice(program: None) -> None:  # noqa: ARG001 - it is set
+    async with open_helper("web") as helper:
+        for _ in range(2):
+            await kill(helper._program.process)
+            assert (await helper.ask("run", domid=4))["domid"] == 4
+        number = await helper.send("die")
+        assert (await helper.ask("info", domid=5))["domid"] == 5
+        with pytest.raises(ConnectionGone, match="has died"):
+            await helper.receive(number)
+        await kill(helper._program.process)
+        with pytest.raises(ConnectionGone):
+            await helper.ask("save")
 
 
 async def test_where_there_is_no_xen_the_helper_is_of_no_use() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from snaporch.drivers.xen.config import blocker, changed, disks_of, from_definition
+from snaporch.drivers.xen.config import blocker, changed, disks_of, from_definition, interfaces
 from snaporch.errors import InvalidInput, Unsupported
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, XenKind, XenOptions
@@ -62,11 +62,13 @@ def test_what_xen_has_not_is_refused(wrong: dict[str, object]) -> None:
 
 
 def test_a_second_start_has_another_name_and_other_images() -> None:
-    first = from_definition(WEB, DISKS) | {"nics": [{"mac": "00:16:3e:00:00:01"}]}
+    first = from_definition(WEB, DISKS) | {"nics": [{"mac": "00:16:3e:00:00:01", "ifname": "web0"}]}
     second = changed(first, name="web--b", uuid="u2", disks=[DeviceDisk("xvdb", "/o/b.qcow2")])
     assert second["c_info"] == first["c_info"] | {"name": "web--b", "uuid": "u2"}
     assert disks_of(second) == (DISKS[0], attrs.evolve(DISKS[1], path="/o/b.qcow2", format="qcow2"))
     assert second["nics"] == first["nics"]
+    assert changed(first, name="x", uuid="u", disks=(), beside=True)["nics"] == [{"mac": "00:16:3e:00:00:01"}]
+    assert interfaces(first) == {"0": "web0"}
     assert "nics" not in changed(first, name="x", uuid="u", disks=(), isolated=True)
     assert disks_of(first) == DISKS, "the first is as it was"
 

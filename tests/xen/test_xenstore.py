@@ -33,6 +33,8 @@ def answer_to(request: Message) -> bytes:
         body = b"".join(name.encode() + b"\0" for name in sorted(below))
     elif request.kind == Kind.WATCH:
         body = b"OK\0"
+    elif request.kind == Kind.WRITE:
+        TREE[path], body = request.body.partition(b"\0")[2].decode(), b"OK\0"
     else:
         kind, body = Kind.ERROR, b"EACCES\0" if path == "/secret" else b"ENOENT\0"
     return struct.pack("=IIII", kind, request.id, 0, len(body)) + body
@@ -63,6 +65,8 @@ async def test_domains_are_found_by_what_xenstore_has() -> None:
         assert await store.disks_process(12) is None
         with pytest.raises(HypervisorError, match="EACCES"):
             await store.read("/secret")
+        await store.write("/backend/vifname", "web0")
+        assert await store.read("/backend/vifname") == "web0"
         nursery.cancel_scope.cancel()
 
 

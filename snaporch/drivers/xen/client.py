@@ -19,6 +19,9 @@ from snaporch.errors import CommandRefused, ConnectionGone, Unsupported
 PROGRAM = Path(__file__).with_name("helper.py")
 END_SECONDS = 30.0  # from the end of its input: it may have a guest to let run
 _CHUNK = 1 << 16
+_REPEATABLE = frozenset(
+    ["hello", "info", "config", "header", "memory", "pause", "run", "rename", "tell", "destroy"]
+)
 
 
 @attrs.define
@@ -46,11 +49,12 @@ class Answers:
 
 @attrs.define
 class _Program:
-    """The helper's process, and its pipes."""
+    """The helper's process, its pipes, and the last number that another one before it was asked."""
 
     process: LocalProcess
     requests: trio.lowlevel.FdStream
     answers: trio.lowlevel.FdStream
+    after: int = 0
 
 
 def _spawn() -> _Program:
@@ -111,6 +115,8 @@ class HelperClient:
             ConnectionGone: the helper is gone.
         """
         while (answer := self._answers.take(number)) is None:
+            if number <= self._program.after:
+                raise ConnectionGone(f"{self.label}: the helper that calls libxl has died")
             async with self._reading:
                 if not self._answers.has(number):  # else another task has read it
                     await self._read()
@@ -126,8 +132,28 @@ class HelperClient:
         self._answers.feed(bytes(data))
 
     async def ask(self, do: str, **arguments: Any) -> Any:
-        """Ask for something and return the answer; as `receive`."""
+        """Ask for something and return the answer; as `receive`.
+
+        Where the helper has died, another is asked what can be asked twice: a guest must not be left suspended.
+        """
+        program = self._program
+        try:
+            return await self.receive(await self.send(do, **arguments))
+        except ConnectionGone:
+            if do not in _REPEATABLE:
+                raise
+        await self._replace(program)
         return await self.receive(await self.send(do, **arguments))
+
+    async def _replace(self, broken: _Program) -> None:
+        """Start another helper, unless another task just has."""
+        async with self._reading:
+            if self._program is not broken:
+                return
+            await kill(broken.process)
+            await broken.requests.aclose()
+            await broken.answers.aclose()
+            self._program, self._answers = attrs.evolve(_spawn(), after=self._number), Answers()
 
     async def abort(self) -> None:
         """Have it end a save that is under way; the save's own answer then comes."""
@@ -152,20 +178,14 @@ class SharedHelper:
     _client: HelperClient | None = None
 
     async def ask(self, do: str, **arguments: Any) -> Any:
-        """See HelperClient; one that has died is replaced."""
-        try:
-            return await self._ready().ask(do, **arguments)
-        except ConnectionGone:
-            self._client = None
-        try:
-            return await self._ready().ask(do, **arguments)
-        except ConnectionGone as error:
-            raise Unsupported(f"libxl does not work here: {error}; is this dom0 of a Xen host?") from error
-
-    def _ready(self) -> HelperClient:
+        """See HelperClient."""
         if self._client is None:
             self._client = HelperClient(self.label)
-        return self._client
+        try:
+            return await self._client.ask(do, **arguments)
+        except ConnectionGone as error:
+            self._client = None
+            raise Unsupported(f"libxl does not work here: {error}; is this dom0 of a Xen host?") from error
 
 
 @asynccontextmanager

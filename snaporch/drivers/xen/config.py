@@ -63,7 +63,13 @@ def _disk(disk: DeviceDisk) -> Config:
 
 
 def changed(
-    config: Mapping[str, Any], *, name: str, uuid: str, disks: Iterable[DeviceDisk], isolated: bool = False
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    uuid: str,
+    disks: Iterable[DeviceDisk],
+    beside: bool = False,
+    isolated: bool = False,
 ) -> Config:
     """Return a configuration for another start: under a name and a uuid, on other images.
 
@@ -72,6 +78,7 @@ def changed(
         name: the domain's new name.
         uuid: its new uuid: destroying the second domain of a uuid takes what xenstore knows of the first.
         disks: the images to run on, in place of those that the configuration has.
+        beside: another domain has the names of its network devices in dom0: let Xen name them.
         isolated: without network.
     """
     made = copy.deepcopy(dict(config))
@@ -80,10 +87,18 @@ def changed(
     for device in made.get("disks", ()):
         if (image := images.get(device["vdev"])) is not None:
             device["pdev_path"], device["format"] = image.path, image.format
+    for nic in made.get("nics", ()) if beside else ():
+        nic.pop("ifname", None)
     if isolated:
         made.pop("nics", None)
         made.pop("vtpms", None)
     return made
+
+
+def interfaces(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the network devices are called in dom0, by their number, where that is chosen (``vifname``)."""
+    nics = config.get("nics", ())
+    return {str(nic.get("devid", number)): nic["ifname"] for number, nic in enumerate(nics) if nic.get("ifname")}
 
 
 def name_of(config: Mapping[str, Any]) -> str:

@@ -20,6 +20,8 @@ class XenDomain:
         qemu: the process that serves its disks.
         directory: that it was launched with; empty where something else started it.
         config: of one that something else started: as libxl had it when it was attached to.
+        interfaces: what its network devices are to be called in dom0 once they can, by their number; until then
+            Xen has named them, as another domain may have these names.
     """
 
     uuid: str
@@ -28,6 +30,7 @@ class XenDomain:
     qemu: int = 0
     directory: str = ""
     config: dict[str, Any] = attrs.field(factory=dict, eq=False)
+    interfaces: dict[str, str] = attrs.field(factory=dict, eq=False)
 
     @classmethod
     def of(cls, handle: Handle) -> XenDomain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.drivers.base import Address, Driver, Info, Launch, Machine, StartsBeside, Trait, Writer
+from snaporch.drivers.base import Address, Discovers, Driver, Info, Launch, Machine, StartsBeside, Trait, Writer
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import open_qmp
@@ -19,6 +19,7 @@ from snaporch.drivers.xen import config as configs
 from snaporch.drivers.xen.client import SharedHelper, open_helper
 from snaporch.drivers.xen.domain import XenDomain
 from snaporch.drivers.xen.machine import MACHINE_TRAITS, XenMachine
+from snaporch.drivers.xen.owners import owner_blocker, saved_blocker
 from snaporch.drivers.xen.xenstore import RELEASE, Xenstore, open_xenstore
 from snaporch.errors import (
     CommandRefused,
@@ -26,9 +27,10 @@ from snaporch.errors import (
     HypervisorError,
     InvalidInput,
     NotFound,
+    Refused,
     Unsupported,
 )
-from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
+from snaporch.model.domain import Discovered, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
 
 CONNECT_SECONDS = 20.0
@@ -45,7 +47,7 @@ def _uuid(directory: Path) -> str:
 
 
 @attrs.define
-class XenDriver(Driver, StartsBeside):
+class XenDriver(Driver, StartsBeside, Discovers):
     """Domains under Xen."""
 
     info: Info = attrs.field(init=False)
@@ -53,7 +55,7 @@ class XenDriver(Driver, StartsBeside):
     _libxl: SharedHelper = attrs.field(factory=SharedHelper)
 
     def __attrs_post_init__(self) -> None:
-        traits = MACHINE_TRAITS | self.storage.traits | {Trait.STARTS_BESIDE}
+        traits = MACHINE_TRAITS | self.storage.traits | {Trait.STARTS_BESIDE, Trait.DISCOVERS}
         self.info = Info("xen", traits, one_call=True)
 
     # --- starting
@@ -87,7 +89,9 @@ class XenDriver(Driver, StartsBeside):
         async with open_xenstore() as xenstore:
             names = [await xenstore.name(domid) for domid in await xenstore.domids()]
         name = label if label not in names and not launch.isolated else f"{label}{_BESIDE}{identity[:8]}"
-        wanted = configs.changed(config, name=name, uuid=identity, disks=launch.disks, isolated=launch.isolated)
+        beside = name != label
+        options = {"beside": beside, "isolated": launch.isolated}
+        wanted = configs.changed(config, name=name, uuid=identity, disks=launch.disks, **options)
         if short := await self._memory_blocker(wanted):
             raise Unsupported(f"{label}: {short}")
         try:
@@ -102,6 +106,8 @@ class XenDriver(Driver, StartsBeside):
             raise ConnectionGone(f"{label}: the domain ended right after its start")
         if launch.template is not None:
             made = attrs.evolve(made, config=self._config(launch))
+        if beside and not launch.isolated:
+            made = attrs.evolve(made, interfaces=configs.interfaces(config))
         return made.handle(self.info.name)
 
     async def beside_blocker(self, launch: Launch) -> str:
@@ -149,10 +155,20 @@ class XenDriver(Driver, StartsBeside):
         return attrs.evolve(domain, domid=domid, name=name, qemu=qemu or 0)
 
     async def present(self, record: DomainRecord) -> Handle | None:
-        """See Driver: a domain that its owner has rebooted has another id; one that is down is removed."""
-        if record.handle is None or (found := await self._found(XenDomain.of(record.handle))) is None:
-            return None
-        return found.handle(self.info.name) if await self._is_up(found) else None
+        """See Driver: a domain that its owner has rebooted has another id; one that is down is removed.
+
+        Raises:
+            Refused: `xendomains` has saved its memory, to which its images belong.
+        """
+        if (last := record.handle or record.template) is None:
+            name, found = record.name, None
+        else:
+            name, found = XenDomain.of(last).name, await self._found(XenDomain.of(last))
+        if found is not None and await self._is_up(found):
+            return found.handle(self.info.name)
+        if reason := saved_blocker(name):
+            raise Refused(reason)
+        return None
 
     async def alive(self, handle: Handle) -> bool:
         """See Driver; a domain that has shut down is gone, and removed where nobody else does that."""
@@ -238,11 +254,15 @@ class XenDriver(Driver, StartsBeside):
             await self.clear(Path(directory))
 
     async def take_place(self, old: Handle, new: Handle) -> Handle:
-        """See Driver: the new domain takes the old one's name."""
+        """See Driver: the new domain takes the old one's name, and its network devices those of the old one's."""
         was, domain = XenDomain.of(old), XenDomain.of(new)
         name = was.name.partition(_BESIDE)[0]
         await self._libxl.ask("rename", domid=domain.domid, new=name)
-        return attrs.evolve(domain, name=name).handle(self.info.name)
+        for number, interface in domain.interfaces.items():
+            await _rename_interface(domain.domid, number, interface)
+        if domain.interfaces:
+            await self._libxl.ask("tell_interfaces", domid=domain.domid, names=domain.interfaces)
+        return attrs.evolve(domain, name=name, interfaces={}).handle(self.info.name)
 
     # --- others' domains
 
@@ -256,7 +276,7 @@ class XenDriver(Driver, StartsBeside):
             identity, theirs = await xenstore.uuid(domid), await xenstore.name(domid)
             qemu = await xenstore.disks_process(domid)
         config = await self._libxl.ask("config", domid=domid)
-        if reason := configs.blocker(config):
+        if reason := configs.blocker(config) or owner_blocker(theirs):
             raise Unsupported(f"{name}: {reason}")
         domain = XenDomain(identity, domid, theirs, qemu=qemu or 0, config=config)
         handle = domain.handle(self.info.name)
@@ -267,6 +287,21 @@ class XenDriver(Driver, StartsBeside):
             memory = machine.capabilities.ram
         vcpus = int(config["b_info"].get("max_vcpus", 1))
         return DomainDefinition(name, memory=memory, vcpus=vcpus, disks=disks, driver=self.info.name), handle
+
+    async def discover(self, known: Mapping[str, Handle]) -> Sequence[Discovered]:
+        """See Discovers: the domains that run, but dom0."""
+        uuids = {XenDomain.of(handle).uuid: name for name, handle in known.items()}
+        found = list[Discovered]()
+        async with open_xenstore() as xenstore:
+            for domid in await xenstore.domids():
+                name, mine = await xenstore.name(domid), uuids.get(await xenstore.uuid(domid), "")
+                try:
+                    config = await self._libxl.ask("config", domid=domid)
+                except CommandRefused:  # it is half made, or gone meanwhile
+                    continue
+                why = "" if mine else configs.blocker(config) or owner_blocker(name)
+                found.append(Discovered(self.info.name, name, domain=mine, blocker=why))
+        return sorted(found, key=lambda each: each.name)
 
     async def writers_of(self, paths: Collection[str], besides: Handle | None = None) -> tuple[Writer, ...]:
         """See Driver: a QEMU that serves disks locks nothing, so its open files are looked at."""
@@ -307,6 +342,24 @@ async def _do(how: str, label: str, **arguments: Any) -> None:
             await helper.ask(how, **arguments)
         except CommandRefused as error:
             raise Unsupported(f"Xen does not start {label}: {error.description}") from error
+
+
+async def _rename_interface(domid: int, number: str, name: str) -> None:
+    """Give a domain's network device in dom0 its name, for which it must be down for a moment; again, too.
+
+    Raises:
+        HypervisorError: it cannot be; with the words of `ip`.
+    """
+    made = f"vif{domid}.{number}"
+    if not Path("/sys/class/net", made).exists():
+        return
+    for words in (("dev", made, "down"), ("dev", made, "name", name), ("dev", name, "up")):
+        done = await trio.run_process(["ip", "link", "set", *words], check=False, capture_stderr=True)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()
+            raise HypervisorError(f"{made} cannot be called {name}: {said}")
+    async with open_xenstore() as xenstore:  # where the script that takes it down looks
+        await xenstore.write(f"/local/domain/0/backend/vif/{domid}/{number}/vifname", name)
 
 
 async def _process_gone(pid: int) -> None:

@@ -197,6 +197,14 @@ class Helper:
                 disk["pdev_path"], disk["format"] = disks[disk["vdev"]]
         self.libxl.tell(domid, config)
 
+    def tell_interfaces(self, domid: int, names: dict[str, str]) -> None:
+        """Have libxl know what network devices are called in dom0, by their number."""
+        config = self.libxl.config(domid)
+        for number, nic in enumerate(config.get("nics", ())):
+            if (name := names.get(str(nic.get("devid", number)))) is not None:
+                nic["ifname"] = name
+        self.libxl.tell(domid, config)
+
     def save(self, domid: int, path: str, *, live: bool) -> dict[str, Any]:
         """Write memory to a file that exists; the guest is suspended on return.
 

@@ -89,6 +89,8 @@ class XenMachine(Blocks, MemoryStreams):
         found = await self.helper.ask("info", domid=self.domain.domid)
         if found is None or found["uuid"] != self.domain.uuid:
             raise ConnectionGone(f"{self.helper.label}: the domain is gone")
+        if found.get("shutdown") and (why := found.get("shutdown_reason", "poweroff")) != "suspend":
+            raise ConnectionGone(f"{self.helper.label}: the guest is down ({why})")
         return dict(found)
 
     async def state(self) -> DomainState:

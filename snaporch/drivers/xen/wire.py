@@ -26,6 +26,7 @@ class Kind(enum.IntEnum):
     READ = 2
     WATCH = 4
     UNWATCH = 5
+    WRITE = 11
     EVENT = 15
     ERROR = 16
 
@@ -51,13 +52,19 @@ class Message:
         return tuple(text.removesuffix("\0").split("\0")) if text else ()
 
 
-def encode(kind: Kind, number: int, *strings: str) -> bytes:
+def encode(kind: Kind, number: int, *strings: str, value: bytes = b"") -> bytes:
     """Return a request outside of any transaction.
+
+    Args:
+        kind: its kind.
+        number: its id.
+        strings: each is ended by a NUL.
+        value: behind them, as it is.
 
     Raises:
         ProtocolError: it is longer than xenstore takes.
     """
-    body = b"".join(each.encode(errors="surrogateescape") + b"\0" for each in strings)
+    body = b"".join(each.encode(errors="surrogateescape") + b"\0" for each in strings) + value
     if len(body) > MOST:
         raise ProtocolError(f"a request of {len(body)} bytes is more than xenstore takes")
     return _HEAD.pack(kind, number, 0, len(body)) + body

@@ -47,11 +47,11 @@ class Xenstore:
                 return Message(Kind.EVENT, 0, b"")
         return self._messages.popleft()
 
-    async def _ask(self, kind: Kind, *strings: str) -> Message | None:
+    async def _ask(self, kind: Kind, *strings: str, value: bytes = b"") -> Message | None:
         """Return the answer; None: there is no such path."""
         self._number += 1
         number = self._number
-        await self._stream.send_all(encode(kind, number, *strings))
+        await self._stream.send_all(encode(kind, number, *strings, value=value))
         while (answer := await self._next()).id != number:
             pass  # an event, or the answer to one who was cancelled
         if answer.kind != Kind.ERROR:
@@ -64,6 +64,10 @@ class Xenstore:
         """Return a value; an empty string where there is none."""
         answer = await self._ask(Kind.READ, path)
         return answer.body.decode(errors="surrogateescape") if answer is not None else ""
+
+    async def write(self, path: str, value: str) -> None:
+        """Write a value."""
+        await self._ask(Kind.WRITE, path, value=value.encode())
 
     async def names(self, path: str) -> tuple[str, ...]:
         """Return the names below a path; none where there is nothing."""
