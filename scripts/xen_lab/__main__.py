@@ -21,7 +21,7 @@ from scripts.xen_lab.debian import RELEASES, LabError, fetch
 from scripts.xen_lab.image import HERE, ROOT, build
 from scripts.xen_lab.machine import Lab, tell
 
-_SOURCES = ("debian.py", "image.py", "guest-init", "dom0/init", "dom0/initrd-init", "dom0/agent.py")
+_SOURCES = ("debian.py", "image.py", "guest-init", "guest-idle.c", "dom0/init", "dom0/initrd-init", "dom0/agent.py")
 _VERSIONS = ROOT / ".cache/qemu-versions"
 
 

@@ -146,8 +146,9 @@ def _entry(name: str, mode: int, content: bytes = b"") -> bytes:
 
 def _workload(scratch: Path) -> Path:
     """Build the workload of the project's own Linux guest."""
-    sources = [ROOT / "snaporch/guest" / name for name in ("linux.c", "workload.c")]
-    run(["gcc", "-std=gnu11", "-O2", "-static", "-pthread", "-s", "-o", scratch / "workload", *sources])
+    sources = [ROOT / "snaporch/guest" / name for name in ("linux.c", "workload.c")] + [HERE / "guest-idle.c"]
+    options = ["-std=gnu11", "-O2", "-static", "-pthread", "-s", "-Wl,--wrap=plat_idle"]
+    run(["gcc", *options, "-o", scratch / "workload", *sources])
     return scratch / "workload"
 
 

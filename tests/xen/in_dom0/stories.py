@@ -19,13 +19,14 @@ from snaporch.model.request import Strategy
 from tests.xen.in_dom0.world import NAME, World, open_world
 
 LIVE = CreateFlag.LIVE
+MEMORY = 72  # MiB: as little as it boots in
 Switch = Callable[[XenMachine, Sequence[Overlay]], Awaitable[None]]
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     """A guest that runs."""
-    async with open_world() as world:
+    async with open_world(memory=MEMORY) as world:
         yield world
 
 
@@ -91,7 +92,7 @@ async def test_refused(world: World) -> None:
 
 
 async def _ready() -> None:
-    async with open_world():
+    async with open_world(memory=MEMORY):
         pass
 
 
@@ -101,14 +102,14 @@ async def _die(_machine: XenMachine, _overlays: Sequence[Overlay]) -> None:
 
 
 async def _create(switch: Switch, flags: CreateFlag = LIVE) -> None:
-    async with open_world() as world:
+    async with open_world(memory=MEMORY) as world:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(XenMachine, "switch", switch)
             await world.orch.create(NAME, DomainSnapshot("cut"), flags)
 
 
 async def _check_undone(before: dict[str, str]) -> None:
-    async with open_world() as world:
+    async with open_world(memory=MEMORY) as world:
         assert await world.images() == before
         assert "cut" not in [record.name for record in await world.orch.list(NAME)]
         await world.check_consistent()
@@ -116,7 +117,7 @@ async def _check_undone(before: dict[str, str]) -> None:
 
 
 async def _images() -> dict[str, str]:
-    async with open_world() as world:
+    async with open_world(memory=MEMORY) as world:
         return await world.images()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from snaporch.drivers.local import look
 from snaporch.drivers.xen.client import open_helper
 from snaporch.drivers.xen.domain import XenDomain
 from snaporch.drivers.xen.driver import XenDriver
@@ -26,9 +27,9 @@ SECONDS = 300.0  # for anything that a guest is to do: it is emulated, and so is
 PLACE = Path("/guest/world")
 LOGS = Path("/var/log/xen/console")
 TARGETS = ("xvda", "xvdb")
-RAM_MIB = 8
-SWEEP_SECONDS = RAM_MIB / 32
-WORKLOAD = f"console=hvc0 rdinit=/init mitigations=off loglevel=4 snaporch.ram={RAM_MIB} snaporch.report=100"
+RAM_MIB = 4
+SWEEP_SECONDS = RAM_MIB / 6  # eight pages each time, and it rests for five milliseconds in between
+WORKLOAD = f"console=hvc0 rdinit=/init mitigations=off loglevel=4 snaporch.ram={RAM_MIB} snaporch.report=200"
 
 
 @attrs.define
@@ -134,10 +135,10 @@ def make_disks(directory: Path) -> tuple[DeviceDisk, ...]:
     return disks
 
 
-def _definition(directory: Path, rate: int, dirty: int) -> DomainDefinition:
+def _definition(directory: Path, rate: int, dirty: int, memory: int) -> DomainDefinition:
     return DomainDefinition(
         NAME,
-        memory=128 * MIB,
+        memory=memory * MIB,
         kernel="/guest/vmlinuz",
         initrd="/guest/initrd",
         append=f"{WORKLOAD} snaporch.rate={rate} snaporch.dirty={dirty}",
@@ -159,19 +160,23 @@ async def destroy_all() -> None:
 
 
 @asynccontextmanager
-async def open_world(*, rate: int = 20, dirty: int = 0, ready: bool = True) -> AsyncIterator[World]:
+async def open_world(
+    *, rate: int = 20, dirty: int = 0, memory: int = 128, ready: bool = True
+) -> AsyncIterator[World]:
     """Go on with the world that is there, or make one; it stays when the body is over.
 
     Args:
         rate: numbers that the guest writes to its disks in a second.
         dirty: MiB of its memory that it writes to in a second.
+        memory: of the guest, in MiB.
         ready: have the guest run.
     """
+    look.LOOK_SECONDS = SECONDS  # no disk is dead here, but all of it may stand still where the host is busy
     PLACE.mkdir(exist_ok=True)
     async with open_orchestrator(PLACE / "root") as orch:
         world = World(PLACE, orch)
         if not await orch.domains():
-            await orch.define(_definition(PLACE, rate, dirty))
+            await orch.define(_definition(PLACE, rate, dirty, memory))
         if ready:
             await world.ready()
         yield world
