@@ -112,7 +112,7 @@ def fetch(release: Release, home: Path) -> Path:
     }
     # As an option, the file is read after the system's, so that its #clear holds.
     run(["apt-get", "-c", apt / "apt.conf", "-q", "update"], **environment)
-    _check_version(release, run(["apt-cache", "policy", f"xen-hypervisor-{release.xen}-amd64"], **environment))
+    check_version(release, run(["apt-cache", "policy", f"xen-hypervisor-{release.xen}-amd64"], **environment))
     xen = (f"xen-utils-{release.xen}", f"xen-hypervisor-{release.xen}-amd64", "xenstore-utils")
     # As nothing counts as installed, apt downloads all that these need, libc included.
     run(["apt-get", "install", "-y", "-q", "--download-only", *xen, *_PROGRAMS], **environment)
@@ -126,7 +126,12 @@ def fetch(release: Release, home: Path) -> Path:
     return debs
 
 
-def _check_version(release: Release, policy: str) -> None:
+def check_version(release: Release, policy: str) -> None:
+    """Look at what apt says of the hypervisor's package.
+
+    Raises:
+        LabError: it is not the one that the lab is for.
+    """
     found = next((line.split()[1] for line in policy.splitlines() if "Candidate:" in line), "none")
     if not found.startswith(release.version):
         raise LabError(

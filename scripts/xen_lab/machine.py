@@ -81,7 +81,9 @@ class Lab:
         """Wait until something is so; return after how many seconds."""
         began = time.monotonic()
         while not ready():
-            if self._process is None or self._process.poll() is not None:
+            if self._process is None:
+                raise LabError(f"no lab is served from {self.place}")
+            if self._process.poll() is not None:
                 raise LabError(f"the lab's QEMU has ended: {self._file('qemu.log').read_text()[-800:]}")
             if any(words in self.console for words in _DEAD):
                 raise LabError(f"Xen or dom0 has died:\n{self.console[-1500:]}")
@@ -112,7 +114,6 @@ class Lab:
         subprocess.run(["cp", "--reflink=auto", self.home / "ready.qcow2", self._file("root.qcow2")], check=True)
         self._start("-loadvm", SNAPSHOT)
         began = time.monotonic()
-        self._await(self._file("agent").exists)
         # Its clock is as old as the kept machine is.
         self.sh(f"busybox date -s @{int(time.time())} >/dev/null", ANSWER_SECONDS)
         return time.monotonic() - began
@@ -141,7 +142,7 @@ class Lab:
     @contextmanager
     def _agent(self) -> Iterator[_Agent]:
         with closing(socket.socket(socket.AF_UNIX)) as connection:
-            connection.connect(str(self._file("agent")))
+            self._await(lambda: connection.connect_ex(str(self._file("agent"))) == 0)
             agent = _Agent(connection)
             agent.greet()
             yield agent

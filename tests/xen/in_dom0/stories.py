@@ -8,18 +8,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 import pytest
 import trio
 
-from snaporch import CreateFlag, DomainSnapshot, DomainState, OperationFailed, Refused
+from snaporch import CreateFlag, DomainSnapshot, DomainState, Refused
 from snaporch.drivers.base import Overlay
 from snaporch.drivers.xen.machine import XenMachine
 from snaporch.model.request import Strategy
 from tests.xen.in_dom0.world import NAME, World, open_world
 
 LIVE = CreateFlag.LIVE
-MEMORY = 72  # MiB: as little as it boots in
+MEMORY = 84  # MiB: as little as it boots in, and has room for what it compares
 Switch = Callable[[XenMachine, Sequence[Overlay]], Awaitable[None]]
 
 
@@ -91,11 +92,6 @@ async def test_refused(world: World) -> None:
     await world.check_consistent()
 
 
-async def _ready() -> None:
-    async with open_world(memory=MEMORY):
-        pass
-
-
 async def _die(_machine: XenMachine, _overlays: Sequence[Overlay]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     await trio.sleep_forever()
@@ -108,10 +104,10 @@ async def _create(switch: Switch, flags: CreateFlag = LIVE) -> None:
             await world.orch.create(NAME, DomainSnapshot("cut"), flags)
 
 
-async def _check_undone(before: dict[str, str]) -> None:
+async def _check(before: dict[str, str], *, undone: bool) -> None:
     async with open_world(memory=MEMORY) as world:
-        assert await world.images() == before
-        assert "cut" not in [record.name for record in await world.orch.list(NAME)]
+        assert (await world.images() == before) is undone
+        assert ("cut" not in [record.name for record in await world.orch.list(NAME)]) is undone
         await world.check_consistent()
         await world.check_alone()
 
@@ -122,7 +118,7 @@ async def _images() -> dict[str, str]:
 
 
 def test_killed() -> None:
-    """Snaporch, then its helper, is killed while the guest is suspended and no disk has been switched: undone."""
+    """Snaporch is killed while the guest is suspended and no disk is switched: undone; its helper: another goes on."""
     before = trio.run(_images)
     if not (child := os.fork()):  # a new process of Python's would take ten seconds to import all this
         try:
@@ -130,13 +126,12 @@ def test_killed() -> None:
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    trio.run(_check_undone, before)
+    trio.run(partial(_check, before, undone=True))
 
     async def lose_helper(machine: XenMachine, overlays: Sequence[Overlay]) -> None:
         os.kill(machine.helper._program.process.pid, signal.SIGKILL)
         await original(machine, overlays)
 
     original: Switch = XenMachine.switch
-    with pytest.raises(OperationFailed):
-        trio.run(_create, lose_helper)
-    trio.run(_check_undone, before)
+    trio.run(_create, lose_helper)
+    trio.run(partial(_check, before, undone=False))

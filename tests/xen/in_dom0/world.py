@@ -85,6 +85,7 @@ class World:
             return last.seq >= first.seq + numbers and last.up_ms >= first.up_ms + 1000 * SWEEP_SECONDS
 
         found = await self.wait_report(far, since)
+        assert found[-1].ram_mb == RAM_MIB
         for path, position in since.items():
             assert not count_starts(path.read_bytes()[position:].decode(errors="replace")), "it began anew"
         return found[-1]
