@@ -118,7 +118,7 @@ async def _images() -> dict[str, str]:
 
 
 def test_killed() -> None:
-    """Snaporch is killed while the guest is suspended and no disk is switched: undone; its helper: another goes on."""
+    """Killed while the guest is suspended, before the disks switch, it is undone; if its helper is, it goes on."""
     before = trio.run(_images)
     if not (child := os.fork()):  # a new process of Python's would take ten seconds to import all this
         try:
