@@ -37,6 +37,8 @@ CONNECT_SECONDS = 20.0
 KILL_SECONDS = 60.0  # a domain that is half made may keep libxl busy
 OWNER_SECONDS = 5.0  # for the program that started a domain to remove it after its shutdown
 POLL_SECONDS = 0.1
+SLOW_STARTS = 2
+_SLOW = "device model did not start"
 _BESIDE = "--sp-"  # in the name of a domain that is to take another's place, or is a throw-away copy
 _NAMESPACE = uuid.UUID("5a7e9c34-8d0b-4a8c-9f0e-3f0f5b1d2c66")
 
@@ -95,7 +97,7 @@ class XenDriver(Driver, StartsBeside, Discovers):
         if short := await self._memory_blocker(wanted):
             raise Unsupported(f"{label}: {short}")
         try:
-            await _do(how, label, config=wanted, **arguments)
+            await self._made(how, label, config=wanted, **arguments)
             made = await self._found(XenDomain(identity, 0, name, directory=str(launch.directory)))
         except BaseException:
             with trio.move_on_after(KILL_SECONDS, shield=True):
@@ -109,6 +111,19 @@ class XenDriver(Driver, StartsBeside, Discovers):
         if beside and not launch.isolated:
             made = attrs.evolve(made, interfaces=configs.interfaces(config))
         return made.handle(self.info.name)
+
+    async def _made(self, how: str, label: str, **arguments: Any) -> None:
+        """Start a domain; again, where the QEMU of its disks is too slow for libxl's patience: the host is busy."""
+        for _ in range(SLOW_STARTS):
+            try:
+                await _do(how, label, **arguments)
+            except Unsupported as error:
+                if _SLOW not in str(error):
+                    raise
+                await self._end(arguments["config"]["c_info"]["uuid"])
+            else:
+                return
+        await _do(how, label, **arguments)
 
     async def beside_blocker(self, launch: Launch) -> str:
         """See StartsBeside: memory, of which the old guest keeps its own."""
