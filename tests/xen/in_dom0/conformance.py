@@ -50,6 +50,10 @@ class XenWorld:
         """See World: Xen knows no limit, and takes seconds without one."""
         return 0
 
+    def of(self, domain: str) -> XenWorld:
+        """See World."""
+        raise AssertionError(f"{domain}: the Xen driver makes no clones")
+
     async def number(self) -> int:
         """See World."""
         return (await self.xen.reports(1))[0].seq
