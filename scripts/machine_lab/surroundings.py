@@ -256,30 +256,30 @@ def _ready_again(lab: Lab) -> None:
     lab.check("it boots", good=lab.heard(60, len(lab.text())), words=lab.status())
 
 
-_state("st-s3", ["suspended"], guest="lab.s3=2 no_console_suspend", after=_wakes)
+_state("st-s3", ["suspended"], guest="lab.s3=15 no_console_suspend", after=_wakes)
 _state(
     "st-panic-pause",
     ["guest-panicked"],
     *("-device", "pvpanic", "-action", "panic=pause"),
     modules=("pvpanic_mmio",),
-    guest="lab.panic=2",
+    guest="lab.panic=15",
 )
 _state(
     "st-panic-shutdown",
     ["guest-panicked", "shutdown"],
     *("-device", "pvpanic", "-action", "panic=shutdown", "-no-shutdown"),
     modules=("pvpanic_mmio",),
-    guest="lab.panic=2",
+    guest="lab.panic=15",
 )
-_state("st-shutdown", ["shutdown"], "-no-shutdown", guest="lab.off=2")
+_state("st-shutdown", ["shutdown"], "-no-shutdown", guest="lab.off=15")
 _state(
     "st-watchdog",
     ["watchdog"],
     *("-device", "i6300esb", "-action", "watchdog=pause"),
     modules=("i6300esb",),
-    guest="lab.watchdog=1 lab.i6300esb=heartbeat=2",
+    guest="lab.watchdog=15 lab.i6300esb=heartbeat=2",
 )
-_state("st-reboot", ["running"], guest="lab.reboot=3", after=_ready_again)
+_state("st-reboot", ["running"], guest="lab.reboot=15", after=_ready_again)
 
 
 @cell(STATE)

@@ -74,7 +74,7 @@ def one(cell: Cell, qemu: Qemu) -> dict[str, Any]:
         "cell": cell.name,
         "qemu": qemu.version,
         "outcome": outcome,
-        "why": " ".join(why.split()),
+        "why": " ".join(why.replace(f"{place}/", "").split()),
         "seconds": round(time.monotonic() - began),
         "steps": steps,
         "notes": lab.notes,

@@ -116,10 +116,13 @@ class Trial(Restoring):
         async with self.driver.connect(self.launched, self.name) as machine:
             try:
                 await machine.resume()
-            except CommandRefused:
-                if not self.rival:
+            except CommandRefused as error:
+                if self.rival:
+                    return  # the memory is loaded; what bars the copy goes with the old guest
+                if self.plan.domain.handle is None:
                     raise
-                return  # the memory is loaded; what bars the copy goes with the old guest
+                why = f"the copy has loaded the memory, and cannot run beside the guest: {error.description}"
+                raise Unsupported(f"{self.name}: {why}") from None
             await trio.sleep(RUN_SECONDS)
             if await machine.state() is not DomainState.RUNNING:
                 raise HypervisorError(f"{self.name}: the guest stopped by itself within {RUN_SECONDS:g} s")

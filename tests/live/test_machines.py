@@ -25,7 +25,7 @@ from snaporch.errors import ConnectionGone, Refused, Unsupported
 from snaporch.model.domain import MachineShape
 from snaporch.model.record import Boot
 from snaporch.model.request import CreateOptions
-from snaporch.model.rfc import DomainSnapshot, RevertFlag
+from snaporch.model.rfc import CreateFlag, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way, WayBack
 from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 from tests.live.world import Qemu, make_image
@@ -440,6 +440,18 @@ async def test_a_copy_is_tried(lab: Lab, words: Sequence[str], boot: Boot, reaso
     report = await lab.orch.verify(NAME, "c1", boot=True)
     assert (report.files, report.boot, report.ok) == ("good", boot, True), report
     assert reason in report.reason
+
+
+async def test_a_copy_beside_a_guest_that_keeps_its_image_locked(lab: Lab) -> None:
+    """Its directory is another one since its start, so that it cannot open the frozen image anew for reading."""
+    lab.image("a.qcow2")
+    await lab.start("-daemonize", "-drive", "if=virtio,file=a.qcow2")
+    await lab.attach()
+    await lab.orch.resume(NAME)
+    await lab.orch.create(NAME, DomainSnapshot("c1"), CreateFlag.LIVE)
+    report = await lab.orch.verify(NAME, "c1", boot=True)
+    assert (report.files, report.boot, report.ok) == ("good", Boot.NOT_POSSIBLE, True), report
+    assert "cannot run beside the guest" in report.reason
 
 
 async def test_a_copy_that_cannot_be_tried(lab: Lab) -> None:
