@@ -77,5 +77,5 @@ async def test_a_definition_can_keep_it(
 
 def test_other_words_are_refused() -> None:
     """With what there is."""
-    with pytest.raises(InvalidInput, match="clock 'off' is neither set nor keep"):
+    with pytest.raises(InvalidInput, match="clock 'off' is none of set, keep"):
         definition_from({"name": "web1", "clock": "off"}, Path("/"))

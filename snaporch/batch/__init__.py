@@ -7,7 +7,6 @@ retention   which snapshots go (pure)
 timing      durations, windows, cron (pure)
 store       the durable record: an interrupted batch goes on where it was
 runner      runs a batch
-hooks       programs of the user's, before and after
 report      JSON, JUnit XML and an HTML page with a timeline
 schedule    runs plans when they are due
 rehearsal   runs a plan on the simulated driver, at full scale

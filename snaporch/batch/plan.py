@@ -14,14 +14,14 @@ from typing import Any, NewType
 
 import attrs
 
-from snaporch.batch.timing import Cron, parse_clock, parse_duration, parse_zone
+from snaporch.batch.timing import Cron, parse_clock, parse_zone
 from snaporch.errors import InvalidInput
 from snaporch.model.convert import parse_size, strict, structured
 from snaporch.model.formats import versioned
+from snaporch.model.hook import Hook, Seconds
 from snaporch.model.names import SHORT, check_name
 from snaporch.model.request import OnTimeout, Strategy
 
-Seconds = NewType("Seconds", float)
 Size = NewType("Size", int)
 
 _SAMPLE = {"plan": "p", "time": "20260101T000000Z", "batch": "0" * SHORT}
@@ -182,24 +182,7 @@ class Retries:
     """
 
     attempts: int = attrs.field(default=1, validator=_one_or_more)
-    wait: Seconds = Seconds(5.0)
-
-
-@attrs.frozen
-class Hook:
-    """A program to run; no shell. It is told where it is by ``SNAPORCH_*`` variables.
-
-    Attributes:
-        command: the program and its arguments.
-        deadline: it is ended after so long, and has then failed.
-    """
-
-    command: tuple[str, ...]
-    deadline: Seconds = Seconds(60.0)
-
-    def __attrs_post_init__(self) -> None:
-        if not self.command or not self.command[0]:
-            raise InvalidInput("command: give the program and its arguments, for example ['sync']")
+    wait: Seconds = Seconds(5.0)  # noqa: RUF009 - a number
 
 
 @attrs.frozen
@@ -243,7 +226,7 @@ class Retention:
     daily: int = attrs.field(default=0, validator=partial(_above, 0))
     weekly: int = attrs.field(default=0, validator=partial(_above, 0))
     monthly: int = attrs.field(default=0, validator=partial(_above, 0))
-    within: Seconds = Seconds(0.0)
+    within: Seconds = Seconds(0.0)  # noqa: RUF009 - a number
     max_bytes: Size | None = None
     pin: tuple[str, ...] = ()
     zone: str = "UTC"
@@ -268,7 +251,7 @@ class Schedule:
 
     cron: str
     zone: str = "UTC"
-    jitter: Seconds = Seconds(0.0)
+    jitter: Seconds = Seconds(0.0)  # noqa: RUF009 - a number
     missed: Missed = Missed.ONCE
 
     def __attrs_post_init__(self) -> None:
@@ -332,7 +315,6 @@ class Plan:
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
-strict.register_structure_hook(Seconds, lambda value, _: Seconds(parse_duration(value)))
 strict.register_structure_hook(Size, lambda value, _: Size(parse_size(_sizeable(value))))
 
 

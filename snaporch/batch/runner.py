@@ -23,7 +23,6 @@ import structlog
 import trio
 
 from snaporch.batch import store
-from snaporch.batch.hooks import HookFailed, run_hooks
 from snaporch.batch.plan import Check, OnFailure, Plan
 from snaporch.batch.prune import prune_by_plan
 from snaporch.batch.report import write_reports
@@ -46,6 +45,7 @@ from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
+from snaporch.operations.hooks import HookFailed, run_hooks
 from snaporch.orchestrator import Orchestrator, catalog_of
 
 _log = structlog.get_logger("snaporch")

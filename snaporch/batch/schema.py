@@ -9,7 +9,8 @@ import json
 import sys
 from typing import Any
 
-from snaporch.batch.plan import Plan, Seconds, Size
+from snaporch.batch.plan import Plan, Size
+from snaporch.model.hook import Seconds
 from snaporch.model.jsonschema import Schemas
 from snaporch.model.names import NAME
 

@@ -14,23 +14,7 @@ from cronsim import CronSim, CronSimError
 from snaporch.errors import InvalidInput
 
 DAY = 86_400.0
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3_600.0, "d": DAY, "w": 7 * DAY}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
 _CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
-
-
-def parse_duration(value: float | str) -> float:
-    """Return seconds for ``90`` or ``"90s"``, ``"5min"``, ``"2h"``, ``"7d"``, ``"4w"``.
-
-    Raises:
-        InvalidInput: it is no duration.
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
-        raise InvalidInput(f"{value!r} is not a duration; write for example 90, 90s, 5min, 2h, 7d or 4w")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def parse_zone(name: str) -> ZoneInfo:

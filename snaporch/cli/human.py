@@ -133,7 +133,7 @@ def _reverted(record: RevertRecord, info: DomainInfo) -> str:
         text += f"; its guest was paused for {human_duration(record.outage_seconds)} ({record.way})"
     if (behind := record.clock_behind_seconds) is not None and behind > _CLOCK_SET:
         text += f"; its clock is {human_duration(behind)} behind"
-    return text
+    return "; ".join((text, *record.problems))
 
 
 def cloned(records: Sequence[CloneRecord]) -> RenderableType:

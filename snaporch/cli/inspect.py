@@ -10,11 +10,11 @@ from typing import Literal
 
 from cyclopts import App
 
-from snaporch.batch.timing import parse_duration
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput, ServiceGone
 from snaporch.model import documents
 from snaporch.model.convert import converter
+from snaporch.model.hook import parse_duration
 from snaporch.model.record import Event, EventKind
 from snaporch.orchestrator import default_root
 from snaporch.service.owner import owner

@@ -212,6 +212,7 @@ def definition_from(data: dict[str, Any], base: Path, where: str = "definition")
         kernel=absolute(definition.kernel),
         initrd=absolute(definition.initrd),
         serial=absolute(definition.serial),
+        nvram=attrs.evolve(definition.nvram, path=absolute(definition.nvram.path)) if definition.nvram else None,
     )
 
 

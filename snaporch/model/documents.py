@@ -91,6 +91,7 @@ def domain(info: DomainInfo) -> dict[str, Any]:
         "origin": {"domain": info.origin.domain, "name": info.origin.name} if info.origin else None,
         **way_back(info.way_back),
         "clock_behind_seconds": info.clock_behind_seconds,
+        "generation": info.generation or None,
     }
 
 
@@ -133,6 +134,7 @@ def reverted(record: RevertRecord, info: DomainInfo, saved: str) -> dict[str, An
         "outage_seconds": record.outage_seconds,
         "total_seconds": record.total_seconds,
         "clock_behind_seconds": record.clock_behind_seconds,
+        "problems": record.problems,
     }
 
 

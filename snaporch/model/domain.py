@@ -6,6 +6,7 @@ Everything here is frozen and says nothing about how it is stored or sent: see `
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import attrs
 
 from snaporch.errors import InvalidInput
 from snaporch.model.formats import versioned
-from snaporch.model.names import TARGET, check_name
+from snaporch.model.names import TARGET, UUID, check_name, new_uuid
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.upcasts import with_handles
 from snaporch.model.way import WayBack
@@ -29,6 +30,10 @@ class DomainState(enum.StrEnum):
     PAUSED = "paused"
 
 
+_CHOICES = {"accel": ("auto", "kvm", "tcg"), "clock": ("set", "keep"), "firmware": ("bios", "uefi")}
+GENID = re.compile(rf"auto|none|{UUID.pattern}")
+
+
 def _disk_faults(disk: Mapping[str, Any], taken: set[str]) -> Iterator[str]:
     target, format_ = disk.get("target"), disk.get("format")
     if isinstance(target, str):
@@ -39,6 +44,18 @@ def _disk_faults(disk: Mapping[str, Any], taken: set[str]) -> Iterator[str]:
         taken.add(target)
     if isinstance(format_, str) and format_ not in {"qcow2", "raw"}:
         yield f"{target}: format {format_!r:.60} is neither qcow2 nor raw"
+
+
+def _word_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, choices in _CHOICES.items():
+        if isinstance(value := values.get(key), str) and value not in choices:
+            yield key, f"{key} {value!r:.60} is none of {', '.join(choices)}"
+    if isinstance(genid := values.get("genid"), str) and not GENID.fullmatch(genid):
+        yield "genid", f"genid {genid!r:.60} is none of auto, none, or a UUID"
+    if values.get("nvram") is not None and values.get("firmware", "bios") == "bios":
+        yield "nvram", 'a variable store is for `firmware = "uefi"`'
+    if (nvram := values.get("nvram")) is not None and isinstance(nvram, Mapping):
+        yield from (("nvram", words) for words in _disk_faults({"target": NVRAM} | dict(nvram), set()))
 
 
 def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -55,10 +72,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", f"{memory!r:.60} is not a size; write for example 1073741824, 512MiB or 1GiB"
     if type(vcpus) is int and vcpus < 1:
         yield "vcpus", "needs at least one vcpu"
-    if isinstance(accel := values.get("accel"), str) and accel not in {"auto", "kvm", "tcg"}:
-        yield "accel", f"accel {accel!r:.60} is none of auto, kvm, tcg"
-    if isinstance(clock := values.get("clock"), str) and clock not in {"set", "keep"}:
-        yield "clock", f"clock {clock!r:.60} is neither set nor keep"
+    yield from _word_faults(values)
     taken: set[str] = set()
     disks = values.get("disks")
     for disk in disks if isinstance(disks, list | tuple) else ():
@@ -84,6 +98,23 @@ class XenOptions:
     kind: XenKind = XenKind.PV
 
 
+@attrs.frozen
+class VariableStore:
+    """Where UEFI firmware keeps its variables: the table ``[nvram]``.
+
+    Attributes:
+        path: the image; one that is not there is made, from the firmware's template.
+        format: ``raw`` or ``qcow2``.
+    """
+
+    path: str
+    format: str = "raw"
+
+
+NVRAM = "nvram"
+"""The target of the disk that is the variable store of a domain with UEFI firmware."""
+
+
 @versioned("definition")
 @attrs.frozen
 class DomainDefinition:
@@ -105,6 +136,10 @@ class DomainDefinition:
         xen: what is said for Xen.
         clock: ``set``: when the domain has gone back to a point and runs, its guest agent sets the guest's clock;
             ``keep``: the clock stays at the time of the point.
+        genid: the machine has a generation id, another one after each revert: ``auto``, or the first one, a UUID;
+            ``none``: it has none.
+        firmware: ``bios`` or ``uefi``.
+        nvram: of ``uefi``, the variable store, as it was written down; in a domain's record it is the disk `NVRAM`.
     """
 
     name: str
@@ -123,6 +158,9 @@ class DomainDefinition:
     driver: str = "qemu"
     xen: XenOptions | None = None
     clock: str = "set"
+    genid: str = "none"
+    firmware: str = "bios"
+    nvram: VariableStore | None = None
 
     def __attrs_post_init__(self) -> None:
         found = [words for _, words in faults(attrs.asdict(self))]
@@ -133,6 +171,14 @@ class DomainDefinition:
     def machine_only(self) -> DomainDefinition:
         """What of it makes the machine: without what may be changed at any time, as the memory does not know it."""
         return attrs.evolve(self, clock="set")
+
+    def new_generation(self) -> str:
+        """Return a generation id that no machine of it has had; empty where it is to have none."""
+        return "" if self.genid == "none" else new_uuid()
+
+    def first_generation(self) -> str:
+        """Return the generation id of a domain that has never gone back; empty where it is to have none."""
+        return self.new_generation() if self.genid in {"auto", "none"} else self.genid
 
 
 @attrs.frozen
@@ -219,6 +265,8 @@ class DomainRecord:
         reads: all images of its disks' chains as it was defined or attached to, without symbolic links; empty: not
             known.
         below: by path of an image that snaporch has put a disk on, all images below it, as they were left.
+        generation: the generation id that its machine has, or is to have at the next start; empty: none, or it has
+            never been started.
     """
 
     definition: DomainDefinition
@@ -237,6 +285,7 @@ class DomainRecord:
     origin: Origin | None = None
     reads: tuple[str, ...] = ()
     below: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    generation: str = ""
 
     @property
     def name(self) -> str:
@@ -288,6 +337,11 @@ class MachineShape:
     disks: tuple[DiskStatus, ...]
     devices: tuple[str, ...] = ()
 
+    @property
+    def has_generation(self) -> bool:
+        """Whether the machine has a generation id, which its guest is told of."""
+        return any(device.endswith(": vmgenid") for device in self.devices)
+
 
 @versioned("discovered")
 @attrs.frozen
@@ -334,6 +388,7 @@ class DomainInfo:
         records: see `DomainRecord.records`; None: its manager has no list.
         clock_behind_seconds: see `DomainRecord.clock_behind_seconds`; None also of an inactive domain.
         origin: see `DomainRecord.origin`.
+        generation: see `DomainRecord.generation`.
     """
 
     name: str
@@ -349,3 +404,4 @@ class DomainInfo:
     records: bool | None = None
     clock_behind_seconds: float | None = None
     origin: Origin | None = None
+    generation: str = ""

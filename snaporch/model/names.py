@@ -15,6 +15,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A target becomes part of QEMU node names, which end at 31 characters: "sp-", `SHORT` of the operation's id, "-".
 TARGET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,15}")
 
+UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
 
 def check_name(name: str, what: str = "snapshot") -> str:
     """Return `name` when it is a valid domain or snapshot name.

@@ -274,6 +274,7 @@ class RevertRecord:
         clock_behind_seconds: how far the guest's clock is behind, as its agent says once the clock is set, or by
             the age of the point; None: there is no guest, or it boots and reads the time by itself.
         outcome: `complete`.
+        problems: hooks after it that failed, a sentence each.
     """
 
     domain: str
@@ -285,6 +286,7 @@ class RevertRecord:
     lazy: bool = False
     clock_behind_seconds: float | None = None
     outcome: Outcome = Outcome.COMPLETE
+    problems: tuple[str, ...] = ()
 
 
 @versioned("sync-report")

@@ -350,6 +350,11 @@ def _internal(scene: Scene, overlays: tuple[Overlay, ...]) -> tuple[Strategy, st
         )
     if scene.capabilities is not None and scene.capabilities.memory_blocker:
         raise Unsupported(f"{scene.domain.name}: {scene.capabilities.memory_blocker}")
+    if scene.shape is not None and scene.shape.has_generation:
+        raise Unsupported(
+            f"{scene.domain.name} has a generation id, which could not change in the process that would go back to "
+            "this point itself: leave out what asks for internal disks"
+        )
     return Strategy.INTERNAL, "asked for inside the images"
 
 

@@ -49,7 +49,10 @@ async def redefined(context: Context, known: DomainRecord, definition: DomainDef
             raise Refused(_does_not_fit(known.name, was, on))
     yours = {disk.path for disk in definition.disks}
     below = {path: chain for path, chain in known.below.items() if path not in yours}
-    return attrs.evolve(known, definition=definition, template=None, active=active, below=below)
+    generation = known.generation if definition.genid == known.definition.genid else ""
+    return attrs.evolve(
+        known, definition=definition, template=None, active=active, below=below, generation=generation
+    )
 
 
 async def _same(storage: Storage, wanted: DeviceDisk, image: DeviceDisk, readonly: bool) -> bool:

@@ -167,7 +167,14 @@ async def import_archive(
             if work.memory:
                 await _check_machine(work)
             record = await _snapshot(work)
-            domain = DomainRecord(work.definition, work.active, current=record.name, shape=work.shape, uuid=uuid)
+            domain = DomainRecord(
+                work.definition,
+                work.active,
+                current=record.name,
+                shape=work.shape,
+                uuid=uuid,
+                generation=work.definition.new_generation(),
+            )
             change = Change(domains=(domain,), snapshots=(record,), files={name: files})
             await made(context, operation, change)
     return Imported(name, record.name, memory, tuple(work.frozen), work.dropped)
@@ -219,7 +226,14 @@ async def _check_machine(work: _Import) -> None:
     if work.driver.info.one_call:
         return  # nothing can be started that waits for memory: the first revert says it
     directory = work.context.run_directory(work.name, work.operation.id)
-    launch = Launch(work.definition, work.disks, directory, incoming=True, isolated=True)
+    launch = Launch(
+        work.definition,
+        work.disks,
+        directory,
+        incoming=True,
+        isolated=True,
+        generation=work.definition.new_generation(),
+    )
     try:
         handle = await work.driver.launch(launch)
         async with work.driver.connect(handle, work.name) as machine:

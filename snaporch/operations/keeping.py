@@ -149,7 +149,12 @@ class Keeping(Restoring):
         await self.driver.clear(self._back_directory)
         domain = self.plan.domain
         launch = Launch(
-            domain.definition, domain.disks, self._back_directory, incoming=True, template=domain.template
+            domain.definition,
+            domain.disks,
+            self._back_directory,
+            incoming=True,
+            template=domain.template,
+            generation=domain.generation,
         )
         back = await self.driver.restore(launch, keep.path)
         await self.driver.storage.remove(keep.path)

@@ -33,14 +33,22 @@ async def start(context: Context, name: str, *, paused: bool) -> None:
         await sweep(context, record, end=True)
         await check_start(context, operation, record)
         await check_as_left(context, record, still=True)
-        await _launch(context, attrs.evolve(record, frozen=False, clock_behind_seconds=None), paused=paused)
+        await _launch(context, _anew(record), paused=paused)
+
+
+def _anew(record: DomainRecord) -> DomainRecord:
+    """Return the record of a domain that is about to boot: it knows nothing of a point any more."""
+    generation = record.generation or record.definition.first_generation()
+    return attrs.evolve(record, frozen=False, clock_behind_seconds=None, generation=generation)
 
 
 async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> None:
     """Start a process; whatever happens before the guest runs in it, it is ended."""
     driver = context.driver(record)
     directory = context.run_directory(record.name, Operation(OperationKind.START, record.name, "").id)
-    handle = await driver.launch(Launch(record.definition, record.disks, directory, template=record.template))
+    handle = await driver.launch(
+        Launch(record.definition, record.disks, directory, template=record.template, generation=record.generation)
+    )
     try:
         await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
         async with driver.connect(handle, record.name) as machine:
@@ -172,6 +180,7 @@ def _known(record: DomainRecord) -> DomainInfo:
         way_back=record.way_back,
         clock_behind_seconds=record.clock_behind_seconds if record.handle else None,
         origin=record.origin,
+        generation=record.generation,
     )
 
 

@@ -8,12 +8,17 @@ from contextlib import suppress
 from functools import partial
 from pathlib import PurePath
 
+import attrs
+
 from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
 from snaporch.errors import InvalidInput
-from snaporch.model.domain import DomainDefinition, DomainRecord
+from snaporch.model.domain import NVRAM, DomainDefinition, DomainRecord, VariableStore
 from snaporch.model.names import check_text
 from snaporch.model.reserved import check_command_line, check_domain_name
+from snaporch.model.rfc import DeviceDisk
+
+NVRAM_FILE = "nvram.fd"
 
 MOST_BYTES = 1023  # of the name of a backing file in a qcow2 header
 
@@ -21,8 +26,43 @@ MOST_BYTES = 1023  # of the name of a backing file in a qcow2 header
 def paths_of(definition: DomainDefinition) -> dict[str, str]:
     """Return the paths in a definition, by what they are for; those that are empty are left out."""
     paths = {f"disk {disk.target}": disk.path for disk in definition.disks}
+    paths |= {"nvram": definition.nvram.path} if definition.nvram else {}
     paths |= {"kernel": definition.kernel, "initrd": definition.initrd, "serial": definition.serial}
     return {what: path for what, path in paths.items() if path}
+
+
+def check_nvram(definition: DomainDefinition) -> None:
+    """Refuse a variable store that is given twice.
+
+    Raises:
+        InvalidInput: so it is.
+    """
+    if definition.nvram and any(disk.target == NVRAM for disk in definition.disks):
+        raise InvalidInput(f"{definition.name}: `nvram` is the disk {NVRAM} already; leave out one of them")
+
+
+async def completed(context: Context, definition: DomainDefinition) -> tuple[DomainDefinition, str]:
+    """Return a definition with the variable store of its firmware among the disks, and its path if it was made.
+
+    A store that is not there is made; one that the definition does not name is in the domain's directory.
+
+    Raises:
+        InvalidInput: it is given twice, its path is the root's own, or its directory is not there.
+        Unsupported: there is no such firmware here, or none that fits the store.
+    """
+    check_domain_name(definition.name)
+    check_nvram(definition)
+    driver = context.driver(DomainRecord(definition))
+    if definition.firmware == "bios":
+        return definition, ""
+    if (disk := next((disk for disk in definition.disks if disk.target == NVRAM), None)) is None:
+        given = definition.nvram or VariableStore(f"{context.directory(definition.name)}/{NVRAM_FILE}")
+        disk = DeviceDisk(NVRAM, given.path, given.format)
+    await driver.storage.check_place(str(context.root), definition.name, disk.path, NVRAM)
+    await check_directory(context, driver.storage, definition.name, disk.path, NVRAM)
+    made = await driver.make_nvram(definition, disk)
+    others = tuple(other for other in definition.disks if other.target != NVRAM)
+    return attrs.evolve(definition, nvram=None, disks=(*others, disk)), made
 
 
 async def check_definition(context: Context, definition: DomainDefinition) -> None:
@@ -85,13 +125,13 @@ async def check_directory(context: Context, storage: Storage, domain: str, path:
 
 
 async def leave_nothing(context: Context, domain: str, driver: Driver, files: Iterable[str] = ()) -> None:
-    """Remove the directory of a domain that is no more, logs and these files in it, unless there is more in it."""
-    directory = context.directory(domain)
+    """Remove the directory of a domain that is no more, these files and what snaporch made, if that is all."""
+    directory, own = context.directory(domain), {*driver.info.logs, NVRAM_FILE}
     for path in files:
         if PurePath(path).is_relative_to(directory):
             await driver.storage.remove(path)
     with suppress(OSError):
-        if set(os.listdir(directory)) <= set(driver.info.logs):
-            for log in driver.info.logs:
-                await driver.storage.remove(os.path.join(directory, log))
+        if set(os.listdir(directory)) <= own:
+            for name in own:
+                await driver.storage.remove(os.path.join(directory, name))
             os.rmdir(directory)

@@ -129,6 +129,7 @@ class Restoring(Actor):
             self.plan.run_directory,
             incoming=record.memory is not None,
             template=record.template,
+            generation=self.plan.generation,
         )
 
     async def launch(self) -> None:

@@ -278,6 +278,7 @@ class Reverter(RevertUndo):
             clock_behind_seconds=self.behind,
             origin=self.plan.domain.origin,
             reads=tuple(sorted(reads)),
+            generation=self.plan.generation,
         )
         return left_on(domain, {d.path: frozen[d.target] for d in self.plan.disks if d.target in self.plan.frozen})
 

@@ -40,6 +40,7 @@ class RevertPlan:
         keep: how what it holds is kept in a file meanwhile, where it is.
         expected: what that is expected to take.
         keep_clock: the guest's clock is left as it is.
+        generation: the generation id of the new machine, which no other has had; empty: it has none.
     """
 
     domain: DomainRecord
@@ -58,6 +59,7 @@ class RevertPlan:
     keep: StreamPlan | None = None
     expected: Estimate | None = None
     keep_clock: bool = False
+    generation: str = ""
 
     @property
     def memory_inside(self) -> bool:
@@ -155,11 +157,11 @@ def plan_revert(
     inside = {disk.disk.target: disk.name for disk in record.snapshot.disks if not disk.external}
     place = f"{directory}/run-{short(operation)}"
     keep_clock = RevertFlag.KEEP_CLOCK in flags or domain.definition.clock == "keep"
+    generation = record.definition.new_generation()
     if inside:
         way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{short(operation)}"
-        return RevertPlan(
-            domain, record, state, was, disks, frozen, way, place, operation, inside, kept, keep_clock=keep_clock
-        )
+        plan = RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, inside, kept)
+        return attrs.evolve(plan, keep_clock=keep_clock, generation=generation)
     shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(
@@ -169,19 +171,21 @@ def plan_revert(
     way = Way.INACTIVE if state is DomainState.INACTIVE else Way.BESIDE
     if shared and was is not DomainState.INACTIVE and way is Way.BESIDE:
         way = Way.DISPLACE
-    return RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, keep_clock=keep_clock)
+    plan = RevertPlan(domain, record, state, was, disks, frozen, way, place, operation)
+    return attrs.evolve(plan, keep_clock=keep_clock, generation=generation)
 
 
 def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> Way:
     """Return how a domain goes back to a point inside images, which can only go back in place.
 
     Raises:
-        Unsupported: without FORCE: somebody has.
+        Unsupported: without FORCE: somebody has, or the guest has to be told a new generation id.
     """
     if was is DomainState.INACTIVE:
         return Way.INSIDE_INACTIVE
     present = {disk.target: disk.path for disk in domain.disks}
     here = all(present.get(target) == file.path for target, file in record.inside.items())
+    here = here and not (record.shape is not None and record.shape.has_generation)
     if here and record.snapshot.memory and record.definition.machine_only == domain.definition.machine_only:
         return Way.INSIDE
     if not force:

@@ -57,6 +57,7 @@ def plan_trial(domain: DomainRecord, record: SnapshotRecord, *, directory: str, 
         directory=f"{directory}/run-{short(operation)}",
         operation=operation,
         inside={target: disk.name for target, disk in inside.items()},
+        generation=record.definition.new_generation(),
     )
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import attrs
+import trio
 
 from snaporch.catalog import Change
 from snaporch.drivers.base import Address
@@ -45,6 +46,17 @@ class Domains(Looking):
         """
         if not isinstance(definition, DomainDefinition):
             definition = load_definition(Path(definition))
+        definition, made = await places.completed(self._context, definition)
+        try:
+            return await self._define(definition)
+        except BaseException:
+            if made:
+                with trio.CancelScope(shield=True), suppress(OSError):
+                    await self._context.driver(DomainRecord(definition)).storage.remove(made)
+                    os.rmdir(self._context.directory(definition.name))  # unless there is more in it
+            raise
+
+    async def _define(self, definition: DomainDefinition) -> DomainRecord:
         await places.check_definition(self._context, definition)
         operation = Operation(OperationKind.DEFINE, definition.name, "")
         async with self._context.locked(operation):

@@ -23,6 +23,7 @@ from snaporch.operations.delete import delete
 from snaporch.operations.edit import edit
 from snaporch.operations.flatten import ON_ITS_BASE, flatten, keep_short
 from snaporch.operations.group import check_alone, check_ids, check_one_point, those_left
+from snaporch.operations.hooks import after_revert, load_hooks
 from snaporch.operations.recover import reconnected
 from snaporch.operations.revert import revert
 from snaporch.orchestrator.looking import Looking
@@ -163,7 +164,7 @@ class Snapshots(Looking):
             ids: as of `revert`, of all of them.
 
         Returns:
-            How each went back, in the order of `domains`.
+            How each went back, in the order of `domains`; the hooks of the root (``hooks.toml``) have run.
 
         Raises:
             Refused: before anything was touched; Unsupported when these are no group, or not all of it.
@@ -179,8 +180,10 @@ class Snapshots(Looking):
         check_one_point(records, "revert")
         if RevertFlag.ALONE not in flags:
             await check_alone(self._context.catalog, records, "revert")
-        mend = partial(self._reconnected, domains[0])
-        return await revert(self._context, records, flags, save_current=save_current, mend=mend)
+        root, mend = self._context.root, partial(self._reconnected, domains[0])
+        hooks = load_hooks(root)
+        reverted = await revert(self._context, records, flags, save_current=save_current, mend=mend)
+        return tuple([await after_revert(hooks, root, each) for each in reverted])
 
     async def _reconnected(self, domain: str, error: Stranded) -> OperationRecord:
         """Return an operation that is complete after all, over a new connection; see `reconnected`.

@@ -8,8 +8,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from snaporch.batch.timing import Cron, parse_duration, until_closed, until_open
+from snaporch.batch.timing import Cron, until_closed, until_open
 from snaporch.errors import InvalidInput
+from snaporch.model.hook import parse_duration
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

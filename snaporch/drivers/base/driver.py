@@ -14,6 +14,7 @@ from snaporch.drivers.base.machine import Machine
 from snaporch.drivers.base.storage import Storage
 from snaporch.drivers.base.traits import LoadsMemory, check_versions, need
 from snaporch.drivers.base.values import Address, Info, Launch, OverlayPlace, StreamPlan, Trait, Writer
+from snaporch.errors import Unsupported
 from snaporch.model.domain import DomainDefinition, DomainRecord, Handle
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import DeviceDisk
@@ -84,6 +85,17 @@ class Driver(abc.ABC):
     @abc.abstractmethod
     async def find(self, directory: Path) -> Handle | None:
         """Return the machine that was launched with `directory`, if it runs: for one whose launch was cut short."""
+
+    async def make_nvram(self, definition: DomainDefinition, store: DeviceDisk) -> str:  # noqa: ARG002 - others do
+        """Make the variable store of a domain with UEFI firmware, where it is not there.
+
+        Returns:
+            Its path if it was made, else an empty string.
+
+        Raises:
+            Unsupported: there is no UEFI firmware, or none that has stores of this size.
+        """
+        raise Unsupported(f"{definition.name}: the driver {self.name} starts no machine with UEFI firmware")
 
     async def way_back(self, record: DomainRecord, machine: Machine) -> WayBack:  # noqa: ARG002 - others look
         """Return how a domain, as its machine is now, would go back to a point of it."""

@@ -281,6 +281,7 @@ class Launch:
         incoming: memory will be loaded into it.
         isolated: without network and without the outside's serial ports: for a throw-away copy.
         template: for an attached domain: the machine that the new one is to be like, instead of the definition.
+        generation: the machine's generation id; empty: it has none.
     """
 
     definition: DomainDefinition
@@ -289,6 +290,7 @@ class Launch:
     incoming: bool = False
     isolated: bool = False
     template: Handle | None = None
+    generation: str = ""
 
 
 @attrs.frozen

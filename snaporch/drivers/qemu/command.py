@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
-from snaporch.model.domain import DomainDefinition
+from snaporch.model.domain import NVRAM, DomainDefinition
 from snaporch.model.rfc import DeviceDisk
 
 
@@ -60,6 +60,17 @@ def _escaped(text: str) -> str:
     return text.replace(",", ",,")
 
 
+def _machine_arguments(type_: str, firmware: str) -> list[str]:
+    """Return the arguments for a machine type, and for a firmware in place of QEMU's own."""
+    machine, arguments = [type_] if type_ else [], []
+    if firmware:
+        code = {"driver": "file", "filename": firmware, "read-only": True}
+        options = {"driver": "raw", "node-name": "snaporch-firmware", "read-only": True, "file": code}
+        arguments = ["-blockdev", json.dumps(options)]
+        machine += ["pflash0=snaporch-firmware", f"pflash1={NVRAM}-image"]
+    return [*arguments, *(["-machine", ",".join(machine)] if machine else [])]
+
+
 def command_line(
     definition: DomainDefinition,
     disks: Sequence[DeviceDisk],
@@ -69,6 +80,8 @@ def command_line(
     pidfile: str,
     incoming: bool,
     agent: int | None = None,
+    generation: str = "",
+    firmware: str = "",
     devices: Collection[str] = (),
 ) -> list[str]:
     """Return the arguments after the emulator's name; the CPUs are stopped at first.
@@ -88,8 +101,7 @@ def command_line(
         "-S",
     ]
     arguments += ["-accel", accel, "-m", f"{d.memory // 1024}k", "-smp", str(d.vcpus)]
-    if d.machine:
-        arguments += ["-machine", d.machine]
+    arguments += _machine_arguments(d.machine, firmware)
     for option in ("kernel", "initrd", "append"):
         if value := getattr(d, option):
             arguments += [f"-{option}", value]
@@ -103,7 +115,10 @@ def command_line(
         ]
     for disk in disks:
         arguments += ["-blockdev", blockdev(disk, f"{disk.target}-image", device=disk.path in devices)]
-        arguments += ["-device", f"virtio-blk-pci,id={disk.target},drive={disk.target}-image"]
+        if not firmware or disk.target != NVRAM:
+            arguments += ["-device", f"virtio-blk-pci,id={disk.target},drive={disk.target}-image"]
+    if generation:
+        arguments += ["-device", f"vmgenid,id=snaporch-genid,guid={generation}"]
     if agent is not None:
         arguments += _agent_arguments(agent)
     arguments += control_arguments(fds, pidfile)

@@ -36,7 +36,7 @@ from snaporch.drivers.local import hugepages, process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
-from snaporch.drivers.qemu import attach, clones, hostside, kvm, launcher, surroundings
+from snaporch.drivers.qemu import attach, clones, firmware, hostside, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qemu.discover import discover
 from snaporch.drivers.qemu.hostside import Held
@@ -48,7 +48,7 @@ from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, OtherMachine, Refused, Unsupported
-from snaporch.model.domain import Discovered, DomainDefinition, DomainRecord, Handle
+from snaporch.model.domain import NVRAM, Discovered, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way, WayBack
 
@@ -174,6 +174,25 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
             environment={"SNAPORCH_SURROUNDINGS": json.dumps(wanted)},
         )
 
+    async def make_nvram(self, definition: DomainDefinition, store: DeviceDisk) -> str:
+        """See Driver."""
+        if await self.storage.exists(store.path):
+            await self.storage.check_given(store.path, NVRAM, store.format)
+            firmware.firmware_for(await self.storage.virtual_size(store.path, store.format))
+            return ""
+        if store.format != "raw":
+            raise InvalidInput(f"{definition.name}: {store.path} is not there; only a raw variable store is made")
+        await self.storage.make_directory(os.path.dirname(store.path))
+        await trio.to_thread.run_sync(firmware.make_store, firmware.firmware_for(), store.path)
+        return store.path
+
+    async def _code(self, launch: Launch) -> str:
+        """Return the program of the firmware that a machine is to have; empty: QEMU's own."""
+        for disk in launch.disks if launch.definition.firmware == "uefi" else ():
+            if disk.target == NVRAM:
+                return firmware.firmware_for(await self.storage.virtual_size(disk.path, disk.format)).code
+        return ""
+
     async def _command(self, launch: Launch, fds: list[int]) -> attach.Relaunch:
         pidfile = str(launch.directory / PID)
         if launch.template is not None:
@@ -191,6 +210,8 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
             pidfile=pidfile,
             incoming=launch.incoming,
             agent=fds[2] if definition.guest_agent else None,
+            generation=launch.generation,
+            firmware=await self._code(launch),
             devices={disk.path for disk in launch.disks if is_block_device(disk.path)},
         )
         return attach.Relaunch((emulator, *arguments))
@@ -446,6 +467,10 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
         findings["qemu-img"] = (
             shutil.which(self.storage.qemu_img) or "not installed (Debian: apt install qemu-utils)"
         )
+        try:
+            findings["uefi"] = firmware.firmware_for().code
+        except Unsupported as error:
+            findings["uefi"] = str(error)
         findings["userfaultfd"] = _userfaultfd()
         blocker = await trio.to_thread.run_sync(hugepages.blocker)
         findings["huge-pages"] = (

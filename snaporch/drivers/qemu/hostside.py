@@ -288,7 +288,7 @@ def follow(options: Sequence[Option], cwd: str, control: str, suffix: str) -> Fo
             renames.append((path + suffix, path))
             found.append(Option("object", tree.text()))
             continue
-        found += _appending(option, number)
+        found += _appending(_of_its_own(option), number)
     return Followed(tuple(found), tuple(renames))
 
 
@@ -299,6 +299,17 @@ def _shared_file(value: str, cwd: str) -> str:
         return ""
     path = os.path.join(cwd, tree.get("mem-path"))
     return "" if os.path.isdir(path) or path.startswith("/dev/dax") else path
+
+
+def _of_its_own(option: Option) -> Option:
+    """Return an option with another generation id than the last process had, where the machine has one."""
+    if option.name != "device":
+        return option
+    tree = Tree.parse(option.value or "", "driver")
+    if tree.get("driver") != "vmgenid":
+        return option
+    tree.options["guid"] = "auto"
+    return Option("device", tree.text())
 
 
 def _appending(option: Option, number: int) -> tuple[Option, ...]:

@@ -29,7 +29,7 @@ from snaporch.drivers.base import (
     Trait,
 )
 from snaporch.drivers.local.process import wait_gone
-from snaporch.drivers.qmp import agent, internal
+from snaporch.drivers.qmp import agent, flash, internal
 from snaporch.drivers.qmp.blockjob import PREFIX
 from snaporch.drivers.qmp.blocks import Blocks, chain_of
 from snaporch.drivers.qmp.guards import Reach
@@ -50,7 +50,7 @@ from snaporch.errors import (
     Unsupported,
 )
 from snaporch.images.kinds import Traced
-from snaporch.model.domain import DiskStatus, DomainState, MachineShape
+from snaporch.model.domain import NVRAM, DiskStatus, DomainState, MachineShape
 from snaporch.model.names import TARGET
 
 # Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
@@ -89,6 +89,8 @@ def _targets(blocks: Iterable[dict[str, Any]], *, ours: bool) -> Iterator[tuple[
     for block in entries:
         if block.get("inserted") is None and not block.get("qdev"):
             continue  # a drive that no device uses
+        if ours and block.get("qdev", "").endswith(flash.CODE):
+            continue  # a program of the host's
         target = _target_of(block, taken, named, ours=ours)
         taken.add(target)  # also where there is no medium: the others keep their names when it is taken out
         yield target, block
@@ -105,6 +107,8 @@ def _target_of(block: dict[str, Any], taken: set[str], named: set[str], *, ours:
     path, device = block.get("qdev", ""), block.get("device", "")
     if (own := _id_of(block, ours=ours)) and own not in taken:
         return own
+    if ours and path.endswith(flash.STORE):
+        return NVRAM
     if device.startswith("pflash"):
         return str(device)
     prefix = "vd" if "virtio" in path + device else "sd"
@@ -150,6 +154,9 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         if not blocker and not looking:
             blocker = await self._background_blocker()
         tcg = not (await self.qmp.execute("query-kvm"))["enabled"]
+        caveat = _LOSES_PAGES if tcg and "mapped-ram" not in names else ""
+        if flash.stores(await self.qmp.execute("query-block")):
+            caveat = flash.UNWATCHED
         version = ".".join(map(str, self.qmp.greeting.version))
         status = (await self.qmp.execute("query-status"))["status"]
         # Since 9.0 QEMU leaves the guest as it was before `migrate`; that release also brought mapped-ram, which
@@ -158,7 +165,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
             hypervisor=f"QEMU {version}",
             background=not blocker,
             background_blocker=blocker,
-            precopy_caveat=_LOSES_PAGES if tcg and "mapped-ram" not in names else "",
+            precopy_caveat=caveat,
             memory_blocker=refusal(status, GuestVerb.CREATE)
             or await self._memory_blocker(aborts=tcg and "mapped-ram" in names),
             keeps_paused="mapped-ram" in names and status in {"running", "paused"},

@@ -19,6 +19,8 @@ _IMAGE: dict[str, Any] = {"filename": str, "virtual-size": int, "backing-image?"
 _NODE: dict[str, Any] = {"node-name?": str, "drv": str, "ro": bool, "image": _IMAGE, "active?": bool, "group?": str}
 _SHAPES: dict[str, Any] = {
     "query-block": [{"device": str, "qdev?": str, "inserted?": _NODE}],
+    "query-blockstats": [{"node-name?": str, "stats": {"wr_highest_offset": int}}],
+    "query-chardev": [{"label": str, "filename": str, "frontend-open": bool}],
     "query-commands": [{"name": str}],
     "query-cpus-fast": [{}],
     "query-dirty-rate": {"status": str, "dirty-rate?": int},

@@ -39,6 +39,7 @@ from snaporch.drivers.local.files import identity, remove
 from snaporch.drivers.local.hugepages import collapse
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of, wait_gone
 from snaporch.drivers.qmp import sink
+from snaporch.drivers.qmp.flash import stores, written
 from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import (
@@ -154,9 +155,11 @@ class QemuStream(Stream):
         self._sink: trio.Process | None = None
         self._read = -1
         self._rate = -1
+        self._stores: frozenset[str] = frozenset()  # before the point
 
     async def open(self) -> None:
         """See Stream."""
+        self._stores = frozenset(stores(await self._qmp.execute("query-block")))
         self._read, write = _make_pipe()
         try:
             await self._start_sink()
@@ -255,12 +258,22 @@ class QemuStream(Stream):
             self._check_sink()
             ram = info.get("ram", {})
             progress(ram.get("transferred", 0), ram.get("total", 0))
+            await self._check_stores()
             with trio.move_on_after(PROGRESS_SECONDS):
                 await self._events.receive()
+        await self._check_stores()
         if not self._background:
             await self._finalized()
         total = info["ram"]["transferred"]
         progress(total, total)
+
+    async def _check_stores(self) -> None:
+        """Raise when the guest has written to its firmware's variables since the point, see `flash`."""
+        if self._background and await written(self._qmp, self._stores):
+            raise HypervisorError(
+                f"{self._qmp.label}: the guest wrote to its firmware's variables while its memory was saved, which "
+                "would then be of another instant; try again, or leave out --live"
+            )
 
     async def _finalized(self) -> None:
         """Wait until a migration that is over has left the guest's run state to others.

@@ -13,7 +13,16 @@ from snaporch.model.rfc import DeviceDisk
 Config = dict[str, Any]
 
 PV, PVH, HVM = "pv", "pvh", "hvm"
-_UNUSED = {"machine": "", "emulator": "", "extra_args": (), "guest_agent": False, "serial": "", "accel": "auto"}
+_UNUSED = {
+    "machine": "",
+    "emulator": "",
+    "extra_args": (),
+    "guest_agent": False,
+    "serial": "",
+    "accel": "auto",
+    "genid": "none",
+    "firmware": "bios",
+}
 # Nobody but us looks at these for a domain of ours, and we look when we need to: `xl`'s own watcher ends with a
 # guest's first suspension, as it takes that for the guest's end.
 _ON = ("on_poweroff", "on_reboot", "on_watchdog", "on_crash", "on_soft_reset")

@@ -5,19 +5,67 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tomllib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 
+import attrs
+import structlog
 import trio
 
-from snaporch.batch.plan import Hook
-from snaporch.errors import OperationFailed
+from snaporch.errors import InvalidInput, OperationFailed
+from snaporch.model.convert import structured
+from snaporch.model.hook import Hook, RootHooks
+from snaporch.model.record import RevertRecord
 
+_log = structlog.get_logger("snaporch")
+
+NAME = "hooks.toml"
 WORDS = 500  # of what a hook that fails has said last
 _GRACE = 5.0
 
 
 class HookFailed(OperationFailed):
     """A hook could not be started, took too long, or ended with another status than 0."""
+
+
+def load_hooks(root: Path) -> RootHooks:
+    """Return the hooks of a root; without its file there are none.
+
+    Nobody but the root's user can write there: no definition and no request brings a program along.
+
+    Raises:
+        InvalidInput: the file cannot be read, is not TOML, has an unknown key or a wrong value.
+    """
+    path = root / NAME
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return RootHooks()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput(f"{path}: {error}") from None
+    return structured(data, RootHooks, str(path))
+
+
+async def after_revert(hooks: RootHooks, root: Path, record: RevertRecord) -> RevertRecord:
+    """Run what is to be run for a domain that has gone back, and return the record with what went wrong there.
+
+    The revert is complete, so that nothing undoes it, and no cancellation ends a hook: its deadline does.
+    """
+    variables = {"ROOT": str(root), "STAGE": "after_revert", "DOMAIN": record.domain, "SNAPSHOT": record.name}
+    if record.clock_behind_seconds is not None:
+        variables["CLOCK_BEHIND"] = f"{record.clock_behind_seconds:.3f}"
+    problems: list[str] = []
+    for hook in hooks.after_revert:
+        if not hook.domains or any(fnmatchcase(record.domain, glob) for glob in hook.domains):
+            with trio.CancelScope(shield=True):
+                try:
+                    await run_hooks([hook], variables)
+                except HookFailed as error:
+                    _log.warning("the revert is complete, and a hook after it failed", error=str(error))
+                    problems.append(str(error))
+    return attrs.evolve(record, problems=tuple(problems))
 
 
 async def run_hooks(hooks: Iterable[Hook], variables: Mapping[str, str]) -> None:
