@@ -27,6 +27,7 @@ import httpx2
 import trio
 
 from snaporch.client.connection import ANSWER_SECONDS, Connection
+from snaporch.drivers.local.sockets import address
 from snaporch.errors import InvalidInput, ServiceGone
 from snaporch.model.convert import lenient, load_definition
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord, DomainState
@@ -48,7 +49,7 @@ from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, St
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.orchestrator import default_root
-from snaporch.service.owner import address, owner
+from snaporch.service.owner import owner
 from snaporch.service.shapes import OperationStatus, flag_names
 
 T = TypeVar("T")

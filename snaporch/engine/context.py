@@ -15,6 +15,7 @@ from snaporch.catalog import Catalog, Change, domain_lock
 from snaporch.drivers.base import Driver, KeepsRecords, Machine, has
 from snaporch.drivers.registry import Registry
 from snaporch.engine.events import Broadcast
+from snaporch.engine.gone import is_gone
 from snaporch.engine.run import Engine, Operation
 from snaporch.engine.verdict import Verdict
 from snaporch.errors import (
@@ -29,7 +30,7 @@ from snaporch.errors import (
 from snaporch.model.domain import DiskStatus, DomainRecord, Handle
 from snaporch.model.names import check_name, short
 
-DYING_SECONDS = 2.0
+ASKED_SECONDS = 2.0  # before anything is begun: who has asked waits for it
 PUBLISH_SECONDS = 20.0
 _log = structlog.get_logger("snaporch")
 at_work: set[str] = set()  # ids of the operations of this process, in whichever orchestrator
@@ -212,7 +213,7 @@ class Context:
                     machine = await stack.enter_async_context(driver.connect(handle, name))
                 except HypervisorError as error:
                     failure = error
-                if failure is None or not await dies(driver, handle):
+                if failure is None or not await is_gone(driver, handle, ASKED_SECONDS):
                     if failure is not None and not hung_is_none:
                         raise failure
                     yield record, machine
@@ -280,10 +281,3 @@ class Context:
                 unread.append(str(error))
             found.append(DiskStatus(disk.target, disk.path, disk.format, disk.readonly, size, chain))
         return tuple(found)
-
-
-async def dies(driver: Driver, handle: Handle) -> bool:
-    """Return whether a machine that does not answer is just dying: with much memory that takes a while."""
-    with trio.move_on_after(DYING_SECONDS):
-        await driver.wait_gone(handle)
-    return not await driver.alive(handle)

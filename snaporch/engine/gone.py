@@ -13,9 +13,9 @@ from snaporch.model.domain import Handle
 DYING_SECONDS = 5.0  # from a lost connection to the end of a process with much memory
 
 
-async def is_gone(driver: Driver, handle: Handle) -> bool:
-    """Return whether a machine that does not answer is gone; one that is dying gets a moment for it."""
-    with trio.move_on_after(DYING_SECONDS):
+async def is_gone(driver: Driver, handle: Handle, seconds: float | None = None) -> bool:
+    """Return whether a machine that does not answer is gone; one that is dying gets so many seconds for it."""
+    with trio.move_on_after(DYING_SECONDS if seconds is None else seconds):
         await driver.wait_gone(handle)
     return not await driver.alive(handle)
 

@@ -13,7 +13,6 @@ are sealed anew. How images merge is in `snaporch.operations.merging`.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -29,13 +28,14 @@ from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_flatten
 from snaporch.engine.run import ROLLBACK_SECONDS, Operation
 from snaporch.engine.states import Signal, State
-from snaporch.errors import InvalidInput, NotEnoughSpace, OperationFailed, Refused, SnaporchError, Stranded
+from snaporch.errors import InvalidInput, OperationFailed, Refused, SnaporchError, Stranded
 from snaporch.images.merge import apply, one_after_the_other, plan_delete, plan_flatten
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DiskStatus, DomainRecord
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import OperationKind
 from snaporch.model.request import MergeOptions
+from snaporch.operations.checks import check_space
 from snaporch.operations.merging import MergeJournal, Merging, merging
 from snaporch.operations.records import check_records
 
@@ -50,20 +50,6 @@ async def _tops(context: Context, domain: DomainRecord, name: str) -> tuple[str,
         snapshot = await context.catalog.snapshot(domain.name, name)
         return tuple(disk.disk.path for disk in snapshot.snapshot.disks)
     return tuple(disk.path for disk in domain.disks if not disk.readonly)
-
-
-async def _check_space(merges: Merging, plan: MergePlan) -> None:
-    """Raise NotEnoughSpace when what is copied may not fit."""
-    needed: Counter[str] = Counter()
-    places = {}
-    for step in plan.steps:
-        directory = os.path.dirname(step.top)
-        device, free = await merges.driver.storage.free(directory)
-        places[device] = (free, directory)
-        needed[device] += step.bytes
-    for device, (free, directory) in places.items():
-        if needed[device] > free:
-            raise NotEnoughSpace(needed[device], free, directory)
 
 
 async def _copy(merges: Merging, tops: Iterable[str], depth: int, limit: int) -> MergePlan:
@@ -142,7 +128,8 @@ async def flatten(
                 plan = shorten(graph)
             else:
                 graph, plan = await merges.look_and_claim(shorten)
-            await _check_space(merges, plan)
+            storage = merges.driver.storage
+            await check_space((storage, os.path.dirname(step.top), step.bytes) for step in plan.steps)
         if dry_run or not plan.steps:
             return one_after_the_other(plan, plan_delete(apply(graph, plan), ())) if plan.steps else plan
         operation.machine.send(Signal.PREPARE)

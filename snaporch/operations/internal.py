@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from snaporch.drivers.base import Driver, ImagePoints, Machine, PointsInside, need
-from snaporch.engine.context import Context, dies
+from snaporch.engine.context import Context
+from snaporch.engine.gone import is_gone
 from snaporch.errors import ConnectionGone, OutcomeUnknown, Unsupported
 from snaporch.model.domain import Handle
 from snaporch.model.record import SnapshotRecord
@@ -34,7 +35,7 @@ async def forget(
                 await need(machine, PointsInside, image.target).delete_inside(tag, [image.target])
                 return
         except (ConnectionGone, OutcomeUnknown):
-            if not await dies(driver, handle):  # noqa: ASYNC120 - it re-raises where it matters
+            if not await is_gone(driver, handle):  # noqa: ASYNC120 - it re-raises where it matters
                 raise
     await need(driver.storage, ImagePoints, image.target).delete_inside(image.path, tag)
 

@@ -14,10 +14,9 @@ from typing import cast
 import attrs
 import trio
 
-from snaporch.drivers.local.peer import Peer, peer_of
+from snaporch.drivers.local.sockets import Peer, address, peer_of
 from snaporch.errors import InvalidInput
 from snaporch.service.config import Config, is_loopback
-from snaporch.service.owner import address
 from snaporch.service.places import OWN_PLACES, Place, Pool, is_own, tcp_peer
 from snaporch.service.roles import connected_peer
 from snaporch.service.systemd import activated

@@ -15,7 +15,6 @@ from snaporch.errors import Refused
 
 LOCK = "service.lock"
 SOCKET = "service.sock"
-_LONGEST = 100  # of a unix socket's address the kernel takes 107 bytes
 
 
 @attrs.frozen
@@ -65,16 +64,3 @@ def owned(root: Path) -> Iterator[int]:
 def tell(lock: int, socket: str) -> None:
     """Say where the socket is, now that it is."""
     os.pwrite(lock, json.dumps({"pid": os.getpid(), "socket": socket}).encode(), 0)
-
-
-@contextmanager
-def address(path: str) -> Iterator[str]:
-    """Yield an address for a unix socket's path, however long that is; it holds while the body runs."""
-    if len(os.fsencode(path)) <= _LONGEST:
-        yield path
-        return
-    fd = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
-    finally:
-        os.close(fd)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable
 
 import attrs
 
-from snaporch.drivers.local.peer import Peer
+from snaporch.drivers.local.sockets import Peer
 
 OWN_PLACES = 200  # of root and the service's own user
 

@@ -19,7 +19,7 @@ import attrs
 import cattrs
 
 from snaporch.drivers.local.durable import sync_parent
-from snaporch.drivers.local.peer import Peer
+from snaporch.drivers.local.sockets import Peer
 from snaporch.errors import Forbidden, InvalidInput, NotFound, TargetExists, Unauthenticated, Unavailable
 from snaporch.model.convert import converter
 from snaporch.model.names import check_name

@@ -10,7 +10,7 @@ import attrs
 import httpx2
 import pytest
 
-from snaporch.drivers.local.peer import Peer
+from snaporch.drivers.local.sockets import Peer
 from snaporch.service.app import make_app
 from snaporch.service.config import Config
 from snaporch.service.roles import Role, connected_peer

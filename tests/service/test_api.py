@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from snaporch import CreateFlag, DiskSnapshot, DomainSnapshot, SnaporchError
-from snaporch.drivers.local.peer import Peer
+from snaporch.drivers.local.sockets import Peer
 from snaporch.drivers.simulated import ThreadsHoldTime
 from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import DeviceDisk

@@ -35,11 +35,12 @@ from snaporch import (
     SnaporchError,
     open_client,
 )
+from snaporch.drivers.local.sockets import address
 from snaporch.model.record import Event, EventKind
 from snaporch.model.request import Strategy
 from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
-from snaporch.service.owner import address, owned, tell
+from snaporch.service.owner import owned, tell
 from snaporch.service.quiet import PASSAGES
 from snaporch.service.server import run_http
 from snaporch.service.service import Service, open_service

@@ -9,22 +9,17 @@ from __future__ import annotations
 import os
 import socket
 from array import array
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
-from snaporch.drivers.local.peer import peer_of
+from snaporch.drivers.local.sockets import address, peer_of
 from snaporch.errors import ConnectionGone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["connect", "peer_pid", "send", "unix_socket_of"]
-
-# sizeof(sockaddr_un.sun_path), of which one byte is the final NUL.
-_SUN_PATH = 108
-
 
 # Between two looks at whether there is room: QEMU takes the next client as soon as it comes to it.
 _ROOM_SECONDS = 0.01
@@ -44,7 +39,7 @@ async def connect(path: str | os.PathLike[str], *, label: str, timeout: float) -
     deadline = trio.current_time() + timeout
     while True:
         try:
-            return _connect(os.fsencode(path))
+            return _connect(os.fsdecode(path))
         except BlockingIOError as error:
             if trio.current_time() >= deadline:
                 raise ConnectionGone(
@@ -57,32 +52,18 @@ async def connect(path: str | os.PathLike[str], *, label: str, timeout: float) -
         await trio.sleep(_ROOM_SECONDS)
 
 
-def _connect(path: bytes) -> trio.SocketStream:
+def _connect(path: str) -> trio.SocketStream:
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         raw.settimeout(0)
         # Directly and not by Trio: a Unix socket connects at once or not at all, and Trio takes the EAGAIN of
         # a full queue for the EINPROGRESS of TCP, and the socket, which polls as writable, for connected.
-        with _reachable(path) as address:
-            raw.connect(address)
+        with address(path) as place:
+            raw.connect(place)
         return trio.SocketStream(trio.socket.from_stdlib_socket(raw))
     except BaseException:
         raw.close()
         raise
-
-
-@contextmanager
-def _reachable(path: bytes) -> Iterator[bytes]:
-    """Give a name of the socket that is short enough for the kernel, valid within the context."""
-    if len(path) < _SUN_PATH:
-        yield path
-        return
-    folder, name = os.path.split(path)
-    directory = os.open(folder or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield b"/proc/self/fd/%d/%s" % (directory, name)
-    finally:
-        os.close(directory)
 
 
 def unix_socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:

@@ -1,14 +1,31 @@
-"""Who is at the other end of a unix socket, by the kernel's word."""
+"""Unix sockets: at paths of any length, and who is at the other end, by the kernel's word."""
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import attrs
 
+_LONGEST = 107  # sizeof(sockaddr_un.sun_path), without the final NUL
 _UCRED = struct.Struct("3i")  # struct ucred
+
+
+@contextmanager
+def address(path: str) -> Iterator[str]:
+    """Yield an address for a unix socket's path, however long that is; it holds while the body runs."""
+    if len(os.fsencode(path)) <= _LONGEST:
+        yield path
+        return
+    fd = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
+    finally:
+        os.close(fd)
 
 
 class _Socket(Protocol):
