@@ -78,6 +78,7 @@ from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, On
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.orchestrator import Orchestrator, default_root, open_orchestrator
+from snaporch.pool import Pool, open_pool
 from snaporch.protocol import AnyOrchestrator
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader needs them
     "open_client",
     "Client",
     "AnyOrchestrator",
+    "open_pool",
+    "Pool",
     "default_root",
     "__version__",
     # the RFC's structures and flags

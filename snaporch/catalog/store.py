@@ -127,6 +127,14 @@ class Catalog:
         """Return all domains that can be read, by name."""
         return readable(await self._rows("SELECT record FROM domain ORDER BY name"), DomainRecord)
 
+    async def clones(self, domain: str) -> tuple[DomainRecord, ...]:
+        """Return the domains that were made from snapshots of one, by name."""
+        query = """
+            SELECT record FROM domain
+            WHERE CASE WHEN json_valid(record) THEN json_extract(record, '$.origin.domain') END = ? ORDER BY name
+        """
+        return readable(await self._rows(query, domain), DomainRecord)
+
     def knows(self, domain: str) -> bool:
         """Return whether there is a domain of that name, or nobody can say."""
         try:

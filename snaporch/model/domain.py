@@ -229,6 +229,7 @@ class Origin:
         id: the snapshot's id.
         files: all files that were made for it, by snaporch or by its machine: its disks' first images and its logs.
         ports: those that the host forwards to it, or that its machine listens at.
+        discarded: it is being forgotten, and its disks may be gone.
     """
 
     domain: str
@@ -236,6 +237,7 @@ class Origin:
     id: str
     files: tuple[str, ...] = ()
     ports: tuple[ForwardedPort, ...] = ()
+    discarded: bool = False
 
 
 @versioned("domain", with_handles)

@@ -78,11 +78,13 @@ class CloneOptions:
         count: how many; None: one, of the very name that is given.
         state: RUNNING or PAUSED in place of what the domain did at the point.
         keep_network: with the original's network addresses they may be in its network.
+        wait: wait for a running operation on the domain instead of raising Busy.
     """
 
     count: int | None = attrs.field(default=None, validator=within(1, MOST_CLONES))
     state: DomainState | None = None
     keep_network: bool = False
+    wait: bool = False
 
 
 @attrs.frozen

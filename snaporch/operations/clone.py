@@ -264,8 +264,10 @@ async def clone(
     """Make clones; see `snaporch.Orchestrator.clone`."""
     if asked.state is DomainState.INACTIVE:
         raise InvalidInput("clone: a clone can be started or be paused; by default it does what the original did")
+    if domain in names:
+        raise TargetExists(f"a clone cannot be called {domain!r}, as its original; choose another name")
     operation = Operation(OperationKind.CLONE, in_order([domain, *names]), name)
-    async with context.locked(operation):
+    async with context.locked(operation, wait=asked.wait):
         record = await context.catalog.snapshot(domain, name)
         check_ids([record], ids)
         if record.deleting:

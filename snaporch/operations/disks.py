@@ -203,6 +203,8 @@ async def check_start(context: Context, operation: Operation, record: DomainReco
         Refused: somebody reads what the guest would write to, or writes to what it would read.
         Busy: an operation is just writing to one of the images.
     """
+    if record.origin is not None and record.origin.discarded:
+        raise Refused(f"{record.name} was being discarded: `snaporch domain undefine {record.name} --discard`")
     chains = await _claim(context, operation, record, record.disks)
     for chain in chains.values():
         if why := refusal(Verb.START, chain):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import attrs
+
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, Refused
@@ -21,10 +23,11 @@ async def pins(context: Context, snapshots: Iterable[SnapshotRecord]) -> Mapping
     """Return, by name, those of a domain's snapshots that clones need, each with the names of these clones."""
     found: dict[str, list[str]] = {}
     known = {snapshot.id: snapshot for snapshot in snapshots}
-    for record in await context.catalog.domains():
-        snapshot = known.get(record.origin.id) if record.origin is not None else None
-        if snapshot is not None and await _reads(context, record, snapshot):
-            found.setdefault(snapshot.name, []).append(record.name)
+    for domain in {snapshot.domain for snapshot in known.values()}:
+        for record in await context.catalog.clones(domain):
+            snapshot = known.get(record.origin.id) if record.origin is not None else None
+            if snapshot is not None and await _reads(context, record, snapshot):
+                found.setdefault(snapshot.name, []).append(record.name)
     return {name: tuple(clones) for name, clones in found.items()}
 
 
@@ -47,15 +50,14 @@ async def check_unpinned(context: Context, snapshots: Iterable[SnapshotRecord]) 
     Raises:
         Refused: in words, which clone, and what to do.
     """
-    known = tuple(snapshots)
-    for name, clones in (await pins(context, known)).items():
-        domain = next(snapshot.domain for snapshot in known if snapshot.name == name)
-        clone = clones[0]
-        raise Refused(
-            f"{name} of {domain} is pinned: its images are read by {', '.join(clones)}, made from it: `snaporch "
-            f"domain undefine {clone} --discard` gives that up, `snaporch flatten {clone}` has it read nothing but "
-            "its own"
-        )
+    for snapshot in snapshots:
+        for name, clones in (await pins(context, [snapshot])).items():
+            clone = clones[0]
+            raise Refused(
+                f"{name} of {snapshot.domain} is pinned: its images are read by {', '.join(clones)}, made from it: "
+                f"`snaporch domain undefine {clone} --discard` gives that up, `snaporch flatten {clone}` has it "
+                "read nothing but its own"
+            )
 
 
 async def discarded(
@@ -83,3 +85,9 @@ async def discarded(
     for path, who in (await kept_for(context, record.name, there)).items():
         raise Refused(f"{record.name} cannot be discarded: {who} reads {path}")
     return files
+
+
+def without_disks(record: DomainRecord) -> DomainRecord:
+    """Return a clone's record as it is while its files are removed: nobody need look for its images any more."""
+    origin = attrs.evolve(record.origin, discarded=True) if record.origin is not None else None
+    return attrs.evolve(record, definition=attrs.evolve(record.definition, disks=()), active={}, origin=origin)

@@ -18,7 +18,7 @@ import trio
 
 from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
-from snaporch.errors import Refused, UnreadableRecord
+from snaporch.errors import NotFound, Refused, UnreadableRecord
 from snaporch.model.domain import DomainRecord
 from snaporch.model.record import Unreadable
 from snaporch.model.rfc import DeviceDisk
@@ -71,7 +71,7 @@ async def readers(context: Context, but: Collection[str]) -> Readers:
     unseen: list[str] = []
     for record in await context.catalog.domains():
         if record.name not in but:
-            unseen += await _domain(context.driver(record).storage, record, found)
+            unseen += await _domain(context, record, found)
     for each in await context.catalog.unreadable(kind="domain"):
         if each.domain not in but:
             await _unreadable(context, each, found)
@@ -79,7 +79,20 @@ async def readers(context: Context, but: Collection[str]) -> Readers:
     return Readers(found, tuple(unseen), lost)
 
 
-async def _domain(storage: Storage, record: DomainRecord, found: dict[str, str]) -> list[str]:
+async def _domain(context: Context, record: DomainRecord, found: dict[str, str]) -> list[str]:
+    """Note what a domain reads; return what cannot be looked at, and is still the domain's."""
+    unseen = await _looked_at(context.driver(record).storage, record, found)
+    if unseen:
+        try:
+            now = await context.catalog.domain(record.name)
+        except NotFound:  # a clone that was discarded meanwhile
+            return []
+        if now != record:
+            return await _looked_at(context.driver(now).storage, now, found)
+    return unseen
+
+
+async def _looked_at(storage: Storage, record: DomainRecord, found: dict[str, str]) -> list[str]:
     unseen = []
     for disk in tips(record):
         try:

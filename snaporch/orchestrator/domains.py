@@ -22,7 +22,7 @@ from snaporch.model.reserved import check_domain_name
 from snaporch.operations import lifecycle as power
 from snaporch.operations import places
 from snaporch.operations.disks import adopted, check_attached, check_forgettable, check_new, reattached, redefined
-from snaporch.operations.pins import discarded
+from snaporch.operations.pins import discarded, without_disks
 from snaporch.operations.records import sync
 from snaporch.orchestrator.looking import Looking
 
@@ -96,6 +96,8 @@ class Domains(Looking):
             files = await discarded(self._context, operation, record, discard=discard)
             if not files:
                 await check_forgettable(self._context, record)
+            else:
+                await self._context.catalog.write(Change(domains=(without_disks(record),)))
             await places.leave_nothing(self._context, name, self._context.driver(record), files)
             await self._context.catalog.write(Change(gone=files))
             await self._context.catalog.drop_domain(name)

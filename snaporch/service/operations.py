@@ -118,7 +118,8 @@ async def clone(call: Call) -> OperationStatus | Response:
         orchestrator = call.service.orchestrator
         return await orchestrator.clone(call.domain, call.name, asked.new, asked.options, ids=asked.ids)
 
-    return await _begin(call, OperationKind.CLONE, in_order({call.domain, *names}), call.name, work)
+    domains = in_order({call.domain, *names})
+    return await _begin(call, OperationKind.CLONE, domains, call.name, work, waits=asked.options.wait)
 
 
 async def delete(call: Call) -> OperationStatus | Response:

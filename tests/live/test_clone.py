@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 from snaporch import CloneOptions, DomainSnapshot, DomainState, Refused, TargetExists
 from snaporch.model.rfc import CreateFlag
@@ -76,3 +79,21 @@ async def test_clones(make_world: MakeWorld) -> None:
     await orch.undefine("copy-1", discard=True)
     assert not (world.root / "copy-1").exists()
     assert not qemus(world.directory, ["copy-1", "copy-2"])
+
+
+FUZZ = Path(__file__).parents[2] / "scripts/examples/fuzz-with-pool"
+
+
+async def test_a_pool_as_the_example_has_it(make_world: MakeWorld) -> None:
+    """Fresh clones one after the other, by a program of its own; the original does not notice."""
+    world = await make_world(memory=64 * MIB, append="rate=100 dirty=10")
+    await world.create("p")
+    environment = os.environ | {"SNAPORCH_ROOT": str(world.root), "SNAPORCH_QEMU_IMG": world.qemu.img}
+    command = [sys.executable, str(FUZZ), NAME, "p", "4", "sh", "-c", 'test -d "$SNAPORCH_ROOT/$SNAPORCH_DOMAIN"']
+    done = await trio.run_process(command, env=environment, capture_stdout=True)
+    said = done.stdout.decode()
+    assert "4 rounds, " in said
+    assert "0 finding(s)" in said
+    await world.check_runs()
+    assert [info.name for info in await world.orch.domains()] == [NAME]
+    assert not qemus(world.directory, ["guest-pool-"])

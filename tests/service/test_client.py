@@ -19,6 +19,7 @@ import trio.testing
 from snaporch import (
     Busy,
     Client,
+    CloneOptions,
     CreateFlag,
     CreateOptions,
     DeadlineExceeded,
@@ -27,9 +28,11 @@ from snaporch import (
     DiskSnapshot,
     DomainDefinition,
     DomainSnapshot,
+    DomainState,
     NotEnoughSpace,
     OnTimeout,
     Orchestrator,
+    Refused,
     RevertFlag,
     ServiceGone,
     SnaporchError,
@@ -232,6 +235,27 @@ async def test_what_is_asked_for_is_done(served: Served) -> None:
         await served.client.create("web1", DomainSnapshot("late"), CreateFlag.LIVE, late)
     paused = attrs.evolve(late, on_timeout=OnTimeout.PAUSE)
     assert (await served.client.create("web1", DomainSnapshot("late"), CreateFlag.LIVE, paused)).name == "late"
+
+
+async def test_clones_are_the_same(served: Served) -> None:
+    """They are made, named, and discarded, over the wire as here."""
+    client, domain = served.client, served.world.domain
+    await client.create(domain, DomainSnapshot("p"), CreateFlag.LIVE)
+    made = await client.clone(domain, "p", "copy", CloneOptions(count=2, state=DomainState.PAUSED))
+    assert [(each.name, each.state) for each in made] == [("copy-1", "paused"), ("copy-2", "paused")]
+    assert (
+        await client.clones(domain) == {"p": ("copy-1", "copy-2")} == await served.world.orchestrator.clones(domain)
+    )
+    origin = (await client.domain_info("copy-1")).origin
+    assert origin is not None
+    assert (origin.domain, origin.name) == (domain, "p")
+    for call in (client.delete(domain, "p"), client.clone(domain, "p", domain), client.undefine("copy-1")):
+        with pytest.raises(Refused):
+            await call
+    for each in made:
+        await client.destroy(each.name)
+        await client.undefine(each.name, discard=True)
+    assert [info.name for info in await client.domains()] == [domain]
 
 
 async def test_no_space_is_the_same(served: Served) -> None:

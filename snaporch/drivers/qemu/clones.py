@@ -22,7 +22,7 @@ from snaporch.drivers.base import Copied, Original, Place
 from snaporch.drivers.qemu import hostside
 from snaporch.drivers.qemu.options import Keys, Option, Tree, parse
 from snaporch.errors import Unsupported
-from snaporch.model.domain import ForwardedPort
+from snaporch.model.domain import DomainDefinition, ForwardedPort
 
 FreePort = Callable[[str, str], int]
 """Returns a port that nobody listens at, of a protocol and an address of the host."""
@@ -34,6 +34,11 @@ mem-prealloc mon msg no-acpi no-fd-bootchk no-hpet no-reboot no-shutdown no-user
 only-migratable option-rom overcommit rtc sandbox seed smp usb vga watchdog-action
 """
 _KEPT = frozenset(_WORDS.split())
+_DEFINED = """
+name memory vcpus accel machine kernel initrd append serial emulator extra_args guest_agent disks driver clock
+"""
+_FIELDS = frozenset(_DEFINED.split())
+"""What is understood of a definition: something new in it has to be thought of here first."""
 _DROPPED = frozenset({"name"})
 _HARMLESS = frozenset({("display", "none"), *(("usbdevice", kind) for kind in ("tablet", "mouse", "keyboard"))})
 _DRIVES = frozenset({"drive", "hda", "hdb", "hdc", "hdd", "fda", "fdb", "mtdblock", "pflash", "sd", "blockdev"})
@@ -57,6 +62,11 @@ def copied(original: Original, place: Place, free_port: FreePort) -> Copied:
             "be cloned"
         )
     copier = _Copier(original, place, free_port)
+    for field in attrs.fields(DomainDefinition):
+        if field.name not in _FIELDS and getattr(original.definition, field.name) != field.default:
+            raise copier.refused(
+                f"it is defined with {field.name}: what a clone is to have in its place is not known"
+            )
     options = list(parse(("", *original.definition.extra_args)))
     if why := hostside.refusal(options):
         raise copier.refused(why)
