@@ -50,7 +50,17 @@ from snaporch.service.service import Service, open_service
 from snaporch.testing import SimulatedWorld, open_simulated_world
 
 # Of the process where operations run.
-HERE_ONLY = {"catalog", "broadcast", "leave", "confine", "prune_journal", "room_for"}
+HERE_ONLY = {
+    "catalog",
+    "broadcast",
+    "leave",
+    "confine",
+    "prune_journal",
+    "room_for",
+    "import_archive",
+    "export",
+    "export_disk",
+}
 SECONDS = 30.0
 
 
