@@ -125,7 +125,7 @@ class Manifest:
             yield "a disk is there twice"
         for disk in self.definition.disks:
             yield f"{disk.target} is in the definition"
-        if self.definition.kernel or self.definition.initrd or self.definition.serial:
+        if self.definition.kernel or self.definition.initrd or self.definition.serial or self.definition.nvram:
             yield "a path is in the definition"
         if any(member.size < 0 for member in self.members) or any(disk.virtual_size < 0 for disk in self.disks):
             yield "a size is negative"
