@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from string import ascii_lowercase
 from typing import Any
@@ -254,10 +254,13 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         for target, block in _targets(blocks, ours=not self._process.attached):
             if (inserted := block.get("inserted")) is not None:
                 path = next(chain_of(inserted["image"], self.cwd))
-                bitmaps = [bitmap["name"] for bitmap in inserted.get("dirty-bitmaps", ()) if "name" in bitmap]
-                if odd := oddity(path, inserted["drv"], inserted["image"], bitmaps):
+                if odd := oddity(path, inserted["drv"], inserted["image"], self._bitmaps(inserted)):
                     found[target] = odd
         return found
+
+    def _bitmaps(self, inserted: Mapping[str, Any]) -> list[str]:
+        """Return the names of a disk's dirty bitmaps, which would miss what is written to an overlay."""
+        return [bitmap["name"] for bitmap in inserted.get("dirty-bitmaps", ()) if "name" in bitmap]
 
     async def shape(self) -> MachineShape:
         """See Machine; a device without an id of its own is known by its place among its like."""
