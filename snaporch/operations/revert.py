@@ -337,7 +337,8 @@ class Reverter(RevertUndo):
             except (HypervisorError, Refused) as error:
                 text = f"{self.name}: its clock is {self.behind:.1f} s behind, and was not set: {error}"
                 self.context.events.publish(self.operation.event(EventKind.NOTE, text=text))
-                _log.info("the guest's clock is not set", domain=self.name, behind=self.behind, why=str(error))
+                if not isinstance(error, Unsupported):  # there is no agent: the answer says how far it is behind
+                    _log.info("the guest's clock is not set", domain=self.name, behind=self.behind, why=str(error))
         domain = attrs.evolve(domain, clock_behind_seconds=self.behind)
         await self.context.catalog.write(Change(domains=(domain,)))
 
