@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import tomllib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NewType
@@ -179,10 +180,12 @@ class Retries:
     Attributes:
         attempts: in all; 1 tries nothing again.
         wait: before the second; each further wait is twice as long.
+        busy: a domain on which something else is done is tried again for so long, within the window.
     """
 
     attempts: int = attrs.field(default=1, validator=_one_or_more)
     wait: Seconds = Seconds(5.0)  # noqa: RUF009 - a number
+    busy: Seconds = Seconds(600.0)  # noqa: RUF009 - a number
 
 
 @attrs.frozen
@@ -311,6 +314,10 @@ class Plan:
         if self.schedule is None:
             return None
         return Cron(self.schedule.cron, self.schedule.zone, self.schedule.jitter, self.name)
+
+    def cron_after(self, instant: float) -> Iterator[tuple[float, float]]:
+        """Yield when it is due after an instant: by the expression, and with the jitter; see `Cron.after`."""
+        return self.cron.after(instant) if self.cron is not None else iter(())
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ async def prune(
         policy: what stays.
         domains: the domains' names.
         taken: what a plan's batches have taken, by the snapshot's name: unless the policy is about everything, only
-            these are looked at. None: all are.
+            these are looked at, and what reverts have saved. None: all are.
         now: seconds since the epoch.
         dry_run: only decide.
 
@@ -77,7 +77,7 @@ async def _verdict(
     domains = {record.domain for record in known}
     pinned = {name for domain in domains for name in await orch.clones(domain)}
     for record in known:
-        if record.name in mine or policy.everything or taken is None:
+        if record.name in mine or policy.everything or taken is None or record.saved_by_revert:
             found_good = record.name not in mine or mine[record.name].verified is not False
             good = found_good and not record.deleting and await orch.intact(record.domain, record.name)
             candidates.append(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Any
 
 import attrs
@@ -34,6 +34,7 @@ from snaporch.catalog import Catalog, domain_lock
 from snaporch.errors import (
     Busy,
     HypervisorError,
+    InvalidInput,
     NotEnoughSpace,
     NotFound,
     OperationFailed,
@@ -41,6 +42,7 @@ from snaporch.errors import (
     SnaporchError,
     Stranded,
 )
+from snaporch.model.names import check_name
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
@@ -51,6 +53,7 @@ from snaporch.orchestrator import Orchestrator, catalog_of
 _log = structlog.get_logger("snaporch")
 
 LONGEST_WAIT = 300.0  # between two attempts
+BUSY_WAIT, LONGEST_BUSY_WAIT = 1.0, 30.0  # between looks whether a domain is busy still
 
 Now = Callable[[], float]
 Tell = Callable[[ItemRecord], None]
@@ -261,7 +264,7 @@ class Runner:
                 record = attrs.evolve(record, attempts=attempt.num)
                 try:
                     await run_hooks(self.plan.hooks.before_each, self._variables(record))
-                    return _with(record, await self._create(record))
+                    return _with(record, await self._when_free(record))
                 except SnaporchError as error:
                     if attempt.num == retries.attempts or not worth_another_try(error):
                         raise _ItemFailed(record, error) from error
@@ -276,6 +279,18 @@ class Runner:
             return tuple([await self.orch.show(domain, record.snapshot) for domain in record.item.members])
         except NotFound:
             return None
+
+    async def _when_free(self, record: ItemRecord) -> Sequence[SnapshotRecord]:
+        """Take an item; while something else is done on it, again and again: in the window, and for a while."""
+        until, wait = min(self._closes, self.now() + self.plan.retries.busy), BUSY_WAIT
+        while True:
+            try:
+                return await self._create(record)
+            except Busy:
+                if self.why or self.now() + wait > until:
+                    raise
+            await trio.sleep(wait)
+            wait = min(2 * wait, LONGEST_BUSY_WAIT)
 
     async def _create(self, record: ItemRecord) -> Sequence[SnapshotRecord]:
         members, how = record.item.members, self.plan.snapshot
@@ -411,6 +426,34 @@ def _with(record: ItemRecord, made: Sequence[SnapshotRecord]) -> ItemRecord:
     return attrs.evolve(record, taken=True, pause=max(pauses, default=None), bytes=size, ids=ids)
 
 
+async def adopt(orch: Orchestrator, old: str, new: str) -> int:
+    """Give what batches of a plan have taken to another plan: its retention is about it from now on.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        InvalidInput: a name is none, or both are the same.
+        NotFound: there is no batch of the old one.
+        Busy: one of the two runs.
+    """
+    for name in (old, new):
+        check_name(name, "plan")
+    if old == new:
+        raise InvalidInput(f"{old} has its snapshots already: name another plan")
+    async with AsyncExitStack() as stack:
+        for name in sorted((old, new)):
+            await stack.enter_async_context(plan_lock(orch, name))
+        if not (count := await store.adopt(catalog_of(orch), old, new)):
+            raise NotFound(f"no batch of a plan {old!r}; `snaporch batch list` lists all")
+    return count
+
+
+def plan_lock(orch: Orchestrator, name: str) -> AbstractAsyncContextManager[object]:
+    """Hold a plan: it runs once at a time."""
+    return domain_lock(orch.root / "locks", f"batch {name}", "", f"batch {name}")
+
+
 async def run_batch(
     orch: Orchestrator,
     plan: Plan,
@@ -444,7 +487,7 @@ async def run_batch(
         NotFound: a domain that the plan names is not there.
         Busy: the plan runs already.
     """
-    async with domain_lock(orch.root / "locks", f"batch {plan.name}", "", f"batch {plan.name}"):
+    async with plan_lock(orch, plan.name):
         batch = await store.unfinished(catalog_of(orch), plan.name)
         if batch is not None and anew:
             await store.skip_the_rest(catalog_of(orch), batch.id, "abandoned")

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +40,7 @@ from snaporch.orchestrator import Orchestrator, catalog_of
 _log = structlog.get_logger("snaporch")
 
 LOOK_SECONDS = 30.0
+MANY = 1_000  # times that came while a plan ran: no more of them are counted
 
 Stamp = tuple[int, int, int]
 Due = tuple[float, float]
@@ -62,6 +64,9 @@ class ScheduleInfo:
         error: why the file is no plan, or why the last batch could not run.
         failed: of the last batch, which items failed, and why; the first ten.
         succeeded: when a batch of the plan last took every snapshot, in seconds since the epoch; 0: none has.
+        overdue: it should have taken every snapshot since, and has not; or it never will, as it has no schedule, or
+            is no plan.
+        dropped: how many times came while it still ran, and were dropped, since the scheduler has begun.
     """
 
     plan: str
@@ -75,6 +80,8 @@ class ScheduleInfo:
     error: str = ""
     failed: tuple[str, ...] = ()
     succeeded: float = 0.0
+    overdue: bool = False
+    dropped: int = 0
 
 
 @attrs.define
@@ -91,8 +98,16 @@ class _Entry:
     error: str = ""
     failed: tuple[str, ...] = ()
     succeeded: float = 0.0
+    dropped: int = 0
 
-    def info(self) -> ScheduleInfo:
+    def overdue(self, now: float) -> bool:
+        """Return whether a time has passed without success; while it runs, whether another one has, too."""
+        if self.plan is None or self.plan.cron is None:
+            return True
+        times = [at for _, at in islice(self.plan.cron.after(max(self.stamp[0] / 1e9, self.succeeded)), 2)]
+        return not times or times[-1 if self.running else 0] <= now
+
+    def info(self, now: float) -> ScheduleInfo:
         schedule = self.plan.schedule if self.plan else None
         return ScheduleInfo(
             plan=self.plan.name if self.plan else self.path.stem,
@@ -106,6 +121,8 @@ class _Entry:
             error=self.error,
             failed=self.failed,
             succeeded=self.succeeded,
+            overdue=self.overdue(now),
+            dropped=self.dropped,
         )
 
 
@@ -127,6 +144,29 @@ def _stamps(directory: Path) -> Mapping[Path, Stamp]:
     return found
 
 
+def names_in(directory: Path) -> frozenset[str]:
+    """Return the names of the plans in a directory; where a file is no plan, what the file is called.
+
+    Raises:
+        InvalidInput: there is no such directory.
+    """
+    try:
+        paths = tuple(_stamps(directory))
+    except OSError as error:
+        raise InvalidInput(f"{directory} cannot be read: {error.strerror}") from None
+    found = set()
+    for path in paths:
+        try:
+            found.add(load_plan(path).name)
+        except InvalidInput:
+            found.add(path.stem)
+    return frozenset(found)
+
+
+def _nobody(plan: str, why: str) -> None:
+    """Tell nobody."""
+
+
 @attrs.define
 class Scheduler:
     """Runs the plans of one directory when they are due; `run` does, for as long as it is not cancelled.
@@ -137,6 +177,7 @@ class Scheduler:
         now: seconds since the epoch.
         look_every: seconds after which the directory is looked at again.
         min_free: returns the bytes that every plan is to leave free where the root is.
+        failed: is told of a plan, by name and why, that has not done all.
     """
 
     orch: Orchestrator
@@ -144,13 +185,15 @@ class Scheduler:
     now: Callable[[], float] = time.time
     look_every: float = LOOK_SECONDS
     min_free: Callable[[], int] = int
+    failed: Callable[[str, str], None] = _nobody
     _entries: dict[Path, _Entry] = attrs.field(factory=dict)
     _said: str = ""
     _wake: trio.Event = attrs.field(factory=trio.Event)
 
     def schedules(self) -> tuple[ScheduleInfo, ...]:
         """Return what there is in the directory, as it was last seen."""
-        return tuple(entry.info() for entry in self._entries.values())
+        now = self.now()
+        return tuple(entry.info(now) for entry in self._entries.values())
 
     async def run(  # noqa: ASYNC114 - that `run` is to be started is no rule for all that are called so
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -239,7 +282,7 @@ class Scheduler:
         """Run a plan that is due, and find out when it is so next."""
         if entry.plan is None or entry.due is None:
             raise AssertionError("what is due has a plan")
-        name, due = entry.plan.name, entry.due[0]
+        name, due, began, batch = entry.plan.name, entry.due[0], self.now(), None
         _log.info("a plan is due", plan=name, due=due)
         try:
             batch = await run_batch(self.orch, entry.plan, due=due, now=self.now, min_free=self.min_free())
@@ -249,14 +292,34 @@ class Scheduler:
             if batch.stage is not Stage.COMPLETE or batch.problems:
                 reasons = [*entry.failed, *batch.problems]
                 _log.warning("a plan has not done all", plan=name, batch=batch.id, stage=batch.stage, why=reasons)
+                self.failed(name, "; ".join(reasons) or str(batch.stage))
         except Exception as error:  # noqa: BLE001 - whatever it is, the other plans go on
             entry.error = "; ".join(str(leaf) or type(leaf).__name__ for leaf in leaves(error))
             _log.warning("a plan could not run", plan=name, error=entry.error)
+            self.failed(name, entry.error)
+            await self._keep(store.could_not_run(catalog_of(self.orch), entry.plan, due, self.now(), entry.error))
+        now = self.now()
+        times = takewhile(lambda due: due[1] <= now, entry.plan.cron_after(max(began, due)))
+        if count := sum(1 for _ in islice(times, MANY)):
+            entry.dropped += count
+            _log.warning("runs of a plan were dropped: it still ran", plan=name, count=count)
+            if batch is not None:
+                words = f"{count} run(s) that came due meanwhile were dropped"
+                noted = attrs.evolve(batch, problems=(*batch.problems, words))
+                await self._keep(store.save(catalog_of(self.orch), noted))
         # Not from what was due: a cron expression that came due meanwhile has had its run.
-        entry.due, entry.running = _after(entry.plan, max(self.now(), due)), False
+        entry.due, entry.running = _after(entry.plan, max(now, due)), False
         self._wake.set()
+
+    @staticmethod
+    async def _keep(writing: Awaitable[None]) -> None:
+        """Write down what `batch list` and `batch show` are to say."""
+        try:
+            await writing
+        except SnaporchError as error:  # the disk is full, say: the log has it
+            _log.warning("what became of a run was not written down", error=str(error))
 
 
 def _after(plan: Plan, instant: float) -> Due | None:
     """Return when a plan is due after an instant; None when it never is."""
-    return next(plan.cron.after(instant), None) if plan.cron is not None else None
+    return next(plan.cron_after(instant), None)

@@ -260,6 +260,20 @@ async def begin(
     return batch
 
 
+async def could_not_run(catalog: Catalog, plan: Plan, due: float, now: float, why: str) -> None:
+    """Write down a batch that has failed before it was begun; nothing where the plan has one to go on with."""
+    id_ = new_id()
+    batch = BatchRecord(id_, plan.name, _name(plan, id_, now), Stage.FAILED, begun=now, due=due, ended=now)
+    batch = attrs.evolve(batch, problems=(why,), plan=converter.unstructure(plan))
+
+    def work(connection: sqlite3.Connection) -> None:
+        query = "SELECT 1 FROM batch WHERE name = ? AND ended IS NULL"
+        if not connection.execute(query, (plan.name,)).fetchone():
+            _insert(connection, batch)
+
+    await catalog.transact(work)
+
+
 async def save(catalog: Catalog, batch: BatchRecord) -> None:
     """Write how a batch is now."""
     await catalog.transact(lambda connection: _put(connection, batch))
@@ -311,6 +325,26 @@ async def batches(catalog: Catalog) -> tuple[BatchRecord, ...]:
     query = "SELECT record FROM batch ORDER BY begun"
     rows = await catalog.read(lambda connection: connection.execute(query).fetchall())
     return readable(rows, BatchRecord)
+
+
+async def adopt(catalog: Catalog, old: str, new: str) -> int:
+    """Give all batches of a plan to another one; return how many there were."""
+    query = "UPDATE batch SET name = ?, record = json_set(record, '$.name', ?) WHERE name = ?"
+    return await catalog.transact(lambda connection: connection.execute(query, (new, new, old)).rowcount)
+
+
+async def snapshots_by_plan(catalog: Catalog) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the snapshots that are there and that batches have taken: by plan, by domain, oldest first."""
+    query = (
+        "SELECT DISTINCT batch.name, snapshot.domain, snapshot.name FROM batch "
+        "JOIN batch_item ON batch_item.batch = batch.id, json_each(batch_item.record, '$.ids') "
+        "JOIN snapshot ON snapshot.uid = value ORDER BY batch.name, snapshot.domain, snapshot.id"
+    )
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for plan, domain, name in await catalog.read(lambda connection: connection.execute(query).fetchall()):
+        of_plan = found.setdefault(plan, {})
+        of_plan[domain] = (*of_plan.get(domain, ()), name)
+    return found
 
 
 # --- items --------------------------------------------------------------------------------------------------------

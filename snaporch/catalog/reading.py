@@ -30,7 +30,8 @@ def past_checkpoints(connection: sqlite3.Connection, domain: str, limit: int) ->
                 0
             ),
             json_extract(record, '$.timings.total'),
-            json_extract(record, '$.timings.pause')
+            json_extract(record, '$.timings.pause'),
+            coalesce(json_extract(record, '$.way_back.way'), '')
         FROM snapshot
         WHERE domain = ? AND CASE WHEN json_valid(record) THEN json_extract(record, '$.snapshot.memory') END
         ORDER BY id DESC LIMIT ?

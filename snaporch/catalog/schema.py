@@ -181,6 +181,30 @@ _MIGRATIONS = (
     """,
 )
 
+# What batches have taken is needed for as long as it is there, by retention; and of each plan the last batches, by
+# its schedule: when it ran, and took everything.
+OLD_BATCHES = (
+    """
+    DELETE FROM batch_item WHERE (batch, position) IN (
+        SELECT item.batch, item.position FROM batch_item AS item JOIN batch ON batch.id = item.batch
+        WHERE batch.ended < ? AND NOT EXISTS (
+            SELECT 1 FROM json_each(CASE WHEN json_valid(item.record) THEN item.record ELSE '{}' END, '$.ids')
+            JOIN snapshot ON snapshot.uid = value
+        ) LIMIT ?
+    )
+    """,
+    """
+    DELETE FROM batch WHERE id IN (
+        SELECT id FROM batch AS old WHERE ended < ? AND NOT EXISTS (SELECT 1 FROM batch_item WHERE batch = old.id)
+        AND EXISTS (
+            SELECT 1 FROM batch AS later WHERE later.name = old.name AND later.begun > old.begun
+            AND json_extract(later.record, '$.stage') = 'complete'
+            AND (json_extract(later.record, '$.due') > 0 OR json_extract(old.record, '$.due') = 0)
+        ) LIMIT ?
+    )
+    """,
+)
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Return a connection that writes, to a catalog that is made, or brought to the present schema, where needed.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +37,7 @@ from snaporch.catalog.reading import (
     readable,
 )
 from snaporch.catalog.reserve import give_up_reserve, make_reserve
-from snaporch.catalog.schema import connect, connect_read_only, connect_reader
+from snaporch.catalog.schema import OLD_BATCHES, connect, connect_read_only, connect_reader
 from snaporch.catalog.writing import Change, apply, release_claims
 from snaporch.errors import InvalidInput, NotFound, SnaporchError, TargetExists
 from snaporch.model.domain import DomainRecord
@@ -135,6 +135,10 @@ class Catalog:
         """
         return readable(await self._rows(query, domain), DomainRecord)
 
+    async def domain_names(self) -> tuple[str, ...]:
+        """Return the names of all domains."""
+        return tuple(name for (name,) in await self._rows("SELECT name FROM domain ORDER BY name"))
+
     def knows(self, domain: str) -> bool:
         """Return whether there is a domain of that name, or nobody can say."""
         try:
@@ -191,6 +195,15 @@ class Catalog:
         """Return all files that a domain's snapshots are in; of records that cannot be read, all that they name."""
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ?", domain)
         return frozenset(path for (text,) in rows for path in paths_of(text))
+
+    async def newest_point(self, domain: str) -> float:
+        """Return the point of a domain's newest snapshot that can be read; 0: it has none."""
+        query = (
+            "SELECT json_extract(record, '$.point') FROM snapshot WHERE domain = ? AND json_valid(record) "
+            "ORDER BY id DESC LIMIT 1"
+        )
+        row = await self.read(lambda connection: connection.execute(query, (domain,)).fetchone())
+        return float(row[0] or 0.0) if row else 0.0
 
     async def checkpoints(self, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
         """Return how the last few of a domain's snapshots went that have memory, oldest first."""
@@ -350,8 +363,10 @@ class Catalog:
     async def prune_journal(self, before: float, most: int) -> int:
         """Forget operations that ended before an instant, and the oldest of those that ended and are beyond `most`.
 
+        And what batches that ended before it have taken, where it is not there any more.
+
         Returns:
-            How many were forgotten; no more than a few thousand at once.
+            How many were forgotten; no more than `PRUNED_AT_ONCE` of each at once.
         """
 
         def work(connection: sqlite3.Connection) -> int:
@@ -362,7 +377,10 @@ class Catalog:
             )
             return connection.execute(query, (before, most - 1, PRUNED_AT_ONCE)).rowcount
 
-        return await self.transact(work)
+        def of_batches(connection: sqlite3.Connection) -> int:
+            return sum(connection.execute(query, (before, PRUNED_AT_ONCE)).rowcount for query in OLD_BATCHES)
+
+        return await self.transact(work) + await self.transact(of_batches)
 
     # --- what cannot be read ---
 
@@ -418,6 +436,10 @@ async def open_catalog(path: Path, *, read_only: bool = False) -> AsyncIterator[
         with closing(await trio.to_thread.run_sync(connect_read_only, path)) as reader:
             yield Catalog(path, None, reader)
         return
-    connection = await trio.to_thread.run_sync(_connect_at_any_rate, path)
-    with closing(connection), closing(connect_reader(path)) as reader:
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(closing(await trio.to_thread.run_sync(_connect_at_any_rate, path)))
+            reader = stack.enter_context(closing(connect_reader(path)))
+        except sqlite3.Error as error:
+            raise SnaporchError(f"{path}: {error}") from error
         yield Catalog(path, connection, reader)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = App(name="batch", help="Many snapshots by one plan, a TOML file; see docs/batches.md.")
 
 FAILED, STRANDED = 1, 5
+SHOWN = 20  # items that failed
 
 
 async def _load(file: Path) -> Plan:
@@ -152,6 +153,8 @@ async def _answer(orchestrator: Orchestrator, batch: BatchRecord, *, items: bool
     documents = [report.document(record) async for record in found] if items else []
     status = 0 if batch.stage is Stage.COMPLETE else STRANDED if End.STRANDED in batch.counts else FAILED
     lines = list(report.lines(batch))
+    failed = await store.failures(catalog_of(orchestrator), batch.id, SHOWN + 1)
+    lines += [f"  {each}" for each in failed[:SHOWN]] + ["  … and more: --json has all"] * (len(failed) > SHOWN)
     return Answer(report.summary(batch) | {"items": documents}, lambda human: human.lines(lines), status)
 
 
@@ -178,3 +181,50 @@ async def show(plan: str, /, *, session: Here) -> Answer:
             raise NotFound(f"no batch of a plan {plan!r}; `snaporch batch list` lists all")
         answer = await _answer(orchestrator, batch, items=session.as_json)
     return Answer(answer.document, answer.human)
+
+
+@app.command
+async def orphans(directory: Path | None = None, /, *, session: Here) -> Answer:
+    """List snapshots of no plan: of plans that are not in a directory any more. No plan's retention deletes them.
+
+    Parameters
+    ----------
+    directory
+        Of plans, *.toml; by default plans in the root.
+    """
+    from snaporch.batch import store  # noqa: PLC0415 - as in `_load`
+    from snaporch.batch.schedule import names_in  # noqa: PLC0415
+
+    async with session.open_here() as orchestrator:
+        known = await trio.to_thread.run_sync(names_in, directory or orchestrator.root / "plans")
+        found = await store.snapshots_by_plan(catalog_of(orchestrator))
+    lost = {plan: domains for plan, domains in found.items() if plan not in known}
+    lines = [
+        f"{plan}: {sum(map(len, domains.values()))} snapshot(s) of {', '.join(domains)}; "
+        f"`snaporch batch adopt {plan} PLAN` gives them to another plan"
+        for plan, domains in lost.items()
+    ]
+    document = [{"plan": plan, "snapshots": domains} for plan, domains in lost.items()]
+    return Answer(
+        document, lambda human: human.lines(lines or ["every snapshot that a batch has taken is of a plan"])
+    )
+
+
+@app.command
+async def adopt(old: str, new: str, /, *, session: Here) -> Answer:
+    """Give the snapshots and batches of a plan to another one, as when it is renamed.
+
+    Parameters
+    ----------
+    old
+        The plan that took them.
+    new
+        The plan whose retention is about them from now on.
+    """
+    from snaporch.batch import runner  # noqa: PLC0415 - as in `_load`
+
+    async with session.open_here() as orchestrator:
+        count = await runner.adopt(orchestrator, old, new)
+    return Answer(
+        {"plan": new, "batches": count}, lambda human: human.line(f"{count} batch(es) of {old} are {new}'s")
+    )

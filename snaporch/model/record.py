@@ -85,12 +85,14 @@ class PastCheckpoint:
         bytes: of memory that were saved, as `SnapshotRecord.memory_size`.
         seconds: all of it.
         pause: seconds that the guest was paused; None where it was not paused by snaporch.
+        way_back: how the domain would have gone back to it then, as `WayBack.way`; empty: not known.
     """
 
     strategy: Strategy
     bytes: int
     seconds: float
     pause: float | None
+    way_back: str = ""
 
 
 @versioned("estimate")
@@ -149,6 +151,7 @@ class SnapshotRecord:
         blocker: why snaporch cannot go back to it, or empty.
         id: 32 hexadecimal digits, never used again, though the name may be.
         clock_behind_seconds: see `DomainRecord.clock_behind_seconds`, at the point.
+        saved_by_revert: a revert has taken it, of what it was about to replace; retention is about it, too.
     """
 
     domain: str
@@ -177,6 +180,7 @@ class SnapshotRecord:
     blocker: str = ""
     id: str = ""
     clock_behind_seconds: float | None = None
+    saved_by_revert: bool = False
 
     @property
     def name(self) -> str:
@@ -190,7 +194,8 @@ class SnapshotRecord:
         external = any(disk.external for disk in self.snapshot.disks)
         what = f"{what}, {'partly ' if external else ''}internal" if self.inside else what
         what = f"{what}, by {self.foreign}" if self.foreign else what
-        return f"{what}, quiesced" if self.quiesced else what
+        what = f"{what}, quiesced" if self.quiesced else what
+        return f"{what}, saved by a revert" if self.saved_by_revert else what
 
     @property
     def frozen(self) -> tuple[FileRecord, ...]:

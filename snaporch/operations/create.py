@@ -365,6 +365,7 @@ class Participant(CreateUndo):
             group=Group(self.operation.id, members) if len(members := self.operation.domains) > 1 else None,
             id=new_id(),
             clock_behind_seconds=plan.domain.clock_behind_seconds if plan.snapshot.memory else None,
+            saved_by_revert=plan.saves,
         )
 
 
@@ -376,8 +377,12 @@ async def create(
     options: CreateOptions,
     *,
     bandwidth: SharedBandwidth | None = None,
+    saves: bool = False,
 ) -> tuple[SnapshotRecord, ...]:
-    """Create a snapshot of each of these domains, all at one point; see `snaporch.Orchestrator.create_group`."""
+    """Create a snapshot of each of these domains, all at one point; see `snaporch.Orchestrator.create_group`.
+
+    With `saves` it is a revert that takes it, of what it is about to replace.
+    """
     if bandwidth is None and options.bandwidth and len(domains) > 1:
         bandwidth = SharedBandwidth(options.bandwidth)
     if bandwidth is not None:
@@ -389,6 +394,7 @@ async def create(
             verb = GuestVerb.QUIESCE if CreateFlag.QUIESCE in flags else GuestVerb.CREATE
             await check_verb(scene.domain.name, machine, verb)
         plans = at_one_point([plan_create(scene, snapshot, flags, options) for scene, _ in scenes])
+        plans = tuple(attrs.evolve(plan, saves=saves) for plan in plans)
         operation.subject = plans[0].snapshot.name
         participants = [
             Participant(plan, operation, context, context.driver(plan.domain), machine, bandwidth=bandwidth)

@@ -60,6 +60,7 @@ class CreatePlan:
         hypervisor: what the machine says of itself, by which its memory may later be refused; empty when inactive.
         shape: what the machine is made of; None when inactive.
         way_back: how the domain could go back to it; None when inactive.
+        saves: a revert takes it, of what it is about to replace.
     """
 
     domain: DomainRecord
@@ -77,6 +78,7 @@ class CreatePlan:
     stops_itself: bool = False
     shape: MachineShape | None = None
     way_back: WayBack | None = None
+    saves: bool = False
 
     @property
     def order(self) -> Strategy:

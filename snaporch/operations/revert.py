@@ -519,4 +519,4 @@ async def _save(context: Context, domains: Sequence[str], name: str, target: Sna
     inside = tuple(DiskSnapshot(DeviceDisk(disk), external=False) for disk in target.inside)
     flags = CreateFlag.DISK_ONLY if not memory else CreateFlag(0) if inside else CreateFlag.LIVE
     snapshot = DomainSnapshot(name, f"before reverting to {target.name}", memory=memory, disks=inside)
-    await create(context, domains, snapshot, flags, CreateOptions())
+    await create(context, domains, snapshot, flags, CreateOptions(), saves=True)

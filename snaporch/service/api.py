@@ -84,8 +84,11 @@ async def undefine(call: Call) -> None:
 async def attach(call: Call) -> DomainInfo:
     """Take charge of a domain that something else started."""
     body = call.body
-    if body.uri and not call.caller.local:
-        raise Forbidden("a URI can name a program to run: it is accepted over the unix socket only")
+    if (body.uri or body.of or not body.socket) and not call.caller.local:
+        raise Forbidden(
+            "a manager of guests (libvirt, Xen) has guests whose images may be anywhere, and a URI can name a "
+            "program to run: they are accepted over the unix socket only"
+        )
     if body.socket:
         await check_path(call.service.confinement, body.socket, call.domain, "socket")
     return await call.service.orchestrator.attach(

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -59,6 +60,7 @@ class Config:
         per_user: requests of one token, or one user, at once: those that wait and follow events, too.
         body_bytes: the largest request body.
         stop_seconds: on a stop, how long operations may take to come to where they can be left.
+        webhooks: URLs to which alerts are posted; ``http`` on loopback addresses only.
         min_free: bytes that plans which the service runs leave free where the root is; a plan may say more.
         log: ``json`` or ``console``.
         realtime: take real-time priority, if that may be had: see `snaporch.engine.realtime`.
@@ -81,6 +83,7 @@ class Config:
     per_user: int = 250
     body_bytes: int = 1 << 20
     stop_seconds: float = 60.0
+    webhooks: tuple[str, ...] = ()
     min_free: Size = Size(0)  # noqa: RUF009 - an immutable value
     log: str = "json"
     realtime: bool = True
@@ -97,6 +100,8 @@ class Config:
         for name, (least, most) in _RANGES.items():
             if not least <= getattr(self, name) <= most:
                 raise InvalidInput(f"{name}: must be between {least:,} and {most:,}")
+        for address in self.webhooks:
+            _check_address(address)
         if any(not path.startswith("/") for path in self.directories):
             raise InvalidInput("directories: must be absolute paths")
         if self.listen and not self.certificate and not is_loopback(self.address[0]):
@@ -121,6 +126,17 @@ class Config:
         if not host or not port.isdecimal() or int(port) > _MOST_PORT:
             raise InvalidInput(f"listen: {self.listen!r} is not ADDRESS:PORT, with a port up to {_MOST_PORT}")
         return host.strip("[]"), int(port)
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no URL of a webhook.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    url = urlsplit(address)
+    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
+        raise InvalidInput(f"webhooks: {address!r} is no https:// URL, nor an http:// one on a loopback address")
 
 
 def owner_ids(names: Iterable[str]) -> frozenset[int]:

@@ -14,6 +14,7 @@ import trio
 
 from snaporch.batch.schedule import Scheduler
 from snaporch.catalog.schema import images_behind
+from snaporch.catalog.store import PRUNED_AT_ONCE
 from snaporch.drivers.local.confine import Confinement
 from snaporch.errors import SnaporchError, Unavailable
 from snaporch.model.record import Event
@@ -24,6 +25,7 @@ from snaporch.service.jobs import Jobs
 from snaporch.service.metrics import Metrics
 from snaporch.service.quiet import Quiet
 from snaporch.service.roles import TOKENS, Caller, Tokens
+from snaporch.service.webhooks import Alert, Webhooks
 
 PLANS = "plans"
 DOCTORS = 2
@@ -126,21 +128,23 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
 
     async with trio.open_nursery() as nursery:
         jobs = Jobs(nursery, tell, config.queued, trio.CapacityLimiter(config.running))
-        metrics = Metrics(orchestrator, jobs)
+        hooks = Webhooks(lambda: service.config.webhooks)
+        metrics = Metrics(orchestrator, jobs, alert=hooks.tell)
         tokens = Tokens(orchestrator.root / TOKENS)
         with ExitStack() as stack:
-            for hear in (quiet.hear, jobs.hear, tell):  # in this order: `quiet` knows of a pause first
+            for hear in (quiet.hear, jobs.hear, tell, hooks.hear):  # in this order: `quiet` knows of a pause first
                 stack.enter_context(orchestrator.broadcast.tapped(hear))
-            nursery.start_soon(metrics.run)
-            nursery.start_soon(_keep_journal, orchestrator, quiet)
             service = Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery)
             orchestrator.confine(service.confinement)
+            for task in (metrics.run, hooks.run, partial(_keep_journal, orchestrator, quiet)):
+                nursery.start_soon(task)
             scheduler = Scheduler(orchestrator, Path(config.plans or orchestrator.root / PLANS))
             scheduler.min_free = lambda: service.config.min_free
+            scheduler.failed = lambda plan, why: hooks.tell(Alert("plan-failed", plan, why))
+            metrics.schedules = hooks.schedules = scheduler.schedules
             if scheduler.directory.is_dir():
                 await nursery.start(scheduler.run)
                 service.scheduler = scheduler
-            metrics.schedules = scheduler.schedules
             yield service
             nursery.cancel_scope.cancel()
 
@@ -151,6 +155,7 @@ async def _keep_journal(orchestrator: Orchestrator, quiet: Quiet) -> None:
         await trio.sleep(JOURNAL_EVERY_SECONDS)
         await quiet.wait()
         try:
-            await orchestrator.prune_journal()
+            while await orchestrator.prune_journal() >= PRUNED_AT_ONCE:
+                await quiet.wait()
         except SnaporchError as error:  # the disk is full, say: there is another time
             _log.warning("the journal was not shortened", error=str(error))

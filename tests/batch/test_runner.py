@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from trio.testing import MockClock
 from snaporch import Busy, CreateFlag, DomainSnapshot, HypervisorError, InvalidInput, NotFound
 from snaporch.batch import store
 from snaporch.batch.prune import prune_by_plan
+from snaporch.batch.runner import adopt
 from snaporch.batch.store import End, Stage
-from snaporch.catalog import Change
+from snaporch.catalog import Change, domain_lock
 from snaporch.orchestrator import catalog_of
 from snaporch.testing import SimulatedHost, SimulatedSpeed, ThreadsHoldTime
 from tests.batch.estate import EPOCH, GIB, Estate, booted, now, open_estate, plan
@@ -403,3 +405,75 @@ async def test_what_is_to_stay_free(tmp_path: Path, autojump_clock: MockClock, v
         room = free - 3 * needed // 2
         batch = await estate.run(plan(snapshot={"name": "one"}), min_free=room)
         assert batch.counts == {"done": 1, "failed": 1}
+
+
+async def test_a_busy_domain(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """It is tried again while the window is open, and for as long as the plan says; then it has failed."""
+    async with open_estate(tmp_path, 1) as estate:
+
+        async def hold(seconds: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            async with domain_lock(estate.orch.root / "locks", "vm0", "", "something else"):
+                task_status.started()
+                await trio.sleep(seconds)
+
+        window = {"opens": "15:00", "closes": "15:20"}
+        changes: list[dict[str, Any]] = [{}, {"retries": {"busy": "2min"}}, {"limits": {"window": window}}]
+        for number, (change, end) in enumerate(zip(changes, (End.DONE, End.FAILED, End.FAILED), strict=True)):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(hold, 300.0)
+                batch = await estate.run(plan(snapshot={"name": f"s{number}"}, **change))
+            assert batch.counts == {end: 1}, number
+
+
+async def test_snapshots_of_no_plan(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """Those of a plan that is called otherwise now are given to it, and its retention is about them."""
+    async with open_estate(tmp_path, 1) as estate:
+        for number in range(3):
+            await estate.run(plan(snapshot={"name": f"s{number}"}))
+        catalog, names = catalog_of(estate.orch), ("s0", "s1", "s2")
+        assert await store.snapshots_by_plan(catalog) == {"nightly": {"vm0": names}}
+        for old, new, error in (
+            ("x", "y", NotFound),
+            ("nightly", "nightly", InvalidInput),
+            ("-", "y", InvalidInput),
+        ):
+            with pytest.raises(error):
+                await adopt(estate.orch, old, new)
+        async with domain_lock(estate.orch.root / "locks", "batch weekly", "", "batch weekly"):
+            with pytest.raises(Busy):
+                await adopt(estate.orch, "nightly", "weekly")
+        assert await adopt(estate.orch, "nightly", "weekly") == 3
+        assert await store.snapshots_by_plan(catalog) == {"weekly": {"vm0": names}}
+        await estate.run(plan(name="weekly", snapshot={"name": "s3"}, retention={"last": 2}))
+        assert await estate.snapshots() == {"vm0": ["s2", "s3"]}
+
+
+async def test_what_a_revert_has_saved(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """It is marked, and retention of any plan is about it; what somebody has taken by hand is left."""
+    async with open_estate(tmp_path, 1) as estate:
+        await estate.orch.create("vm0", DomainSnapshot("mine"), CreateFlag.LIVE)
+        await estate.orch.revert("vm0", "mine", save_current="saved")
+        saved = await estate.orch.show("vm0", "saved")
+        assert (saved.saved_by_revert, saved.kind) == (True, "checkpoint, saved by a revert")
+        for name in ("a", "b"):
+            await estate.run(plan(snapshot={"name": name}, retention={"last": 2}))
+        assert await estate.snapshots() == {"vm0": ["mine", "a", "b"]}
+
+
+async def test_old_batches_are_forgotten(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """But not what they have taken and is there still, nor the last batch of a plan."""
+    async with open_estate(tmp_path, 2) as estate:
+        for number in range(3):
+            await estate.run(plan(snapshot={"name": f"s{number}"}))
+            await trio.sleep(10)
+        await estate.orch.delete("vm0", "s0")
+        await estate.orch.delete("vm0", "s1")
+        await estate.orch.delete("vm1", "s1")
+        ago = time.time() - now()  # the journal goes by the host's clock
+        assert await estate.orch.prune_journal(ago) > 0
+        left = {batch.snapshot: batch for batch in await store.batches(catalog_of(estate.orch))}
+        assert list(left) == ["s0", "s2"]
+        assert list(await estate.items(left["s0"])) == ["vm1"]
+        assert len(await estate.items(left["s2"])) == 2
+        await estate.run(plan(snapshot={"name": "s3"}, retention={"last": 2}))
+        assert await estate.snapshots() == {"vm0": ["s2", "s3"], "vm1": ["s2", "s3"]}

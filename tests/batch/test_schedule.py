@@ -171,7 +171,8 @@ async def test_the_directory(tmp_path: Path, autojump_clock: MockClock, virtual_
             assert "b" in named(scheduler)
             (tmp_path / "away").rename(plans)
             assert named(scheduler)["b"].cron == "45 12 * * *"
-        assert sorted(batch.name for batch in await batches(estate)) == ["a", "a", "b", "b"]
+        found = [batch.name for batch in await batches(estate) if batch.stage is store.Stage.COMPLETE]
+        assert sorted(found) == ["a", "a", "b", "b"]
         nowhere = attrs.evolve(scheduler, directory=tmp_path / "nowhere")
         with pytest.raises(InvalidInput, match="is no directory"):
             await nowhere.run()
@@ -193,3 +194,46 @@ async def test_what_failed_is_seen(tmp_path: Path, autojump_clock: MockClock, vi
         assert len(seen.failed) == 1
         assert "agent" in seen.failed[0]
         assert next(line for line in lines if line["event"] == "a plan has not done all")["why"] == [*seen.failed]
+
+
+async def test_what_is_overdue(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """One that never ran, selects nobody, has no schedule, or is no plan; not one that took every snapshot."""
+    plans = tmp_path / "plans"
+    async with open_estate(tmp_path / "root", 1) as estate:
+        for name, domain in (("well", "vm0"), ("nobody", "nobody")):
+            write(plans, name, "0 * * * *", domain=domain)
+        write(plans, "yearly", "0 0 1 1 *")
+        (plans / "broken.toml").write_text("name = 3")
+        (plans / "idle.toml").write_text('name = "idle"\nselect = { globs = ["*"] }')
+        async with scheduled(estate, plans) as scheduler:
+            early = {name for name, info in named(scheduler).items() if info.overdue}
+            await trio.sleep(2 * HOUR)
+            late = {name for name, info in named(scheduler).items() if info.overdue}
+        assert (early, late) == ({"broken", "idle"}, {"broken", "idle", "nobody"})
+        lost = await store.latest(catalog_of(estate.orch), "nobody")
+        assert lost is not None
+        assert (lost.stage, lost.due > 0) == (store.Stage.FAILED, True)
+        assert "no domain 'nobody'" in lost.problems[0]  # `batch show` says so
+
+
+async def test_a_run_that_is_dropped(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """It is in the log and in the plan's schedule; a plan that runs for longer than its period is overdue."""
+    plans, told = tmp_path / "plans", list[tuple[str, str]]()
+    async with open_estate(tmp_path / "root", 1) as estate:
+        write(plans, "slow", "* * * * *", limits=f"bandwidth = {GIB // 300}")
+        with capture_logs() as lines:
+            async with scheduled(estate, plans) as scheduler:
+                scheduler.failed = lambda plan, why: told.append((plan, why))
+                await trio.sleep(220)
+                assert named(scheduler)["slow"].overdue
+                await trio.sleep(200)
+                assert named(scheduler)["slow"].dropped >= 3
+                assert not told
+                write(plans, "lost", "* * * * *", domain="nobody")
+                await trio.sleep(120)
+        assert any(line["event"].startswith("runs of a plan were dropped") for line in lines)
+        slow = next(batch for batch in await batches(estate) if batch.name == "slow")
+        assert slow.stage is store.Stage.COMPLETE
+        assert "dropped" in slow.problems[-1]  # `batch show` says so
+        assert told[0][0] == "lost"
+        assert "no domain 'nobody'" in told[0][1]

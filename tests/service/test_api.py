@@ -198,13 +198,14 @@ async def test_paths_are_confined(lab: Lab, autojump_clock: MockClock, threads_h
 async def test_an_unknown_driver_is_refused(
     lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
-    """It is a wrong request, which says which drivers there are; a URI is for local users."""
+    """It is a wrong request, which says which drivers there are; what a manager has is for local users."""
     answer = await lab.http.post("/v1/domains/new/attach", json={"socket": "/images/q", "driver": "qmeu"})
     assert (answer.status_code, "there are simulated" in answer.text) == (422, True)
     answer = await lab.http.post("/v1/domains", json={"name": "new", "driver": "qmeu"})
     assert (answer.status_code, "there are simulated" in answer.text) == (422, True)
-    body, headers = {"driver": "simulated", "uri": "qemu+ext:///system?command=/tmp/x"}, lab.secret(Role.ADMIN)
-    assert (await lab.http.post("/v1/domains/new/attach", json=body, headers=headers)).status_code == 403
+    headers, uri = lab.secret(Role.ADMIN), {"uri": "qemu+ext:///system?command=/tmp/x"}
+    for body in (uri, {"of": "theirs"}, {"driver": "libvirt"}, {"driver": "xen"}, {"socket": "/images/q"} | uri):
+        assert (await lab.http.post("/v1/domains/new/attach", json=body, headers=headers)).status_code == 403
 
 
 async def test_a_program_is_named_over_the_unix_socket_only(

@@ -19,14 +19,17 @@ from typing import Any
 import httpx2
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from snaporch import CreateFlag, DomainDefinition, DomainSnapshot
+from snaporch.batch.schedule import ScheduleInfo
 from snaporch.errors import InvalidInput, Unavailable
-from snaporch.service import doors, log
+from snaporch.service import doors, log, webhooks
 from snaporch.service.app import make_app
 from snaporch.service.config import Config, load_config
 from snaporch.service.roles import Role, Tokens
 from snaporch.service.service import open_service
+from snaporch.service.webhooks import Alert, Webhooks
 from snaporch.testing import open_simulated_world
 from tests.service.conftest import ROOT_PEER, Lab, peer
 
@@ -225,6 +228,60 @@ async def test_values_have_ranges(lab: Lab) -> None:
         answer = await lab.http.request(method, url, content=json.dumps(body))
         assert answer.status_code == 422, (url, body, answer.text[:200])
     assert await lab.world.everything() == before
+
+
+@pytest.mark.parametrize(
+    "address", ["http://example.org/x", "ftp://localhost/", "https:///x", "/x", "http://localhost@e.org/"]
+)
+def test_addresses_of_webhooks(address: str) -> None:
+    """Encrypted, or on this host."""
+    with pytest.raises(InvalidInput, match="webhooks"):
+        Config(webhooks=(address,))
+
+
+async def test_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alert is sent until it is taken, and no redirect is followed; beyond a number, they are dropped."""
+    monkeypatch.setattr(webhooks, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(webhooks, "UNDER_WAY", 2)
+    asked: list[tuple[str, dict[str, Any]]] = []
+    done = trio.Event()
+    answers = {"/taken": ["503 Later", "429 Later", "204 Fine"], "/refused": ["400 No"], "/moved": ["302 There"]}
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            data = b""
+            while b"}" not in data:
+                data += await stream.receive_some()
+            head, _, body = data.decode().partition("\r\n\r\n")
+            path = head.split()[1]
+            asked.append((path, json.loads(body)))
+            status = answers[path].pop(0)
+            more = f"location: http://{address}/elsewhere\r\n"
+            await stream.send_all(
+                f"HTTP/1.1 {status}\r\ncontent-length: 0\r\n{more}connection: close\r\n\r\n".encode()
+            )
+            if not any(answers.values()):
+                done.set()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        schedule = ScheduleInfo("nightly", "/p/nightly.toml", error="no such domain", overdue=True)
+        hooks = Webhooks(lambda: [f"http://{address}{path}" for path in answers], lambda: [schedule])
+        with capture_logs() as lines:
+            nursery.start_soon(hooks.run)
+            with trio.fail_after(SECONDS):
+                await done.wait()
+                await trio.testing.wait_all_tasks_blocked()
+        with capture_logs() as dropped:
+            for _ in range(3):
+                hooks.tell(Alert("plan-failed", "nightly", "why"))
+        assert [line["event"] for line in dropped] == ["an alert was dropped: too many are not delivered yet"]
+        nursery.cancel_scope.cancel()
+    assert sorted(path for path, _ in asked) == ["/moved", "/refused", "/taken", "/taken", "/taken"]
+    expected = {"kind": "plan-overdue", "subject": "nightly", "text": "no such domain"}
+    assert all(body.items() >= expected.items() for _, body in asked)
+    assert [line["status"] for line in lines if line["event"] == "an alert was refused"] in ([400, 302], [302, 400])
 
 
 async def test_the_same_answer_after_a_restart(tmp_path: Path) -> None:

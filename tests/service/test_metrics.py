@@ -94,6 +94,34 @@ async def test_a_figure_that_is_missing(
     assert (await told(lab))["snaporch_operations_total create complete"] == 1
 
 
+async def test_domains_come_and_go(lab: Lab, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
+    """A domain without snapshots is there as 0, one that is gone is not; what grows or gets worse is seen."""
+    lab.world.host.add_image("/images/other")
+    disks = [{"target": "vda", "path": "/images/other"}]
+    await lab.http.post("/v1/domains", json={"name": "other", "driver": "simulated", "disks": disks})
+    (lab.world.root / "web1").mkdir(exist_ok=True)
+    (lab.world.root / "web1" / "grown").write_bytes(bytes(5000))
+    newest, worse = "snaporch_last_snapshot_timestamp_seconds", "snaporch_domain_worse"
+    found = await told(lab)
+    assert (found[f"{newest} web1"], found[f"{newest} other"]) == (0, 0)
+    assert found["snaporch_domain_bytes web1"] >= 5000
+    async with lab.world.orchestrator.events() as events:
+        for strategy in ("background", "precopy"):
+            asked = {"snapshot": {"name": strategy}, "flags": ["live"], "options": {"strategy": strategy}}
+            await lab.http.post(f"{WEB}/snapshots?wait", json=asked)
+            found = await told(lab)
+            assert found[f"{worse} web1 strategy"] == (strategy == "precopy")
+        async for event in events:
+            if event.text.startswith("precopy: memory was streamed by precopy"):
+                break
+    assert found[f"{newest} web1"] > 0
+    await lab.http.delete("/v1/domains/other")
+    await lab.http.post(f"{WEB}/delete?wait", json={"names": ["background"], "flags": ["children"]})
+    found = await told(lab)
+    assert found[f"{newest} web1"] == found[f"{worse} web1 strategy"] == 0
+    assert not [name for name in found if name.endswith(" other")]
+
+
 async def test_who_may_read_them(lab: Lab) -> None:
     """A viewer's token is enough, and it takes one."""
     with peer(None):

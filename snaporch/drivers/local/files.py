@@ -198,15 +198,15 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
 
     async def exists(self, path: str) -> bool:
         """See Storage; a dangling symbolic link exists."""
-        return await looked_at(path, partial(os.path.lexists, path))
+        return await looked_at(path, partial(os.path.lexists, path), patient=True)
 
     async def check_given(self, path: str, what: str, format_: str = "") -> None:
         """See Storage."""
-        await looked_at(path, partial(_check_given, path, what, format_))
+        await looked_at(path, partial(_check_given, path, what, format_), patient=True)
 
     async def check_writable(self, directory: str) -> None:
         """See Storage."""
-        await looked_at(f"{directory}/*", partial(_check_writable, directory))
+        await looked_at(f"{directory}/*", partial(_check_writable, directory), patient=True)
 
     async def make_directory(self, directory: str) -> None:
         """See Storage."""
@@ -219,7 +219,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
 
     async def free(self, directory: str) -> tuple[str, int]:
         """See Storage."""
-        return await looked_at(f"{directory}/*", partial(_free, directory))
+        return await looked_at(f"{directory}/*", partial(_free, directory), patient=True)
 
     async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> Any:
         await self.lineage(path, format_)
@@ -254,13 +254,13 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
 
     async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
         """See Storage: some system calls, in the hundredth of the time that a qemu-img takes."""
-        return await looked_at(path, partial(trace.trace, path, format_))
+        return await looked_at(path, partial(trace.trace, path, format_), patient=True)
 
     async def identities(self, paths: Collection[str]) -> Mapping[str, str]:
         """See Storage."""
         found: dict[str, str] = {}
         for directory, some in groupby(sorted(paths, key=os.path.dirname), os.path.dirname):
-            found |= await looked_at(f"{directory}/*", partial(trace.identities, tuple(some)))
+            found |= await looked_at(f"{directory}/*", partial(trace.identities, tuple(some)), patient=True)
         return found
 
     async def openers(self, identities: Collection[str]) -> Mapping[str, tuple[int, ...]]:
@@ -277,7 +277,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
 
     async def marks(self, path: str) -> tuple[str, ...]:
         """See Storage."""
-        return await looked_at(path, partial(trace.marks, path))
+        return await looked_at(path, partial(trace.marks, path), patient=True)
 
     async def check_image(self, path: str, format_: str) -> None:
         """See Storage."""
@@ -456,7 +456,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""
         there = known is not None and known.path == path and known.identity
-        if known is not None and there and there == await looked_at(path, partial(identity, path)):
+        if known is not None and there and there == await looked_at(path, partial(identity, path), patient=True):
             return known
         return await trio.to_thread.run_sync(lambda: _checksum(path, sync=True))
 
@@ -464,7 +464,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
         """See Storage."""
         path = record.path
         try:
-            now, size = await looked_at(path, lambda: (identity(path), _size(path)))
+            now, size = await looked_at(path, lambda: (identity(path), _size(path)), patient=True)
             if size != record.size:
                 raise DamagedSnapshot(f"{path} has {size:,} bytes instead of {record.size:,}", path)
             if now and now == record.identity and not thorough:

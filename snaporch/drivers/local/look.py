@@ -20,6 +20,7 @@ from snaporch.errors import Refused
 T = TypeVar("T")
 
 LOOK_SECONDS = 5.0
+PATIENT_SECONDS = 15.0  # for an operation, which is refused then: the host may be very busy
 THREADS = 4  # for one directory
 
 
@@ -45,16 +46,18 @@ class _Place:
 _places: dict[str, _Place] = {}
 
 
-async def looked_at(path: str, look: Callable[[], T]) -> T:
+async def looked_at(path: str, look: Callable[[], T], *, patient: bool = False) -> T:
     """Return what `look` returns, in a thread, if that is soon.
 
     Args:
         path: what is looked at.
         look: does it.
+        patient: wait for longer.
 
     Raises:
         Refused: it takes longer than `LOOK_SECONDS`, or what is in its directory has not answered for long.
     """
+    seconds = PATIENT_SECONDS if patient else LOOK_SECONDS
     directory = os.path.dirname(path)
     place = _places.setdefault(directory, _Place())
     token = object()
@@ -69,10 +72,10 @@ async def looked_at(path: str, look: Callable[[], T]) -> T:
     place.users += 1
     try:
         if not place.hangs():
-            with trio.move_on_after(LOOK_SECONDS):
+            with trio.move_on_after(seconds):
                 return await trio.to_thread.run_sync(noted, abandon_on_cancel=True, limiter=place.threads)
     finally:
         place.users -= 1
         if not place.users and not place.begun:
             _places.pop(directory, None)
-    raise Refused(f"cannot read {path}: the file system has not answered for {LOOK_SECONDS:g} s")
+    raise Refused(f"cannot read {path}: the file system has not answered for {seconds:g} s")
