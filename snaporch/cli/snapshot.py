@@ -222,6 +222,8 @@ async def revert(
     force: bool = False,
     save_current: str = "",
     keep_clock: Annotated[bool, Parameter(negative=())] = False,
+    no_lazy: bool = False,  # noqa: ARG001 - see its help
+    no_wait: bool = False,  # noqa: ARG001
     session: Here,
 ) -> Answer:
     """Take a domain back to a snapshot. What it holds now, and no snapshot does, is lost: see --save-current.
@@ -246,6 +248,10 @@ async def revert(
         First keep what the domain holds now, in a snapshot of this name.
     keep_clock
         Leave the guest's clock at the time of the snapshot, where its agent would set it.
+    no_lazy
+        Have all of the memory loaded before the guest runs: as every revert does, for the time being.
+    no_wait
+        Return when the guest runs: as every revert does, as no memory is loaded after that for the time being.
     """
     flags = RevertFlag.RUNNING if running else RevertFlag(0)
     flags |= RevertFlag.PAUSED if paused else RevertFlag(0)

@@ -110,3 +110,9 @@ def test_watch(tmp_path: Path) -> None:
     finally:
         service.send_signal(2)
         program.end(service)
+
+
+def test_words_for_what_is_done_in_any_case(tmp_path: Path) -> None:
+    """A revert takes them: what is refused is the domain, which is not there."""
+    ran = Program(tmp_path).run("revert", "nobody", "one", "--no-lazy", "--no-wait", "--keep-clock")
+    assert (ran.status, "no domain 'nobody'" in ran.err) == (3, True)
