@@ -86,10 +86,7 @@ async def check_branches(world: World) -> None:
 
 
 async def check_paused_guest(world: World) -> None:
-    """A guest that is paused stays so through a create, whatever is asked for, and is so after the revert.
-
-    Where a guest takes part in the saving of its memory, that is refused, and the guest stays paused all the same.
-    """
+    """A guest that is paused stays so through a create, done or refused, and is so after the revert."""
     first = await world.number()
     await world.orchestrator.pause(world.domain)
     if not await can_be_saved(world):

@@ -213,7 +213,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
 
     async def refusal(self, verb: GuestVerb) -> str:
         """See Machine; a disk that somebody's job works on cannot go over to an overlay."""
-        if why := refusal(await self.condition(), verb):
+        if why := refusal(await self._run_state(), verb):
             return why
         return await self._jobs_of_others() if verb is GuestVerb.CREATE else ""
 
@@ -223,9 +223,12 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         words = ", ".join(f"{job['type']} {job['id']}" for job in jobs if not job["id"].startswith(PREFIX))
         return f"another program has QEMU work on its disks ({words}): wait for the end of that" if words else ""
 
-    async def condition(self) -> str:
-        """See Machine."""
+    async def _run_state(self) -> str:
         return str((await self.qmp.execute("query-status"))["status"])
+
+    async def condition(self) -> str:
+        """See Machine; a paused guest whose memory was saved is paused, as it was."""
+        return "paused" if (status := await self._run_state()) == "postmigrate" else status
 
     async def disks(self) -> tuple[DiskStatus, ...]:
         """See Machine."""
@@ -294,7 +297,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         await self._check_paused()
 
     async def _check_paused(self) -> None:
-        if (status := await self.condition()) != "paused":
+        if (status := await self._run_state()) != "paused":
             raise HypervisorError(f"{self.qmp.label}: the guest does not run: its state is {status!r}")
 
     async def resume(self) -> None:
