@@ -358,7 +358,7 @@ async def test_the_way_back(lab: Lab, what: str) -> None:
     assert back.way is way
     assert re.search(reason, back.reason), back.reason
     if way is Way.NONE:
-        with pytest.raises(Refused, match=r"never go back|slice|temporary"):
+        with pytest.raises(Refused, match=r"never go back|part of a file|temporary"):
             await lab.create()
 
 
