@@ -26,13 +26,12 @@ import attrs
 import trio
 
 from snaporch.catalog.writing import Change, merged
-from snaporch.drivers.base import Clones, Copied, Driver, GuestAgent, ImagePoints, Launch, Original, Place, need
+from snaporch.drivers.base import Clones, Copied, Driver, ImagePoints, Launch, Original, Place, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.ways import WAYS, performed
 from snaporch.errors import (
     DamagedSnapshot,
-    HypervisorError,
     InvalidInput,
     NotFound,
     TargetExists,
@@ -230,20 +229,11 @@ class Cloner(Trial):
         async with self.driver.connect(self.launched, self.name) as machine:
             back = await self.driver.way_back(attrs.evolve(self.plan.domain, handle=self.new), machine)
             self.plan = attrs.evolve(self.plan, domain=attrs.evolve(self.plan.domain, way_back=back))
-            if self.plan.state is DomainState.RUNNING:
-                await machine.resume()
-            if await machine.state() is not self.plan.state:
-                raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
-            if self._frozen and self.plan.state is DomainState.RUNNING:
-                await need(machine, GuestAgent, self.name).thaw()
-
-    @property
-    def _frozen(self) -> bool:
-        return self.plan.snapshot.quiesced and self.plan.snapshot.snapshot.memory
+            await self.arrive(machine)
 
     async def commit(self) -> Change:
         """Return the domain that it is from here on."""
-        frozen = self._frozen and self.plan.state is DomainState.PAUSED
+        frozen = self.frozen_inside and self.plan.state is DomainState.PAUSED
         return Change(domains=(attrs.evolve(self.plan.domain, handle=self.new, frozen=frozen),))
 
     async def leave_nothing(self) -> None:

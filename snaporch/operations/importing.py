@@ -26,7 +26,7 @@ from snaporch.model.request import Strategy
 from snaporch.model.reserved import check_command_line, check_domain_name
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot, DomainSnapshot
 from snaporch.operations.checks import EMPTY_OVERLAY_BYTES, check_space
-from snaporch.operations.made import MadePlan, end_process, made, making
+from snaporch.operations.made import MadePlan, made, making
 from snaporch.operations.places import check_definition
 from snaporch.operations.shape import check_shape, wanted_disks
 
@@ -245,7 +245,7 @@ async def _check_machine(work: _Import) -> None:
         raise kind(
             f"the memory of {work.manifest.name} cannot be loaded here: {error}; --disks-only takes the disks alone"
         ) from error
-    await end_process(work.driver, directory)
+    await work.driver.end(handle, directory)
 
 
 async def _snapshot(work: _Import) -> SnapshotRecord:

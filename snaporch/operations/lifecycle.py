@@ -60,8 +60,7 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
                 await machine.resume()
     except BaseException:
         with trio.CancelScope(shield=True):
-            await driver.kill(handle)
-            await driver.clear(directory)
+            await driver.end(handle, directory)
             await context.catalog.write(Change(domains=(record,)))
         raise
 

@@ -101,21 +101,13 @@ async def unmake(context: Context, operation: Operation, plan: MadePlan, why: st
 
 async def _remove(context: Context, operation: Operation, driver: Driver, plan: MadePlan) -> None:
     if plan.directory:
-        await end_process(driver, Path(plan.directory))
+        await driver.end(await driver.find(Path(plan.directory)), Path(plan.directory))
     await driver.storage.release(plan.files)
     for path in plan.files:
         await driver.storage.remove(path)
     for name in operation.domains:
         if not context.catalog.knows(name):
             await leave_nothing(context, name, driver)
-
-
-async def end_process(driver: Driver, directory: Path) -> None:
-    """End the machine that was launched with a directory, if there is one, and remove what is in that."""
-    handle = await driver.find(directory)
-    if handle is not None:
-        await driver.kill(handle)
-    await driver.clear(directory)
 
 
 async def recover_made(context: Context, operation: Operation, text: str) -> None:

@@ -135,9 +135,7 @@ async def sweep(context: Context, record: DomainRecord, *, end: bool) -> tuple[H
         if handle is not None:
             found.append(handle)
         if end:
-            if handle is not None:
-                await driver.kill(handle)
-            await driver.clear(directory)
+            await driver.end(handle, directory)
     return tuple(found)
 
 

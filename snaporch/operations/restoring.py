@@ -12,6 +12,7 @@ from snaporch.catalog import Change
 from snaporch.drivers.base import (
     Driver,
     Guard,
+    GuestAgent,
     ImagePoints,
     Launch,
     LoadsMemory,
@@ -25,7 +26,8 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.steps import Lane
 from snaporch.engine.verdict import COMPLETE, UNDONE, Verdict
-from snaporch.model.domain import Handle
+from snaporch.errors import HypervisorError
+from snaporch.model.domain import DomainState, Handle
 from snaporch.operations.revert_plan import RevertPlan
 from snaporch.operations.shape import check_shape, wanted_disks
 
@@ -182,6 +184,29 @@ class Restoring(Actor):
         return self.plan.snapshot.memory.path
 
     @property
+    def frozen_inside(self) -> bool:
+        """Whether the guest's memory has its file systems frozen."""
+        return self.plan.snapshot.quiesced and self.plan.snapshot.snapshot.memory
+
+    async def let_run(self, machine: Machine) -> None:
+        """Let the guest run."""
+        await machine.resume()
+
+    async def arrive(self, machine: Machine) -> None:
+        """Let the guest run, its file systems thawed, or see that it is paused.
+
+        Raises:
+            HypervisorError: it is in another state then.
+        """
+        running = self.plan.state is DomainState.RUNNING
+        if running:
+            await self.let_run(machine)
+        if await machine.state() is not self.plan.state:
+            raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
+        if running and self.frozen_inside:
+            await need(machine, GuestAgent, self.name).thaw()
+
+    @property
     def points(self) -> ImagePoints:
         """What is inside the images, with no machine near."""
         return need(self.driver.storage, ImagePoints, self.name)
@@ -192,9 +217,7 @@ class Restoring(Actor):
         """End the new machine."""
         if self.verdict.read() == COMPLETE:
             await self.verdict.revise(UNDONE)
-        if self.new is not None:
-            await self.driver.kill(self.new)
-        await self.driver.clear(self.plan.run_directory)
+        await self.driver.end(self.new, self.plan.run_directory)
 
     async def remove_overlay(self, target: str) -> None:
         """Remove the fresh overlay."""

@@ -194,25 +194,13 @@ class Reverter(RevertUndo):
     async def take_over(self) -> None:
         """Let the new guest run, or see that it is paused."""
         if WAYS[self.plan.way].same_process:
-            await self._take_over(self._old)
+            await self.arrive(self._old)
         else:
             async with self.driver.connect(self.launched, self.name) as machine:
-                await self._take_over(machine)
+                await self.arrive(machine)
 
-    async def _take_over(self, machine: Machine) -> None:
-        if self.plan.state is DomainState.RUNNING:
-            await self._run(machine)
-        if await machine.state() is not self.plan.state:
-            raise HypervisorError(f"{self.name}: the guest is not {self.plan.state} after loading")
-        if self._frozen and self.plan.state is DomainState.RUNNING:
-            await need(machine, GuestAgent, self.name).thaw()
-
-    @property
-    def _frozen(self) -> bool:
-        """Whether the guest's memory has its file systems frozen."""
-        return self.plan.snapshot.quiesced and self.plan.snapshot.snapshot.memory
-
-    async def _run(self, machine: Machine) -> None:
+    async def let_run(self, machine: Machine) -> None:
+        """Let the guest run, and note when it did."""
         try:
             await machine.resume()
             self.started = machine.run_times()[1] or time.time()
@@ -273,7 +261,7 @@ class Reverter(RevertUndo):
             template=record.template,
             tags=self.plan.domain.tags,
             max_depth=self.plan.domain.max_depth,
-            frozen=self._frozen and self.plan.state is DomainState.PAUSED,
+            frozen=self.frozen_inside and self.plan.state is DomainState.PAUSED,
             shape=record.shape,
             records=self.plan.domain.records,
             clock_behind_seconds=self.behind,

@@ -213,6 +213,12 @@ class Driver(abc.ABC):
     async def clear(self, directory: Path) -> None:  # noqa: B027 - as above
         """Remove what a machine that is gone has left in the directory that it was launched with; logs are kept."""
 
+    async def end(self, handle: Handle | None, directory: Path) -> None:
+        """End a machine, where there is one, and remove what is left in the directory that it was launched with."""
+        if handle is not None:
+            await self.kill(handle)
+        await self.clear(directory)
+
     async def forget(self, handle: Handle) -> None:  # noqa: B027 - as above
         """Remove what a machine that is gone has left, wherever that is; nothing if snaporch did not start it."""
 
