@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from cyclopts import App
-from rich.text import Text
 
 from snaporch.cli.session import Answer, Here, Session
 from snaporch.errors import SnaporchError
@@ -48,7 +47,9 @@ async def completion(shell: Literal["bash", "zsh", "fish"], /, *, session: Here)
     shell
         The shell that reads it.
     """
-    return Answer({"shell": shell, "script": _SCRIPTS[shell]}, lambda _: Text(_SCRIPTS[shell].rstrip("\n")))
+    return Answer(
+        {"shell": shell, "script": _SCRIPTS[shell]}, lambda human: human.lines(_SCRIPTS[shell].splitlines())
+    )
 
 
 def words_of(app: App) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from snaporch.errors import HypervisorError, InvalidInput, Refused
 from snaporch.model import documents
 from snaporch.model.domain import DomainInfo
 from snaporch.model.rfc import DeleteFlag
+from snaporch.orchestrator.domains import SHUTDOWN_SECONDS
 
 app = App(name="domain", help="Define, start, stop and look at domains.")
 
@@ -72,7 +73,7 @@ async def start(name: str, /, *, paused: bool = False, session: Here) -> Answer:
 
 @app.command
 async def shutdown(
-    name: str, /, *, timeout: float = 60.0, force_after: float | None = None, session: Here
+    name: str, /, *, timeout: float = SHUTDOWN_SECONDS, force_after: float | None = None, session: Here
 ) -> Answer:
     """Ask the guest to power off, and wait until it has.
 

@@ -21,13 +21,12 @@ from functools import partial
 
 import trio
 
-from snaporch.cli.output import error_document, print_answer, print_document
+from snaporch.cli.output import INTERRUPTED, error_document, print_answer, print_document
 from snaporch.cli.session import Answer, Session
 from snaporch.engine.run import leaves
 from snaporch.errors import OperationFailed, SnaporchError, Stranded
 
 WRONG_USE = 2
-INTERRUPTED = 130
 DEBUG_VERBOSITY = 2
 
 # All that can come out of a run: at the outermost border nothing may pass as a traceback.

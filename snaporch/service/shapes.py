@@ -15,10 +15,10 @@ from snaporch.model.record import OperationKind
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions
 from snaporch.model.rfc import DomainSnapshot
 from snaporch.model.upcasts import domains_listed
+from snaporch.orchestrator.domains import SHUTDOWN_SECONDS
 
 F = TypeVar("F", bound=enum.Flag)
 
-SHUTDOWN_SECONDS = 60.0
 MOST_SHUTDOWN_SECONDS = 3_600.0
 MOST_TAGS, MOST_LINKS = 100, 2_000
 

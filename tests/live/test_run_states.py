@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from snaporch.drivers.local.files import LocalStorage
-from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qmp import open_qmp
 from snaporch.errors import Refused
 from snaporch.model.rfc import DomainSnapshot, RevertFlag
-from snaporch.orchestrator import open_orchestrator
-from tests.live.test_machines import NAME, SECONDS, Lab
-from tests.live.world import Qemu
+from tests.live.test_machines import NAME, SECONDS, Lab, lab
 
 pytestmark = pytest.mark.live
 
@@ -25,18 +21,7 @@ SLEEP, OFF, PANIC, HANG = "o/w 0x604 0x2400", "o/w 0x604 0x2000", "o/b 0x505 1",
 DEVICES = ("-device", "pvpanic", "-device", "ib700", "-action", "watchdog=pause,panic=pause,shutdown=pause")
 
 
-@pytest.fixture
-async def lab(tmp_path: Path, qemu: Qemu) -> AsyncIterator[Lab]:
-    """A lab for each QEMU."""
-    root = tmp_path / "root"
-    root.mkdir(mode=0o700)
-    async with open_orchestrator(root, drivers={"qemu": QemuDriver(storage=LocalStorage(qemu.img))}) as orch:
-        lab = Lab(tmp_path, qemu, orch)
-        try:
-            yield lab
-        finally:
-            with trio.CancelScope(shield=True):
-                await lab.end()
+__all__ = ["lab"]  # the fixture
 
 
 async def ask(lab: Lab, command: str, **arguments: object) -> object:

@@ -51,7 +51,6 @@ from snaporch.testing import SimulatedWorld, open_simulated_world
 
 # Of the process where operations run.
 HERE_ONLY = {
-    "catalog",
     "broadcast",
     "leave",
     "confine",

@@ -39,6 +39,7 @@ from snaporch.drivers.libvirt.save_image import LENGTH, OFFSET, read_header
 from snaporch.drivers.libvirt.stream import LibvirtStream
 from snaporch.drivers.local.leash import GuardProcess
 from snaporch.drivers.qmp.blocks import image_file
+from snaporch.drivers.qmp.machine import MACHINE_TRAITS as QEMU_TRAITS
 from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import (
@@ -60,16 +61,7 @@ AGENT_SECONDS = 10
 PIVOT_SECONDS = 120.0
 LOAD_SECONDS = 600.0
 MARK, MARK_URI = "snaporch", "urn:snaporch:merging"
-MACHINE_TRAITS = frozenset(
-    [
-        Trait.MEMORY_STREAMS,
-        Trait.LOADS_MEMORY,
-        Trait.OVERLAYS,
-        Trait.LIVE_MERGES,
-        Trait.LIVE_COPIES,
-        Trait.DIRTY_RATE,
-    ]
-)
+MACHINE_TRAITS = QEMU_TRAITS - {Trait.POINTS_INSIDE}
 _TO_THE_END = MergeOptions(on_timeout=OnTimeout.PAUSE)
 
 
