@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 
 import attrs
 
@@ -161,12 +162,15 @@ async def import_archive(
             for target in filter(None, paths.values()):
                 await driver.storage.make_file(target)
             members = [(member, paths[member.name]) for member in manifest.members]
-            await work.archives.unpack(path, members, work.moved)
+            for disk in work.frozen.values():
+                if disk.target in work.active:
+                    await driver.storage.mark(disk.path, str(context.root))
+            unpacked = await work.archives.unpack(path, members, work.moved)
             await _check_images(work)
             await check_definition(context, work.definition)
             if work.memory:
                 await _check_machine(work)
-            record = await _snapshot(work)
+            record = await _snapshot(work, {file.path: file for file in unpacked})
             domain = DomainRecord(
                 work.definition,
                 work.active,
@@ -248,15 +252,15 @@ async def _check_machine(work: _Import) -> None:
     await work.driver.end(handle, directory)
 
 
-async def _snapshot(work: _Import) -> SnapshotRecord:
-    """Seal the files, and return the snapshot's record."""
+async def _snapshot(work: _Import, unpacked: Mapping[str, FileRecord]) -> SnapshotRecord:
+    """Seal the files, which are read again only if something has touched them; return the snapshot's record."""
     said, storage = work.manifest, work.driver.storage
-    memory = await storage.seal(work.paths["memory"]) if work.memory else None
+    path = work.paths["memory"] if work.memory else ""
+    memory = await storage.seal(path, unpacked[path]) if path else None
     images: dict[str, tuple[FileRecord, ...]] = {}
     for target, disk in work.frozen.items():
         if target in work.active:
-            await storage.mark(disk.path, str(work.context.root))
-            images[target] = (await storage.seal(disk.path),)
+            images[target] = (await storage.seal(disk.path, unpacked[disk.path]),)
     disks = tuple(
         DiskSnapshot(work.frozen[target], said.name, external_sn=overlay) for target, overlay in work.active.items()
     )

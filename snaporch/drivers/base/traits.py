@@ -421,8 +421,10 @@ class Archives(Protocol):
         """
 
     @abc.abstractmethod
-    async def unpack(self, path: str, members: Sequence[tuple[Member, str]], progress: Progress) -> None:
-        """Write members of an archive, which may be anybody's, to files that are there and empty.
+    async def unpack(
+        self, path: str, members: Sequence[tuple[Member, str]], progress: Progress
+    ) -> Sequence[FileRecord]:
+        """Write members of an archive, which may be anybody's, to files that are there and empty; return these.
 
         Args:
             path: the archive.

@@ -16,6 +16,7 @@ from io import BufferedReader
 import xxhash
 
 from snaporch.drivers.base import Binary
+from snaporch.drivers.local.durable import identity
 from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed
 from snaporch.model.archive import MANIFEST, Member
 from snaporch.model.record import FileRecord
@@ -91,8 +92,8 @@ def _careful(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 
-def unpack(path: str, members: Iterable[tuple[Member, str]], moved: Moved) -> None:
-    """Write members of an archive to files, which are there and empty; durable on return.
+def unpack(path: str, members: Iterable[tuple[Member, str]], moved: Moved) -> list[FileRecord]:
+    """Write members of an archive to files, which are there and empty; durable on return. Return what they are.
 
     Args:
         path: the archive.
@@ -103,6 +104,7 @@ def unpack(path: str, members: Iterable[tuple[Member, str]], moved: Moved) -> No
         DamagedSnapshot: the archive is cut short, or is not what its manifest says.
         OSError: a file cannot be written to.
     """
+    sealed = []
     with open(path, "rb", opener=_careful) as archive:
         manifest = _next(archive, path)
         archive.seek(manifest.size + len(_padding(manifest.size)), os.SEEK_CUR)
@@ -124,9 +126,11 @@ def unpack(path: str, members: Iterable[tuple[Member, str]], moved: Moved) -> No
                 os.fsync(file.fileno())
             if f"xxh3-128:{digest.hexdigest()}" != member.checksum:
                 raise DamagedSnapshot(f"{path} is damaged: {member.name} is not what was saved", path)
+            sealed.append(FileRecord(target, member.size, member.checksum, identity(target)))
             _exactly(archive, len(_padding(member.size)), path)
         if any(_exactly(archive, tarfile.BLOCKSIZE, path)):
             raise DamagedSnapshot(f"{path} has more in it than its manifest says", path)
+    return sealed
 
 
 def _next(archive: BufferedReader, path: str) -> tarfile.TarInfo:

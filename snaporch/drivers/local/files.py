@@ -36,7 +36,7 @@ from snaporch.drivers.base import (
 )
 from snaporch.drivers.local import qcow2, trace
 from snaporch.drivers.local.confine import Confinement, check_own
-from snaporch.drivers.local.durable import sync_parent, sync_path
+from snaporch.drivers.local.durable import identity, sync_parent, sync_path
 from snaporch.drivers.local.lineage import Link, Unread, lineage
 from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.packing import Packing
@@ -56,17 +56,6 @@ _ROUNDS = 8  # through them, as qemu-img tells milliseconds
 _FILENAME = "file.file.filename="
 WRITE_BACK_SECONDS = 60.0  # a file system that takes longer may not answer at all
 _CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
-
-
-def identity(path: str) -> tuple[int, ...]:
-    """Return what changes whenever a file is written to: device, inode, size, mtime and ctime in nanoseconds.
-
-    Nothing at all for a block device: it can be written to by many ways that leave no trace, so it is always read.
-    """
-    status = os.stat(path)
-    if stat.S_ISBLK(status.st_mode):
-        return ()
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _nearest(directory: str) -> Path:

@@ -41,10 +41,12 @@ class Packing(Archives):
         """See Archives."""
         return await looked_at(path, partial(archive.read_manifest, path))
 
-    async def unpack(self, path: str, members: Sequence[tuple[Member, str]], progress: Progress) -> None:
+    async def unpack(
+        self, path: str, members: Sequence[tuple[Member, str]], progress: Progress
+    ) -> list[FileRecord]:
         """See Archives."""
         moved = _told(progress, sum(member.size for member, target in members if target))
-        await trio.to_thread.run_sync(archive.unpack, path, members, moved)
+        return await trio.to_thread.run_sync(archive.unpack, path, members, moved)
 
 
 def _told(progress: Progress, total: int) -> Callable[[int], None]:
