@@ -53,6 +53,7 @@ from snaporch.model.domain import (
     Handle,
     Origin,
 )
+from snaporch.model.finding import Finding, Trouble, Unreadable
 from snaporch.model.merge import MergeKind, MergePlan, MergeStep, Where
 from snaporch.model.record import (
     CloneRecord,
@@ -60,7 +61,6 @@ from snaporch.model.record import (
     Event,
     EventKind,
     FileRecord,
-    Finding,
     GivenUp,
     Group,
     OperationKind,
@@ -70,8 +70,6 @@ from snaporch.model.record import (
     SnapshotRecord,
     SyncReport,
     Timings,
-    Trouble,
-    Unreadable,
     VerifyReport,
 )
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy

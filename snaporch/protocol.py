@@ -10,18 +10,17 @@ from typing import Any, Protocol
 import trio
 
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.finding import Finding, Unreadable
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
     CloneRecord,
     Estimate,
     Event,
-    Finding,
     GivenUp,
     OperationRecord,
     RevertRecord,
     SnapshotRecord,
     SyncReport,
-    Unreadable,
     VerifyReport,
 )
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, Strategy

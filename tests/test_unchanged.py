@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from snaporch.errors import DamagedSnapshot, Refused
-from snaporch.model.record import Trouble
+from snaporch.model.finding import Trouble
 from tests.image_place import MIB, Place, content, opened, tool, write
 
 

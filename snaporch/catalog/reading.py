@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from snaporch.errors import UnreadableRecord
 from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord
-from snaporch.model.record import OperationRecord, PastCheckpoint, SnapshotRecord, Unreadable
+from snaporch.model.finding import Unreadable
+from snaporch.model.record import OperationRecord, PastCheckpoint, SnapshotRecord
 from snaporch.model.request import Strategy
 
 T = TypeVar("T")

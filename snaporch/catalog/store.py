@@ -41,7 +41,8 @@ from snaporch.catalog.schema import OLD_BATCHES, connect, connect_read_only, con
 from snaporch.catalog.writing import Change, apply, release_claims
 from snaporch.errors import InvalidInput, NotFound, SnaporchError, TargetExists
 from snaporch.model.domain import DomainRecord
-from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord, Unreadable
+from snaporch.model.finding import Unreadable
+from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord
 
 T = TypeVar("T")
 

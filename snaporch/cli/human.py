@@ -17,19 +17,18 @@ from snaporch.cli.tree import Drawing
 from snaporch.engine.states import State
 from snaporch.images.merge import render
 from snaporch.model.domain import Discovered, DomainInfo, DomainState
+from snaporch.model.finding import Finding, Unreadable
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import NAME
 from snaporch.model.record import (
     Boot,
     CloneRecord,
     FileRecord,
-    Finding,
     GivenUp,
     OperationRecord,
     RevertRecord,
     SnapshotRecord,
     SyncReport,
-    Unreadable,
     VerifyReport,
 )
 from snaporch.model.rfc import DiskSnapshot

@@ -3,122 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import attrs
 from cyclopts import App, Parameter
 
 from snaporch.cli import progress
+from snaporch.cli.asked import all_internal, create_flags, known, limits, parse_disks, rate, subject
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput
 from snaporch.model import documents
-from snaporch.model.convert import parse_size
-from snaporch.model.domain import DomainInfo, DomainState
+from snaporch.model.domain import DomainState
 from snaporch.model.names import in_order
 from snaporch.model.record import Boot
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy
-from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
-
-
-@attrs.frozen
-class DiskRequest:
-    """What the ``--disk`` options of a create say.
-
-    Attributes:
-        disks: the disks that something is said about.
-        exclude: targets that are left out.
-    """
-
-    disks: tuple[DiskSnapshot, ...] = ()
-    exclude: frozenset[str] = frozenset()
-
-
-def parse_disks(options: Sequence[str]) -> DiskRequest:
-    """Read ``TARGET``, ``TARGET=FILE``, ``TARGET=none`` and ``TARGET=internal``; FILE is relative to here.
-
-    Raises:
-        InvalidInput: there is no target, no file, or a target twice.
-    """
-    disks: dict[str, DiskSnapshot | None] = {}
-    for option in options:
-        target, equals, value = option.partition("=")
-        if not target or (equals and not value):
-            raise InvalidInput(f"--disk {option}: write TARGET, TARGET=FILE, TARGET=none or TARGET=internal")
-        if target in disks:
-            raise InvalidInput(f"--disk {option}: {target} is named twice")
-        disks[target] = _one_disk(target, value)
-    return DiskRequest(
-        tuple(disk for disk in disks.values() if disk is not None),
-        frozenset(target for target, disk in disks.items() if disk is None),
-    )
-
-
-def _one_disk(target: str, value: str) -> DiskSnapshot | None:
-    disk = DeviceDisk(target)
-    if value == "none":
-        return None
-    if value == "internal":
-        return DiskSnapshot(disk, external=False)
-    return DiskSnapshot(disk, external_sn=DeviceDisk(target, os.path.abspath(value) if value else ""))
-
-
-def all_internal(request: DiskRequest, info: DomainInfo) -> DiskRequest:
-    """Return the request with every writable disk internal that is not left out.
-
-    Raises:
-        InvalidInput: a disk is to have a file of its own.
-    """
-    for disk in request.disks:
-        if disk.external_sn is not None and disk.external_sn.path:
-            raise InvalidInput(f"--internal, and --disk {disk.disk.target}={disk.external_sn.path}: choose one")
-    taken = [disk.target for disk in info.disks if not disk.readonly and disk.target not in request.exclude]
-    disks = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in taken)
-    return attrs.evolve(request, disks=disks)
-
-
-def _rate(text: str) -> int:
-    if not text:
-        return 0
-    if (rate := parse_size(text.removesuffix("/s"))) <= 0:
-        raise InvalidInput("--bandwidth: must be more than 0; leave it out for no limit")
-    return rate
-
-
-def _limits(seconds: float | None, on_timeout: OnTimeout | None) -> tuple[float | None, OnTimeout]:
-    if seconds is not None and not 0 < seconds < float("inf"):
-        raise InvalidInput("--max-seconds: must be more than 0; leave it out for no limit")
-    if seconds is None and on_timeout is not None:
-        raise InvalidInput("--on-timeout needs --max-seconds")
-    return seconds, on_timeout or OnTimeout.FAIL
-
-
-def _create_flags(*, live: bool, disk_only: bool, quiesce: bool, memory_file: Path | None) -> CreateFlag:
-    if disk_only and memory_file is not None:
-        raise InvalidInput("--disk-only saves no memory: leave out --memory-file")
-    flags = CreateFlag.LIVE if live else CreateFlag(0)
-    flags |= CreateFlag.DISK_ONLY if disk_only else CreateFlag(0)
-    return flags | (CreateFlag.QUIESCE if quiesce else CreateFlag(0))
-
-
-def _subject(verb: str, domain: str, name: str, group: str) -> tuple[tuple[str, ...], str]:
-    """Return the domains and the snapshot's name: with ``--group`` the only word is the name."""
-    if not group and not domain:
-        raise InvalidInput(f"{verb}: name a domain, or several: --group web,db")
-    if group and name:
-        raise InvalidInput(
-            f"--group {group} names the domains: leave out {domain!r}, the one argument is the snapshot"
-        )
-    return (tuple(group.split(",")), domain) if group else ((domain,), name)
-
-
-def _known(verb: str, domain: str, name: str, group: str) -> tuple[tuple[str, ...], str]:
-    """As `_subject`, of a snapshot that is there."""
-    members, name = _subject(verb, domain, name, group)
-    if not name:
-        raise InvalidInput(f"{verb}: name a snapshot, too; `snaporch list {members[0]}` lists them")
-    return members, name
+from snaporch.model.rfc import DeleteFlag, DomainSnapshot, RevertFlag
 
 
 async def create(
@@ -181,19 +80,19 @@ async def create(
     even_if_no_way_back
         Take a checkpoint also where `domain show` says that the domain could never go back to it.
     """
-    flags = _create_flags(live=live, disk_only=disk_only, quiesce=quiesce, memory_file=memory_file)
-    seconds, end = _limits(max_seconds, on_timeout)
+    flags = create_flags(live=live, disk_only=disk_only, quiesce=quiesce, memory_file=memory_file)
+    seconds, end = limits(max_seconds, on_timeout)
     request = parse_disks(disk or ())
     options = CreateOptions(
         strategy=Strategy(strategy),
-        bandwidth=_rate(bandwidth),
+        bandwidth=rate(bandwidth),
         max_seconds=seconds,
         on_timeout=end,
         exclude=request.exclude,
         wait=wait,
         even_if_no_way_back=even_if_no_way_back,
     )
-    members, name = _subject("create", domain, name, group)
+    members, name = subject("create", domain, name, group)
     if group and internal:
         raise InvalidInput("--group, and --internal: choose one")
     session.about(members, name)
@@ -258,7 +157,7 @@ async def revert(
     flags |= RevertFlag.FORCE if force else RevertFlag(0)
     flags |= RevertFlag.ALONE if alone else RevertFlag(0)
     flags |= RevertFlag.KEEP_CLOCK if keep_clock else RevertFlag(0)
-    members, name = _known("revert", domain, name, group)
+    members, name = known("revert", domain, name, group)
     session.about(members, name)
     async with session.open() as orchestrator:
         async with progress.shown(orchestrator, in_order(members)):
@@ -314,12 +213,12 @@ async def delete(
         What happens then: `pause` the guest and finish, or `fail`: the image stays and merges another time (the
         default).
     """
-    seconds, end = _limits(max_seconds, on_timeout)
-    options = MergeOptions(_rate(bandwidth), seconds, end)
+    seconds, end = limits(max_seconds, on_timeout)
+    options = MergeOptions(rate(bandwidth), seconds, end)
     flags = DeleteFlag.CHILDREN if children else DeleteFlag(0)
     flags |= DeleteFlag.CHILDREN_ONLY if children_only else DeleteFlag(0)
     flags |= DeleteFlag.ALONE if alone else DeleteFlag(0)
-    members, name = _known("delete", domain, name, group)
+    members, name = known("delete", domain, name, group)
     session.about(members, name)
     session.only_reads = dry_run
     async with session.open() as orchestrator, progress.shown(orchestrator, in_order(members)):
@@ -358,7 +257,7 @@ async def flatten(
         What copying may write a second, for example 100MiB.
     """
     session.about((domain,), name)
-    options = MergeOptions(_rate(bandwidth))
+    options = MergeOptions(rate(bandwidth))
     session.only_reads = dry_run
     async with session.open() as orchestrator, progress.shown(orchestrator, domain):
         plan = await orchestrator.flatten(domain, name, depth, options, dry_run=dry_run)

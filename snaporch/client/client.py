@@ -31,18 +31,17 @@ from snaporch.drivers.local.sockets import address
 from snaporch.errors import InvalidInput, ServiceGone
 from snaporch.model.convert import lenient, load_definition
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord, DomainState
+from snaporch.model.finding import Finding, Unreadable
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
     CloneRecord,
     Estimate,
     Event,
-    Finding,
     GivenUp,
     OperationRecord,
     RevertRecord,
     SnapshotRecord,
     SyncReport,
-    Unreadable,
     VerifyReport,
 )
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, Strategy

@@ -11,16 +11,15 @@ from typing import Any
 
 from snaporch.model.convert import converter
 from snaporch.model.domain import DiskStatus, DomainInfo
+from snaporch.model.finding import Finding, Unreadable
 from snaporch.model.merge import MergePlan
 from snaporch.model.record import (
     CloneRecord,
-    Finding,
     GivenUp,
     OperationRecord,
     Outcome,
     RevertRecord,
     SnapshotRecord,
-    Unreadable,
     VerifyReport,
 )
 from snaporch.model.way import WayBack

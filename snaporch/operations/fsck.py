@@ -19,7 +19,8 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, DamagedSnapshot, HypervisorError, Refused, SnaporchError
 from snaporch.model.domain import DomainRecord, Handle
-from snaporch.model.record import FileRecord, Finding, OperationKind, SnapshotRecord, Trouble, Unreadable
+from snaporch.model.finding import Finding, Trouble, Unreadable
+from snaporch.model.record import FileRecord, OperationKind, SnapshotRecord
 from snaporch.operations.readers import kept_for, processes_of, tips
 from snaporch.operations.recover import recover, sweep
 from snaporch.operations.unchanged import check_below

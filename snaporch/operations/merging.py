@@ -35,6 +35,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.verdict import STAY
 from snaporch.errors import NotConverging, Unsupported
+from snaporch.images import moves
 from snaporch.images.chain import Copies, Graph, Image, graph_of
 from snaporch.images.kinds import Verb
 from snaporch.images.merge import plan_delete
@@ -75,7 +76,7 @@ class MergeJournal:
 
     def going_on(self, plan: MergePlan) -> MergeJournal:
         """Return the journal for a plan that is about to be carried out."""
-        written = set[str]().union(*(_written(step) for step in plan.steps))
+        written = set[str]().union(*(moves.written(step) for step in plan.steps))
         return attrs.evolve(
             self,
             written=tuple(sorted({*self.written, *written})),
@@ -145,43 +146,6 @@ async def as_it_is(record: DomainRecord, machine: Machine | None) -> DomainRecor
     moved = {disk.path for disk in active.values()} - {disk.path for disk in record.active.values()}
     below = {path: chain for path, chain in record.below.items() if path not in moved}
     return attrs.evolve(record, active=active, below=below)
-
-
-# --- what a merge moves -------------------------------------------------------------------------------------------
-
-
-def _moved_domain(record: DomainRecord, step: MergeStep, graph: Graph) -> DomainRecord:
-    """Return a domain's record after a merge: a disk on what was committed is on what it went into."""
-    active = dict(record.active)
-    for disk in record.disks:
-        if step.kind is MergeKind.COMMIT and disk.path == step.top:
-            base = graph.images[step.base]
-            active[disk.target] = attrs.evolve(disk, path=base.path, format=base.format)
-    return attrs.evolve(record, active=active)
-
-
-def _touched(plan: MergePlan) -> set[str]:
-    """Return the images that a plan writes to or removes; what is copied up from, the domain reads anyway."""
-    commits = (step for step in plan.steps if step.kind is MergeKind.COMMIT)
-    merged = {path for step in commits for path in (step.top, step.base)}
-    return {*plan.unlink, *merged}.union(*map(_written, plan.steps))
-
-
-def _read(step: MergeStep, graph: Graph) -> set[str]:
-    """Return the images that a step reads."""
-    below = [image.path for image in graph.chain(step.top)]
-    return set(below[: below.index(step.base) + 1] if step.base in below else [step.top, step.base])
-
-
-def _written(step: MergeStep) -> set[str]:
-    return {step.survivor, *step.repoint}
-
-
-def _moved_disk(disk: DiskSnapshot, step: MergeStep, graph: Graph) -> DiskSnapshot:
-    if step.kind is not MergeKind.COMMIT or disk.disk.path != step.top:
-        return disk
-    image = graph.images[step.base]
-    return attrs.evolve(disk, disk=attrs.evolve(disk.disk, path=image.path, format=image.format))
 
 
 async def _chain(driver: Driver, disk: DiskSnapshot, known: dict[str, FileRecord]) -> tuple[FileRecord, ...]:
@@ -265,10 +229,10 @@ class Merging:
             Refused: anyone else may read what is to be written to or removed, or has it open.
         """
         what = f"{self.operation.kind} {self.operation.subject} of {self.record.name}".replace("  ", " ")
-        touched = _touched(plan)
+        touched = moves.touched(plan)
         if touched:
             self.others.check_seen(what)
-            await self._check_unchanged(graph, touched.union(*(_read(step, graph) for step in plan.steps)))
+            await self._check_unchanged(graph, touched.union(*(moves.read(step, graph) for step in plan.steps)))
         for step in plan.steps:
             self._check_able(step)
             if step.where is Where.OFFLINE:
@@ -308,7 +272,7 @@ class Merging:
         while True:
             graph = await self.look()
             plan = make(graph)
-            images = {graph.images[path].identity: path for path in _touched(plan)}
+            images = {graph.images[path].identity: path for path in moves.touched(plan)}
             if images.keys() <= self.operation.claimed:
                 await self.check_alone(graph, plan)
                 return graph, plan
@@ -350,7 +314,7 @@ class Merging:
         await self.context.catalog.write(change)
         for step in plan.steps:
             before = sum(each.bytes for each in self.done)
-            self.sealed -= _written(step)
+            self.sealed -= moves.written(step)
             await self._merge(graph, step, self._progress(step, before, before + plan.bytes))
             with trio.CancelScope(shield=True):  # what a merge has moved must be known before anything else happens
                 await self._note(graph, step)
@@ -397,7 +361,7 @@ class Merging:
         async def gone_over() -> None:
             await verdict.insist(f"{base.format}:{base.path}", self.record.name)
             try:
-                await self.context.catalog.write(Change(domains=(_moved_domain(self.record, step, graph),)))
+                await self.context.catalog.write(Change(domains=(moves.moved_domain(self.record, step, graph),)))
             except BaseException:
                 await verdict.forget()  # noqa: ASYNC102 - it waits for nothing
                 raise
@@ -423,10 +387,10 @@ class Merging:
 
     async def _note(self, graph: Graph, step: MergeStep) -> None:
         """Put into the catalog what a merge has moved and changed."""
-        record = await looked_up(self.driver.storage, _moved_domain(self.record, step, graph))
-        updated = await self._sealed(_written(step), step, graph)
+        record = await looked_up(self.driver.storage, moves.moved_domain(self.record, step, graph))
+        updated = await self._sealed(moves.written(step), step, graph)
         await self.context.catalog.write(Change(domains=(record,), updated=updated))
-        self.record, self.sealed = record, self.sealed | _written(step)
+        self.record, self.sealed = record, self.sealed | moves.written(step)
 
     async def seal_anew(self, written: Iterable[str]) -> None:
         """Put into the catalog what merges changed that were cut short before it knew."""
@@ -450,7 +414,7 @@ class Merging:
                 continue
             disks = snapshot.snapshot.disks
             if step is not None and graph is not None:
-                disks = tuple(_moved_disk(disk, step, graph) for disk in disks)
+                disks = tuple(moves.moved_disk(disk, step, graph) for disk in disks)
             images = {disk.disk.target: await _chain(self.driver, disk, known) for disk in disks}
             inner = attrs.evolve(snapshot.snapshot, disks=disks)
             updated.append(attrs.evolve(snapshot, snapshot=inner, images=images))

@@ -20,7 +20,7 @@ from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
 from snaporch.errors import NotFound, Refused, UnreadableRecord
 from snaporch.model.domain import DomainRecord
-from snaporch.model.record import Unreadable
+from snaporch.model.finding import Unreadable
 from snaporch.model.rfc import DeviceDisk
 
 ANOTHER_ROOT = "the root directory"

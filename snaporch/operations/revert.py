@@ -15,8 +15,8 @@ Where the two cannot be there at one time: a throw-away copy shows that the poin
 file, its process ends, and the new one loads the point. If that fails, what was kept is put back. That is *proven*.
 
 Several domains are several reverters: old and new guests of a group never run at one time, and all go back or
-none. What undoes the steps is in `revert_undo`, what they share with a throw-away copy in `restoring`, and how
-the old guest is kept in a file in `keeping`.
+none. What undoes the steps is in `revert_undo`, the proof in `proving`, what they share with a throw-away copy in
+`restoring`, and how the old guest is kept in a file in `keeping`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import trio
 from snaporch.catalog import Change, merged
 from snaporch.drivers.base import GuestAgent, GuestVerb, Machine, PointsInside, check_versions, need
 from snaporch.engine.context import Context
-from snaporch.engine.run import Operation, perform
+from snaporch.engine.run import Operation
 from snaporch.engine.verdict import COMPLETE, LOAD
 from snaporch.engine.ways import REVERTS, WAYS, performed
 from snaporch.errors import (
@@ -57,25 +57,24 @@ from snaporch.model.record import EventKind, OperationKind, RevertRecord, Snapsh
 from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way
-from snaporch.operations.checks import check_ram, check_verb, unlike
+from snaporch.operations.checks import check_verb, unlike
 from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_way
 from snaporch.operations.create import create
 from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.group import check_ids
+from snaporch.operations.proving import Proving
 from snaporch.operations.readers import kept_for
 from snaporch.operations.records import check_ours, check_records
 from snaporch.operations.restoring import Restoring, in_their_places
 from snaporch.operations.revert_checks import check_free, check_revert, state_before
 from snaporch.operations.revert_plan import plan_revert, renamed, wanted_state
-from snaporch.operations.revert_undo import RevertUndo
-from snaporch.operations.trial import Trial, plan_trial
 from snaporch.operations.unchanged import left_on
 
 _log = structlog.get_logger("snaporch")
 
 
 @attrs.define
-class Reverter(RevertUndo):
+class Reverter(Proving):
     """One domain in a revert: performs the steps that the tables name.
 
     Attributes:
@@ -113,54 +112,6 @@ class Reverter(RevertUndo):
             )
             self.context.events.publish(self.operation.event(EventKind.NOTE, text=text))
             _log.info("the guest is kept", domain=self.name, bytes=expected.bytes, seconds=expected.seconds)
-
-    # The proof.
-
-    async def _copy(self) -> Trial:
-        """Return the throw-away copy; always the same one."""
-        plan = plan_trial(
-            self.plan.domain,
-            self.plan.snapshot,
-            directory=os.path.dirname(self.plan.directory),
-            operation=f"p-{self.plan.operation}",
-        )
-        plan = await in_their_places(self.driver, plan)
-        return Trial(plan, self.operation, self.context, self.driver, None, rival=self.old is not None)
-
-    async def prove(self) -> None:
-        """See a throw-away copy of the guest load the point, and run.
-
-        Where the old guest is given up anyway and there can be no copy, that is said and gone on without.
-        """
-        if self.plan.way is Way.DISPLACE and (why := await self._unprovable()):
-            text = f"{self.name}: {self.plan.snapshot.name} was not tried in a copy beforehand: {why}"
-            self.context.events.publish(self.operation.event(EventKind.NOTE, text=text))
-            _log.warning("not tried beforehand", domain=self.name, why=why)
-            return
-        proof = await self._copy()
-        for phase in WAYS[Way.VERIFY].phases:
-            await perform(phase, [proof])
-        await proof.clean_up()
-
-    async def _unprovable(self) -> str:
-        """Return why there can be no throw-away copy, or an empty string."""
-        if self.plan.snapshot.memory is None:
-            return "it has no memory that could fail to load"
-        try:
-            await self._copy()
-            await check_ram(self.driver, self.plan.snapshot.definition.memory)
-        except Refused as error:
-            return str(error)
-        return ""
-
-    async def end_proof(self) -> None:
-        """Remove the copy, wherever it was; also a compensation."""
-        try:
-            proof = await self._copy()
-        except Unsupported:
-            return  # there never was one
-        await proof.find()
-        await proof.clean_up()
 
     # The old guest is paused, and ends. How it is kept is in `keeping`.
 

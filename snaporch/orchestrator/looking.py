@@ -13,7 +13,8 @@ import trio
 from snaporch.catalog import Page
 from snaporch.engine.context import Context
 from snaporch.model.domain import Discovered, DomainInfo
-from snaporch.model.record import Estimate, Event, OperationRecord, SnapshotRecord, Unreadable, VerifyReport
+from snaporch.model.finding import Unreadable
+from snaporch.model.record import Estimate, Event, OperationRecord, SnapshotRecord, VerifyReport
 from snaporch.model.request import Strategy
 from snaporch.operations import lifecycle as power
 from snaporch.operations.discover import discover

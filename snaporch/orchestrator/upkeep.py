@@ -9,7 +9,8 @@ import attrs
 
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy
-from snaporch.model.record import Finding, GivenUp, OperationKind, OperationRecord
+from snaporch.model.finding import Finding
+from snaporch.model.record import GivenUp, OperationKind, OperationRecord
 from snaporch.operations.fsck import fsck
 from snaporch.operations.give_up import give_up
 from snaporch.operations.recover import recover, sweep

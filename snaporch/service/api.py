@@ -21,9 +21,10 @@ from snaporch.errors import Forbidden, InvalidInput, OperationFailed, Unreadable
 from snaporch.model import documents
 from snaporch.model.convert import dumps, loads
 from snaporch.model.domain import Discovered, DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.finding import Unreadable
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import new_id
-from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, SyncReport, Unreadable
+from snaporch.model.record import Estimate, GivenUp, SnapshotRecord, SyncReport
 from snaporch.model.request import Strategy
 from snaporch.orchestrator import catalog_of
 from snaporch.service import shapes

@@ -15,17 +15,10 @@ from snaporch.catalog import Page
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, OperationFailed, Stranded
 from snaporch.model.convert import dumps
+from snaporch.model.finding import Finding
 from snaporch.model.merge import MergePlan
 from snaporch.model.names import in_order
-from snaporch.model.record import (
-    CloneRecord,
-    Finding,
-    GivenUp,
-    OperationKind,
-    OperationRecord,
-    RevertRecord,
-    SnapshotRecord,
-)
+from snaporch.model.record import CloneRecord, GivenUp, OperationKind, OperationRecord, RevertRecord, SnapshotRecord
 from snaporch.model.rfc import CreateFlag, DeleteFlag, RevertFlag
 from snaporch.operations.clone import clone_names
 from snaporch.orchestrator import catalog_of

@@ -12,7 +12,7 @@ import trio
 from rich.console import Console
 
 from snaporch.cli import execute, human
-from snaporch.cli.snapshot import all_internal, parse_disks
+from snaporch.cli.asked import all_internal, parse_disks
 from snaporch.errors import InvalidInput
 from snaporch.model import documents
 from snaporch.model.convert import converter

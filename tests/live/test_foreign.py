@@ -14,7 +14,7 @@ from snaporch.drivers.base import Launch
 from snaporch.engine.states import State
 from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
 from snaporch.model.domain import DomainState
-from snaporch.model.record import Trouble
+from snaporch.model.finding import Trouble
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import CreateFlag
 from snaporch.operations.create import Participant

@@ -16,22 +16,19 @@ it is gone, `OutcomeUnknown` when it did not answer. File errors are `OSError`.
 from snaporch.drivers.base.driver import Driver
 from snaporch.drivers.base.machine import Guard, Machine, Stream
 from snaporch.drivers.base.storage import Storage
+from snaporch.drivers.base.storage_traits import Archives, ChainCosts, ImagePoints, OfflineMerges
 from snaporch.drivers.base.traits import (
     TRAITS,
-    Archives,
     Bearer,
-    ChainCosts,
     Clones,
     DirtyRate,
     Discovers,
     GuestAgent,
-    ImagePoints,
     KeepsRecords,
     LiveCopies,
     LiveMerges,
     LoadsMemory,
     MemoryStreams,
-    OfflineMerges,
     Overlays,
     PointsInside,
     StartsBeside,

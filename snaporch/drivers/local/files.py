@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
-import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
@@ -41,6 +39,7 @@ from snaporch.drivers.local.lineage import Link, Unread, lineage
 from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.packing import Packing
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
+from snaporch.drivers.local.qemu_img import FILENAME, QemuImg, protocol, throttled
 from snaporch.drivers.local.writeback import write_back
 from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused
 from snaporch.images.kinds import Kind, Traced
@@ -48,12 +47,10 @@ from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
 
-_PROGRESS = re.compile(rb"\((\d+)\.(\d\d)/100%\)")
 _QCOW2 = b"QFI\xfb"
 _PROBE = 64 * 1024  # bytes: a cluster of qcow2
 _PROBES = 256
 _ROUNDS = 8  # through them, as qemu-img tells milliseconds
-_FILENAME = "file.file.filename="
 WRITE_BACK_SECONDS = 60.0  # a file system that takes longer may not answer at all
 _CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
 
@@ -122,62 +119,23 @@ def _checksum(path: str, *, sync: bool) -> FileRecord:
 
 
 @attrs.define
-class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
+class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
     """Files of this host.
 
     Attributes:
-        qemu_img: the program.
         confinement: where images may lead, whatever they say; None: where their owner has them lead.
     """
 
-    qemu_img: str = "qemu-img"
     confinement: Confinement | None = None
     traits: ClassVar[frozenset[Trait]] = frozenset(
         [Trait.OFFLINE_MERGES, Trait.IMAGE_POINTS, Trait.CHAIN_COSTS, Trait.ARCHIVES]
     )
 
-    async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
-        command = [self.qemu_img, *arguments]
-        try:
-            done = await trio.run_process(
-                command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
-            )
-        except FileNotFoundError:
-            raise Refused(f"{self.qemu_img} is not installed (Debian: apt install qemu-utils)") from None
-        if done.returncode not in good:
-            words = done.stderr.decode(errors="replace").strip().splitlines()
-            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {done.returncode}")
-        return bytes(done.stdout)
-
-    async def _watched(self, progress: Progress, *arguments: str) -> None:
-        """Run a command of qemu-img that says how far it is, in hundredths of a percent."""
-        command, said = [self.qemu_img, arguments[0], "-p", *arguments[1:]], bytearray()
-        process = await trio.lowlevel.open_process(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        try:
-            if process.stdout is not None:
-                async with process.stdout as output:
-                    async for chunk in output:
-                        said.extend(chunk)
-                        if found := _PROGRESS.findall(chunk):
-                            progress(int(b"".join(found[-1])), 100_00)
-            await process.wait()
-        except BaseException:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-            raise
-        if process.returncode:
-            said = bytearray(_PROGRESS.sub(b"", said).strip())
-            words = said.decode(errors="replace").splitlines()
-            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {process.returncode}")
-
     async def release(self, paths: Collection[str]) -> None:
         """See Storage."""
         for pid in find_processes(self.qemu_img):
             with suppress(OSError):  # it has ended by itself
-                opened = {word.rpartition(_FILENAME)[2].replace(",,", ",") for word in command_line(pid)}
+                opened = {word.rpartition(FILENAME)[2].replace(",,", ",") for word in command_line(pid)}
                 if not opened.isdisjoint(paths) and (found := process_of(pid)) is not None:
                     await kill(found)
 
@@ -352,7 +310,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
             await self._watched(progress, "rebase", "-f", "qcow2", *below, path)
         else:  # it has no limit of its own
             limit = ["--object", f"throttle-group,id=limit,x-bps-write={options.bandwidth}", "--image-opts"]
-            await self._watched(progress, "rebase", *limit, *below, _throttled(path))
+            await self._watched(progress, "rebase", *limit, *below, throttled(path))
         await trio.to_thread.run_sync(sync_path, path)
 
     async def inside(self, path: str) -> tuple[str, ...]:
@@ -361,7 +319,7 @@ class LocalStorage(Storage, OfflineMerges, ImagePoints, ChainCosts, Packing):
 
     async def _snapshot(self, option: str, path: str, tag: str) -> None:
         # `qemu-img snapshot` guesses the format unless it is told in this way.
-        image = f"driver=qcow2,file.driver={_protocol(path)},file.filename={path.replace(',', ',,')}"
+        image = f"driver=qcow2,file.driver={protocol(path)},file.filename={path.replace(',', ',,')}"
         await self._qemu_img("snapshot", "-q", option, tag, "--image-opts", image)
         await trio.to_thread.run_sync(sync_path, path)
 
@@ -485,21 +443,10 @@ def _extract_memory(path: str, tag: str, copy: str) -> None:
         file.writelines(image.memory(tag))
 
 
-def _protocol(path: str) -> str:
-    """Return the driver by which QEMU opens what an image is in."""
-    return "host_device" if trace.is_block_device(path) else "file"
-
-
 def _is_encrypted(path: str) -> bool:
     with suppress(DamagedSnapshot, OSError):  # qemu-img says so
         return bool(qcow2.header(path).encryption)
     return False
-
-
-def _throttled(path: str) -> str:
-    """Return a qcow2 as ``--image-opts`` has it, its file in the throttle group ``limit``."""
-    throttle = f"file.driver=throttle,file.throttle-group=limit,file.file.driver={_protocol(path)}"
-    return f"driver=qcow2,{throttle},{_FILENAME}{path.replace(',', ',,')}"
 
 
 def _size(path: str) -> int:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -32,13 +31,14 @@ from snaporch.drivers.base import (
     Trait,
     Writer,
 )
-from snaporch.drivers.local import hugepages, process
+from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.qemu import attach, clones, firmware, hostside, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
 from snaporch.drivers.qemu.discover import discover
+from snaporch.drivers.qemu.host import default_emulator, doctor
 from snaporch.drivers.qemu.hostside import Held
 from snaporch.drivers.qemu.options import expand, parse
 from snaporch.drivers.qemu.surroundings import foreign, untrusted
@@ -57,11 +57,6 @@ CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request
 QUERY_SECONDS = 2.0
 KILL_SECONDS = 10.0  # a killed process is gone at once but for a disk that hangs in the kernel
 QUERY, AGENT, PID = "query.sock", "agent.sock", "qemu.pid"
-
-
-def default_emulator() -> str:
-    """Return the QEMU to use where a definition names none."""
-    return os.environ.get("SNAPORCH_QEMU", "qemu-system-x86_64")
 
 
 @contextmanager
@@ -457,28 +452,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
 
     async def doctor(self) -> dict[str, Any]:
         """See Driver."""
-        emulator = default_emulator()
-        found = shutil.which(emulator)
-        findings: dict[str, Any] = {"emulator": found or f"{emulator} is not installed"}
-        if found:
-            out = await trio.run_process([found, "--version"], capture_stdout=True, stdin=subprocess.DEVNULL)
-            findings["version"] = out.stdout.decode().splitlines()[0]
-            findings["kvm"] = await kvm.cached_probe(found) or "a guest runs under it"
-        findings["qemu-img"] = (
-            shutil.which(self.storage.qemu_img) or "not installed (Debian: apt install qemu-utils)"
-        )
-        try:
-            findings["uefi"] = firmware.firmware_for().code
-        except Unsupported as error:
-            findings["uefi"] = str(error)
-        findings["userfaultfd"] = _userfaultfd()
-        blocker = await trio.to_thread.run_sync(hugepages.blocker)
-        findings["huge-pages"] = (
-            f"split by every background snapshot, and later pauses are longer: {blocker}"
-            if blocker
-            else "a guest gets them back after a background snapshot"
-        )
-        return findings
+        return await doctor(self.storage.qemu_img)
 
 
 def _both(held: Iterable[Held]) -> str:
@@ -506,13 +480,3 @@ def _agent_of(process: QemuProcess) -> str:
         return attach.agent_socket(process)
     beside = Path(process.socket).with_name(AGENT)
     return str(beside) if beside.exists() else ""
-
-
-def _userfaultfd() -> str:
-    """Say whether a QEMU of this user may write-protect its memory (background snapshots)."""
-    if os.geteuid() == 0 or os.access("/dev/userfaultfd", os.R_OK | os.W_OK):
-        return "allowed"
-    with suppress(OSError):
-        if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1":
-            return "allowed"
-    return "not allowed: background snapshots fall back to precopy; root can `sysctl vm.unprivileged_userfaultfd=1`"

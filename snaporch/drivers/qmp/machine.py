@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from string import ascii_lowercase
 from typing import Any
 
 import trio
@@ -40,6 +38,7 @@ from snaporch.drivers.qmp.run_states import refusal
 from snaporch.drivers.qmp.shapes import check_answer
 from snaporch.drivers.qmp.stream import QemuStream, Source
 from snaporch.drivers.qmp.subscription import Subscription
+from snaporch.drivers.qmp.targets import targets_of
 from snaporch.drivers.qmp.wire import Event
 from snaporch.errors import (
     CommandRefused,
@@ -50,8 +49,7 @@ from snaporch.errors import (
     Unsupported,
 )
 from snaporch.images.kinds import Traced
-from snaporch.model.domain import NVRAM, DiskStatus, DomainState, MachineShape
-from snaporch.model.names import TARGET
+from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 
 # Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
@@ -60,8 +58,6 @@ LOAD_SECONDS = 600.0
 PORT_SECONDS = 1.0  # for a guest that goes on to tell QEMU which ports are open in it
 AGENT_CHARDEV = "snaporch-agent"
 SAMPLE_PAGES = 4096  # of each GiB, to see how quickly a guest writes: as many as QEMU takes
-
-
 _PROTOCOLS = frozenset({"file", "host_device", "host_cdrom"})  # a disk on one has no format layer
 # A guest agent is another question.
 MACHINE_TRAITS = frozenset(
@@ -75,44 +71,6 @@ MACHINE_TRAITS = frozenset(
         Trait.DIRTY_RATE,
     ]
 )
-_GUEST_NAME = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+")
-
-
-def _targets(blocks: Iterable[dict[str, Any]], *, ours: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the entries of query-block, each with its disk's target.
-
-    Nobody takes a name that is the id of a device of our own, wherever that comes.
-    """
-    entries = list(blocks)
-    named = {_id_of(block, ours=True) for block in entries} - {""} if ours else set[str]()
-    taken: set[str] = set()
-    for block in entries:
-        if block.get("inserted") is None and not block.get("qdev"):
-            continue  # a drive that no device uses
-        if ours and block.get("qdev", "").endswith(flash.CODE):
-            continue  # a program of the host's
-        target = _target_of(block, taken, named, ours=ours)
-        taken.add(target)  # also where there is no medium: the others keep their names when it is taken out
-        yield target, block
-
-
-def _id_of(block: dict[str, Any], *, ours: bool) -> str:
-    path = block.get("qdev", "")
-    known = (part for part in path.split("/") if f"peripheral/{part}" in path)
-    return next((str(part) for part in known if (TARGET if ours else _GUEST_NAME).fullmatch(part)), "")
-
-
-def _target_of(block: dict[str, Any], taken: set[str], named: set[str], *, ours: bool) -> str:
-    """Return the target of an entry: its device id where that is one, else counted as a guest would."""
-    path, device = block.get("qdev", ""), block.get("device", "")
-    if (own := _id_of(block, ours=ours)) and own not in taken:
-        return own
-    if ours and path.endswith(flash.STORE):
-        return NVRAM
-    if device.startswith("pflash"):
-        return str(device)
-    prefix = "vd" if "virtio" in path + device else "sd"
-    return next(name for letter in ascii_lowercase if (name := prefix + letter) not in taken | named)
 
 
 class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, DirtyRate):
@@ -234,7 +192,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         """See Machine."""
         found: dict[str, DiskStatus] = {}
         blocks = await self.qmp.execute("query-block")
-        for target, block in _targets(blocks, ours=not self._process.attached):
+        for target, block in targets_of(blocks, ours=not self._process.attached):
             if (inserted := block.get("inserted")) is None:
                 continue
             image = inserted["image"]
@@ -254,7 +212,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
         """See Machine."""
         found: dict[str, Traced] = {}
         blocks = await self.qmp.execute("query-block")
-        for target, block in _targets(blocks, ours=not self._process.attached):
+        for target, block in targets_of(blocks, ours=not self._process.attached):
             if (inserted := block.get("inserted")) is not None:
                 path = next(chain_of(inserted["image"], self.cwd))
                 if odd := oddity(path, inserted["drv"], inserted["image"], self._bitmaps(inserted)):

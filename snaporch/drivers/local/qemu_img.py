@@ -1,0 +1,75 @@
+"""qemu-img: how it is run, and how an image is named to it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import attrs
+import trio
+
+from snaporch.drivers.base import Progress
+from snaporch.drivers.local.trace import is_block_device
+from snaporch.errors import OperationFailed, Refused
+
+FILENAME = "file.file.filename="
+_PROGRESS = re.compile(rb"\((\d+)\.(\d\d)/100%\)")
+
+
+def protocol(path: str) -> str:
+    """Return the driver by which QEMU opens what an image is in."""
+    return "host_device" if is_block_device(path) else "file"
+
+
+def throttled(path: str) -> str:
+    """Return a qcow2 as ``--image-opts`` has it, its file in the throttle group ``limit``."""
+    throttle = f"file.driver=throttle,file.throttle-group=limit,file.file.driver={protocol(path)}"
+    return f"driver=qcow2,{throttle},{FILENAME}{path.replace(',', ',,')}"
+
+
+@attrs.define
+class QemuImg:
+    """The part of a storage that runs qemu-img.
+
+    Attributes:
+        qemu_img: the program.
+    """
+
+    qemu_img: str = "qemu-img"
+
+    async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
+        command = [self.qemu_img, *arguments]
+        try:
+            done = await trio.run_process(
+                command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+            )
+        except FileNotFoundError:
+            raise Refused(f"{self.qemu_img} is not installed (Debian: apt install qemu-utils)") from None
+        if done.returncode not in good:
+            words = done.stderr.decode(errors="replace").strip().splitlines()
+            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {done.returncode}")
+        return bytes(done.stdout)
+
+    async def _watched(self, progress: Progress, *arguments: str) -> None:
+        """Run a command of qemu-img that says how far it is, in hundredths of a percent."""
+        command, said = [self.qemu_img, arguments[0], "-p", *arguments[1:]], bytearray()
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            if process.stdout is not None:
+                async with process.stdout as output:
+                    async for chunk in output:
+                        said.extend(chunk)
+                        if found := _PROGRESS.findall(chunk):
+                            progress(int(b"".join(found[-1])), 100_00)
+            await process.wait()
+        except BaseException:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+            raise
+        if process.returncode:
+            said = bytearray(_PROGRESS.sub(b"", said).strip())
+            words = said.decode(errors="replace").splitlines()
+            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {process.returncode}")
