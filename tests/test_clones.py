@@ -99,6 +99,15 @@ def test_a_vsock_address_is_another() -> None:
     assert words("-device", "vhost-vsock-pci,guest-cid=3")[1] != "vhost-vsock-pci,guest-cid=3"
 
 
+def test_a_generation_id_is_another() -> None:
+    guid = "11111111-2222-3333-4444-555555555555"
+    assert words("-device", f"vmgenid,guid={guid}")[1] == "driver=vmgenid,guid=auto"
+    for genid, clones in ((guid, "auto"), ("auto", "auto"), ("none", "none")):
+        original = Original(DomainDefinition("web", firmware="uefi", genid=genid, disks=(DISK,)))
+        found = copied(original, PLACE, lambda _protocol, _host: 1).definition
+        assert (found.genid, found.firmware) == (clones, "uefi")
+
+
 def test_without_memory_addresses_and_ids_are_new() -> None:
     given = ("-device", "virtio-net-pci,netdev=n,mac=52:54:00:00:00:01", "-uuid", "0" * 32, "-nic", "user,mac=1")
     one, two = (words(*given, memory=False) for _ in range(2))
@@ -115,10 +124,9 @@ def test_without_memory_addresses_and_ids_are_new() -> None:
         (("-netdev", "user,id=n,guestfwd=tcp:1.2.3.4:1-cmd:x"), "guestfwd"),
         (("-netdev", "user,id=n,hostfwd=odd"), "hostfwd=odd is not understood"),
         (("-drive", "file=/data.raw"), "both would write to it"),
-        (("-drive", "if=pflash,file=/vars.fd"), "both would write to it"),
+        (("-drive", "if=pflash,file=/vars.fd"), "both would write to it; with `firmware"),
         (("-virtfs", "local,path=/srv,mount_tag=x,security_model=none"), "not known"),
-        (("-device", "vmgenid,guid=auto"), "not known"),
-        (("-device", "tpm-tis,tpmdev=t"), "not known"),
+        (("-device", "tpm-tis,tpmdev=t"), "state is kept by a program of somebody else's"),
         (("-device", "vfio-pci,host=0:0"), "a device of the host"),
         (("-device", "ivshmem-plain,memdev=m"), "is shared"),
         (("-object", "memory-backend-file,id=m,size=1G,mem-path=/ram,share=on"), "not known"),

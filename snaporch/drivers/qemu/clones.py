@@ -2,9 +2,7 @@
 
 Only what is understood is cloned: each option is in a table here or is refused by name. What is the original's own
 (ports, sockets, logs, a vsock address) gets a counterpart; what the guest has in its memory (addresses, ids) stays
-with the memory, and is new without.
-
-What is not known here yet: firmware with variables in a file, a TPM, a generation id (`_device`, `_drive`).
+with the memory, and is new without. Firmware's variables are a disk, which has an overlay like any other.
 """
 
 from __future__ import annotations
@@ -36,6 +34,7 @@ only-migratable option-rom overcommit rtc sandbox seed smp usb vga watchdog-acti
 _KEPT = frozenset(_WORDS.split())
 _DEFINED = """
 name memory vcpus accel machine kernel initrd append serial emulator extra_args guest_agent disks driver clock
+firmware genid
 """
 _FIELDS = frozenset(_DEFINED.split())
 """What is understood of a definition: something new in it has to be thought of here first."""
@@ -73,7 +72,12 @@ def copied(original: Original, place: Place, free_port: FreePort) -> Copied:
     words = tuple(word for option in options for each in copier.option(option) for word in each.words())
     serial = copier.file("serial.log") if original.definition.serial else ""
     definition = attrs.evolve(
-        original.definition, name=place.name, disks=place.disks, serial=serial, extra_args=words
+        original.definition,
+        name=place.name,
+        disks=place.disks,
+        serial=serial,
+        extra_args=words,
+        genid="none" if original.definition.genid == "none" else "auto",  # a UUID would be the original's
     )
     return Copied(definition, ports=tuple(copier.ports), files=tuple(copier.files))
 
@@ -221,8 +225,11 @@ class _Copier:
         driver = tree.get("driver")
         if driver.startswith(_NOT_TWICE):
             raise self._unknown(option, "it is the host's, or is shared")
-        if driver.startswith(("vmgenid", "tpm")):
-            raise self._unknown(option)
+        if driver == "vmgenid":
+            tree.options["guid"] = "auto"
+            return tree.text()
+        if driver.startswith("tpm"):
+            raise self._unknown(option, "its TPM's state is kept by a program of somebody else's")
         if driver.startswith("vhost-vsock"):
             address = 2**31 + secrets.randbelow(2**30)
             tree.options["guest-cid"] = address if tree.json else str(address)
@@ -250,7 +257,10 @@ class _Copier:
             kept = keys.get("media") == "cdrom" or keys.is_on("readonly") or keys.is_on("read-only")
             kept = kept and not keys.is_on("snapshot") and not keys.is_on("copy-on-read")
         if not kept:
-            raise self._unknown(option, "both would write to it; name it in the definition under [[disks]]")
+            pflash = option.name == "pflash" or Keys.parse(value, "file").get("if") == "pflash"
+            known = 'with `firmware = "uefi"` a clone has variables of its own'
+            known = known if pflash else "name it in the definition under [[disks]]"
+            raise self._unknown(option, f"both would write to it; {known}")
         return value
 
     def _screen(self, option: Option) -> str:
