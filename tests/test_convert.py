@@ -96,7 +96,7 @@ def test_the_error_tree_in_the_docstring_is_the_real_one() -> None:
 
 def test_the_documented_definition(tmp_path: Path) -> None:
     """The example in the documentation is one, and its tables have every key."""
-    page = (Path(__file__).parents[1] / "docs/domains.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/reference/domains.md").read_text()
     (tmp_path / "web1.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
     definition = load_definition(tmp_path / "web1.toml")
     assert [(disk.target, disk.readonly) for disk in definition.disks] == [("vda", False), ("vdb", True)]

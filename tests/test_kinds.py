@@ -16,7 +16,7 @@ from snaporch.model.record import Boot
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from tests.image_place import MIB, SIZE, Place, content, opened, tool, write
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "images.md"
+DOCUMENT = Path(__file__).parent.parent / "docs/reference/images.md"
 
 
 def test_the_reference_has_the_table() -> None:

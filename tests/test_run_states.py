@@ -36,7 +36,7 @@ VERBS: dict[GuestVerb, Callable[[SimulatedWorld], Awaitable[object]]] = {
 
 def test_the_table_in_the_docs() -> None:
     """`python -c 'from snaporch.drivers.qmp.run_states import table; print(table())'` made it."""
-    page = (Path(__file__).parents[1] / "docs" / "run-states.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/reference/run-states.md").read_text()
     assert table() in page
 
 

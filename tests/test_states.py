@@ -148,19 +148,19 @@ def test_images_are_synced_before_the_old_guest_is_paused_for_the_new_one() -> N
 
 def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
     """`python -c 'from snaporch.engine.states import diagram; print(diagram())'` made it."""
-    page = (Path(__file__).parents[1] / "docs" / "states.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/reference/states.md").read_text()
     assert diagram() in page
 
 
 def test_the_table_in_the_docs_is_that_of_recovery() -> None:
     """`python -c 'from snaporch.engine.replay import table; print(table())'` made it."""
-    page = (Path(__file__).parents[1] / "docs" / "recovery.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/explanation/recovery.md").read_text()
     assert table() in page
 
 
 def test_the_ways_in_the_docs_are_those_of_the_table() -> None:
     """`python -c 'from snaporch.engine.ways import table; print(table())'` made it."""
-    page = (Path(__file__).parents[1] / "docs" / "recovery.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/explanation/recovery.md").read_text()
     assert ways_table() in page
 
 

@@ -1,6 +1,6 @@
 """Measures what a batch costs snaporch itself: CPU and memory, from a hundred simulated domains to ten thousand.
 
-    scripts/bench batch-scale [--counts 100 300 1000 3000 10000] [--at-once 200] [--out docs/bench] [--work DIR]
+    scripts/bench batch-scale [--counts 100 300 1000 3000 10000] [--at-once 200] [--out docs/evidence/bench] [--work DIR]
 
 Each row is a process of its own. The domains are simulated (snaporch.testing), one disk each, on a clock that
 jumps: what is left is snaporch's own work, and the simulator's. CPU is that of the whole process while the batch
@@ -256,7 +256,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 300, 1000, 3000, 10_000])
     parser.add_argument("--at-once", type=int, default=200)
     parser.add_argument("--others", type=int, nargs="+", default=[20, 50, 100], help="at once, for 1,000 domains")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/bench")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence/bench")
     parser.add_argument(
         "--work", type=Path, help="where the catalogs are; a file system in memory waits for no disk"
     )

@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--qemu", metavar="VERSION", help="7.2 or 10.0; default: the newest")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs" / "bench", metavar="DIR", help="default: docs/bench"
+        "--out", type=Path, default=ROOT / "docs/evidence/bench", metavar="DIR", help="default: docs/evidence/bench"
     )
     parser.add_argument(
         "--work", type=Path, default=CACHE / "bench", metavar="DIR", help="for guests and memory files"

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--busy", type=int, default=3, help="programs that compute, in the second half")
     parser.add_argument("--qemu")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/bench/priority.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence/bench/priority.md")
     options = parser.parse_args()
     qemu = pick(qemus(CACHE), options.qemu)
     with workplace(CACHE / "lab") as place:

@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--pollers", type=int, default=50)
     parser.add_argument("--normal", action="store_true", help="the service without real-time priority")
     parser.add_argument("--qemu")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/bench/service.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence/bench/service.md")
     for part in ("--serve", "--follow", "--poll", "--image-tool", "--count"):
         parser.add_argument(part, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -143,7 +143,7 @@ def open_pipe(qmp: Qmp) -> subprocess.Popen[bytes]:
 
 
 def wait_armed(qmp: Qmp, query: bytes) -> None:
-    """Return when the first page has been sent: the marker of docs/point.md."""
+    """Return when the first page has been sent: the marker of docs/explanation/point.md."""
     qmp.wait(lambda event: event["event"] == "MIGRATION" and event["data"]["status"] != "setup")
     while True:
         info = qmp.send(query)

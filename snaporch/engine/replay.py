@@ -111,7 +111,7 @@ def after_flatten(state: State) -> Action:
 
 
 def table() -> str:
-    """Return all of it as a Markdown table; docs/recovery.md holds it, and a test compares the two."""
+    """Return all of it as a Markdown table; docs/explanation/recovery.md holds it, and a test compares the two."""
     rows: dict[str, dict[State, Action]] = {
         f"create, {strategy}": {state: after_create(strategy, state) for state in walk(phases)}
         for strategy, phases in CREATE.items()

@@ -21,7 +21,7 @@ The strategies differ in the order in which they walk through the same states:
     (a revert to a point inside images walks the same ways)
     delete, flatten  preparing  merging  committing
 
-This module imports nothing that does I/O. The diagram in docs/states.md is generated from the table.
+This module imports nothing that does I/O. The diagram in docs/reference/states.md is generated from the table.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class OperationState:
 
 
 def diagram() -> str:
-    """Return the table as a Mermaid state diagram; docs/states.md holds it, and a test compares the two."""
+    """Return the table as a Mermaid state diagram; docs/reference/states.md holds it, and a test compares the two."""
     lines = ["stateDiagram-v2", f"    [*] --> {State.NEW}"]
     for state, row in TRANSITIONS.items():
         lines += [f"    {state} --> {target}: {signal}" for signal, target in row.items()]

@@ -173,7 +173,7 @@ def performed(rows: Iterable[Row]) -> frozenset[Step]:
 
 
 def table() -> str:
-    """Return the rows as a Markdown table; docs/recovery.md holds it, and a test compares the two."""
+    """Return the rows as a Markdown table; docs/explanation/recovery.md holds it, and a test compares the two."""
     lines = [
         "| way | states | kept of the old guest, until the new one is there | RAM for two |",
         "|---|---|---|---|",

@@ -1,7 +1,7 @@
 """Kinds of images, and what can be done with each: one table, by which verbs are refused. No I/O.
 
 What is in the table is refused, before anything is touched, in the words of the table; everything else is done. An
-image may be of several kinds at once. docs/images.md has the table, and a test compares the two.
+image may be of several kinds at once. docs/reference/images.md has the table, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -128,5 +128,5 @@ def _rows() -> Iterator[str]:
 
 
 def table() -> str:
-    """Return the table in Markdown, with the words of each refusal; docs/images.md holds it."""
+    """Return the table in Markdown, with the words of each refusal; docs/reference/images.md holds it."""
     return "\n".join(_rows()) + "\n"

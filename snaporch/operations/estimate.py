@@ -15,7 +15,7 @@ from snaporch.model.request import Strategy
 
 LOOK_BACK = 5  # of a domain's last checkpoints
 ASSUMED_RATE = 200e6  # bytes a second: a disk of the usual kind
-ASSUMED_ARM_RATE = 50 * 2**30  # bytes of RAM write-protected a second, by docs/bench/results.md
+ASSUMED_ARM_RATE = 50 * 2**30  # bytes of RAM write-protected a second, by docs/evidence/bench/results.md
 COMMANDS_SECONDS = 0.0035  # of a background checkpoint's pause, beside arming
 DOWNTIME_SECONDS = 0.3  # QEMU's default `downtime-limit`
 LEAST_SECONDS = 1e-3

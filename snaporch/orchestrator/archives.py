@@ -22,7 +22,7 @@ class Archives(Looking):
     async def export(
         self, domain: str, name: str, output: Path | str | Binary, *, ids: Collection[str] = ()
     ) -> Exported:
-        """Write a snapshot, with all that is needed to go back to it, to one file: see docs/archives.md.
+        """Write a snapshot, with all that is needed to go back to it, to one file: see docs/how-to/archives.md.
 
         Args:
             domain: the domain's name.

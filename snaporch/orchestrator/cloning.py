@@ -30,7 +30,7 @@ class Cloning(Looking):
 
         They are domains like any other. The snapshot cannot be deleted while a clone reads its images. With
         memory a guest keeps the network addresses and ids that it had at the point, whatever runs beside it: the
-        guide `docs/clones.md` lists what is there twice then. Without memory it gets new ones from its machine.
+        guide `docs/how-to/clones.md` lists what is there twice then. Without memory it gets new ones from its machine.
 
         Args:
             domain: the original's name; it may do whatever it does.

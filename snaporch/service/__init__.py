@@ -1,4 +1,4 @@
-"""The service: one process owns a root, and any number of clients use it at once; see docs/service.md.
+"""The service: one process owns a root, and any number of clients use it at once; see docs/how-to/service.md.
 
 api.py       the table of everything that can be asked, and what answers it
 app.py       makes an ASGI application of the table: who asks, how much, and what errors look like

@@ -4,7 +4,7 @@
 2. Hearing of an event costs next to nothing: it may come while a guest is paused. Looking things up is for later.
 3. Counters begin with the service, as Prometheus expects; gauges say what is so when they are asked for.
 
-docs/metrics.md says what each is for; the files under contrib/ use them, and a test compares the names.
+docs/reference/metrics.md says what each is for; the files under contrib/ use them, and a test compares the names.
 """
 
 from __future__ import annotations

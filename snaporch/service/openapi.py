@@ -58,7 +58,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-_ABOUT = "Live whole-system snapshots of virtual machines; see docs/service.md."
+_ABOUT = "Live whole-system snapshots of virtual machines; see docs/how-to/service.md."
 
 
 def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:

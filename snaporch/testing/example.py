@@ -1,4 +1,4 @@
-"""A driver with few traits, to read before one writes one's own: docs/write-a-driver.md goes through it.
+"""A driver with few traits, to read before one writes one's own: docs/how-to/write-a-driver.md goes through it.
 
 The hypervisor is a `SimulatedHost`, of which this driver makes less than `SimulatedDriver` does: memory can be
 streamed and disks go over to overlays, and that is all.

@@ -119,8 +119,8 @@ def test_no_toml(tmp_path: Path) -> None:
 
 
 def test_the_schema_is_published() -> None:
-    """docs/batch.schema.json is what the classes say; `python -m snaporch.batch.schema` writes it."""
-    assert (DOCS / "batch.schema.json").read_text() == schema.text()
+    """docs/reference/batch.schema.json is what the classes say; `python -m snaporch.batch.schema` writes it."""
+    assert (DOCS / "reference/batch.schema.json").read_text() == schema.text()
     jsonschema.Draft202012Validator.check_schema(schema.plan_schema())
 
 
@@ -137,7 +137,7 @@ def test_the_schema_refuses_too(change: dict[str, Any]) -> None:
 
 
 def test_the_examples_in_the_docs() -> None:
-    """Every plan in docs/batches.md is one."""
-    blocks = (DOCS / "batches.md").read_text().split("```toml\n")[1:]
+    """Every plan in docs/how-to/batches.md is one."""
+    blocks = (DOCS / "how-to/batches.md").read_text().split("```toml\n")[1:]
     plans = [plan_from(tomllib.loads(block.partition("```")[0])) for block in blocks]
     assert plans

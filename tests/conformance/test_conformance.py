@@ -76,7 +76,7 @@ class ExampleWorld(SimulatedWorld):
 async def test_example(
     check: Check, tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
 ) -> None:
-    """The driver of docs/write-a-driver.md passes what its few traits select."""
+    """The driver of docs/how-to/write-a-driver.md passes what its few traits select."""
     host = SimulatedHost()
     async with open_simulated_world(tmp_path, host=host, driver=ExampleDriver(host)) as world:
         await check(ExampleWorld(world.root, host, world.orchestrator))

@@ -354,14 +354,14 @@ async def test_a_key_outlives_the_service(
 
 
 def test_the_description_is_published() -> None:
-    """docs/openapi.json is what the service serves."""
-    published = json.loads((DOCS / "openapi.json").read_text())
+    """docs/reference/openapi.json is what the service serves."""
+    published = json.loads((DOCS / "reference/openapi.json").read_text())
     assert published | {"info": {}} == document(ROUTES) | {"info": {}}
 
 
 def test_every_url_is_documented() -> None:
-    """docs/service.md names every URL of the table with its role."""
-    text = (DOCS / "service.md").read_text()
+    """docs/how-to/service.md names every URL of the table with its role."""
+    text = (DOCS / "how-to/service.md").read_text()
     for row in ROUTES:
         last = row.path.removeprefix("/v1/domains/{domain}")
         assert f"`{row.path}" in text or f"`{last}`" in text, row.path

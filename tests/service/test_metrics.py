@@ -175,8 +175,10 @@ def test_only_metrics_that_exist(path: Path) -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    """docs/metrics.md has all of them, with their labels."""
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*)\|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    """docs/reference/metrics.md has all of them, with their labels."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| ([^|]*)\|", (ROOT / "docs/reference/metrics.md").read_text(), re.MULTILINE
+    )
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, _, labels in rows}
     documented.pop("snaporch_build_info")
     bare = {re.sub(r"_(bucket|sum|count)$", "", name): labels - {"le"} for name, labels in names().items()}

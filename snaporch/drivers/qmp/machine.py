@@ -51,7 +51,7 @@ from snaporch.errors import (
 from snaporch.images.kinds import Traced
 from snaporch.model.domain import DiskStatus, DomainState, MachineShape
 
-# Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/point.md).
+# Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/explanation/point.md).
 _LOSES_PAGES = "QEMU before 9.0 without KVM can miss pages that the guest writes to during a precopy"
 QUIT_SECONDS = 10.0
 LOAD_SECONDS = 600.0
@@ -362,7 +362,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
             await self._activate_by_export(node["node-name"] for node in nodes if node["drv"] == "qcow2")
 
     async def _activate_by_export(self, nodes: Iterable[str]) -> None:
-        """Before 10.0 only an NBD export activates a node of a guest that does not run (docs/point.md)."""
+        """Before 10.0 only an NBD export activates a node of a guest that does not run (docs/explanation/point.md)."""
         with tempfile.TemporaryDirectory(prefix="snaporch-") as directory:
             address = {"type": "unix", "data": {"path": f"{directory}/nbd.sock"}}
             await self.qmp.execute("nbd-server-start", {"addr": address})

@@ -83,7 +83,7 @@ def refusal(status: str, verb: GuestVerb) -> str:
 
 
 def table() -> str:
-    """Return the table for docs/run-states.md."""
+    """Return the table for docs/reference/run-states.md."""
     return "\n".join(_lines())
 
 

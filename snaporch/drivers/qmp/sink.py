@@ -13,7 +13,7 @@ only when the file is complete and durable, or when it has failed: ``{"size", "c
 
 On an error it reports at once and then empties the pipe to its end all the same: in QEMU 7.2 a background migration
 that fails (here with EPIPE) leaves RAM write-protected and the guest frozen, and while nobody empties the pipe QMP
-itself can hang (docs/point.md).
+itself can hang (docs/explanation/point.md).
 
 It imports only what it needs: it is started once for each checkpoint.
 """

@@ -2,7 +2,7 @@
 
     QEMU migration thread -> pipe -> sink process (O_DIRECT, checksum) -> memory file
 
-Rules (the reasons are in docs/point.md):
+Rules (the reasons are in docs/explanation/point.md):
 
 1. Every capability is set explicitly before a stream, and the earlier values are put back after it: a
    capability that another client has left on ruins the next stream silently.
@@ -221,7 +221,7 @@ class QemuStream(Stream):
 
         QEMU's bg_migration_thread saves the device state and write-protects RAM under the big lock, and sends
         pages only after; the counters of sent pages start at zero with each migration. So a non-zero counter is
-        after the protection, whichever thread asks. ``active`` comes before all that. See docs/point.md.
+        after the protection, whichever thread asks. ``active`` comes before all that. See docs/explanation/point.md.
         """
         with trio.move_on_after(ARM_SECONDS):
             while (await self._events.receive()).data.get("status") == "setup":

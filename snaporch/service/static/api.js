@@ -1,4 +1,4 @@
-// The service's API, as docs/service.md has it: all that the page knows of URLs and of errors is here.
+// The service's API, as docs/how-to/service.md has it: all that the page knows of URLs and of errors is here.
 
 const RETRY = { first: 500, most: 10_000 }; // milliseconds
 
