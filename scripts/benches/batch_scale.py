@@ -1,6 +1,6 @@
 """Measures what a batch costs snaporch itself: CPU and memory, from a hundred simulated domains to ten thousand.
 
-    scripts/bench batch-scale [--counts 100 300 1000 3000 10000] [--at-once 200] [--out docs/evidence/bench] [--work DIR]
+    scripts/bench batch-scale [--counts 100 300 1000 3000 10000] [--at-once 200] [--out DIR] [--work DIR]
 
 Each row is a process of its own. The domains are simulated (snaporch.testing), one disk each, on a clock that
 jumps: what is left is snaporch's own work, and the simulator's. CPU is that of the whole process while the batch

@@ -1,7 +1,8 @@
 """A plan: what is snapshotted, how, within which limits, and what becomes of it; a TOML file.
 
-The classes here are the format: `snaporch.batch.schema` makes docs/reference/batch.schema.json of them, and an unknown key or
-a wrong value is refused with its place. Everything has a default that does nothing but `name` and `select`.
+The classes here are the format: `snaporch.batch.schema` makes docs/reference/batch.schema.json of them, and an
+unknown key or a wrong value is refused with its place. Everything has a default that does nothing but `name` and
+`select`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The format of plans as a JSON schema, made from the classes of `snaporch.batch.plan`; no I/O.
 
-``python -m snaporch.batch.schema`` prints it; docs/reference/batch.schema.json holds it, and a test compares the two.
+``python -m snaporch.batch.schema`` prints it; docs/reference/batch.schema.json holds it, and a test compares both.
 """
 
 from __future__ import annotations

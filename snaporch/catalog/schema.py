@@ -1,8 +1,8 @@
 """The catalog's schema, the way from an earlier one to it, and how connections are opened.
 
 A schema has a number (``user_version``), and each step from one to the next is an entry of `_MIGRATIONS`, never
-changed once released. Before the first step the catalog is copied beside itself, as it was; docs/reference/versions.md says
-how to go back. A catalog of a newer schema is refused, untouched.
+changed once released. Before the first step the catalog is copied beside itself, as it was;
+docs/reference/versions.md says how to go back. A catalog of a newer schema is refused, untouched.
 """
 
 from __future__ import annotations

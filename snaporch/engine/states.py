@@ -187,7 +187,7 @@ class OperationState:
 
 
 def diagram() -> str:
-    """Return the table as a Mermaid state diagram; docs/reference/states.md holds it, and a test compares the two."""
+    """Return the table as a Mermaid state diagram; docs/reference/states.md holds it, and a test compares both."""
     lines = ["stateDiagram-v2", f"    [*] --> {State.NEW}"]
     for state, row in TRANSITIONS.items():
         lines += [f"    {state} --> {target}: {signal}" for signal, target in row.items()]

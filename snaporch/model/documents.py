@@ -1,7 +1,8 @@
 """The JSON documents that the command line prints with ``--json``, and the service answers with: all of them.
 
-The names in these documents are a contract with scripts: they are added to, never changed (docs/reference/versions.md). Those
-that are a record in full have the record's own format number; the others have `FORMAT`.
+The names in these documents are a contract with scripts: they are added to, never changed
+(docs/reference/versions.md). Those that are a record in full have the record's own format number; the others have
+`FORMAT`.
 """
 
 from __future__ import annotations

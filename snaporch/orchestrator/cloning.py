@@ -29,8 +29,8 @@ class Cloning(Looking):
         """Make new domains from a snapshot of another one: on overlays over its images, with its memory.
 
         They are domains like any other. The snapshot cannot be deleted while a clone reads its images. With
-        memory a guest keeps the network addresses and ids that it had at the point, whatever runs beside it: the
-        guide `docs/how-to/clones.md` lists what is there twice then. Without memory it gets new ones from its machine.
+        memory a guest keeps the network addresses and ids that it had at the point, whatever runs beside it:
+        docs/how-to/clones.md lists what is there twice then. Without memory it gets new ones from its machine.
 
         Args:
             domain: the original's name; it may do whatever it does.

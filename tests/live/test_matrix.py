@@ -1,4 +1,4 @@
-"""A few kills of the fault matrix; the whole of it takes longer than a suite should (docs/evidence/fault-matrix.md).
+"""A few kills of the fault matrix; the whole takes longer than a suite should (docs/evidence/fault-matrix.md).
 
 The power is cut in the operations that depend most on what is synced: merges, which write to images without syncing
 their times, and streams, which remove files beside the memory file.

@@ -362,7 +362,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
             await self._activate_by_export(node["node-name"] for node in nodes if node["drv"] == "qcow2")
 
     async def _activate_by_export(self, nodes: Iterable[str]) -> None:
-        """Before 10.0 only an NBD export activates a node of a guest that does not run (docs/explanation/point.md)."""
+        """Before 10.0 only an NBD export activates a node of a guest that stands (docs/explanation/point.md)."""
         with tempfile.TemporaryDirectory(prefix="snaporch-") as directory:
             address = {"type": "unix", "data": {"path": f"{directory}/nbd.sock"}}
             await self.qmp.execute("nbd-server-start", {"addr": address})

@@ -221,7 +221,7 @@ class QemuStream(Stream):
 
         QEMU's bg_migration_thread saves the device state and write-protects RAM under the big lock, and sends
         pages only after; the counters of sent pages start at zero with each migration. So a non-zero counter is
-        after the protection, whichever thread asks. ``active`` comes before all that. See docs/explanation/point.md.
+        after the protection, whichever thread asks. ``active`` comes before all that: docs/explanation/point.md.
         """
         with trio.move_on_after(ARM_SECONDS):
             while (await self._events.receive()).data.get("status") == "setup":
