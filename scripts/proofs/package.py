@@ -39,13 +39,13 @@ disks = [{target = "vda", path = "/srv/vda.qcow2"}]
 """
 
 
-def run(*words: str, **options: object) -> str:
+def run(*words: str) -> str:
     """Return what a command says, on both of its streams; it has to go well."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    done = subprocess.run(words, text=True, check=False, **{**pipes, **options})  # type: ignore[call-overload]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(words, text=True, check=False, **pipes)
     if done.returncode:
         sys.exit(f"{' '.join(words)}: exit status {done.returncode}:\n{done.stdout[-3000:]}")
-    return str(done.stdout)
+    return done.stdout
 
 
 def mirror(suite: str) -> str:
@@ -114,9 +114,9 @@ def clean(suite: str, made: Path | None, place: Path) -> Iterator[Tree]:
         tree = Tree(root)
         tree.put(Path("/etc/resolv.conf"), "etc/resolv.conf")
         tree.put(Path("/etc/ssl/certs/ca-certificates.crt"), "etc/ssl/certs/ca-certificates.crt")
-        archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
         (root / "src").mkdir()
-        run("tar", "-x", "-C", str(root / "src"), stdin=None, input=archive, text=False)
+        run("git", "-C", str(ROOT), "archive", "-o", str(place / "src.tar"), "HEAD")
+        run("tar", "-xf", str(place / "src.tar"), "-C", str(root / "src"))
         yield tree
     finally:
         for mount in mounts:

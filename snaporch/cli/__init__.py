@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from snaporch.cli import archive, batch, completion, domain, inspect, prune, service, snapshot
+from snaporch.cli.examples import arrange
 from snaporch.cli.habits import in_words
 from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.runner import ANYTHING, refuse, report, run
@@ -56,7 +57,7 @@ _READS = frozenset(
 )
 
 
-def _application() -> App:
+def application() -> App:
     """Return the program with all its verbs."""
     plain = Parameter(negative=(), show_default=False)
     app = App(name="snaporch", help=_HELP, help_format="markdown", default_parameter=plain)
@@ -69,12 +70,13 @@ def _application() -> App:
     archive.register(app)
     inspect.register(app)
     completion.register(app)
+    arrange(app)
     return app
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run the program and return its exit status; it never raises."""
-    session, app = Session(as_json="--json" in arguments), _application()
+    session, app = Session(as_json="--json" in arguments), application()
     for word in arguments:
         try:
             check_text(word, "arguments")

@@ -16,11 +16,14 @@ from snaporch.errors import InvalidInput
 from snaporch.model.archive import Exported
 
 _STREAM = "-"
+File = Annotated[str, Parameter(allow_leading_hyphen=True)]  # as otherwise `-` is an option that is not known
 
 
 def _output(session: Session, file: str) -> str | RawIOBase:
     """Return what to write to: a path, or standard output, where then nothing else goes."""
     if file != _STREAM:
+        if file.startswith("-"):
+            raise InvalidInput(f"there is no option {file}; a file of this name is ./{file}")
         return os.path.abspath(file)
     if sys.stdout.isatty():
         raise InvalidInput("standard output is a terminal: name a file, or pipe the archive to a program")
@@ -38,7 +41,7 @@ def _answer(session: Session, done: Exported, file: str) -> Answer:
     return Answer(done, lambda human: human.line(f"{said}, {human.human_size(done.size)}"))
 
 
-async def export(domain: str, name: str, file: str, /, *, session: Here) -> Answer:
+async def export(domain: str, name: str, file: File, /, *, session: Here) -> Answer:
     """Write a snapshot to one file, an archive that another root or host can take over with `import`.
 
     Parameters
@@ -61,7 +64,7 @@ async def export_disk(
     domain: str,
     name: str,
     target: str,
-    file: str,
+    file: File,
     /,
     *,
     format_: Annotated[Literal["qcow2", "raw"], Parameter(name="--format")] = "qcow2",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from snaporch.batch.store import BatchRecord, ItemRecord
     from snaporch.orchestrator import Orchestrator
 
-app = App(name="batch", help="Many snapshots by one plan, a TOML file; see docs/how-to/batches.md.")
+app = App(name="batch", help="Many snapshots by one plan, a TOML file.")
 
 FAILED, STRANDED = 1, 5
 SHOWN = 20  # items that failed

@@ -27,7 +27,7 @@ async def serve(
     log: Literal["json", "console"] | None = None,
     session: Here,
 ) -> Answer:
-    """Own the root and serve it: HTTP over a unix socket, and over TCP when asked; see docs/how-to/service.md.
+    """Own the root and serve it: HTTP over a unix socket, and over TCP when asked.
 
     SIGTERM ends it: operations come to where they can be left, and the next start goes on with them. SIGHUP reads
     the configuration anew.
