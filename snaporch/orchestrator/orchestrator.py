@@ -37,7 +37,7 @@ class Orchestrator(Domains, Snapshots, Cloning, Archives, Upkeep):
     """Everything that snaporch does, on one root directory; `open_orchestrator` makes one.
 
     All methods are coroutines, may be called side by side, and may be cancelled at any time: see each one's
-    guarantee. Errors are `SnaporchError`s.
+    guarantee. Errors are of the class `SnaporchError`.
     """
 
     @property
