@@ -9,6 +9,7 @@ Rules:
 3. A scheduled batch that was interrupted, with the service or the host, goes on at once.
 4. The directory is looked at again and again: new, changed and removed plans need no restart. An invalid plan is
    reported, and the others go on.
+5. What lies ahead of the clock was noted while it was wrong, and counts as now: no plan waits for years to pass.
 
 Time is what `now` says; it is waited for on Trio's clock, in short pieces: a clock may be set, a host may sleep.
 """
@@ -40,6 +41,7 @@ from snaporch.orchestrator import Orchestrator, catalog_of
 _log = structlog.get_logger("snaporch")
 
 LOOK_SECONDS = 30.0
+SET_BACK_SECONDS = 3_600.0  # a clock that goes back by less has its plans wait for so long
 MANY = 1_000  # times that came while a plan ran: no more of them are counted
 
 Stamp = tuple[int, int, int]
@@ -97,6 +99,7 @@ class _Entry:
     outcome: str = ""
     error: str = ""
     failed: tuple[str, ...] = ()
+    since: float = 0.0
     succeeded: float = 0.0
     dropped: int = 0
 
@@ -104,7 +107,7 @@ class _Entry:
         """Return whether a time has passed without success; while it runs, whether another one has, too."""
         if self.plan is None or self.plan.cron is None:
             return True
-        times = [at for _, at in islice(self.plan.cron.after(max(self.stamp[0] / 1e9, self.succeeded)), 2)]
+        times = [at for _, at in islice(self.plan.cron.after(max(self.since, self.succeeded)), 2)]
         return not times or times[-1 if self.running else 0] <= now
 
     def info(self, now: float) -> ScheduleInfo:
@@ -188,6 +191,7 @@ class Scheduler:
     failed: Callable[[str, str], None] = _nobody
     _entries: dict[Path, _Entry] = attrs.field(factory=dict)
     _said: str = ""
+    _seen: float = 0.0
     _wake: trio.Event = attrs.field(factory=trio.Event)
 
     def schedules(self) -> tuple[ScheduleInfo, ...]:
@@ -216,6 +220,7 @@ class Scheduler:
                 with trio.move_on_after(self._idle()):
                     await self._wake.wait()
                 await self._look()
+                await self._check_clock()
 
     def _due(self) -> Iterator[_Entry]:
         now = self.now()
@@ -225,6 +230,25 @@ class Scheduler:
         """Return how long there is nothing to do."""
         times = [entry.due[1] for entry in self._entries.values() if entry.due is not None and not entry.running]
         return max(0.0, min([self.look_every, *(at - self.now() for at in times)]))
+
+    async def _check_clock(self) -> None:
+        """Find out anew when plans are due, where the clock has been set back."""
+        before, self._seen = self._seen, self.now()
+        if self._seen > before - SET_BACK_SECONDS:
+            return
+        _log.warning("the clock was set back: plans are due as it says now", seconds=round(before - self._seen))
+        try:
+            for entry in self._entries.values():
+                if entry.plan is not None and not entry.running:
+                    entry.since = min(entry.since, self._seen)
+                    entry.succeeded = await self._succeeded(entry.plan)
+                    entry.due = await self._first(entry.plan, entry.since)
+        except SnaporchError as error:
+            _log.warning("plans are due as they were", error=str(error))
+            self._seen = before  # and so it is tried again
+
+    async def _succeeded(self, plan: Plan) -> float:
+        return await store.last_success(catalog_of(self.orch), plan.name, self.now())
 
     # --- the directory ----------------------------------------------------------------------------------------
 
@@ -255,9 +279,10 @@ class Scheduler:
             plan = await looked_at(str(entry.path), partial(load_plan, entry.path))
             if any(other.plan and other.plan.name == plan.name for other in self._entries.values()):
                 raise InvalidInput(f"{entry.path}: another file here is plan {plan.name} already")
-            entry.succeeded = await store.last_success(catalog_of(self.orch), plan.name)
+            entry.since = min(entry.stamp[0] / 1e9, self.now())
+            entry.succeeded = await self._succeeded(plan)
             entry.plan = plan
-            entry.due = await self._first(plan, entry.stamp[0] / 1e9)
+            entry.due = await self._first(plan, entry.since)
         except (SnaporchError, OSError) as error:
             entry.error = str(error)
             _log.warning("not a plan that can be scheduled", file=str(entry.path), error=entry.error)
@@ -270,7 +295,8 @@ class Scheduler:
         if cut is not None and cut.due:
             return cut.due, self.now()
         last = await store.last_due(catalog_of(self.orch), plan.name)
-        due = _after(plan, max(written, last.due, last.ended or 0.0) if last else written)
+        since = max(written, last.due, last.ended or 0.0) if last else written
+        due = _after(plan, min(since, self.now()))
         if due is not None and due[1] <= self.now() and plan.schedule.missed is Missed.SKIP:
             _log.warning("a run was missed and is skipped", plan=plan.name, due=due[0])
             return _after(plan, self.now())
@@ -288,7 +314,7 @@ class Scheduler:
             batch = await run_batch(self.orch, entry.plan, due=due, now=self.now, min_free=self.min_free())
             entry.batch, entry.outcome, entry.error = batch.id, str(batch.stage), ""
             entry.failed = await store.failures(catalog_of(self.orch), batch.id)
-            entry.succeeded = await store.last_success(catalog_of(self.orch), name)
+            entry.succeeded = await self._succeeded(entry.plan)
             if batch.stage is not Stage.COMPLETE or batch.problems:
                 reasons = [*entry.failed, *batch.problems]
                 _log.warning("a plan has not done all", plan=name, batch=batch.id, stage=batch.stage, why=reasons)
@@ -308,7 +334,7 @@ class Scheduler:
                 noted = attrs.evolve(batch, problems=(*batch.problems, words))
                 await self._keep(store.save(catalog_of(self.orch), noted))
         # Not from what was due: a cron expression that came due meanwhile has had its run.
-        entry.due, entry.running = _after(entry.plan, max(now, due)), False
+        entry.due, entry.running = _after(entry.plan, max(now, due) if due < now + SET_BACK_SECONDS else now), False
         self._wake.set()
 
     @staticmethod

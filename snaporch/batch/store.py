@@ -302,10 +302,14 @@ async def last_due(catalog: Catalog, name: str) -> BatchRecord | None:
     return loads(row[0], BatchRecord) if row else None
 
 
-async def last_success(catalog: Catalog, name: str) -> float:
-    """Return when a plan's last batch ended that took every snapshot; 0: there is none."""
-    query = "SELECT max(ended) FROM batch WHERE name = ? AND json_extract(record, '$.stage') = ?"
-    row = await catalog.transact(lambda connection: connection.execute(query, (name, Stage.COMPLETE)).fetchone())
+async def last_success(catalog: Catalog, name: str, now: float) -> float:
+    """Return when a plan's last batch ended that took every snapshot; 0: there is none.
+
+    One that has ended after `now` has done so by a clock that was wrong.
+    """
+    query = "SELECT max(ended) FROM batch WHERE name = ? AND json_extract(record, '$.stage') = ? AND ended <= ?"
+    values = (name, Stage.COMPLETE, now)
+    row = await catalog.read(lambda connection: connection.execute(query, values).fetchone())
     return float(row[0] or 0.0)
 
 
@@ -316,7 +320,7 @@ async def failures(catalog: Catalog, batch: str, most: int = 10) -> tuple[str, .
         "ORDER BY position LIMIT ?"
     )
     values = (batch, End.FAILED, End.STRANDED, End.SKIPPED, most)
-    rows = await catalog.transact(lambda connection: connection.execute(query, values).fetchall())
+    rows = await catalog.read(lambda connection: connection.execute(query, values).fetchall())
     return tuple(f"{name}: {error}" for name, error in rows)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from snaporch.catalog.reading import PAGE_BYTES
 from snaporch.catalog.store import Catalog
 
 KEPT = (
@@ -79,22 +80,28 @@ async def changes(catalog: Catalog, after: int, limit: int) -> Changes:
             return Changes((), 0, gap=True)
         query = "SELECT revision, kind, domain, name, gone FROM change WHERE revision > ? ORDER BY revision LIMIT ?"
         rows = connection.execute(query, (after, limit + 1)).fetchall()
-        items = tuple(
-            CatalogChange(number, kind, domain, name, bool(gone), _record(connection, kind, domain, name))
-            for number, kind, domain, name, gone in rows[:limit]
-        )
-        return Changes(items, items[-1].revision if items else after, more=len(rows) > limit)
+        items, size = list[CatalogChange](), 0
+        for number, kind, domain, name, gone in rows[:limit]:
+            text = _text(connection, kind, domain, name)
+            items.append(CatalogChange(number, kind, domain, name, bool(gone), _record(kind, text)))
+            if (size := size + len(text)) >= PAGE_BYTES:
+                break
+        return Changes(tuple(items), items[-1].revision if items else after, more=len(rows) > len(items))
 
     return await catalog.read(work)
 
 
-def _record(connection: sqlite3.Connection, kind: str, domain: str, name: str) -> Mapping[str, Any] | None:
+def _text(connection: sqlite3.Connection, kind: str, domain: str, name: str) -> str:
     query, values = "SELECT record FROM domain WHERE name = ?", (domain,)
     if kind == "snapshot":
         query, values = "SELECT record FROM snapshot WHERE domain = ? AND name = ?", (domain, name)  # type: ignore[assignment]
     row = connection.execute(query, values).fetchone()
-    with suppress(ValueError, TypeError):
-        record = json.loads(row[0]) if row else None
+    return str(row[0]) if row else ""
+
+
+def _record(kind: str, text: str) -> Mapping[str, Any] | None:
+    with suppress(ValueError):
+        record = json.loads(text)
         if isinstance(record, dict):
             return {key: value for key, value in record.items() if key not in _LEFT_OUT[kind]}
     return None

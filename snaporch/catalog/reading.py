@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import trio
+
 from snaporch.errors import UnreadableRecord
 from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord
@@ -18,6 +20,7 @@ from snaporch.model.request import Strategy
 
 T = TypeVar("T")
 
+PAGE_BYTES = 2 << 20  # of records, from which on a page has no more: each names all images under its disks
 _PATH = re.compile(r'"/(?:[^"\\]|\\.)*"')  # a string of JSON that begins as a path does
 
 
@@ -73,22 +76,33 @@ _NAMED = {  # what has records: the domains that they are of, and their names
 }
 
 
-def all_unreadable(connection: sqlite3.Connection, domain: str | None, kind: str | None) -> Iterator[Unreadable]:
-    """See `Catalog.unreadable`."""
+def all_records(
+    connection: sqlite3.Connection, domain: str | None, kind: str | None
+) -> Iterator[tuple[str, type[Any], tuple[str, ...]]]:
+    """Yield what is looked at by `Catalog.unreadable`: what each is, its class, and its row (see `failing`)."""
     for what, (class_, query) in _NAMED.items():
         if kind in {None, what}:
             where = "?1 IS NULL OR owner = ?1"
             rows = connection.execute(f"SELECT * FROM ({query}) WHERE {where} ORDER BY owner, name", (domain,))  # noqa: S608 - no input
-            yield from failing(what, class_, rows)
+            yield from ((what, class_, row) for row in rows)
 
 
-def failing(what: str, kind: type[Any], rows: Iterable[tuple[str, ...]]) -> Iterator[Unreadable]:
+def failing(what: str, kind: type[Any], *rows: tuple[str, ...]) -> Iterator[Unreadable]:
     """Yield what cannot be read of rows of a domain's name, a name, and a record."""
     for owner, name, text in rows:
         try:
             loads(text, kind)
         except UnreadableRecord as error:
             yield Unreadable(what, owner, name, str(error), tuple(sorted(paths_in(text))))
+
+
+async def in_turns(found: Iterable[Iterable[T]]) -> tuple[T, ...]:
+    """Return all that is found, piece by piece, between which others get their turn: a record may be long."""
+    everything: list[T] = []
+    for piece in found:
+        everything += piece
+        await trio.lowlevel.checkpoint()
+    return tuple(everything)
 
 
 def paths_of(text: str) -> Iterable[str]:

@@ -28,8 +28,10 @@ import trio
 from snaporch.catalog.page import Page
 from snaporch.catalog.reading import (
     NO_JSON,
-    all_unreadable,
+    PAGE_BYTES,
+    all_records,
     failing,
+    in_turns,
     past_checkpoints,
     paths_in,
     paths_of,
@@ -81,7 +83,10 @@ class Catalog:
         """
         await trio.lowlevel.checkpoint()
         with _only_text():
-            return work(self._reader)
+            try:
+                return work(self._reader)
+            except sqlite3.Error as error:
+                raise SnaporchError(f"{self.path}: {error}") from error
 
     async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what `work` does in one transaction: all of it, durable on return, or none.
@@ -179,14 +184,15 @@ class Catalog:
             UnreadableRecord: one's record cannot be read: what depends on which image is not known then.
         """
         rows = await self._rows("SELECT name, record FROM snapshot WHERE domain = ? ORDER BY id", domain)
-        return tuple(
-            read_record(text, SnapshotRecord, f"the record of snapshot {name} of {domain}") for name, text in rows
+        what = "the record of snapshot {} of {}"
+        return await in_turns(
+            (read_record(text, SnapshotRecord, what.format(name, domain)),) for name, text in rows
         )
 
     async def readable_snapshots(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """Return those of a domain's snapshots that can be read, oldest first: to be shown."""
         rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? ORDER BY id", domain)
-        return readable(rows, SnapshotRecord)
+        return await in_turns(readable([row], SnapshotRecord) for row in rows)
 
     async def has_snapshot(self, domain: str, name: str) -> bool:
         """Return whether a domain has a snapshot of a name, though its record may be one that cannot be read."""
@@ -212,22 +218,28 @@ class Catalog:
 
     async def snapshots_after(
         self, domain: str, name: str | None, limit: int
-    ) -> tuple[tuple[str, str], ...] | None:
-        """Return names and records (as JSON, as they were written) of no more than `limit` of `snapshots`.
+    ) -> tuple[list[tuple[str, str]], bool] | None:
+        """Return names and records (as JSON, as they were written) of some of `snapshots`, and if there are more.
 
         Args:
             domain: the domain.
             name: of the one before them, or None; where there is none of that name the answer is None.
-            limit: how many.
+            limit: how many at most; fewer where these are large.
         """
 
-        def work(connection: sqlite3.Connection) -> tuple[tuple[str, str], ...] | None:
+        def work(connection: sqlite3.Connection) -> tuple[list[tuple[str, str]], bool] | None:
             query = "SELECT id FROM snapshot WHERE domain = ? AND name = ?"
             last = (0,) if name is None else connection.execute(query, (domain, name)).fetchone()
             if last is None:
                 return None
             query = "SELECT name, record FROM snapshot WHERE domain = ? AND id > ? ORDER BY id LIMIT ?"
-            return tuple(connection.execute(query, (domain, last[0], limit)))
+            rows, found, size = connection.execute(query, (domain, last[0], limit + 1)), list[tuple[str, str]](), 0
+            for row in rows:
+                if len(found) == limit or size >= PAGE_BYTES:
+                    return found, True
+                found.append(row)
+                size += len(row[1])
+            return found, False
 
         return await self.read(work)
 
@@ -359,7 +371,7 @@ class Catalog:
             "(SELECT 1 FROM operation_member WHERE operation = id AND domain = ?)) ORDER BY operation.begun"
         )
         rows = await self._rows(query, domain, domain)
-        return tuple(failing("operation", OperationRecord, rows))
+        return tuple(failing("operation", OperationRecord, *rows))
 
     async def prune_journal(self, before: float, most: int) -> int:
         """Forget operations that ended before an instant, and the oldest of those that ended and are beyond `most`.
@@ -387,7 +399,8 @@ class Catalog:
 
     async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
         """Return what there is of one domain, or of all, whose record cannot be read; see `Unreadable.kind`."""
-        return await self.read(lambda connection: tuple(all_unreadable(connection, domain, kind)))
+        rows = await self.read(lambda connection: list(all_records(connection, domain, kind)))
+        return await in_turns(failing(*row) for row in rows)
 
 
 def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:

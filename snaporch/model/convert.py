@@ -19,7 +19,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,8 +33,12 @@ from cattrs.preconf.json import JsonConverter, make_converter
 from snaporch.errors import InvalidInput, UnreadableRecord
 from snaporch.model.domain import DomainDefinition, faults
 from snaporch.model.formats import FORMATS, KEY, NewerFormat
+from snaporch.model.limits import MOST_ITEMS
 
 T = TypeVar("T")
+
+MOST_NAMED = 20  # mistakes that one error names
+MOST_KEY = 64  # characters of a key in it
 
 
 def _make(*, unknown_keys: bool = False) -> JsonConverter:
@@ -103,6 +107,8 @@ def _from_list(kind: Any) -> Any:
     items = cast("Any", types.GenericAlias(list, (item,)))
 
     def structure(value: Any, _: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) > MOST_ITEMS:
+            raise InvalidInput(f"{len(value):,} items are more than {MOST_ITEMS:,}")
         if not isinstance(value, list | tuple) or (
             item is str and not all(isinstance(each, str) for each in value)
         ):
@@ -243,13 +249,20 @@ def structured(data: Any, kind: type[T], where: str) -> T:
     try:
         return strict.structure(data, kind)
     except (cattrs.BaseValidationError, InvalidInput, TypeError, ValueError, AttributeError) as error:
-        raise InvalidInput("; ".join(cattrs.transform_error(error, where, _in_words))) from None
+        raise InvalidInput(_some(cattrs.transform_error(error, where, _in_words))) from None
+
+
+def _some(words: Sequence[str]) -> str:
+    """Return the first of many mistakes: whoever sends a thousand does not read them."""
+    more = [f"and {len(words) - MOST_NAMED:,} more"] if len(words) > MOST_NAMED else []
+    return "; ".join([*words[:MOST_NAMED], *more])
 
 
 def _in_words(error: BaseException, type_: Any) -> str:
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl)]
-        return "; ".join(_unknown(key, known) for key in sorted(error.extra_fields))
+        keys = sorted(error.extra_fields)
+        return _some([*(_unknown(key[:MOST_KEY], known) for key in keys[:MOST_NAMED]), *keys[MOST_NAMED:]])
     if isinstance(error, KeyError):
         return f"{error} is missing"
     if isinstance(error, json.JSONDecodeError):

@@ -10,8 +10,8 @@ from snaporch.model.domain import DomainDefinition
 from snaporch.model.names import check_name
 
 # Compared without regard to case: a file system may make no difference either.
-_DIRECTORIES = frozenset({"plans", "locks", "reports", "run", "archives"})
-_FILES = re.compile(r"(catalog\.sqlite3|tokens\.|reserve\.|service\.(toml|sock|lock)).*", re.IGNORECASE)
+DIRECTORIES = frozenset({"plans", "locks", "reports", "run", "archives"})
+_FILES = re.compile(r"(catalog\.sqlite3|tokens\.|reserve\.|hooks\.toml|service\.(toml|sock|lock)).*", re.IGNORECASE)
 # Below a domain's directory: the directories of its processes, with their sockets, and their log.
 _OF_A_DOMAIN = re.compile(r"run-.*|qemu\.log|.*\.sock|.*\.pid", re.IGNORECASE)
 
@@ -39,7 +39,7 @@ def check_domain_name(name: str) -> str:
 
 def is_reserved(name: str) -> bool:
     """Return whether an entry of the root is, or may become, one of snaporch's own."""
-    return name.casefold() in _DIRECTORIES or _FILES.fullmatch(name) is not None or name.startswith(".")
+    return name.casefold() in DIRECTORIES or _FILES.fullmatch(name) is not None or name.startswith(".")
 
 
 def check_in_root(inside: PurePath, domain: str, what: str) -> None:

@@ -25,7 +25,8 @@ async def adopt(service: Service) -> None:
         if not domains.issuperset(record.domains):
             domains.update(record.domains)
             work = partial(_recover, service, record)
-            service.jobs.submit(Job(record.kind, record.domains, record.subject, ADOPTED, work, id=record.id))
+            job = Job(record.kind, record.domains, record.subject, ADOPTED, work, id=record.id)
+            service.jobs.submit(job, own=True)
 
 
 async def _recover(service: Service, record: OperationRecord) -> Any:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from snaporch.batch.schedule import ScheduleInfo
 from snaporch.catalog.changes import Changes, newest
 from snaporch.catalog.changes import changes as changes_after
+from snaporch.catalog.reading import in_turns
 from snaporch.engine.run import name_next
 from snaporch.errors import Forbidden, InvalidInput, OperationFailed, UnreadableRecord
 from snaporch.model import documents
@@ -155,23 +156,25 @@ async def snapshots(call: Call) -> Response:
     """List the snapshots of a domain, oldest first."""
     catalog, limit, after = catalog_of(call.service.orchestrator), limit_of(call), call.query.get("after")
     await catalog.domain(call.domain)
-    rows = await catalog.snapshots_after(call.domain, after, limit + 1)
-    if rows is None:
+    found = await catalog.snapshots_after(call.domain, after, limit)
+    if found is None:
         raise no_cursor(after)
-    part = rows[:limit]
-    told = [found for _, text in part if (found := _snapshot(text))]
-    return json_page(told, part[-1][0] if len(rows) > limit else None)
+    rows, more = found
+    told = await in_turns(
+        _snapshot(text) if len(text) <= SHORT else _snapshot.__wrapped__(text) for _, text in rows
+    )
+    return json_page(told, rows[-1][0] if more else None)
 
 
 @lru_cache(maxsize=1_000)
-def _snapshot(text: str) -> str:
+def _snapshot(text: str) -> tuple[str, ...]:
     """Return a record as it is told: what was written by an older version has all that is told today, too.
 
     One that cannot be read is nothing here; ``/v1/unreadable`` tells of it.
     """
     with suppress(UnreadableRecord):
-        return dumps(loads(text, SnapshotRecord))
-    return ""
+        return (dumps(loads(text, SnapshotRecord)),)
+    return ()
 
 
 async def snapshot(call: Call) -> SnapshotRecord:
@@ -231,8 +234,7 @@ async def doctor(call: Call) -> dict[str, Any]:
     """Say what this host, and a domain, can do, and what prevents the rest; for a viewer nothing is measured."""
     measure = call.caller.role is not None and call.caller.role >= Role.OPERATOR
     measure = measure and call.query.get("measure") != "false"
-    async with call.service.doctors:
-        return await call.service.orchestrator.doctor(call.query.get("domain"), measure=measure)
+    return await call.service.orchestrator.doctor(call.query.get("domain"), measure=measure)
 
 
 async def unreadable(call: Call) -> tuple[Unreadable, ...]:
@@ -248,7 +250,10 @@ async def schedules(call: Call) -> tuple[ScheduleInfo, ...]:
 
 async def changes(call: Call) -> Changes:
     """List what has changed in the catalog after a revision, oldest first; with `wait`, as soon as it has."""
-    catalog, after = catalog_of(call.service.orchestrator), int(call.number("after", 0, MOST_REVISIONS))
+    catalog = catalog_of(call.service.orchestrator)
+    if call.query.get("after") == "now":
+        return Changes((), await newest(catalog))
+    after = int(call.number("after", 0, MOST_REVISIONS))
     wait, limit = call.number("wait", 0, WAIT_SECONDS), limit_of(call)
     with trio.move_on_after(wait):
         while await newest(catalog) == after and not call.service.feed.draining:  # noqa: ASYNC110 - see below
@@ -264,6 +269,7 @@ async def whoami(call: Call) -> dict[str, str | None]:
 
 
 LOOK_SECONDS = 0.25
+SHORT = 16_384  # characters of a record that is kept as it is told
 MOST_REVISIONS = 2.0**53
 
 _DOMAIN = "/v1/domains/{domain}"
@@ -274,7 +280,7 @@ _SOME = ("domain", "outcome", "since", *_PAGED)
 V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741 - the width of a column
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/v1/domains", V, domains, answer=DomainInfo, page=True, query=_PAGED),
+    Route("GET", "/v1/domains", V, domains, answer=DomainInfo, page=True, query=_PAGED, long=True),
     Route("POST", "/v1/domains", A, define, DomainDefinition, DomainRecord),
     Route("GET", _DOMAIN, V, domain, answer=DomainInfo),
     Route("DELETE", _DOMAIN, A, undefine, status=204, query=("discard",)),
@@ -286,7 +292,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{_DOMAIN}/pause", O, pause, answer=DomainInfo),
     Route("POST", f"{_DOMAIN}/resume", O, resume, answer=DomainInfo),
     Route("PUT", f"{_DOMAIN}/tags", O, tag, shapes.Tags, DomainInfo),
-    Route("GET", f"{_DOMAIN}/snapshots", V, snapshots, answer=SnapshotRecord, page=True, query=_PAGED),
+    Route("GET", f"{_DOMAIN}/snapshots", V, snapshots, answer=SnapshotRecord, page=True, query=_PAGED, long=True),
     Route("POST", f"{_DOMAIN}/snapshots", O, create, shapes.Create, OperationStatus, status=202, query=("wait",)),
     Route("POST", _GROUPS, O, create_group, shapes.CreateGroup, OperationStatus, status=202, query=("wait",)),
     Route(
@@ -317,22 +323,25 @@ ROUTES: tuple[Route, ...] = (
         shapes.DeleteGroup,
         dict[str, MergePlan],
         only_reads=True,
+        long=True,
     ),
     Route("GET", _SNAPSHOT, V, snapshot, answer=SnapshotRecord),
-    Route("GET", f"{_SNAPSHOT}/intact", V, intact, answer=dict[str, bool]),
+    Route("GET", f"{_SNAPSHOT}/intact", V, intact, answer=dict[str, bool], long=True),
     Route("PUT", f"{_SNAPSHOT}/pin", O, pin, shapes.Pin, SnapshotRecord),
     Route("POST", f"{_SNAPSHOT}/edit", O, edit, shapes.Edit, SnapshotRecord),
     Route("POST", f"{_SNAPSHOT}/revert", O, revert, shapes.Revert, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_SNAPSHOT}/clone", O, clone, shapes.Clone, OperationStatus, status=202, query=("wait",)),
-    Route("GET", f"{_DOMAIN}/clones", V, clones, answer=dict[str, list[str]]),
+    Route("GET", f"{_DOMAIN}/clones", V, clones, answer=dict[str, list[str]], long=True),
     Route("POST", f"{_SNAPSHOT}/verify", O, verify, shapes.Verify, OperationStatus, status=202, query=("wait",)),
     Route("POST", f"{_DOMAIN}/delete", O, delete, shapes.Delete, OperationStatus, status=202, query=("wait",)),
-    Route("POST", f"{_DOMAIN}/delete/plan", V, plan_delete, shapes.Delete, MergePlan, only_reads=True),
+    Route("POST", f"{_DOMAIN}/delete/plan", V, plan_delete, shapes.Delete, MergePlan, only_reads=True, long=True),
     Route("POST", f"{_DOMAIN}/flatten", O, flatten, shapes.Flatten, OperationStatus, status=202, query=("wait",)),
-    Route("POST", f"{_DOMAIN}/flatten/plan", V, plan_flatten, shapes.Flatten, MergePlan, only_reads=True),
+    Route(
+        "POST", f"{_DOMAIN}/flatten/plan", V, plan_flatten, shapes.Flatten, MergePlan, only_reads=True, long=True
+    ),
     Route("PUT", f"{_DOMAIN}/depth", O, depth, shapes.Depth, DomainInfo),
-    Route("GET", f"{_DOMAIN}/tree", V, tree, answer=list[Any]),
-    Route("GET", f"{_DOMAIN}/estimate", O, estimate, answer=Estimate, query=("strategy",)),
+    Route("GET", f"{_DOMAIN}/tree", V, tree, answer=list[Any], long=True),
+    Route("GET", f"{_DOMAIN}/estimate", O, estimate, answer=Estimate, query=("strategy",), long=True),
     Route(
         "GET",
         "/v1/operations",
@@ -347,9 +356,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/operations/{id}/give-up", A, give_up, shapes.GiveUp, GivenUp),
     Route("POST", "/v1/recover", A, recover, shapes.Recover, OperationStatus, status=202, query=("wait",)),
     Route("POST", "/v1/fsck", A, fsck, shapes.Fsck, OperationStatus, status=202, query=("wait",)),
-    Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain", "kind")),
-    Route("GET", "/v1/discover", A, discover, answer=list[Discovered], query=("driver",)),
-    Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain", "measure")),
+    Route("GET", "/v1/unreadable", V, unreadable, answer=list[Unreadable], query=("domain", "kind"), long=True),
+    Route("GET", "/v1/discover", A, discover, answer=list[Discovered], query=("driver",), long=True),
+    Route("GET", "/v1/doctor", V, doctor, answer=dict[str, Any], query=("domain", "measure"), long=True),
     Route("GET", "/v1/schedules", V, schedules, answer=list[ScheduleInfo]),
     Route("GET", "/v1/changes", V, changes, answer=Changes, query=("after", "wait", "limit")),
     Route("GET", "/v1/whoami", V, whoami, answer=dict[str, str]),

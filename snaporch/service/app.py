@@ -26,12 +26,15 @@ from snaporch.model.convert import dumps, structured
 from snaporch.service.api import ROUTES
 from snaporch.service.browser import Dashboard, check_origin
 from snaporch.service.call import Call, Route
+from snaporch.service.feed import is_number
 from snaporch.service.openapi import document
 from snaporch.service.problems import MEDIA_TYPE, problem
 from snaporch.service.roles import Caller, Role, connected_peer, identify
 from snaporch.service.service import Service
 
 BODY_SECONDS = 30.0  # for a request's body to arrive
+MOST_KEY = 255  # characters of an idempotency key
+MOST_TOLD = 500  # characters of a path, or of an error, in the audit log
 BEAT_SECONDS = 15.0  # between comments on an event stream that has nothing to say: who is gone is found out so
 # Between two writes to one follower; what has happened meanwhile goes in one. Many are written to less often each:
 # all writes together take no more than a part of our time.
@@ -58,7 +61,8 @@ def make_app(service: Service) -> ASGIApp:
         return _json('{"ready":true}')
 
     async def metrics(request: Request) -> Response:
-        text, media_type = await service.metrics.text(request.headers.get("accept", ""))
+        async with service.a_turn(request.state.caller):
+            text, media_type = await service.metrics.text(request.headers.get("accept", ""))
         return Response(text, media_type=media_type)
 
     for path, role, answer in (
@@ -121,8 +125,8 @@ def _guarded(service: Service, role: Role | None, answering: Answering) -> Calla
 
 
 def _note(service: Service, request: Request, caller: Caller, status: int, error: str | None) -> None:
-    more = {"error": error} if error else {}
-    service.audit(caller, f"{request.method} {request.url.path}", status, **more)
+    more = {"error": error[:MOST_TOLD]} if error else {}
+    service.audit(caller, f"{request.method} {request.url.path}"[:MOST_TOLD], status, **more)
 
 
 def _secret(request: Request) -> str:
@@ -158,9 +162,9 @@ async def _defect(_: Request, error: Exception) -> Response:
 
 async def _answer(service: Service, row: Route, request: Request) -> Response:
     """Answer a request; if its client goes away, waiting and reading end."""
-    raw = b"" if request.method == "GET" else await _body(request, service.config.body_bytes)
+    raw = b"" if request.method in _READING else await _body(request, service.config.body_bytes)
     gone, ends, found = trio.Event(), trio.Event(), None
-    reads = request.method == "GET" or row.only_reads
+    reads = request.method in _READING or row.only_reads
 
     async def until_gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -185,6 +189,8 @@ async def _answered(
     service: Service, row: Route, request: Request, raw: bytes, client: tuple[trio.Event, trio.Event]
 ) -> Response:
     key = request.headers.get("idempotency-key", "")
+    if len(key) > MOST_KEY:
+        raise InvalidInput(f"Idempotency-Key: {len(key):,} characters are more than {MOST_KEY}")
     call = Call(
         service,
         request.state.caller,
@@ -195,7 +201,11 @@ async def _answered(
         _fingerprint(request, raw) if key else "",
         *client,
     )
-    found = await row.handler(call)
+    if row.long:
+        async with service.a_turn(call.caller):
+            found = await row.handler(call)
+    else:
+        found = await row.handler(call)
     if isinstance(found, Response):
         return found
     if row.status == 204:  # noqa: PLR2004 - HTTP's number
@@ -218,7 +228,7 @@ async def _body(request: Request, most: int) -> bytes:
     """
     too_large = TooLarge(f"the body is larger than {most:,} bytes, which is all that the service takes")
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > most:
+    if not is_number(declared) or int(declared) > most:
         raise too_large
     body = bytearray()
     with trio.move_on_after(BODY_SECONDS) as scope:
@@ -250,7 +260,7 @@ def _parsed(raw: bytes, kind: Any) -> Any:
 
 def _events(service: Service, request: Request) -> Response:
     caller: Caller = request.state.caller
-    if service.streams >= service.config.streams:
+    if service.streams >= service.config.streams and not caller.own:
         raise Unavailable(f"{service.streams} clients follow events, which is as many as may; try again later")
     last = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
     return EventStream(service, caller, last, request.query_params.get("domain"))

@@ -112,6 +112,7 @@ class Route:
         status: of the answer.
         query: names of parameters.
         only_reads: nothing is changed, though it is a POST.
+        long: it takes time of a CPU, or of a disk: few of one caller's work at once.
     """
 
     method: str
@@ -124,6 +125,7 @@ class Route:
     status: int = 200
     query: tuple[str, ...] = ()
     only_reads: bool = False
+    long: bool = False
 
 
 def json_page(items: Sequence[str], following: str | None) -> Response:

@@ -24,6 +24,7 @@ async def check_definition(definition: DomainDefinition, confinement: Confinemen
     if not local and (definition.emulator or definition.extra_args):
         raise Forbidden("emulator and extra_args can run any program: they are accepted over the unix socket only")
     images = {f"disk {disk.target}": disk.format for disk in definition.disks}
+    images |= {"nvram": definition.nvram.format} if definition.nvram else {}
     for what, path in paths_of(definition).items():
         if format_ := images.get(what):
             await _looked(path, partial(confinement.check_image, path, format_, definition.name, what))

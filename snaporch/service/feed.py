@@ -20,7 +20,13 @@ from snaporch.model.convert import dumps
 from snaporch.model.record import Event
 
 CAPACITY = 10_000  # events, of about 300 bytes
+MOST_DIGITS = 20
 GAP, DRAINING = "gap", "draining"
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text from outside is a whole number of a size that anything here has."""
+    return len(text) <= MOST_DIGITS and text.isdecimal()
 
 
 @attrs.frozen
@@ -80,7 +86,7 @@ class Feed:
         follower = Follower(self, self._next, domain)
         if last is not None:
             boot, _, number = last.partition("-")
-            if boot == self.boot and number.isdecimal() and int(number) < self._next:
+            if boot == self.boot and is_number(number) and int(number) < self._next:
                 follower.position = int(number) + 1
             else:
                 follower.lost = True

@@ -211,8 +211,14 @@ class Jobs:
         check_same(key, first, request)
         return job
 
-    def submit(self, job: Job, *, key: str = "", request: str = "") -> Job:
+    def submit(self, job: Job, *, key: str = "", request: str = "", own: bool = False) -> Job:
         """Take a job; returns at once.
+
+        Args:
+            job: the job.
+            key: the idempotency key that it was sent with.
+            request: what was asked.
+            own: root asks, or the service itself: others' jobs are no reason to refuse it.
 
         Raises:
             Unavailable: the service stops, or its queue is full.
@@ -221,7 +227,7 @@ class Jobs:
         if self.closing:
             raise Unavailable("the service is stopping; try again when it has started again")
         others = list(self.active())
-        if len(others) >= self.queued + int(self.limiter.total_tokens):
+        if len(others) >= self.queued + int(self.limiter.total_tokens) and not own:
             raise Unavailable(f"{len(others)} operations run or wait, which is as many as may; try again later")
         for other in others:
             if set(other.domains) & set(job.domains) and not job.waits:

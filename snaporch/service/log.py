@@ -8,10 +8,30 @@ import queue
 import threading
 import time
 
-LINES = 10_000  # that wait to be written; what comes beyond is lost, and counted
+BYTES = 16 << 20  # that wait to be written; lines beyond that are lost, and counted
 FAREWELL_SECONDS = 1.0  # at the end, for what waits still
 
 _END = b""
+
+
+class _Lines(queue.Queue[bytes]):
+    """A queue whose size is that of its lines in bytes, and one for each."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._size = 0
+
+    def _qsize(self) -> int:
+        return self._size
+
+    def _put(self, item: bytes) -> None:
+        super()._put(item)
+        self._size += len(item) + 1
+
+    def _get(self) -> bytes:
+        line: bytes = super()._get()
+        self._size -= len(line) + 1
+        return line
 
 
 class LogWriter:
@@ -26,7 +46,7 @@ class LogWriter:
         self._fd = fd
         self._told = 0
         self._begun = ""
-        self._lines: queue.Queue[bytes] = queue.Queue(LINES)
+        self._lines = _Lines(BYTES)
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
         atexit.register(self.close)

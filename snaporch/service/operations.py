@@ -213,7 +213,7 @@ async def _begin(
         new = Job(kind, domains, subject, by, work, waits=waits)
         if call.key:
             new.work = partial(_kept_first, call, new.id, work)
-        job = jobs.submit(new, key=call.key, request=call.request)
+        job = jobs.submit(new, key=call.key, request=call.request, own=call.caller.own)
     await call.wait_for(job.over if "wait" in call.query else job.under_way, wait)
     if job.error is not None:
         raise job.error

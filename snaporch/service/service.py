@@ -28,7 +28,7 @@ from snaporch.service.roles import TOKENS, Caller, Tokens
 from snaporch.service.webhooks import Alert, Webhooks
 
 PLANS = "plans"
-DOCTORS = 2
+TURNS = 2  # of a caller's requests that take long
 JOURNAL_EVERY_SECONDS = 3_600.0
 
 _log = structlog.get_logger("snaporch.service")
@@ -51,7 +51,6 @@ class Service:
         scheduler: runs plans when they are due; None where there is no directory of them.
         streams: followers at present.
         waits: shutdowns that wait for their guests, by the ids of their operations.
-        doctors: lets few examine at once: it takes time of a CPU.
     """
 
     orchestrator: Orchestrator
@@ -65,8 +64,8 @@ class Service:
     scheduler: Scheduler | None = None
     streams: int = 0
     waits: dict[str, trio.CancelScope] = attrs.field(factory=dict)
-    doctors: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(DOCTORS))
     _asking: Counter[str] = attrs.field(factory=Counter)
+    _turns: dict[str, trio.CapacityLimiter] = attrs.field(factory=dict)
 
     @contextmanager
     def asking(self, caller: Caller, *, at_all_costs: bool = False) -> Iterator[None]:
@@ -91,6 +90,12 @@ class Service:
             self._asking[caller.name] -= 1
             if not self._asking[caller.name]:
                 del self._asking[caller.name]
+
+    @asynccontextmanager
+    async def a_turn(self, caller: Caller) -> AsyncIterator[None]:
+        """Run the body beside few others of the same caller; nobody waits for those of another."""
+        async with self._turns.setdefault(caller.name, trio.CapacityLimiter(TURNS)):
+            yield
 
     @property
     def confinement(self) -> Confinement:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -52,9 +52,11 @@ def write(
 
 
 @asynccontextmanager
-async def scheduled(estate: Estate, directory: Path, look_every: float = 30.0) -> AsyncIterator[Scheduler]:
+async def scheduled(
+    estate: Estate, directory: Path, look_every: float = 30.0, clock: Callable[[], float] = now
+) -> AsyncIterator[Scheduler]:
     """Let plans run for as long as the body takes."""
-    scheduler = Scheduler(estate.orch, directory, now, look_every)
+    scheduler = Scheduler(estate.orch, directory, clock, look_every)
     async with trio.open_nursery() as nursery:
         await nursery.start(scheduler.run)
         yield scheduler
@@ -113,6 +115,33 @@ async def test_no_overlap(tmp_path: Path, autojump_clock: MockClock, virtual_tim
     assert len(ended) == 3
     assert all(b.begun >= (a.ended or 0) for a, b in pairwise(found))
     assert [round((b.due - a.due) / HOUR) for a, b in pairwise(found)] == [2] * (len(found) - 1)
+
+
+async def test_a_clock_that_was_wrong(tmp_path: Path, autojump_clock: MockClock, virtual_time: Virtual) -> None:
+    """A clock that was years ahead and is set right has no plan wait for these years, here and after a restart."""
+    plans, ahead = tmp_path / "plans", 3 * 365 * DAY
+
+    async def in_time() -> int:
+        return sum(batch.due <= now() for batch in await batches(estate))
+
+    async with open_estate(tmp_path / "root", 1) as estate:
+        write(plans, "daily", "0 3 * * *", written=now() + ahead)
+        async with scheduled(estate, plans, clock=lambda: now() + ahead) as scheduler:
+            await trio.sleep(2 * DAY)
+            assert len(await batches(estate)) == 2
+            ahead = 0.0
+            with capture_logs() as lines:
+                await trio.sleep(HOUR)
+            assert any("set back" in line["event"] for line in lines)
+            (info,) = scheduler.schedules()
+            assert info.next is not None
+            assert now() < info.next <= now() + DAY
+            assert (info.succeeded, info.overdue) == (0.0, False)  # what lies ahead is no success of today's
+            await trio.sleep(2 * DAY)
+            assert await in_time() == 2
+        async with scheduled(estate, plans):  # the newest batch that it knows of is years ahead
+            await trio.sleep(DAY)
+        assert (await in_time(), len(await batches(estate))) == (3, 5)
 
 
 async def test_it_goes_on_with_what_was_cut_short(

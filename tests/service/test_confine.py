@@ -82,7 +82,11 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 @pytest.mark.parametrize(
-    "name", ["plans", "locks", "LOCKS", "service.toml", "service.sock", "tokens.json", "catalog.sqlite3-wal"]
+    "name",
+    [
+        *("plans", "locks", "LOCKS", "service.toml", "service.sock", "tokens.json", "catalog.sqlite3-wal"),
+        *("hooks.toml", "Hooks.TOML", "hooks.toml.bak"),
+    ],
 )
 async def test_names_of_the_root(place: Place, name: str) -> None:
     """No domain is called as something that the root keeps: its directory would be that."""
@@ -90,6 +94,8 @@ async def test_names_of_the_root(place: Place, name: str) -> None:
         await place.orch.define(DomainDefinition(name))
     with pytest.raises(InvalidInput, match="cannot be called"):
         await place.orch.attach(name, "/nowhere")
+    asked = await place.http.post("/v1/domains/d/snapshots/s/clone", json={"new": name})  # which an operator may
+    assert asked.status_code == 422
 
 
 async def test_an_image_that_a_definition_names(place: Place, tmp_path: Path) -> None:
@@ -156,6 +162,59 @@ async def test_the_roots_own_paths(place: Place) -> None:
         assert (await place.define(path)).status_code in {403, 422}, path
     Path(place.image("x.qcow2")).rename(place.root / "d" / "x.qcow2")
     assert (await place.define(str(place.root / "d" / "x.qcow2"))).status_code == 200
+
+
+async def test_the_roots_own_files_by_another_name(place: Place) -> None:
+    """No name that a link or a mount gives to a file or directory of the root leads there."""
+    (place.root / "plans").mkdir(exist_ok=True)
+    for name in ("hooks.toml", "certificate.pem", "plans/x.toml"):
+        (place.root / name).touch()
+    (place.images / "linked").hardlink_to(place.root / "hooks.toml")
+    (place.images / "pem").hardlink_to(place.root / "certificate.pem")
+    mounted = [("file", "hooks.toml"), ("directory", "plans"), ("all", ".")]
+    (place.images / "file").touch()
+    for name in ("directory", "all"):
+        (place.images / name).mkdir()
+    try:
+        for name, what in mounted:
+            subprocess.run(["mount", "--bind", str(place.root / what), str(place.images / name)], check=True)
+        for name in (
+            "linked",
+            "pem",
+            "file",
+            "directory/new.toml",
+            "directory/x.toml",
+            "all/hooks.toml",
+            "all/new.toml",
+        ):
+            path = str(place.images / name)
+            with pytest.raises(InvalidInput):
+                await place.orch.define(DomainDefinition("d", serial=path))
+            answer = await place.http.post("/v1/domains", json={"name": "d", "serial": path})
+            assert answer.status_code == 422, (name, answer.text)
+    finally:
+        for name, _ in mounted:
+            subprocess.run(["umount", str(place.images / name)], check=False)
+    assert (
+        await place.http.post("/v1/domains", json={"name": "d", "serial": str(place.images / "s")})
+    ).status_code == 200
+
+
+async def test_a_variable_store_is_an_image(place: Place, tmp_path: Path) -> None:
+    """What `[nvram]` names is confined as a disk is: the path, and every link below it."""
+    outside = tmp_path / "outside.raw"
+    outside.write_bytes(bytes(2**20))
+    bad = [
+        str(outside),
+        str(place.root / "plans" / "x.toml"),
+        place.image("vars.qcow2", "-b", str(outside), "-F", "raw"),
+        place.image("shadow.qcow2", "-b", "/etc/shadow", "-F", "raw"),
+    ]
+    for path in bad:
+        store = {"path": path, "format": "qcow2" if path.endswith("qcow2") else "raw"}
+        answer = await place.http.post("/v1/domains", json={"name": "d", "firmware": "uefi", "nvram": store})
+        assert answer.status_code in {403, 422}, (path, answer.text)
+        assert "outside the directories" in answer.text or "in the root" in answer.text, answer.text
 
 
 async def test_the_roots_own_paths_in_a_create(place: Place) -> None:

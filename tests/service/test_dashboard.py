@@ -320,6 +320,23 @@ def test_on_a_phone(context: BrowserContext, site: Site) -> None:
     expect(page.get_by_role("navigation")).to_be_visible()
 
 
+def test_what_others_do(context: BrowserContext, site: Site) -> None:
+    """What another process changes in the catalog is shown by the list of changes: nothing else is listed anew."""
+    have_a_snapshot(site)
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url.removeprefix(site.url)))
+    page = entered(context, site.viewer)
+    last = names(site)[-1]
+    expect(row(page, last)).to_be_visible()
+    lists = [url for url in asked if "limit=1000" in url and "changes" not in url]
+    site.program.answer("edit", NAME, last, "--name", "renamed", "--description", "by another")
+    expect(row(page, "renamed")).to_contain_text("by another")
+    expect(row(page, last)).to_have_count(0)
+    assert [url for url in asked if "limit=1000" in url and "changes" not in url] == lists
+    site.program.answer("edit", NAME, "renamed", "--name", last)
+    expect(row(page, last)).to_be_visible()
+
+
 def test_who_is_let_in(context: BrowserContext, site: Site) -> None:
     """A wrong token is told so; a viewer sees all and is offered nothing to change; leaving forgets the token."""
     page = context.new_page()

@@ -71,7 +71,7 @@ async def test_broken_tokens(lab: Lab) -> None:
 
 def test_a_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines for a full pipe are dropped and counted; when it is read, what was lost is said."""
-    monkeypatch.setattr(log, "LINES", 10)
+    monkeypatch.setattr(log, "BYTES", 10_000)
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     writer = log.LogWriter(write)
@@ -344,7 +344,11 @@ async def test_changes(tmp_path: Path) -> None:
                         names = [f"n{restart}{number}" for number in range(3)]
                         for name in names:
                             await orch.create("web1", DomainSnapshot(name), CreateFlag.LIVE)
+                        await orch.clone("web1", names[1], "copy")
                         await follow(http)
+                        assert inventory["domain", "copy", ""]["origin"]["name"] == names[1]
+                        await orch.destroy("copy")
+                        await orch.undefine("copy", discard=True)
                         await orch.delete("web1", names[0])
                         await orch.define(DomainDefinition("new", driver="simulated"))
                         await orch.undefine("new")
@@ -355,6 +359,8 @@ async def test_changes(tmp_path: Path) -> None:
                         assert [at for at in inventory if at[0] == "domain"] == [("domain", "web1", "")]
                         assert all("images" not in record for record in inventory.values())
                         assert (await http.get("/v1/changes?after=99999999")).json()["gap"]
+                        present = (await http.get("/v1/changes?after=now")).json()
+                        assert (present["items"], present["revision"]) == ([], revision)
                         async with trio.open_nursery() as nursery:
                             nursery.start_soon(partial(follow, http, wait=60))
                             await orch.tag("web1", [f"t{restart}"])

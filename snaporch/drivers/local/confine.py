@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import attrs
 
 from snaporch.drivers.local import walk
 from snaporch.drivers.local.lineage import Link, Unread, lineage
 from snaporch.errors import Forbidden, InvalidInput
-from snaporch.model.reserved import check_in_root, is_reserved
+from snaporch.model.reserved import DIRECTORIES, check_in_root, is_reserved
 
 
 def within_root(root: str, path: str) -> PurePath | None:
@@ -42,21 +43,26 @@ def check_own(root: str, domain: str, path: str, what: str) -> None:
     """
     if (inside := within_root(root, path)) is not None:
         check_in_root(inside, domain, what)
-    try:
-        status = os.stat(path)
-    except OSError:
-        return
-    if status.st_nlink > 1 and (status.st_dev, status.st_ino) in _controls(root):
-        raise InvalidInput(f"{what}: {path} is one of the root's own files under another name")
+    controls, real = _controls(root), PurePath(os.path.realpath(path))
+    for place in (real, *real.parents):
+        with suppress(OSError):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in controls:
+                raise InvalidInput(f"{what}: {path} is one of the root's own files under another name")
 
 
 def _controls(root: str) -> set[tuple[int, int]]:
+    """Return what is the root's own, by its identity: a link or a mount may give it any name.
+
+    That is all that is in the root and is no directory, and the directories of control files.
+    """
     found = set()
-    for place in (Path(root), Path(root, "plans"), Path(root, "locks")):
-        for entry in os.scandir(place) if place.is_dir() else ():
-            if is_reserved(entry.name) or place.name in {"plans", "locks"}:
-                status = entry.stat(follow_symlinks=False)
-                found.add((status.st_dev, status.st_ino))
+    for place in (root, *(os.path.join(root, name) for name in DIRECTORIES)):
+        with suppress(OSError):
+            for entry in os.scandir(place):
+                if place != root or is_reserved(entry.name) or not entry.is_dir(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    found.add((status.st_dev, status.st_ino))
     return found
 
 

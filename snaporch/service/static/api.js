@@ -58,8 +58,8 @@ export class Api {
     throw new Problem(response.status, problem.detail || problem.title || `The service answers with ${response.status}.`);
   }
 
-  async #get(url) {
-    return (await this.#fetch(url)).json();
+  async #get(url, options) {
+    return (await this.#fetch(url, options)).json();
   }
 
   /** All items of a list, page by page. */
@@ -80,6 +80,10 @@ export class Api {
 
   whoami = () => this.#get(at("whoami"));
   domains = () => this.#all(at("domains"));
+  domain = (name) => this.#get(at("domains", name));
+  snapshot = (domain, name) => this.#get(at("domains", domain, "snapshots", name));
+  /** What has changed in the catalog after a revision, as soon as something has; after "now": the present one. */
+  changes = (after, signal) => this.#get(`${at("changes")}?after=${after}&wait=${PATIENCE}&limit=${PAGE}`, { signal });
   snapshots = (domain) => this.#all(at("domains", domain, "snapshots"));
   /** The newest operations, of one domain or all; and those that run, however old they are. */
   operations = async (domain) => {
