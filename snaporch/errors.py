@@ -35,6 +35,7 @@ people: what happened, why, and what to do.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 __all__ = [
@@ -316,3 +317,25 @@ class OutcomeUnknown(HypervisorError):
         self.label = label
         self.command = command
         self.seconds = seconds
+
+
+_NO_MORE = {
+    errno.EAGAIN: "processes",
+    errno.EMFILE: "open files",
+    errno.ENFILE: "open files",
+    errno.ENOMEM: "memory",
+}
+
+
+def exhausted(error: BaseException) -> Unavailable | None:
+    """Return the error that says what this host has no more of for snaporch; None: `error` is of another kind."""
+    more = _NO_MORE.get(error.errno or 0) if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError):
+        more = "memory"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        more = "threads"
+    if more is None:
+        return None
+    return Unavailable(
+        f"this host has no more {more} for snaporch ({error}): see `ulimit -a`, and what takes them; then try again"
+    )

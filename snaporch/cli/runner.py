@@ -24,7 +24,7 @@ import trio
 from snaporch.cli.output import INTERRUPTED, error_document, print_answer, print_document
 from snaporch.cli.session import Answer, Session
 from snaporch.engine.run import leaves
-from snaporch.errors import OperationFailed, SnaporchError, Stranded
+from snaporch.errors import OperationFailed, SnaporchError, Stranded, exhausted
 
 WRONG_USE = 2
 DEBUG_VERBOSITY = 2
@@ -90,7 +90,7 @@ def report(session: Session, error: BaseException) -> int:
     if isinstance(cause, KeyboardInterrupt):
         cause = Interrupted("interrupted")
     if not isinstance(cause, SnaporchError):
-        cause = SnaporchError(
+        cause = exhausted(cause) or SnaporchError(
             f"{_unexpected(cause)}: a defect in snaporch; -vv shows where, and `snaporch operations` what it left"
         )
     session.say("snaporch: " + " ".join(str(cause).split()))

@@ -116,8 +116,8 @@ class Context:
                 yield
         except OSError as error:
             what = f"{running} of {operation.who} failed".replace("  ", " ")
-            words = error.strerror or str(error)
-            raise OperationFailed(f"{what}: {words} ({error.filename}); nothing was touched") from error
+            words = (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
+            raise OperationFailed(f"{what}: {words}; nothing was touched") from error
         finally:
             at_work.discard(operation.id)
 

@@ -21,7 +21,7 @@ from starlette.routing import Route as Path_
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from snaporch.engine.run import leaves
-from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable
+from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable, exhausted
 from snaporch.model.convert import dumps, structured
 from snaporch.service.api import ROUTES
 from snaporch.service.browser import Dashboard, check_origin
@@ -156,6 +156,9 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 async def _defect(_: Request, error: Exception) -> Response:
     await trio.lowlevel.checkpoint()
+    if known := exhausted(error):
+        _log.error("the host has no more for snaporch", error=str(known))
+        return problem_response(known)
     _log.error("a defect in snaporch", exc_info=error)
     return problem_response(SnaporchError(f"{type(error).__name__}: a defect in snaporch; the log shows where"))
 

@@ -18,7 +18,17 @@ import trio
 
 from snaporch.engine.run import leaves, name_next
 from snaporch.engine.states import State
-from snaporch.errors import Busy, Left, NotFound, OperationFailed, Refused, SnaporchError, Stranded, Unavailable
+from snaporch.errors import (
+    Busy,
+    Left,
+    NotFound,
+    OperationFailed,
+    Refused,
+    SnaporchError,
+    Stranded,
+    Unavailable,
+    exhausted,
+)
 from snaporch.model.convert import converter, dumps
 from snaporch.model.names import new_id
 from snaporch.model.record import Event, EventKind, OperationKind, OperationRecord
@@ -149,6 +159,8 @@ def _failure(job: Job, error: BaseException) -> SnaporchError:
         for leaf in found:
             if isinstance(leaf, kind):
                 return leaf
+    if found and (known := exhausted(found[0])):
+        return known
     _log.error("a defect in snaporch", operation=job.id, exc_info=error)
     words = f"{type(found[0]).__name__}: {found[0]}" if found else type(error).__name__
     return SnaporchError(f"{words}: a defect in snaporch; the service's log shows where")

@@ -270,7 +270,7 @@ async def test_the_queue_is_short(lab: Lab, autojump_clock: MockClock, threads_h
     lab.service.reload(lab.service.config.__class__(running=1, queued=0, directories=("/images",)))
     slow = LIVE | {"options": {"bandwidth": lab.world.slow}}
     first = (await lab.http.post(f"{WEB}/snapshots", json=slow)).json()
-    answer = await lab.http.post("/v1/fsck", json={})
+    answer = await lab.http.post("/v1/fsck", json={}, headers=lab.secret(Role.ADMIN))
     assert (answer.status_code, answer.json()["error"]) == (503, "Unavailable")
     lab.service.reload(lab.service.config.__class__(running=1, queued=1, directories=("/images",)))
     waiting = (await lab.http.post("/v1/fsck?wait=0", json={})).json()

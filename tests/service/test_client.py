@@ -45,6 +45,7 @@ from snaporch.service.config import Config
 from snaporch.service.doors import doors, listening
 from snaporch.service.owner import owned, tell
 from snaporch.service.quiet import PASSAGES
+from snaporch.service.roles import Role
 from snaporch.service.server import run_http
 from snaporch.service.service import Service, open_service
 from snaporch.testing import SimulatedWorld, open_simulated_world
@@ -386,7 +387,8 @@ async def test_followers_are_limited_and_end(served: Served) -> None:
     async with served.client._service.http.stream("GET", "/v1/events") as response:
         lines = response.aiter_lines()
         await anext(lines)
-        assert (await served.client._service.http.get("/v1/events")).status_code == 503
+        headers = {"authorization": f"Bearer {served.service.tokens.make('another', Role.ADMIN)}"}
+        assert (await served.client._service.http.get("/v1/events", headers=headers)).status_code == 503
         served.service.feed.drain()
         said = [line async for line in lines]
     assert "event: draining" in said

@@ -72,9 +72,8 @@ async def test_others_are_no_reason_to_refuse_root(narrow: Lab) -> None:
 async def test_any_number_of_operations_is_adopted(narrow: Lab) -> None:
     """A service starts however many operations its predecessor has left."""
     for number in range(3):
-        record = OperationRecord(
-            f"{number:032x}", OperationKind.CREATE, (f"gone{number}",), "s", State.STREAMING, 1.0
-        )
+        id_, who = str(number) * 32, (f"gone{number}",)
+        record = OperationRecord(id_, OperationKind.CREATE, who, "s", State.STREAMING, 1.0)
         query = "INSERT INTO operation (id, begun, ended, record) VALUES (?, 1, NULL, ?)"
         row = (record.id, convert.dumps(record))
         await catalog_of(narrow.world.orchestrator).transact(partial(_execute, query, row))
@@ -139,10 +138,11 @@ async def test_a_head_request_ends_with_its_client(lab: Lab) -> None:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
+            await trio.lowlevel.checkpoint()
             sent.append(message)
 
         with trio.fail_after(30):
-            await app(scope, receive, send)  # type: ignore[arg-type]
+            await app(scope, receive, send)
         assert waiting.is_set()
 
 
@@ -150,13 +150,14 @@ async def test_many_mistakes(lab: Lab) -> None:
     """However many keys are unknown, and values wrong, a few are named; no list is longer than there is use for."""
     viewer = lab.secret(Role.VIEWER)
     named: list[int] = []
-    for body in (
+    bodies: tuple[dict[str, Any], ...] = (
         {"names": ["s"]} | {f"unknown{number}": 1 for number in range(2_000)},
         {"names": ["s"], "x" * 100_000: 1},
         {"names": ["s"], "ids": ["a"] * 10_001},
         {"names": ["s"], "ids": [1] * 10_001},
         {"names": [[]] * 9_999},
-    ):
+    )
+    for body in bodies:
         answer = await lab.http.post(f"{WEB}/delete/plan", json=body, headers=viewer)
         assert answer.status_code == 422
         assert len(answer.json()["detail"]) < 5_000
@@ -185,7 +186,8 @@ async def test_large_records_make_short_pages(lab: Lab, monkeypatch: pytest.Monk
     monkeypatch.setattr("snaporch.catalog.store.PAGE_BYTES", 1)
     monkeypatch.setattr("snaporch.catalog.changes.PAGE_BYTES", 1)
     monkeypatch.setattr("snaporch.service.api.SHORT", 1)
-    names, after, pages = [], "", 0
+    names, pages = list[str](), 0
+    after: str | None = ""
     while after is not None:
         page = (await lab.http.get(f"{WEB}/snapshots" + (f"?after={after}" if after else ""))).json()
         names += [each["snapshot"]["name"] for each in page["items"]]

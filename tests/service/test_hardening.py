@@ -344,11 +344,12 @@ async def test_changes(tmp_path: Path) -> None:
                         names = [f"n{restart}{number}" for number in range(3)]
                         for name in names:
                             await orch.create("web1", DomainSnapshot(name), CreateFlag.LIVE)
-                        await orch.clone("web1", names[1], "copy")
+                        copy = f"copy{restart}"
+                        await orch.clone("web1", names[1], copy)
                         await follow(http)
-                        assert inventory["domain", "copy", ""]["origin"]["name"] == names[1]
-                        await orch.destroy("copy")
-                        await orch.undefine("copy", discard=True)
+                        assert inventory["domain", copy, ""]["origin"]["name"] == names[1]
+                        await orch.destroy(copy)
+                        await orch.undefine(copy, discard=True)
                         await orch.delete("web1", names[0])
                         await orch.define(DomainDefinition("new", driver="simulated"))
                         await orch.undefine("new")
