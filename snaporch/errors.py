@@ -90,9 +90,14 @@ class Refused(SnaporchError):
 
 
 class InvalidInput(Refused):
-    """The request makes no sense in itself: a bad name, flags that exclude each other, a bad definition."""
+    """The request makes no sense in itself: a bad name, flags that exclude each other, a bad definition.
+
+    Attributes:
+        faults: where several things are wrong, each by itself; else empty.
+    """
 
     http_status = 422
+    faults: tuple[str, ...] = ()
 
 
 class TargetExists(Refused):

@@ -88,7 +88,7 @@ async def test_one_image_twice(place: Place) -> None:
     """Two disks of a domain on one image, by two names of it, are refused."""
     disk = place.image("disk.qcow2")
     os.link(disk, place.directory / "same.qcow2")
-    with pytest.raises(Refused, match="disk vda of it, too"):
+    with pytest.raises(Refused, match="its own disk vda"):
         await place.define("one", disk, place.directory / "same.qcow2")
 
 

@@ -8,7 +8,6 @@ unknown key or a wrong value is refused with its place. Everything has a default
 from __future__ import annotations
 
 import enum
-import tomllib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import attrs
 
 from snaporch.batch.timing import Cron, parse_clock, parse_zone
 from snaporch.errors import InvalidInput
-from snaporch.model.convert import parse_size, strict, structured
+from snaporch.model.convert import parse_size, read_toml, strict, structured
 from snaporch.model.formats import versioned
 from snaporch.model.hook import Hook, Seconds
 from snaporch.model.names import SHORT, check_name
@@ -353,11 +352,7 @@ def load_plan(path: Path) -> Plan:
         InvalidInput: it cannot be read, is not TOML (with line and column), or says something that makes no sense
             (with the keys that lead there).
     """
-    try:
-        data = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInput(f"{path}: {error}") from None
-    plan, base = plan_from(data, str(path)), path.absolute().parent
+    plan, base = plan_from(read_toml(path), str(path)), path.absolute().parent
     report = plan.report
     files = {name: str(base / text) if text else "" for name, text in attrs.asdict(report).items()}
     return attrs.evolve(plan, report=Reports(**files))

@@ -169,7 +169,7 @@ class Catalog:
         """Return a question for a name that is like one that is not there, or an empty string."""
         few = "abs(length(name) - length(?)) <= 3 ORDER BY name LIMIT 1000"
         names = [found for (found,) in await self._rows(f"{query} AND {few}", *values, name)]
-        return "".join(f"did you mean {each!r}? " for each in get_close_matches(name, names, 1, 0.7))
+        return "".join(f"did you mean {each!r}? " for each in get_close_matches(name, names, 1))
 
     async def drop_domain(self, name: str) -> None:
         """Forget a domain; its snapshots must be gone."""

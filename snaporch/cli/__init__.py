@@ -118,7 +118,8 @@ def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
     command, bound, ignored = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
     if not iscoroutinefunction(command):  # help or version, asked for or for want of a verb
         if (tokens or session.as_json) and not {"--help", "-h", "--version"} & set(tokens):
-            return refuse(session, f"{' '.join(['snaporch', *tokens])}: which verb? See `snaporch --help`")
+            group = " ".join(["snaporch", *tokens])
+            return refuse(session, f"{group}: which verb? `{group} --help` lists them")
         command(*bound.args, **bound.kwargs)
         return 0
     session.only_reads = command.__name__.rstrip("_") in _READS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from cyclopts import App, CycloptsError, UnknownCommandError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnknownCommandError
+from cyclopts.exceptions import UnusedCliTokensError
 
 _CALLED = {
     "create": "snapshot snap save take checkpoint snapshot-create snapshot-create-as backup",
@@ -70,7 +71,7 @@ def meant(app: App, group: str, word: str) -> str:
 def in_words(app: App, error: CycloptsError) -> str:
     """Return what is wrong with the use of the command line, and what was meant as far as that can be guessed."""
     if not isinstance(error, UnknownCommandError) or not error.unused_tokens:
-        return f"{str(error).rstrip('.')}; see `snaporch --help`"
+        return _misused(error)
     word, *rest = error.unused_tokens
     group = " ".join(error.command_chain or ())
     if word.startswith("-"):
@@ -81,6 +82,18 @@ def in_words(app: App, error: CycloptsError) -> str:
     else:
         verb = meant(app, group, word)
     return f"there is no verb {f'{group} {word}'.strip()!r}{_ask(f'snaporch {verb}' if verb else '')}"
+
+
+def _misused(error: CycloptsError) -> str:
+    """Return what is wrong with the arguments or options of a verb, and what says how they are."""
+    verb = " ".join(error.command_chain or ())
+    words = str(error).strip().rstrip(".")
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.tokens_so_far:
+        words = f"{error.argument.name.lstrip('-')} is missing"
+    if isinstance(error, UnusedCliTokensError):
+        words = f"{', '.join(map(repr, error.unused_tokens or ()))}: one word too many"
+    how = " ".join(["snaporch", *verb.split(), "--help"])
+    return f"{f'{verb}: ' if verb else ''}{words}; `{how}` says how it is used"
 
 
 def _ask(what: str) -> str:

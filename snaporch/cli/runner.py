@@ -93,7 +93,8 @@ def report(session: Session, error: BaseException) -> int:
         cause = exhausted(cause) or SnaporchError(
             f"{_unexpected(cause)}: a defect in snaporch; -vv shows where, and `snaporch operations` what it left"
         )
-    session.say("snaporch: " + " ".join(str(cause).split()))
+    for line in getattr(cause, "faults", ()) or (str(cause),):
+        session.say("snaporch: " + " ".join(line.split()))
     if session.as_json:
         return _print(session, partial(print_document, error_document(cause, session.subject)), cause.exit_code)
     return cause.exit_code

@@ -195,11 +195,7 @@ def load_definition(path: Path) -> DomainDefinition:
     Raises:
         InvalidInput: it cannot be read, is not TOML, has an unknown key or a wrong value.
     """
-    try:
-        data = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInput(f"{path}: {error}") from None
-    return definition_from(data, path.absolute().parent, str(path))
+    return definition_from(read_toml(path), path.absolute().parent, str(path))
 
 
 def definition_from(data: dict[str, Any], base: Path, where: str = "definition") -> DomainDefinition:
@@ -249,20 +245,40 @@ def structured(data: Any, kind: type[T], where: str) -> T:
     try:
         return strict.structure(data, kind)
     except (cattrs.BaseValidationError, InvalidInput, TypeError, ValueError, AttributeError) as error:
-        raise InvalidInput(_some(cattrs.transform_error(error, where, _in_words))) from None
+        said = _some(cattrs.transform_error(error, where, _in_words))
+    wrong = InvalidInput("; ".join(said))
+    if len(said) > 1:
+        wrong.faults = said
+    raise wrong
 
 
-def _some(words: Sequence[str]) -> str:
+def _some(words: Sequence[str]) -> tuple[str, ...]:
     """Return the first of many mistakes: whoever sends a thousand does not read them."""
     more = [f"and {len(words) - MOST_NAMED:,} more"] if len(words) > MOST_NAMED else []
-    return "; ".join([*words[:MOST_NAMED], *more])
+    return (*words[:MOST_NAMED], *more)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says.
+
+    Raises:
+        InvalidInput: it cannot be read, or is not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise InvalidInput(f"{path}: {error}") from None
 
 
 def _in_words(error: BaseException, type_: Any) -> str:
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl)]
         keys = sorted(error.extra_fields)
-        return _some([*(_unknown(key[:MOST_KEY], known) for key in keys[:MOST_NAMED]), *keys[MOST_NAMED:]])
+        return "; ".join(
+            _some([*(_unknown(key[:MOST_KEY], known) for key in keys[:MOST_NAMED]), *keys[MOST_NAMED:]])
+        )
     if isinstance(error, KeyError):
         return f"{error} is missing"
     if isinstance(error, json.JSONDecodeError):

@@ -274,8 +274,10 @@ def _check_kind(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, *, me
         raise InvalidInput("--live is for external checkpoints: not with internal disks, and not without memory")
     if scene.state is DomainState.INACTIVE:
         if memory:
+            name = scene.domain.name
             raise InvalidInput(
-                f"{scene.domain.name} is inactive: there is no memory to save; start it, or ask for disks only"
+                f"{name} is inactive: there is no memory to save; start it (`snaporch domain start {name}`), or "
+                "take its disks alone (--disk-only)"
             )
     elif not memory and CreateFlag.QUIESCE not in flags:
         raise Unsupported(

@@ -128,7 +128,7 @@ async def set_running(context: Context, name: str, *, running: bool) -> None:
     operation = Operation(OperationKind.RESUME if running else OperationKind.PAUSE, name, "")
     async with context.locked(operation), context.machine_of(name) as (record, machine):
         if machine is None:
-            raise Refused(f"{name} is inactive; start it first")
+            raise Refused(f"{name} is inactive; `snaporch domain start {name}` starts it")
         await check_verb(name, machine, GuestVerb.RESUME if running else GuestVerb.PAUSE)
         state = await machine.state()
         if running and state is DomainState.PAUSED:

@@ -211,7 +211,7 @@ async def check_writable(context: Context, record: DomainRecord) -> None:
             who = who or written.get(link.identity, "") or await marked_elsewhere(context, storage, link.path)
             if who:
                 raise Refused(_taken(record.name, disk, who))
-            written[link.identity] = f"disk {disk.target} of it, too"
+            written[link.identity] = f"its own disk {disk.target}"
     for disk in record.disks:
         for link in (await storage.trace(disk.path, disk.format))[0 if disk.readonly else 1 :]:
             if link.identity in written:

@@ -13,7 +13,7 @@ import trio
 from snaporch.catalog import Change
 from snaporch.drivers.base import Address
 from snaporch.engine.run import Operation
-from snaporch.errors import NotFound, Refused, TargetExists
+from snaporch.errors import ConnectionGone, NotFound, Refused, TargetExists
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.names import check_name, new_uuid
@@ -92,7 +92,8 @@ class Domains(Looking):
                     raise Refused(f"{name} is running: shut it down first")
             if snapshots := await self._context.catalog.snapshots(name):
                 names = ", ".join(record.name for record in snapshots)
-                raise Refused(f"{name} has snapshots ({names}): delete them first")
+                how = f"snaporch domain undefine {name} --snapshots"
+                raise Refused(f"{name} has snapshots ({names}): `{how}` deletes them first")
             files = await discarded(self._context, operation, record, discard=discard)
             if not files:
                 await check_forgettable(self._context, record)
@@ -139,7 +140,10 @@ class Domains(Looking):
                 async with self._context.machine_of(name) as (known, machine):
                     if machine is not None:
                         raise TargetExists(f"there is a running domain {name!r} already; choose another name")
-            definition, handle = await chosen.attach(name, address)
+            try:
+                definition, handle = await chosen.attach(name, address)
+            except ConnectionGone as error:  # nothing was lost: nothing was there
+                raise Refused(f"{error}; `snaporch domain discover` lists what can be attached to") from error
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
             async with chosen.connect(handle, name) as machine:

@@ -113,7 +113,7 @@ async def open_orchestrator(
             read-only or full, and no lock is waited for. What was cut short stays so.
 
     Raises:
-        InvalidInput: the root cannot be made or is not writable.
+        InvalidInput: the root is no directory, cannot be made, or is not writable.
     """
     chosen = root is not None or "SNAPORCH_ROOT" in os.environ
     root = Path(os.path.realpath(root or default_root()))  # one root by two names is one: its files have one name
@@ -122,6 +122,8 @@ async def open_orchestrator(
         raise InvalidInput(f"root: {root} is too long: SQLite opens a path of up to {MOST_ROOT_BYTES} bytes")
     if not read_only:
         _make_root(root, parents=not chosen)
+    elif not root.is_dir():
+        raise InvalidInput(f"root: {root} is no directory")
     events = Broadcast()
     async with open_catalog(root / CATALOG, read_only=read_only) as catalog:
         root = await _known_as(catalog, root)

@@ -6,7 +6,6 @@ import grp
 import ipaddress
 import os
 import pwd
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import attrs
 
 from snaporch.batch.plan import Size
 from snaporch.errors import InvalidInput
-from snaporch.model.convert import structured
+from snaporch.model.convert import read_toml, structured
 from snaporch.service.roles import role_of
 
 NAME = "service.toml"
@@ -165,8 +164,5 @@ def load_config(path: Path, *, must_exist: bool = False, **overrides: Any) -> Co
     Raises:
         InvalidInput: it cannot be read, is not TOML, has an unknown key or a wrong value.
     """
-    try:
-        data = tomllib.loads(path.read_text()) if must_exist or path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path}: {error}") from None
+    data = read_toml(path) if must_exist or path.exists() else {}
     return structured(data | overrides, Config, str(path) if path.exists() else "the options")
