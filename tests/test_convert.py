@@ -12,9 +12,10 @@ from snaporch.drivers.base import Overlay
 from snaporch.drivers.local.process import LocalProcess
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import InvalidInput, SnaporchError
-from snaporch.model.convert import converter, dumps, load_definition, loads, parse_size
+from snaporch.model.convert import converter, dumps, load_definition, loads
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.model.units import parse_size
 
 
 def test_the_flags_have_the_rfcs_numbers() -> None:

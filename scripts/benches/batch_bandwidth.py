@@ -26,7 +26,7 @@ from benchlib.lab import CACHE, GuestPlan, Qemu, pick, qemus, workplace
 from snaporch.batch.plan import plan_from
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import BatchRecord
-from snaporch.model.convert import parse_size
+from snaporch.model.units import parse_size
 
 RAM_MIB = 128
 LOOK_SECONDS = 0.1

@@ -11,19 +11,18 @@ import enum
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any
 
 import attrs
 
 from snaporch.batch.timing import Cron, parse_clock, parse_zone
 from snaporch.errors import InvalidInput
-from snaporch.model.convert import parse_size, read_toml, strict, structured
+from snaporch.model.convert import read_toml, structured
 from snaporch.model.formats import versioned
-from snaporch.model.hook import Hook, Seconds
+from snaporch.model.hook import Hook
 from snaporch.model.names import SHORT, check_name
 from snaporch.model.request import OnTimeout, Strategy
-
-Size = NewType("Size", int)
+from snaporch.model.units import Seconds, Size
 
 _SAMPLE = {"plan": "p", "time": "20260101T000000Z", "batch": "0" * SHORT}
 
@@ -167,7 +166,7 @@ class Limits:
 
     per_host: int = attrs.field(default=4, validator=_one_or_more)
     per_directory: int | None = attrs.field(default=None, validator=_one_or_more)
-    bandwidth: Size = Size(0)
+    bandwidth: Size = Size(0)  # noqa: RUF009 - a number
     deadline: Seconds | None = None
     window: Window | None = None
     min_free: Size = attrs.field(default=Size(0), validator=partial(_above, 0))
@@ -321,14 +320,6 @@ class Plan:
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
-
-strict.register_structure_hook(Size, lambda value, _: Size(parse_size(_sizeable(value))))
-
-
-def _sizeable(value: Any) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise InvalidInput(f"{value!r} is not a size; write for example 1073741824, 512MiB or 1GiB")
-    return value.removesuffix("/s") if isinstance(value, str) else value
 
 
 def plan_from(data: Any, where: str = "plan") -> Plan:

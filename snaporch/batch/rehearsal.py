@@ -23,7 +23,7 @@ import trio
 from trio.testing import MockClock
 
 from snaporch.batch import store
-from snaporch.batch.plan import Hooks, Plan, Reports, Size
+from snaporch.batch.plan import Hooks, Plan, Reports
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import ItemRecord
 from snaporch.batch.timeline import duration
@@ -38,6 +38,7 @@ from snaporch.drivers.simulated import (
 from snaporch.model.domain import DomainDefinition, DomainRecord
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk
+from snaporch.model.units import Size
 from snaporch.operations.estimate import ASSUMED_ARM_RATE, ASSUMED_RATE, COMMANDS_SECONDS, LOOK_BACK, rate_of
 from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 

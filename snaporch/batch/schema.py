@@ -9,10 +9,10 @@ import json
 import sys
 from typing import Any
 
-from snaporch.batch.plan import Plan, Size
-from snaporch.model.hook import Seconds
+from snaporch.batch.plan import Plan
 from snaporch.model.jsonschema import Schemas
 from snaporch.model.names import NAME
+from snaporch.model.units import Seconds, Size
 
 _TEXT: dict[Any, dict[str, Any]] = {
     Seconds: {"type": ["number", "string"], "minimum": 0, "pattern": r"^\s*\d+(\.\d+)?\s*(s|min|h|d|w)\s*$"},

@@ -9,10 +9,10 @@ from pathlib import Path
 import attrs
 
 from snaporch.errors import InvalidInput
-from snaporch.model.convert import parse_size
 from snaporch.model.domain import DomainInfo
 from snaporch.model.request import OnTimeout
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot
+from snaporch.model.units import parse_rate
 
 
 @attrs.frozen
@@ -75,7 +75,7 @@ def rate(text: str) -> int:
     """Return bytes a second; 0: there is no limit."""
     if not text:
         return 0
-    if (rate := parse_size(text.removesuffix("/s"))) <= 0:
+    if (rate := parse_rate(text)) <= 0:
         raise InvalidInput("--bandwidth: must be more than 0; leave it out for no limit")
     return rate
 

@@ -14,8 +14,8 @@ from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput, ServiceGone
 from snaporch.model import documents
 from snaporch.model.convert import converter
-from snaporch.model.hook import parse_duration
 from snaporch.model.record import Event, EventKind
+from snaporch.model.units import parse_duration
 from snaporch.orchestrator import default_root
 from snaporch.service.owner import owner
 

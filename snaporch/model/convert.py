@@ -34,6 +34,7 @@ from snaporch.errors import InvalidInput, UnreadableRecord
 from snaporch.model.domain import DomainDefinition, faults
 from snaporch.model.formats import FORMATS, KEY, NewerFormat
 from snaporch.model.limits import MOST_ITEMS
+from snaporch.model.units import Seconds, Size, parse_duration, parse_rate, parse_size
 
 T = TypeVar("T")
 
@@ -124,6 +125,8 @@ def _make_strict() -> JsonConverter:
     for kind in _KINDS:
         made.register_structure_hook(kind, _only(kind))
     made.register_structure_hook(enum.StrEnum, _choice)  # else it would be left a string, and never the member
+    made.register_structure_hook(Seconds, lambda value, _: Seconds(parse_duration(value)))
+    made.register_structure_hook(Size, lambda value, _: Size(parse_rate(value)))
     made.register_structure_hook(DomainDefinition, _definition(made.get_structure_hook(DomainDefinition)))
     return made
 
@@ -159,34 +162,6 @@ def _faults(document: dict[str, Any]) -> Iterator[Exception]:
 converter = _make()
 strict = _make_strict()
 lenient = _make(unknown_keys=True)
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-    "K": 2**10,
-    "M": 2**20,
-    "G": 2**30,
-}
-
-
-def parse_size(value: int | str) -> int:
-    """Return bytes for ``1073741824`` or ``"1GiB"`` (K, M, G, KiB, MiB, GiB, TiB; all binary).
-
-    Raises:
-        InvalidInput: it is no size.
-    """
-    if isinstance(value, int):
-        return value
-    text = value.strip().upper()
-    digits = text.rstrip("KMGTIB ")
-    unit = text[len(digits) :].strip()
-    if unit not in _UNITS or not digits.strip().isdecimal():
-        raise InvalidInput(f"{value!r} is not a size; write for example 1073741824, 512MiB or 1GiB")
-    return int(digits) * _UNITS[unit]
 
 
 def load_definition(path: Path) -> DomainDefinition:

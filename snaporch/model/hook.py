@@ -1,33 +1,11 @@
-"""Programs of the user's that are run at some moment: what they are; and durations."""
+"""Programs of the user's that are run at some moment: what they are."""
 
 from __future__ import annotations
-
-import re
-from typing import NewType
 
 import attrs
 
 from snaporch.errors import InvalidInput
-from snaporch.model.convert import strict
-
-Seconds = NewType("Seconds", float)
-
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
-
-
-def parse_duration(value: float | str) -> float:
-    """Return seconds for ``90`` or ``"90s"``, ``"5min"``, ``"2h"``, ``"7d"``, ``"4w"``.
-
-    Raises:
-        InvalidInput: it is no duration.
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
-        raise InvalidInput(f"{value!r} is not a duration; write for example 90, 90s, 5min, 2h, 7d or 4w")
-    return float(found[1]) * _UNITS[found[2]]
+from snaporch.model.units import Seconds
 
 
 @attrs.frozen
@@ -40,7 +18,7 @@ class Hook:
     """
 
     command: tuple[str, ...]
-    deadline: Seconds = Seconds(60.0)
+    deadline: Seconds = Seconds(60.0)  # noqa: RUF009 - a number
 
     def __attrs_post_init__(self) -> None:
         if not self.command or not self.command[0]:
@@ -67,6 +45,3 @@ class RootHooks:
     """
 
     after_revert: tuple[RevertHook, ...] = ()
-
-
-strict.register_structure_hook(Seconds, lambda value, _: Seconds(parse_duration(value)))

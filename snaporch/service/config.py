@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from snaporch.batch.plan import Size
 from snaporch.errors import InvalidInput
 from snaporch.model.convert import read_toml, structured
+from snaporch.model.units import Size
 from snaporch.service.roles import role_of
 
 NAME = "service.toml"

@@ -10,7 +10,7 @@ import pytest
 
 from snaporch.batch.timing import Cron, until_closed, until_open
 from snaporch.errors import InvalidInput
-from snaporch.model.hook import parse_duration
+from snaporch.model.units import parse_duration
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
