@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable
+
+import attrs
 
 from snaporch.drivers.base import Driver, GuestVerb, Machine, Storage
 from snaporch.engine.gone import is_gone
@@ -59,24 +60,43 @@ async def unlike(  # noqa: PLR0917 - what there was, and what there is
     return "" if same else f"{name} was {before or was} before, and now is {now}" + (f": {why}" if why else "")
 
 
-async def check_space(needs: Iterable[tuple[Storage, str, int]]) -> None:
-    """Compare what may be needed with what is free, all that goes to one file system together.
+@attrs.define
+class Space:
+    """What may be needed of one file system.
+
+    Attributes:
+        directory: one there.
+        free: bytes.
+        needed: bytes.
+    """
+
+    directory: str
+    free: int
+    needed: int = 0
+
+
+async def spaces(needs: Iterable[tuple[Storage, str, int]]) -> dict[str, Space]:
+    """Return what may be needed, by file system: all that goes to one together.
 
     Args:
         needs: a storage, a directory of it, and the bytes that may be needed there.
+    """
+    found: dict[str, Space] = {}
+    for storage, directory, size in needs:
+        place, free = await storage.free(directory)
+        found.setdefault(place, Space(directory, free)).needed += size
+    return found
+
+
+async def check_space(needs: Iterable[tuple[Storage, str, int]]) -> None:
+    """Compare what may be needed, see `spaces`, with what is free.
 
     Raises:
         NotEnoughSpace: less is free.
     """
-    needed: Counter[str] = Counter()
-    places: dict[str, tuple[int, str]] = {}
-    for storage, directory, size in needs:
-        place, free = await storage.free(directory)
-        needed[place] += size
-        places.setdefault(place, (free, directory))
-    for place, (free, directory) in places.items():
-        if needed[place] > free:
-            raise NotEnoughSpace(needed[place], free, directory)
+    for space in (await spaces(needs)).values():
+        if space.needed > space.free:
+            raise NotEnoughSpace(space.needed, space.free, space.directory)
 
 
 async def chain_problem(

@@ -15,7 +15,6 @@ and what is still to be done is in the journal.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -38,6 +37,7 @@ from snaporch.model.names import in_order
 from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeleteFlag
+from snaporch.operations.checks import spaces
 from snaporch.operations.disks import release_marks
 from snaporch.operations.group import check_alone, check_ids
 from snaporch.operations.internal import check_forgettable, forget, points_inside
@@ -204,19 +204,17 @@ async def check_room(merges: Merging, graph: Graph, plan: MergePlan, going: Sequ
     Raises:
         NotEnoughSpace: with both figures, and the names of snapshots whose deletion makes room without needing any.
     """
-    storage, needed, where = merges.driver.storage, Counter[str](), dict[str, str]()
-    own = await merges.context.catalog.own_files(merges.record.name)
+    storage, own = merges.driver.storage, await merges.context.catalog.own_files(merges.record.name)
+    needs = []
     for step in plan.steps:
-        device, _ = await storage.free(os.path.dirname(step.survivor))
         image = graph.images[step.survivor]  # it cannot become larger than what a guest sees of it
-        needed[device] += min(step.bytes, max(0, image.virtual_size - image.allocated))
-        where[device] = os.path.dirname(step.survivor)
-    for device, directory in where.items():
-        _, free = await storage.free(directory)
-        free += await _freed_by_memory(storage, device, going, own)
-        if needed[device] > free:
-            short = needed[device] - free
-            raise NotEnoughSpace(needed[device], free, directory, await _makes_room(merges, graph, device, short))
+        more = min(step.bytes, max(0, image.virtual_size - image.allocated))
+        needs.append((storage, os.path.dirname(step.survivor), more))
+    for device, space in (await spaces(needs)).items():
+        free = space.free + await _freed_by_memory(storage, device, going, own)
+        if space.needed > free:
+            names = await _makes_room(merges, graph, device, space.needed - free)
+            raise NotEnoughSpace(space.needed, free, space.directory, names)
 
 
 async def _freed_by_memory(
