@@ -10,6 +10,7 @@ from typing import Any
 from snaporch.cli.session import Answer
 from snaporch.errors import OperationFailed, SnaporchError, Stranded
 from snaporch.model.convert import converter
+from snaporch.model.documents import FORMAT
 from snaporch.model.record import Outcome
 
 PIPE_WIDTH = 200  # columns where there is no terminal: a path must not be cut in two
@@ -33,8 +34,14 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
 
 
 def print_document(document: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(converter.unstructure(document), indent=2), flush=True)  # noqa: T201 - this is the output
+    """Print one JSON document; every object of it that has no number of its own has that of the documents."""
+    plain = converter.unstructure(document)
+    numbered = [_numbered(each) for each in plain] if isinstance(plain, list) else _numbered(plain)
+    print(json.dumps(numbered, indent=2), flush=True)  # noqa: T201 - this is the output
+
+
+def _numbered(document: Any) -> Any:
+    return {"format": FORMAT} | document if isinstance(document, dict) else document
 
 
 def error_document(error: SnaporchError, subject: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_a_signal_that_comes_too_late_changes_nothing(capsys: pytest.CaptureFixt
         return Answer({"outcome": "complete"}, lambda human: human.line("done"))
 
     assert run(Session(as_json=True), work) == 0
-    assert json.loads(capsys.readouterr().out) == {"outcome": "complete"}
+    assert json.loads(capsys.readouterr().out) == {"format": 1, "outcome": "complete"}
 
 
 @pytest.mark.parametrize(
