@@ -275,8 +275,8 @@ class CommandRefused(HypervisorError):
 
     Attributes:
         command: the QMP command.
-        error_class: QEMU's class of the error, mostly ``GenericError``.
-        description: QEMU's text.
+        error_class: the hypervisor's class of the error; QEMU's is mostly ``GenericError``.
+        description: the hypervisor's text.
     """
 
     def __init__(self, label: str, command: str, error_class: str, description: str) -> None:

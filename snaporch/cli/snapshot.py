@@ -52,7 +52,7 @@ async def create(
     group
         Several domains, for example web,db: all at one point, or none of them.
     live
-        The guest runs while its memory is saved, instead of standing until it is.
+        The guest runs while its memory is saved, instead of being paused until that is done.
     disk_only
         No memory, only the disks of an inactive domain.
     quiesce

@@ -28,7 +28,7 @@ from snaporch.operations.verify import check_chains
 
 
 @attrs.frozen
-class Scene:
+class Examined:
     """One domain as it is, under its lock."""
 
     context: Context
@@ -100,23 +100,23 @@ async def _domain(context: Context, domain: str, *, repair: bool) -> list[Findin
     before = await context.catalog.domain(domain)
     async with context.machine_of(domain, hung_is_none=True) as (record, machine):
         snapshots, own = await context.catalog.readable_snapshots(domain), await context.catalog.own_files(domain)
-        scene = Scene(context, record, snapshots, machine, own)
-        found = _gone_process(scene, before)
-        found += await _processes(scene, repair=repair)
-        found += await _disks(scene)
-        found += await _snapshots(scene)
-        found += await _writers(scene)
-        found += await _files(scene, repair=repair)
+        examined = Examined(context, record, snapshots, machine, own)
+        found = _gone_process(examined, before)
+        found += await _processes(examined, repair=repair)
+        found += await _disks(examined)
+        found += await _snapshots(examined)
+        found += await _writers(examined)
+        found += await _files(examined, repair=repair)
     return found
 
 
-def _gone_process(scene: Scene, before: DomainRecord) -> list[Finding]:
+def _gone_process(examined: Examined, before: DomainRecord) -> list[Finding]:
     """Report a process that the catalog had and that is gone: the look itself has noted it."""
-    if before.handle is None or scene.record.handle is not None:
+    if before.handle is None or examined.record.handle is not None:
         return []
-    subject = _named(scene.driver, before.handle)
+    subject = _named(examined.driver, before.handle)
     text = f"its process {subject} has ended, and snaporch did not end it"
-    done = scene.finding(Trouble.GONE_PROCESS, subject, text, certain=True)
+    done = examined.finding(Trouble.GONE_PROCESS, subject, text, certain=True)
     return [attrs.evolve(done, repaired=True)]
 
 
@@ -124,15 +124,15 @@ def _named(driver: Driver, handle: Handle) -> str:
     return str(driver.pid(handle) or handle.id)
 
 
-async def _processes(scene: Scene, *, repair: bool) -> list[Finding]:
+async def _processes(examined: Examined, *, repair: bool) -> list[Finding]:
     """Report processes that were launched for the domain and that nobody knows."""
-    found = await sweep(scene.context, scene.record, end=repair)
+    found = await sweep(examined.context, examined.record, end=repair)
     return [
         attrs.evolve(
-            scene.finding(
+            examined.finding(
                 Trouble.ORPHAN_PROCESS,
-                _named(scene.driver, handle),
-                f"process {_named(scene.driver, handle)} was launched for it and is not its process: "
+                _named(examined.driver, handle),
+                f"process {_named(examined.driver, handle)} was launched for it and is not its process: "
                 "it is left from a start that was interrupted",
                 certain=True,
             ),
@@ -142,63 +142,63 @@ async def _processes(scene: Scene, *, repair: bool) -> list[Finding]:
     ]
 
 
-async def _disks(scene: Scene) -> list[Finding]:
+async def _disks(examined: Examined) -> list[Finding]:
     """Report images that cannot be read, and those on which a running domain is other than the catalog says."""
     found, chains = [], []
-    for disk in scene.record.disks:
+    for disk in examined.record.disks:
         try:
-            chains.append([link.path for link in await scene.driver.storage.chain(disk.path, disk.format)])
+            chains.append([link.path for link in await examined.driver.storage.chain(disk.path, disk.format)])
         except Refused as error:
-            found.append(scene.finding(Trouble.BROKEN_DISK, disk.path, f"{disk.target}: {error}"))
+            found.append(examined.finding(Trouble.BROKEN_DISK, disk.path, f"{disk.target}: {error}"))
     try:
-        await check_below(scene.driver.storage, scene.record, chains)
+        await check_below(examined.driver.storage, examined.record, chains)
     except Refused as error:
-        found.append(scene.finding(Trouble.BROKEN_DISK, "", str(error)))
-    if scene.machine is None:
+        found.append(examined.finding(Trouble.BROKEN_DISK, "", str(error)))
+    if examined.machine is None:
         return found
-    wanted = {disk.target: disk.path for disk in scene.record.disks}
+    wanted = {disk.target: disk.path for disk in examined.record.disks}
     try:
-        there = {disk.target: disk.active for disk in await scene.machine.disks()}
+        there = {disk.target: disk.active for disk in await examined.machine.disks()}
     except HypervisorError as error:
-        return [*found, scene.finding(Trouble.OTHER_IMAGE, "", f"its hypervisor does not answer: {error}")]
+        return [*found, examined.finding(Trouble.OTHER_IMAGE, "", f"its hypervisor does not answer: {error}")]
     for target, path in wanted.items():
         if target in there and os.path.realpath(there[target]) != os.path.realpath(path):
             text = f"{target} is on {there[target]}, and was left on {path}: another program has switched it"
-            found.append(scene.finding(Trouble.OTHER_IMAGE, target, text))
+            found.append(examined.finding(Trouble.OTHER_IMAGE, target, text))
     return found
 
 
-async def _snapshots(scene: Scene) -> list[Finding]:
+async def _snapshots(examined: Examined) -> list[Finding]:
     """Report snapshots of which a file is missing or is not what was saved; nothing is read that is unchanged."""
     found = []
-    for snapshot in scene.snapshots:
+    for snapshot in examined.snapshots:
         problems = []
         for file in {file.path: file for file in snapshot.files}.values():
             try:
-                await scene.driver.storage.check(file)
+                await examined.driver.storage.check(file)
             except DamagedSnapshot as error:
                 problems.append(str(error))
-        problems = problems or list(await check_chains(scene.driver, snapshot))
-        found += [scene.finding(Trouble.DAMAGED_SNAPSHOT, snapshot.name, text) for text in problems]
+        problems = problems or list(await check_chains(examined.driver, snapshot))
+        found += [examined.finding(Trouble.DAMAGED_SNAPSHOT, snapshot.name, text) for text in problems]
     return found
 
 
-async def _writers(scene: Scene) -> list[Finding]:
+async def _writers(examined: Examined) -> list[Finding]:
     """Report who else has a frozen image open for writing."""
     text = "has it open for writing, and a snapshot needs it unchanged"
     return [
-        scene.finding(Trouble.FROZEN_WRITTEN, writer.path, f"{writer.who} {text}")
-        for writer in await scene.driver.writers_of(scene.frozen(), scene.record.handle)
+        examined.finding(Trouble.FROZEN_WRITTEN, writer.path, f"{writer.who} {text}")
+        for writer in await examined.driver.writers_of(examined.frozen(), examined.record.handle)
     ]
 
 
-async def _files(scene: Scene, *, repair: bool) -> list[Finding]:
+async def _files(examined: Examined, *, repair: bool) -> list[Finding]:
     """Report files that nobody needs, and rows of files that are gone."""
-    needed = {os.path.realpath(path) for path in await scene.needed()}
-    storage = scene.driver.storage
+    needed = {os.path.realpath(path) for path in await examined.needed()}
+    storage = examined.driver.storage
     found, gone = [], []
-    surplus = [path for path in sorted(scene.own) if os.path.realpath(path) not in needed]
-    kept = await _kept(scene, surplus)
+    surplus = [path for path in sorted(examined.own) if os.path.realpath(path) not in needed]
+    kept = await _kept(examined, surplus)
     for path in surplus:
         if path in kept:
             continue
@@ -206,34 +206,36 @@ async def _files(scene: Scene, *, repair: bool) -> list[Finding]:
             if repair:
                 await storage.remove(path)
             text = "snaporch made it, and nothing needs it any more"
-            orphan = scene.finding(Trouble.ORPHAN_FILE, path, text, certain=True)
+            orphan = examined.finding(Trouble.ORPHAN_FILE, path, text, certain=True)
             found.append(attrs.evolve(orphan, repaired=repair))
         if not there or repair:
             gone.append(path)
     if repair:
-        await scene.context.catalog.write(Change(gone=tuple(gone)))
-    strangers = [path for path in _in_directory(scene) if os.path.realpath(path) not in needed | scene.own]
+        await examined.context.catalog.write(Change(gone=tuple(gone)))
+    strangers = [path for path in _in_directory(examined) if os.path.realpath(path) not in needed | examined.own]
     text = "it is in the domain's directory, and snaporch did not make it; remove it by hand if nothing needs it"
-    return found + [scene.finding(Trouble.ORPHAN_FILE, path, text) for path in strangers]
+    return found + [examined.finding(Trouble.ORPHAN_FILE, path, text) for path in strangers]
 
 
-async def _kept(scene: Scene, surplus: list[str]) -> dict[str, str]:
+async def _kept(examined: Examined, surplus: list[str]) -> dict[str, str]:
     """Return the files that the domain needs no more and that others read, or may read.
 
     What cannot be seen through in the domain's own chains may read them as well.
     """
     try:
-        for disk in tips(scene.record):
-            await scene.driver.storage.trace(disk.path, disk.format)
+        for disk in tips(examined.record):
+            await examined.driver.storage.trace(disk.path, disk.format)
     except Refused as error:
         return dict.fromkeys(surplus, str(error))
-    return await kept_for(scene.context, scene.record.name, surplus, processes_of(scene.driver, scene.record))
+    return await kept_for(
+        examined.context, examined.record.name, surplus, processes_of(examined.driver, examined.record)
+    )
 
 
-def _in_directory(scene: Scene) -> list[str]:
-    directory = Path(scene.context.directory(scene.record.name))
+def _in_directory(examined: Examined) -> list[str]:
+    directory = Path(examined.context.directory(examined.record.name))
     if not directory.is_dir():
         return []
     return sorted(
-        str(path) for path in directory.iterdir() if path.is_file() and path.name not in scene.driver.info.logs
+        str(path) for path in directory.iterdir() if path.is_file() and path.name not in examined.driver.info.logs
     )

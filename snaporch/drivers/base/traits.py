@@ -185,6 +185,7 @@ class GuestAgent(Protocol):
     async def thaw(self) -> None:
         """Have the guest agent thaw the guest's file systems; within a deadline. Idempotent; the guest must run."""
 
+    @abc.abstractmethod
     async def set_clock(self) -> float:
         """Have the guest agent set the guest's clock, if it runs; within a deadline.
 
@@ -194,7 +195,6 @@ class GuestAgent(Protocol):
         Raises:
             HypervisorError: no agent answers, or it cannot.
         """
-        raise Unsupported("its driver has no way to set the clock of a guest")
 
 
 @runtime_checkable

@@ -34,6 +34,7 @@ from snaporch.drivers.base import (
 from snaporch.drivers.local import process
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.memory import free_ram
+from snaporch.drivers.local.sockets import address
 from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.qemu import attach, clones, firmware, hostside, kvm, launcher, surroundings
 from snaporch.drivers.qemu.command import command_line
@@ -62,22 +63,17 @@ QUERY, AGENT, PID = "query.sock", "agent.sock", "qemu.pid"
 @contextmanager
 def _listening(directory: Path, *names: str) -> Iterator[list[int]]:
     """Yield listening sockets for QEMU to inherit: there before QEMU is, and their paths may be of any length."""
-    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    sockets = []
-    try:
+    with ExitStack() as stack:
+        listeners = []
         for name in names:
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sockets.append(listener)
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=place)
-            listener.bind(f"/proc/self/fd/{place}/{name}")
-            os.chmod(name, 0o600, dir_fd=place)
-            listener.listen(8)
-        yield [listener.fileno() for listener in sockets]
-    finally:
-        os.close(place)
-        for listener in sockets:
-            listener.close()
+            path = directory / name
+            path.unlink(missing_ok=True)
+            listeners.append(stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
+            with address(str(path)) as where:
+                listeners[-1].bind(where)
+            path.chmod(0o600)
+            listeners[-1].listen(8)
+        yield [listener.fileno() for listener in listeners]
 
 
 @contextmanager
