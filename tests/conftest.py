@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,26 @@ def _qemus() -> dict[str, Qemu]:
     if not VERSIONS.exists():
         pytest.fail(f"{VERSIONS} is not there, which says where the QEMUs are: run scripts/setup", pytrace=False)
     return {line.split()[0]: Qemu(*line.split()) for line in VERSIONS.read_text().splitlines()}
+
+
+def _is_heavy(item: pytest.Item) -> bool:
+    return item.get_closest_marker("heavy") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put heavy tests last, where hardly any worker has to wait for their end."""
+    items.sort(key=_is_heavy)
+
+
+@pytest.fixture(autouse=True)
+def turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let a heavy test run alone, whatever the other workers have: it takes a lock that all others share."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with (tmp_path_factory.getbasetemp().parent / "turn").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if _is_heavy(request.node) else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture(params=["7.2", "10.0"])

@@ -16,7 +16,7 @@ import trio
 from snaporch.drivers.local.files import LocalStorage
 from tests.live.world import MIB, NAME, MakeWorld, Qemu
 
-pytestmark = [pytest.mark.live, pytest.mark.xdist_group("loop")]
+pytestmark = [pytest.mark.live, pytest.mark.heavy]
 
 TICK = 0.01
 MOST = 0.05
