@@ -1,7 +1,7 @@
 """Kills snaporch, QEMU or both, or cuts the power, at every point of every operation; checks that nothing is lost.
 
     scripts/proof faults [--qemu VERSION] [--kind NAME]… [--victim us|qemu|both|…]… [--random N --seed N]
-                         [--record FILE [--minutes N]] [--page FILE]
+                         [--every N] [--record FILE [--minutes N]] [--page FILE]
 
 The points of an operation are found by doing it once: each call of a step of the tables, of a compensation, of
 the journal, of what a delete is made of, and of commands that are sent to QEMU in the midst of a step, so a new
@@ -13,6 +13,8 @@ while later, those of both). After it: recovery; the operation is complete or un
 runs with memory equal to disks (booted first where QEMU was killed, and all is on its disks that it had said it
 wrote); each snapshot verifies, those that the operation was about are reverted to; each file has an owner. With
 --random the kills are at random instants of random operations instead.
+
+With --every N it is only every N-th point of each kind.
 
 With --record every kill is noted in a file, and those that are noted there are not done again: what takes hours can
 be done in parts. --page writes what is noted.
@@ -103,10 +105,10 @@ class Record:
         return time.monotonic() > self.end
 
 
-async def every_point(bench: Bench, kind: Kind, victims: Sequence[str], record: Record) -> None:
-    """Kill at every point of a kind of operation."""
+async def every_point(bench: Bench, kind: Kind, victims: Sequence[str], record: Record, step: int) -> None:
+    """Kill at every point of a kind of operation, or at every so many-th."""
     points = await bench.trace(kind)
-    for where in [f"before:{points[0]}", *(f"after:{point}" for point in points)]:
+    for where in [f"before:{points[0]}", *(f"after:{point}" for point in points)][::step]:
         for victim in victims:
             point, version = where.replace(":", " "), bench.guest.qemu.version
             if (victim != "us" and victim not in POWER and not kind.runs) or record.has(
@@ -184,7 +186,7 @@ async def run(options: argparse.Namespace, qemu: Qemu, place: Path, record: Reco
         for kind in kinds:
             if not record.over:
                 async with opened(fs, qemu, place, group=kind.group) as bench:
-                    await every_point(bench, kind, some, record)
+                    await every_point(bench, kind, some, record, options.every)
 
 
 def _counts(kills: Iterable[Kill]) -> str:
@@ -257,6 +259,7 @@ def main() -> int:
     parser.add_argument("--victim", action="append", choices=VICTIMS)
     parser.add_argument("--random", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--record", type=Path)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--page", type=Path)

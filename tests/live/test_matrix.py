@@ -37,7 +37,9 @@ def test_at_random(tmp_path: Path) -> None:
     assert f"{2 * KILLS} kills: " in page.read_text()
 
 
-@pytest.mark.parametrize(("fs", "kind"), [("ext4", "delete live, a middle"), ("btrfs", "create paused")])
-def test_power(fs: str, kind: str) -> None:
-    """The power is cut after each step: all is complete or undone, and no file is damaged or left over."""
-    matrix("--victim", f"power, {fs}", "--kind", kind)
+@pytest.mark.parametrize(
+    ("fs", "kind", "every"), [("ext4", "delete live, a middle", 3), ("btrfs", "create paused", 2)]
+)
+def test_power(fs: str, kind: str, every: int) -> None:
+    """The power is cut after every so many-th step: all is complete or undone, no file is damaged or left over."""
+    matrix("--victim", f"power, {fs}", "--kind", kind, "--every", str(every))
