@@ -112,14 +112,14 @@ def test_sink_that_is_held(tmp_path: Path, *, release: bool) -> None:
     path, result, rate = tmp_path / "memory", tmp_path / "result", sink.shared()
     path.touch()
     sink.reserve(result)
-    seconds = SECONDS if release else 0.5
+    seconds = SECONDS if release else 3.0
     command = [sys.executable, sink.__file__, str(path), str(result), str(rate)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[rate]) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.read(len(sink.READY)) == sink.READY
-        sink.hold(rate, seconds)
         began = time.monotonic()
+        sink.hold(rate, seconds)
         feeder = threading.Thread(target=process.communicate, args=(bytes(4 * sink.BUFFER),))
         feeder.start()
         feeder.join(0.25)

@@ -23,7 +23,7 @@ from snaporch.drivers.local.files import LocalStorage
 from snaporch.guest.report import Report, parse
 
 NAME = "guest"
-SECONDS = 30.0  # for anything that is to happen; far more than it ever needs
+SECONDS = 60.0  # for anything that is to happen; far more than it ever needs
 DEFINITION = """
 name = "{name}"
 memory = "64MiB"

@@ -51,6 +51,7 @@ def test_checkpoint_and_revert(guest: Program) -> None:
     assert [each["name"] for each in guest.answer("tree", NAME)] == ["one"]
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_rolls_a_create_back(guest: Program, number: signal.Signals) -> None:
     """While it runs another is refused with its name; cut short it is status 130, and nothing of it is left."""

@@ -58,6 +58,7 @@ async def test_killed_while_memory_streams(world: LibvirtWorld) -> None:
     assert (await world.orch.verify(NAME, "point", boot=True)).ok
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize("daemon", ["11.3"], indirect=True)
 async def test_libvirtd_killed_while_memory_streams(world: LibvirtWorld) -> None:
     """The create ends in one of its three ways; when libvirtd is back, all is as snaporch says."""

@@ -14,6 +14,7 @@ from snaporch.engine.states import State
 from snaporch.errors import Busy, SnaporchError
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
+from snaporch.operations.create import Participant
 from tests.live.world import NAME, NEVER_CONVERGES, SLOW, SLOW_BANDWIDTH, MakeWorld, World, when
 
 pytestmark = pytest.mark.live
@@ -75,9 +76,16 @@ async def test_a_look_sets_nothing(make_world: MakeWorld) -> None:
     assert not any(seen)
 
 
-async def test_two_creates(make_world: MakeWorld) -> None:
+@pytest.mark.window("the stream's end waits for an event")
+async def test_two_creates(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two creates is told what runs; a reader is not held up; all others are refused as well."""
-    world = await make_world(append=SLOW)
+    all_asked, finish = trio.Event(), Participant.finish_stream
+
+    async def held(participant: Participant) -> None:
+        await all_asked.wait()
+        await finish(participant)
+
+    monkeypatch.setattr(Participant, "finish_stream", held)
     async with trio.open_nursery() as nursery:
         await streaming(world, nursery)
         (running,) = await world.orch.operations(NAME)
@@ -97,11 +105,11 @@ async def test_two_creates(make_world: MakeWorld) -> None:
                 assert running.id in str(caught.value)
             else:
                 assert "no snapshot 'first'" in str(caught.value)
-        with trio.fail_after(2):
-            info = await world.orch.domain_info(NAME)
+        info = await world.orch.domain_info(NAME)
         assert info.state is DomainState.RUNNING
         assert [disk.target for disk in info.disks] == ["vda", "vdb"]
         assert (await world.orch.operations(NAME))[-1].state == State.STREAMING
+        all_asked.set()
     assert [record.name for record in await world.orch.list(NAME)] == ["first"]
 
 
@@ -122,6 +130,7 @@ async def test_two_at_once(world: World) -> None:
     assert refused == [f"create {record.name}"]
 
 
+@pytest.mark.window("the rate of the stream")
 async def test_waiting(make_world: MakeWorld) -> None:
     """With `wait` the second begins when the first is through."""
     world = await make_world(append=SLOW)
@@ -131,6 +140,7 @@ async def test_waiting(make_world: MakeWorld) -> None:
     assert [record.name for record in await world.orch.list(NAME)] == ["first", "second"]
 
 
+@pytest.mark.window("the rate of the stream; precopy that never converges")
 @pytest.mark.parametrize("how", ["refuse", "wait"])
 async def test_two_processes(make_world: MakeWorld, how: str) -> None:
     """The same between processes; the second, in opening the orchestrator, leaves the first one's work alone."""

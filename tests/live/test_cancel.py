@@ -11,7 +11,7 @@ from snaporch.engine.states import State
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import RevertFlag
-from tests.live.world import NAME, SLOW, SLOW_BANDWIDTH, MakeWorld, World, when
+from tests.live.world import HELD_BANDWIDTH, NAME, SLOW, MakeWorld, World, when
 
 pytestmark = pytest.mark.live
 
@@ -47,7 +47,7 @@ STATES = {
 
 async def cancelled_create(world: World, name: str, strategy: Strategy, state: State) -> bool:
     """Cancel a create in a state; return whether it is complete."""
-    bandwidth = SLOW_BANDWIDTH if state is State.STREAMING else 0
+    bandwidth = HELD_BANDWIDTH if state is State.STREAMING else 0
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
         await nursery.start(when, world.orch, state, scope.cancel)
@@ -58,6 +58,7 @@ async def cancelled_create(world: World, name: str, strategy: Strategy, state: S
     return name in [record.name for record in await world.orch.list(NAME)]
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize("strategy", list(STATES))
 async def test_create(make_world: MakeWorld, strategy: Strategy) -> None:
     """A create cancelled in each state leaves everything as it was; the next one works."""
@@ -78,6 +79,7 @@ async def test_create(make_world: MakeWorld, strategy: Strategy) -> None:
     await world.check_consistent()
 
 
+@pytest.mark.window("the rate of the stream")
 async def test_create_of_paused(make_world: MakeWorld) -> None:
     """A guest that was paused is paused after a cancelled create, and on with its own images."""
     world = await make_world(append=SLOW)
@@ -119,6 +121,7 @@ async def test_revert(world: World, flags: RevertFlag) -> None:
     await world.check_consistent()
 
 
+@pytest.mark.window("the rate of the stream")
 async def test_interrupt(make_world: MakeWorld) -> None:
     """Ctrl-C's signal, turned into cancellation as the command line does: rolled back."""
     world = await make_world(append=SLOW)
@@ -132,6 +135,6 @@ async def test_interrupt(make_world: MakeWorld) -> None:
     async with world.unchanged(), trio.open_nursery() as nursery:
         await nursery.start(interrupted, nursery.cancel_scope)
         await nursery.start(when, world.orch, State.STREAMING, lambda: signal.raise_signal(signal.SIGINT))
-        await world.create("interrupted", bandwidth=SLOW_BANDWIDTH)
+        await world.create("interrupted", bandwidth=HELD_BANDWIDTH)
     assert not await world.orch.list(NAME)
     await world.check_runs()

@@ -27,9 +27,10 @@ from snaporch.errors import (
     Stranded,
 )
 from snaporch.model.domain import DomainState
+from snaporch.model.record import Event
 from snaporch.model.request import Strategy
 from snaporch.operations.create import Participant
-from tests.live.world import MIB, NAME, SLOW, SLOW_BANDWIDTH, MakeWorld, Qemu, World
+from tests.live.world import HELD_BANDWIDTH, MIB, NAME, SLOW, SLOW_BANDWIDTH, MakeWorld, Qemu, World
 
 pytestmark = pytest.mark.live
 
@@ -67,6 +68,7 @@ def fill(place: Path) -> None:
             file.write(bytes(MIB))
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PRECOPY, Strategy.PAUSED])
 async def test_full_disk(make_world: MakeWorld, small: Path, strategy: Strategy) -> None:
     """A disk that becomes full in mid-stream rolls back with the system's words; the guest runs on."""
@@ -77,7 +79,7 @@ async def test_full_disk(make_world: MakeWorld, small: Path, strategy: Strategy)
             await world.during(
                 State.STREAMING,
                 lambda: fill(small),
-                world.create("full", strategy, memory_file=file, bandwidth=SLOW_BANDWIDTH),
+                world.create("full", strategy, memory_file=file, bandwidth=HELD_BANDWIDTH),
             )
         assert file in str(caught.value)
         await world.check_runs()
@@ -87,13 +89,14 @@ async def test_full_disk(make_world: MakeWorld, small: Path, strategy: Strategy)
     await world.check_consistent()
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize(("strategy", "state"), KILLS)
 async def test_qemu_killed(make_world: MakeWorld, strategy: Strategy, state: State) -> None:
     """QEMU killed in any phase: complete or rolled back, no orphans, and the disks hold the guest's last word."""
     world = await make_world(append=SLOW)
     try:
         pid = await world.pid()
-        call = world.create("killed", strategy, bandwidth=0 if state is State.SEALING else SLOW_BANDWIDTH)
+        call = world.create("killed", strategy, bandwidth=0 if state is State.SEALING else HELD_BANDWIDTH)
         await world.during(state, lambda: os.kill(pid, signal.SIGKILL), call)
         complete = True
     except OperationFailed:
@@ -108,6 +111,7 @@ async def test_qemu_killed(make_world: MakeWorld, strategy: Strategy, state: Sta
         await world.check_consistent()
 
 
+@pytest.mark.window("the rate of the stream")
 async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU that is told to quit in mid-stream: as one that is killed; if it hangs in that, once it is killed."""
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 2.0)
@@ -133,6 +137,7 @@ async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
     await world.check_nothing_lost()
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PRECOPY])
 async def test_guest_powers_off(make_world: MakeWorld, tmp_path: Path, strategy: Strategy) -> None:
     """A guest that powers off in mid-stream: complete or rolled back, and all that it wrote is on its disks.
@@ -185,19 +190,23 @@ async def test_one_disk_of_three(make_world: MakeWorld, monkeypatch: pytest.Monk
     await world.check_consistent()
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PRECOPY, Strategy.PAUSED])
 async def test_sink_killed(make_world: MakeWorld, strategy: Strategy) -> None:
     """The process that writes the memory file is killed: rolled back, and the guest is not frozen."""
     world = await make_world(append=SLOW)
 
-    async def kill_sink() -> None:
-        await trio.sleep(0.3)  # well into the stream
+    def well_into_the_stream(event: Event) -> bool:
+        return event.state == State.STREAMING and event.done > 0
+
+    def kill_sink() -> None:
         (sink,) = world.sinks()
         os.kill(sink, signal.SIGKILL)
 
     async with world.unchanged():
+        call = world.create("sink", strategy, bandwidth=HELD_BANDWIDTH)
         with pytest.raises(OperationFailed):
-            await world.during(State.STREAMING, kill_sink, world.create("sink", strategy, bandwidth=SLOW_BANDWIDTH))
+            await world.during(well_into_the_stream, kill_sink, call)
         await world.check_runs(50)
     await world.create("next", strategy)
     await world.revert("next")
@@ -211,6 +220,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snaporch.engine.gone, "DYING_SECONDS", 0.2)
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.usefixtures("impatient")
 async def test_qemu_hangs_and_dies(make_world: MakeWorld) -> None:
     """A QEMU that hangs in mid-stream and is then killed: what the guest wrote into the overlays is not lost."""
@@ -222,7 +232,7 @@ async def test_qemu_hangs_and_dies(make_world: MakeWorld) -> None:
         os.kill(pid, signal.SIGSTOP)
 
     with pytest.raises(Stranded):
-        await world.during(State.STREAMING, hang, world.create("hung", bandwidth=SLOW_BANDWIDTH))
+        await world.during(State.STREAMING, hang, world.create("hung", bandwidth=HELD_BANDWIDTH))
     os.kill(pid, signal.SIGKILL)
     await world.orch.recover()
     assert (await world.orch.operations(NAME))[-1].state == State.ROLLED_BACK
@@ -230,6 +240,7 @@ async def test_qemu_hangs_and_dies(make_world: MakeWorld) -> None:
     await world.check_nothing_lost()
 
 
+@pytest.mark.window("the rate of the stream")
 @pytest.mark.usefixtures("impatient")
 async def test_qemu_hangs(make_world: MakeWorld) -> None:
     """A QEMU that answers no more in mid-stream strands the create; once it answers, `recover` undoes all."""
@@ -240,7 +251,7 @@ async def test_qemu_hangs(make_world: MakeWorld) -> None:
             await world.during(
                 State.STREAMING,
                 lambda: os.kill(pid, signal.SIGSTOP),
-                world.create("hung", bandwidth=SLOW_BANDWIDTH),
+                world.create("hung", bandwidth=HELD_BANDWIDTH),
             )
         assert caught.value.remains
         os.kill(pid, signal.SIGCONT)

@@ -92,6 +92,7 @@ async def test_by_itself(world: World) -> None:
     await world.check_runs()
 
 
+@pytest.mark.window("the rate of the merge")
 async def test_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled, or with no room for it: the chains are as they were, and so is everything that anybody sees."""
 

@@ -165,6 +165,7 @@ async def finished_afterwards(world: World, kind: Kind) -> AsyncIterator[None]:
         await world.check_nothing_lost()
 
 
+@pytest.mark.window("the rate of the merge")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.replace(" ", "-"))
 async def test_cut_short(
     make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind

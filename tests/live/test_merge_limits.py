@@ -62,6 +62,7 @@ async def test_progress_and_bandwidth(world: World) -> None:
     await world.check_runs()
 
 
+@pytest.mark.window("a guest that writes faster than the merge")
 async def test_a_guest_that_outruns_it_is_slowed_down_and_then_left_alone(world: World) -> None:
     """The snapshot goes, its image stays as a link, no limit is left; the next merge has it."""
     slowed: list[list[int]] = []
@@ -92,6 +93,7 @@ async def test_a_guest_that_outruns_it_is_slowed_down_and_then_left_alone(world:
     await world.check_runs()
 
 
+@pytest.mark.window("a guest that writes faster than the merge")
 async def test_slowed_down_it_gets_there(world: World) -> None:
     """A guest whose writes are limited to half of what the merge copies is caught up with."""
     plan = await world.orch.delete(NAME, "a", options=MergeOptions(bandwidth=16 * MIB, max_seconds=4))
@@ -101,6 +103,7 @@ async def test_slowed_down_it_gets_there(world: World) -> None:
     await world.check_runs()
 
 
+@pytest.mark.window("a guest that writes faster than the merge")
 async def test_paused_where_that_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest is paused for the rest, and runs on; so it does when snaporch dies just then."""
     stopped: list[bool] = []
@@ -120,6 +123,7 @@ async def test_paused_where_that_is_asked_for(world: World, monkeypatch: pytest.
     await world.check_runs()
 
 
+@pytest.mark.window("a guest that writes faster than the merge")
 async def test_cancelled_while_slowed_down(world: World) -> None:
     """Cancelled with the guest's writes limited: no limit stays, no job, and `recover` finishes the delete."""
     async with trio.open_nursery() as nursery:

@@ -49,11 +49,15 @@ async def create_and_cut(program: Program, name: str, state: State, how: signal.
         assert process.returncode == (0 if how is signal.SIGTERM else -how)
 
 
+@pytest.mark.window("the rate of the stream")
 async def test_cut_short_in_any_state(make_world: MakeWorld) -> None:
-    """The guest never stops for it; what can go on goes on, under its id, and can be gone back to."""
+    """The guest never stops for it; what can go on goes on, under its id, and can be gone back to.
+
+    Half of the cuts with each QEMU: they are the service's.
+    """
     world = await make_world(append=SLOW)
     program = Program(world.directory)
-    for number, (state, how, wanted) in enumerate(CUTS):
+    for number, (state, how, wanted) in list(enumerate(CUTS))[world.qemu.old :: 2]:
         name = f"cut-{number}"
         await create_and_cut(program, name, state, how)
         await world.check_runs()

@@ -77,6 +77,7 @@ async def stop(world: World, where: str, *arguments: object, alone: bool = False
     assert not list((world.root / "locks").glob("*.verdict"))
 
 
+@pytest.mark.window("snaporch is stopped at a fault point")
 async def test_create(make_world: MakeWorld) -> None:
     """Stopped in the pause of a create: the guest runs, and its memory and disks never become a snapshot."""
     world = await make_world(append=SLOW)
@@ -87,6 +88,7 @@ async def test_create(make_world: MakeWorld) -> None:
     await stop(world, "after:finish_stream#1", "create", "point", Strategy.PRECOPY)
 
 
+@pytest.mark.window("snaporch is stopped at a fault point")
 async def test_revert(make_world: MakeWorld) -> None:
     """Stopped when the old guest is paused, and when the new one runs: the old one runs again, and never both."""
     world = await make_world()
@@ -95,6 +97,7 @@ async def test_revert(make_world: MakeWorld) -> None:
         await stop(world, place, "revert", "point")
 
 
+@pytest.mark.window("snaporch is stopped at a fault point")
 async def test_one_monitor(make_world: MakeWorld) -> None:
     """Of a QEMU with one monitor snaporch's connection is ended, and all is undone over another."""
     world = await make_world()
@@ -103,6 +106,7 @@ async def test_one_monitor(make_world: MakeWorld) -> None:
     await stop(world, "after:stand_still#1", "revert", "point", alone=True)
 
 
+@pytest.mark.window("the rate of the stream")
 async def test_long_pause(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pause much longer than the guard's patience is no matter, as snaporch works: the create is complete."""
     monkeypatch.setattr(leash, "BEAT_SECONDS", 0.5)

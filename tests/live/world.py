@@ -41,6 +41,7 @@ HEAVY = "rate=0 dirty=50"
 # With these a stream takes three seconds or so, long enough for anything to happen to it.
 SLOW = "ram=64 dirty=1"
 SLOW_BANDWIDTH = 20 * MIB
+HELD_BANDWIDTH = 4 * MIB  # of one that never comes to its end
 NEVER_CONVERGES = "ram=64 dirty=400"  # in precopy, at that bandwidth
 
 # Seen with bare QEMU 7.2 too (one `migrate` to a file, no disks, a busy host): some page of the guest is older in
@@ -214,8 +215,10 @@ class World:
         """Return the processes that write memory files of this world."""
         return [pid for pid, words in processes(self.directory).items() if any("sink.py" in w for w in words)]
 
-    async def during(self, state: str, action: Callable[[], object], call: Coroutine[Any, Any, T]) -> T:
-        """Do something as soon as an operation is in a state, and return or raise what the operation does."""
+    async def during(
+        self, state: str | Callable[[Event], bool], action: Callable[[], object], call: Coroutine[Any, Any, T]
+    ) -> T:
+        """Do something, see `when`, in the midst of an operation; return or raise what the operation does."""
         result: list[T] = []
         error: BaseException | None = None
         async with trio.open_nursery() as nursery:

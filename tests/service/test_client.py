@@ -304,6 +304,7 @@ async def test_events_are_the_same(served: Served) -> None:
     assert ("state", "streaming") in seen["client"]
 
 
+@pytest.mark.window("the rate of the stream")
 async def test_a_cancelled_call_cancels_its_operation(served: Served) -> None:
     """When the call ends, the operation is rolled back; the next one is not busy."""
     before = (await served.world.everything())["files"]
