@@ -20,7 +20,7 @@ from snaporch.guest.build import build_tiny
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / ".cache"
+CACHE = (ROOT / ".cache").resolve()  # an orchestrator has its root by its real name
 DOMAIN = "guest"
 UP_SECONDS = 30.0
 REPORT_SECONDS = 30.0  # a guest that says nothing for so long is dead
