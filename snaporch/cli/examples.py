@@ -54,6 +54,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "revert": (
         ("revert web before-upgrade", "what it holds now, and no snapshot does, is lost"),
         ("revert web before-upgrade --save-current broken", "keeps what it holds now"),
+        ("revert web before-upgrade --yes", "asks nothing, as where there is no terminal"),
         ("revert web cold --running", "boots from the disks of a snapshot without memory"),
     ),
     "delete": (

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
+import trio
 from cyclopts import Parameter
 
 from snaporch.catalog.schema import CATALOG, can_be_written
@@ -112,6 +113,14 @@ class Session:
         """Print a line for people, to standard output: not with ``--json``."""
         with suppress(OSError):  # it is a remark: what cannot be seen is said by the answer
             print(text, flush=True)  # noqa: T201 - the command line's own words
+
+    async def agrees(self, question: str) -> bool:
+        """Ask whoever sits at the terminal, yes or no; where nobody does, or with ``--json``, the answer is yes."""
+        if self.as_json or not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
+            return True
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201 - the command line's own words
+        answer = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+        return answer.strip().lower() in {"y", "yes"}
 
     def line(self, text: str) -> None:
         """Print a line of an answer that has no end, to standard output; raises as `print` does."""

@@ -11,13 +11,14 @@ from cyclopts import App, Parameter
 from snaporch.cli import progress
 from snaporch.cli.asked import all_internal, create_flags, known, limits, parse_disks, rate, subject
 from snaporch.cli.session import Answer, Here
-from snaporch.errors import InvalidInput
+from snaporch.errors import InvalidInput, Refused
 from snaporch.model import documents
 from snaporch.model.domain import DomainState
 from snaporch.model.names import in_order
 from snaporch.model.record import Boot
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import DeleteFlag, DomainSnapshot, RevertFlag
+from snaporch.protocol import AnyOrchestrator
 
 
 async def create(
@@ -109,6 +110,17 @@ async def create(
     return Answer(document, lambda human: human.created(records))
 
 
+async def _loss(orchestrator: AnyOrchestrator, domain: str, name: str) -> str:
+    """Return what a revert would lose, as a question; raises as `revert` does where there is no such snapshot."""
+    await orchestrator.show(domain, name)
+    info = await orchestrator.domain_info(domain)
+    since = f"since {info.current}" if info.current else "so far"
+    lost = (
+        f"{domain} is {info.state}, and what it has become {since} is in no snapshot: --save-current NAME keeps it"
+    )
+    return f"{lost}. Lose it, and go back to {name}?"
+
+
 async def revert(
     domain: str = "",
     name: str = "",
@@ -121,6 +133,7 @@ async def revert(
     force: bool = False,
     save_current: str = "",
     keep_clock: Annotated[bool, Parameter(negative=())] = False,
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative=())] = False,
     no_lazy: bool = False,  # noqa: ARG001 - see its help
     no_wait: bool = False,  # noqa: ARG001
     session: Here,
@@ -147,6 +160,8 @@ async def revert(
         First keep what the domain holds now, in a snapshot of this name.
     keep_clock
         Leave the guest's clock at the time of the snapshot, where its agent would set it.
+    yes
+        Do not ask on a terminal whether what would be lost may be.
     no_lazy
         Have all of the memory loaded before the guest runs: as every revert does, for the time being.
     no_wait
@@ -158,8 +173,12 @@ async def revert(
     flags |= RevertFlag.ALONE if alone else RevertFlag(0)
     flags |= RevertFlag.KEEP_CLOCK if keep_clock else RevertFlag(0)
     members, name = known("revert", domain, name, group)
-    session.about(members, name)
+    session.interrupted = "nothing was touched"
     async with session.open() as orchestrator:
+        for member in () if yes or save_current else members:
+            if not await session.agrees(await _loss(orchestrator, member, name)):
+                raise Refused("nothing was touched; --save-current NAME keeps what a revert would lose")
+        session.about(members, name)
         async with progress.shown(orchestrator, in_order(members)):
             if group:
                 records = await orchestrator.revert_group(members, name, flags, save_current=save_current)
