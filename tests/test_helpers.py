@@ -97,7 +97,7 @@ def test_sink_whose_starter_is_gone(tmp_path: Path) -> None:
     rate = sink.shared()
     gone, output = os.pipe()
     os.close(gone)
-    command = [sys.executable, sink.__file__, str(path), str(result), str(rate)]
+    command = [sys.executable, sink.__file__, str(path), str(result), str(rate), sink.NONE]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, pass_fds=[rate]) as process:
         os.close(output)
         process.communicate(b"x" * 5000, timeout=SECONDS)
@@ -113,7 +113,7 @@ def test_sink_that_is_held(tmp_path: Path, *, release: bool) -> None:
     path.touch()
     sink.reserve(result)
     seconds = SECONDS if release else 3.0
-    command = [sys.executable, sink.__file__, str(path), str(result), str(rate)]
+    command = [sys.executable, sink.__file__, str(path), str(result), str(rate), sink.NONE]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[rate]) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -122,7 +122,8 @@ async def take(guest: Guest, contender: str, looking: float) -> Taken:
     record = await guest.orchestrator.create(DOMAIN, DomainSnapshot(guest.fresh_name()), flags, options)
     if record.memory is None or record.timings.pause is None:
         sys.exit(f"{contender}: the record has no memory or no pause: {record}")
-    remove(record.memory.path)
+    for path in (record.memory.path, record.index):
+        remove(path)
     timings = record.timings
     return Taken(timings.total, timings.pause, record.memory.size, timings.between, timings.phases)
 

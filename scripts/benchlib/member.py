@@ -15,7 +15,7 @@ from snaporch.testing.dying import hypervisors
 
 SECONDS = 240.0  # for what takes two on a host that does nothing else
 NUMBERS = 5
-KINDS_OF_FILE = {".qcow2", ".mem", ".sink", ".new"}
+KINDS_OF_FILE = {".qcow2", ".mem", ".sink", ".index", ".new"}
 
 
 class Wrong(Exception):

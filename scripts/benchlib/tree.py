@@ -12,7 +12,7 @@ from snaporch import CreateFlag, DeleteFlag, DomainSnapshot, DomainState, Orches
 
 OPERATIONS = ("create",) * 4 + ("revert",) * 2 + ("delete",) * 4 + ("switch",)
 FLAGS = (DeleteFlag(0),) * 5 + (DeleteFlag.CHILDREN_ONLY, DeleteFlag.CHILDREN)
-KINDS = {".qcow2", ".mem", ".sink"}
+KINDS = {".qcow2", ".mem", ".sink", ".index"}
 
 Check = Callable[[str], Awaitable[None]]
 """Raises when the running guest is not well, that goes on (``on``), was ``restored``, or ``boots``."""
@@ -23,7 +23,7 @@ async def files_known(orch: Orchestrator, domain: str) -> set[str]:
     records = await orch.list(domain)
     known = {path for disk in (await orch.domain_info(domain)).disks for path in disk.chain}
     known |= {file.path for record in records for chain in record.images.values() for file in chain}
-    return known | {record.memory.path for record in records if record.memory}
+    return known | {path for record in records if record.memory for path in (record.memory.path, record.index)}
 
 
 @attrs.define

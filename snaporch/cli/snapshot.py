@@ -134,8 +134,8 @@ async def revert(
     save_current: str = "",
     keep_clock: Annotated[bool, Parameter(negative=())] = False,
     yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative=())] = False,
-    no_lazy: bool = False,  # noqa: ARG001 - see its help
-    no_wait: bool = False,  # noqa: ARG001
+    lazy: bool = False,
+    no_wait: bool = False,  # noqa: ARG001 - see its help
     session: Here,
 ) -> Answer:
     """Take a domain back to a snapshot. What it holds now, and no snapshot does, is lost: see --save-current.
@@ -162,16 +162,18 @@ async def revert(
         Leave the guest's clock at the time of the snapshot, where its agent would set it.
     yes
         Do not ask on a terminal whether what would be lost may be.
-    no_lazy
-        Have all of the memory loaded before the guest runs: as every revert does, for the time being.
+    lazy
+        Let the guest run before its memory is there, where that can be: what it asks for comes first. Until all of
+        it is there the guest of before is kept, paused. Default: all memory is loaded first.
     no_wait
-        Return when the guest runs: as every revert does, as no memory is loaded after that for the time being.
+        Return when the guest runs: as every revert does but a lazy one, for the time being.
     """
     flags = RevertFlag.RUNNING if running else RevertFlag(0)
     flags |= RevertFlag.PAUSED if paused else RevertFlag(0)
     flags |= RevertFlag.FORCE if force else RevertFlag(0)
     flags |= RevertFlag.ALONE if alone else RevertFlag(0)
     flags |= RevertFlag.KEEP_CLOCK if keep_clock else RevertFlag(0)
+    flags |= RevertFlag.LAZY if lazy else RevertFlag(0)
     members, name = known("revert", domain, name, group)
     session.interrupted = "nothing was touched"
     async with session.open() as orchestrator:

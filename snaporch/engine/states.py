@@ -15,6 +15,7 @@ The strategies differ in the order in which they walk through the same states:
     disk-only    preparing  switching  sealing  committing
     quiesced     freezing after preparing, thawing as soon as the guest runs on
     revert       preparing  loading  swapping  committing
+    lazy         preparing  swapping  loading  committing
     displace     preparing  displacing  loading  swapping  committing
     proven       preparing  proving  keeping  displacing  loading  swapping  committing
     clone        preparing  loading  swapping  committing
@@ -59,7 +60,7 @@ class State(enum.StrEnum):
     DISPLACING = "displacing"
     """The old hypervisor process is ended before the new one is loaded."""
     LOADING = "loading"
-    """A new hypervisor process, beside the old one or in its place, loads the point."""
+    """A new hypervisor process, beside the old one or in its place, loads the point; its guest may run already."""
     SWAPPING = "swapping"
     """The old guest is paused, the new one runs; then the old process goes. Clones begin to run."""
     MERGING = "merging"
@@ -148,9 +149,14 @@ TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.PROVING: {Signal.KEEP: State.KEEPING, Signal.DISPLACE: State.DISPLACING, **_FAIL},
     State.KEEPING: {Signal.DISPLACE: State.DISPLACING, **_FAIL},
     State.DISPLACING: {Signal.LOAD: State.LOADING, Signal.SWAP: State.SWAPPING, **_FAIL},
-    State.LOADING: {Signal.SWAP: State.SWAPPING, **_FAIL},
+    State.LOADING: {Signal.SWAP: State.SWAPPING, Signal.COMMIT: State.COMMITTING, **_FAIL},
     # Of a group all old guests are paused before the first new one runs: several phases, one state, see `steps`.
-    State.SWAPPING: {Signal.SWAP: State.SWAPPING, Signal.COMMIT: State.COMMITTING, **_FAIL},
+    State.SWAPPING: {
+        Signal.SWAP: State.SWAPPING,
+        Signal.LOAD: State.LOADING,
+        Signal.COMMIT: State.COMMITTING,
+        **_FAIL,
+    },
     State.MERGING: {Signal.COMMIT: State.COMMITTING, Signal.STUCK: State.STRANDED, **_FAIL},
     State.COMMITTING: {Signal.DONE: State.COMPLETE, **_FAIL},
     State.COMPLETE: {},

@@ -78,6 +78,8 @@ class Step(enum.StrEnum):
     THAW = "thaw"
     LAUNCH = "launch"
     LOAD = "load"
+    BEGIN_LOADING = "begin_loading"
+    FINISH_LOADING = "finish_loading"
     STAND_STILL = "stand_still"
     TAKE_OVER = "take_over"
     END_OLD = "end_old"

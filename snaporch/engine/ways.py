@@ -20,6 +20,7 @@ class Keeps(enum.StrEnum):
     """How the old guest is kept until the new one is there; the value is for people."""
 
     PROCESS = "its process, which is paused at most while the new guest takes its place"
+    LOADED = "its process, which is paused from then on until all memory of the new guest is there"
     FILE = "its memory, in a file"
     INSIDE = "its memory and disks, inside its images"
     DISKS = "its disks only: --force gives up its memory"
@@ -92,6 +93,19 @@ WAYS: dict[Way, Row] = {
             Phase(Signal.SWAP, Step.TAKE_OVER, paused=True),
         ),
         Keeps.PROCESS,
+        _ROLLBACK,
+        two_guests=True,
+    ),
+    # Until all memory is there the old guest can run again: its guard stays, and takes it back if snaporch dies.
+    Way.LAZY: Row(
+        (
+            _PREPARE,
+            Phase(Signal.PREPARE, Step.LAUNCH, Step.BEGIN_LOADING, Step.SYNC_IMAGES),
+            Phase(Signal.SWAP, Step.POST_GUARD, Step.STAND_STILL),
+            Phase(Signal.SWAP, Step.TAKE_OVER, paused=True),
+            Phase(Signal.LOAD, Step.FINISH_LOADING),
+        ),
+        Keeps.LOADED,
         _ROLLBACK,
         two_guests=True,
     ),

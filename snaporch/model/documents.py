@@ -127,6 +127,7 @@ def reverted(record: RevertRecord, info: DomainInfo, saved: str) -> dict[str, An
         "outcome": record.outcome,
         "way": record.way,
         "lazy": record.lazy,
+        "lazy_reason": record.lazy_reason or None,
         "state": info.state,
         "current": info.current,
         "saved": saved or None,

@@ -59,6 +59,11 @@ class FileRecord:
     identity: tuple[int, ...] = ()
 
 
+def index_of(memory: str) -> str:
+    """Return the file that says where each page is in a memory file; it is made anew where it is missing."""
+    return f"{memory}.index"
+
+
 @attrs.frozen
 class Timings:
     """How long the phases of an operation took, in seconds.
@@ -208,6 +213,11 @@ class SnapshotRecord:
         return ((self.memory,) if self.memory is not None else ()) + self.frozen
 
     @property
+    def index(self) -> str:
+        """The file that says where each page is in the memory file, if it is there; empty: it has no such file."""
+        return index_of(self.memory.path) if self.memory is not None else ""
+
+    @property
     def paths(self) -> frozenset[str]:
         """All files that something of the snapshot is in."""
         return frozenset(file.path for file in (*self.files, *self.inside.values()))
@@ -275,7 +285,8 @@ class RevertRecord:
         outage_seconds: from the last instruction of the old guest to the first of the new one, by the hypervisor's
             own events where it has them; None where there was no old guest that ran, or no new one runs.
         total_seconds: all of it.
-        lazy: the guest runs before all of its memory is in.
+        lazy: the guest ran before all of its memory was in.
+        lazy_reason: why it did not, though that was asked for; else empty.
         clock_behind_seconds: how far the guest's clock is behind, as its agent says once the clock is set, or by
             the age of the point; None: there is no guest, or it boots and reads the time by itself.
         outcome: `complete`.
@@ -289,6 +300,7 @@ class RevertRecord:
     outage_seconds: float | None
     total_seconds: float
     lazy: bool = False
+    lazy_reason: str = ""
     clock_behind_seconds: float | None = None
     outcome: Outcome = Outcome.COMPLETE
     problems: tuple[str, ...] = ()

@@ -44,6 +44,8 @@ class RevertFlag(enum.Flag):
     """Of a snapshot that was taken with others as a group: this domain only, the others stay where they are."""
     KEEP_CLOCK = 16
     """The guest's clock is left at the time of the point, also where its agent could set it."""
+    LAZY = 32
+    """The guest runs before its memory is there, where that can be."""
 
 
 @attrs.frozen

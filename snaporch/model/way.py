@@ -15,6 +15,8 @@ class Way(enum.StrEnum):
 
     BESIDE = "beside"
     """The new guest is complete beside the old one before the old one is touched."""
+    LAZY = "beside, lazy"
+    """The same, but the new guest runs before its memory is there; the old process is kept, paused, until it is."""
     PROVEN = "proven"
     """A throw-away copy shows that the point loads; the old guest is kept in a file until the new one is there."""
     IN_PLACE = "in-place"
@@ -38,7 +40,7 @@ class Way(enum.StrEnum):
 
     @property
     def word(self) -> str:
-        """What users are told: where the point is inside images, nothing of what becomes of the process."""
+        """What users are told: nothing of when the memory is loaded, or what becomes of the process."""
         return self.partition(",")[0]
 
 

@@ -8,9 +8,21 @@ from collections.abc import Iterable
 
 import attrs
 
-from snaporch.drivers.base import Driver, Launch, Machine, MemoryStreams, Overlays, StartsBeside, has, need
+from snaporch.drivers.base import (
+    TRAITS,
+    Driver,
+    Launch,
+    LoadsLazily,
+    Machine,
+    MemoryStreams,
+    Overlays,
+    StartsBeside,
+    has,
+    need,
+)
 from snaporch.engine.context import Context
 from snaporch.errors import Unsupported
+from snaporch.model.domain import DomainState
 from snaporch.model.names import short
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
@@ -41,6 +53,23 @@ async def with_way(
     )
     blocker = await _beside_blocker(driver, launch)
     return await one_after_the_other(context, driver, plan, old, blocker, force=force) if blocker else plan
+
+
+def with_lazy(driver: Driver, plan: RevertPlan) -> RevertPlan:
+    """Return a plan by which the guest runs before its memory is there, or that says why it does not.
+
+    Whether its machine can do that is found out when it is there.
+    """
+    why = ""
+    if plan.way is not Way.BESIDE:
+        why = plan.reason or f"its way back is {plan.way.word}"
+    elif plan.snapshot.memory is None:
+        why = "it has no memory that could be loaded"
+    elif plan.state is not DomainState.RUNNING:
+        why = "the guest is not to run"
+    elif not has(driver, LoadsLazily):
+        why = f"its hypervisor {TRAITS[LoadsLazily][1]}"
+    return attrs.evolve(plan, eager=why) if why else attrs.evolve(plan, way=Way.LAZY)
 
 
 async def _beside_blocker(driver: Driver, launch: Launch) -> str:

@@ -153,7 +153,7 @@ class Participant(CreateUndo):
         if self.plan.stream is not None:
             await self.storage.make_directory(os.path.dirname(self.plan.stream.path))
             await self.storage.make_file(self.plan.stream.path)
-            self.made.add(self.plan.stream.path)
+            self.made.update({self.plan.stream.path, *self.plan.extra})
 
     async def open_stream(self) -> None:
         """Have everything ready for the memory."""

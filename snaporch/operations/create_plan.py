@@ -32,7 +32,7 @@ from snaporch.images.kinds import TABLE, Kind, Verb
 from snaporch.model.domain import DiskStatus, DomainRecord, DomainState, MachineShape
 from snaporch.model.formats import versioned
 from snaporch.model.names import check_name, check_text, short
-from snaporch.model.record import Estimate, PastCheckpoint
+from snaporch.model.record import Estimate, PastCheckpoint, index_of
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
 from snaporch.model.way import Way, WayBack
@@ -93,7 +93,12 @@ class CreatePlan:
     @property
     def files(self) -> tuple[str, ...]:
         """The files that will be made."""
-        return tuple([o.path for o in self.overlays] + ([self.stream.path] if self.stream else []))
+        return (*(o.path for o in self.overlays), *((self.stream.path,) if self.stream else ()), *self.extra)
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Those of them without which the snapshot is whole."""
+        return (self.stream.index,) if self.stream and self.stream.index else ()
 
     @property
     def memory_place(self) -> str:
@@ -391,7 +396,8 @@ def _stream_plan(scene: Scene, path: str, strategy: Strategy, options: CreateOpt
     """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused."""
     if scene.state is DomainState.PAUSED and scene.capabilities is not None:
         strategy = _of_one_that_stands(scene.capabilities, strategy)
-    return StreamPlan(path, strategy, options.bandwidth, scene.settings)
+    index = index_of(path) if Trait.LOADS_LAZILY in scene.traits else ""
+    return StreamPlan(path, strategy, options.bandwidth, scene.settings, index)
 
 
 def _of_one_that_stands(can: Capabilities, otherwise: Strategy) -> Strategy:

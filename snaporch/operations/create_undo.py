@@ -146,7 +146,7 @@ class CreateUndo(Actor):
 
     async def is_whole(self) -> bool:
         """Return whether all files of this create still exist; if not, a rollback had begun before the crash."""
-        there = [await self.storage.exists(path) for path in self.plan.files]
+        there = [await self.storage.exists(path) for path in self.plan.files if path not in self.plan.extra]
         there += [point.tag in await self._points.inside(point.base.active) for point in self.plan.inside]
         return all(there)
 
@@ -225,6 +225,8 @@ class CreateUndo(Actor):
         """Remove the memory file, if we made it."""
         if self.plan.stream is not None:
             await self._remove(self.plan.stream.path)
+            if self.plan.stream.index:
+                await self._remove(self.plan.stream.index)
 
     async def _remove(self, path: str) -> None:
         if path in self.made:

@@ -53,6 +53,7 @@ class Examined:
     async def needed(self) -> set[str]:
         """Return the files that the domain and its snapshots are made of, as far as their chains can be read."""
         paths = set(await self.context.catalog.paths_of_snapshots(self.record.name))
+        paths |= {snapshot.index for snapshot in self.snapshots if snapshot.memory is not None}
         for disk in tips(self.record):
             paths.add(disk.path)
             with suppress(Refused):

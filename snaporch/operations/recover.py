@@ -171,7 +171,7 @@ async def _create(context: Context, operation: Operation, text: str) -> None:
             if plan.inside:
                 await _await_inside(context, plan.domain.name)
             record, machine = await stack.enter_async_context(context.machine_of(plan.domain.name))
-            made = {overlay.path for overlay in plan.overlays} | ({plan.stream.path} if plan.stream else set())
+            made = set(plan.files)
             await context.driver(record).storage.release(made | {point.base.active for point in plan.inside})
             participant = Participant(
                 attrs.evolve(plan, domain=attrs.evolve(plan.domain, handle=record.handle)),
@@ -216,7 +216,7 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
         phases, rollback = WAYS[way].phases, WAYS[way].rollback
         action = after_revert(operation.machine.state, way)
         verdict = context.verdict(operation.id)
-        if way is Way.BESIDE and action is Action.UNDO and await verdict.decide(UNDONE) == COMPLETE:
+        if way in {Way.BESIDE, Way.LAZY} and action is Action.UNDO and await verdict.decide(UNDONE) == COMPLETE:
             action = Action.GO_ON  # snaporch died before the catalog knew
         if action is Action.GO_ON and WAYS[way].same_process and await verdict.decide(LOAD) != LOAD:
             action = Action.UNDO  # snaporch died before the load began, and the guard has let the guest run on

@@ -158,12 +158,17 @@ class Restoring(Actor):
                 self.what_to_launch(), self._memory_file, versions=self.plan.snapshot.hypervisor
             )
         async with self.driver.connect(self.launched, self.name) as machine:
-            shape = self.plan.snapshot.shape
-            disks = wanted_disks(self.plan.disks, self.chains(), shape)
-            check_shape(self.name, disks, shape, await machine.shape())
+            await self.check_launched(machine)
             if self.plan.snapshot.snapshot.memory and not self._in_one_call:
-                check_versions(machine, self.plan.snapshot.hypervisor, self.plan.snapshot.name)
                 await self.load_memory(machine)
+
+    async def check_launched(self, machine: Machine) -> None:
+        """Check that a machine is the one asked for, and one that the memory fits."""
+        shape = self.plan.snapshot.shape
+        disks = wanted_disks(self.plan.disks, self.chains(), shape)
+        check_shape(self.name, disks, shape, await machine.shape())
+        if self.plan.snapshot.snapshot.memory and not self._in_one_call:
+            check_versions(machine, self.plan.snapshot.hypervisor, self.plan.snapshot.name)
 
     async def load_memory(self, machine: Machine) -> None:
         """Load the memory into it."""

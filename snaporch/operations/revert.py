@@ -16,7 +16,7 @@ file, its process ends, and the new one loads the point. If that fails, what was
 
 Several domains are several reverters: old and new guests of a group never run at one time, and all go back or
 none. What undoes the steps is in `revert_undo`, the proof in `proving`, what they share with a throw-away copy in
-`restoring`, and how the old guest is kept in a file in `keeping`.
+`restoring`, how the old guest is kept in a file in `keeping`, and how a lazy one loads in `loading`.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ from snaporch.model.request import CreateOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way
 from snaporch.operations.checks import check_verb, unlike
-from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_way
+from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_lazy, with_way
 from snaporch.operations.create import create
 from snaporch.operations.disks import claim_snapshot
 from snaporch.operations.group import check_ids
-from snaporch.operations.proving import Proving
+from snaporch.operations.loading import Loading
 from snaporch.operations.readers import kept_for
 from snaporch.operations.records import check_ours, check_records
 from snaporch.operations.restoring import Restoring, in_their_places
@@ -74,18 +74,16 @@ _log = structlog.get_logger("snaporch")
 
 
 @attrs.define
-class Reverter(Proving):
+class Reverter(Loading):
     """One domain in a revert: performs the steps that the tables name.
 
     Attributes:
-        started: when the new guest ran first, by the host's clock.
         behind: how far its clock is behind, see `RevertRecord.clock_behind_seconds`.
         before: what the old guest did at the beginning, in its hypervisor's word.
     """
 
     performs: ClassVar = performed(REVERTS.values())
 
-    started: float | None = None
     behind: float | None = None
     before: str = ""
 
@@ -102,6 +100,13 @@ class Reverter(Proving):
         plan = await one_after_the_other(self.context, self.driver, plan, self.old, why, force=force)
         operation = operation or self.operation
         return Reverter(plan, operation, self.context, self.driver, self.old, before=self.before)
+
+    def eagerly(self, why: str) -> Reverter:
+        """Return one that loads all memory before its guest runs, since another one of its group does."""
+        plan = self.plan
+        if plan.way is Way.LAZY:
+            plan = attrs.evolve(plan, way=Way.BESIDE, eager=f"another one of its group cannot: {why}")
+        return Reverter(plan, self.operation, self.context, self.driver, self.old, before=self.before)
 
     def announce(self) -> None:
         """Say beforehand what it takes to keep the old guest."""
@@ -150,13 +155,17 @@ class Reverter(Proving):
             async with self.driver.connect(self.launched, self.name) as machine:
                 await self.arrive(machine)
 
+    @property
+    def _beside(self) -> bool:
+        return self.plan.way in {Way.BESIDE, Way.LAZY}
+
     async def let_run(self, machine: Machine) -> None:
         """Let the guest run, and note when it did."""
         try:
             await machine.resume()
             self.started = machine.run_times()[1] or time.time()
         except CommandRefused as error:
-            if self.old is None or self.plan.way is not Way.BESIDE:
+            if self.old is None or not self._beside:
                 raise
             raise Unsupported(  # the old one has an image locked
                 f"{self.name}: the new guest cannot run beside the old one: {error.description}"
@@ -224,7 +233,7 @@ class Reverter(Proving):
 
     async def commit(self) -> Change:
         """Return what the catalog is to know; from here on the new guest is the domain's."""
-        if self.plan.way is Way.BESIDE:
+        if self._beside:
             await self.verdict.insist(COMPLETE, self.name)
         self.behind = self._age()
         return Change(domains=(self.domain(),), files={self.name: tuple(sorted(self.made))})
@@ -307,6 +316,8 @@ class Reverter(Proving):
             way=self.plan.way.word,
             outage_seconds=outage,
             total_seconds=trio.current_time() - self.operation.clock,
+            lazy=self.plan.way is Way.LAZY and not self.eager,
+            lazy_reason=self.eager or self.plan.eager,
             clock_behind_seconds=self.behind,
         )
 
@@ -361,7 +372,7 @@ async def _go_back(context: Context, operation: Operation, reverters: list[Rever
     try:
         await _run(context, operation, reverters)
     except Refused as error:
-        beside = reverters[0].plan.way is Way.BESIDE
+        beside = reverters[0].plan.way in {Way.BESIDE, Way.LAZY}
         stood = any(each.plan.was is not DomainState.INACTIVE for each in reverters)
         if not beside or not stood or isinstance(error, DamagedSnapshot | OtherMachine):
             raise
@@ -393,6 +404,7 @@ async def _reverter(
     plan = await in_their_places(driver, plan)
     await check_revert(driver, plan)
     plan = await with_way(context, driver, plan, old, force=force)
+    plan = with_lazy(driver, plan) if RevertFlag.LAZY in flags else plan
     if WAYS[plan.way].same_process:
         await check_verb(name, old, GuestVerb.REVERT_INSIDE)
     before = await old.condition() if old is not None and not force else ""
@@ -408,12 +420,15 @@ async def _alike(reverters: Sequence[Reverter], *, force: bool) -> list[Reverter
     ways = {each.plan.way for each in reverters}
     if len(ways) == 1:
         return list(reverters)
-    if not ways <= {Way.BESIDE, Way.PROVEN, Way.DISPLACE}:
+    if ways == {Way.BESIDE, Way.LAZY}:
+        why = next(each.plan.eager for each in reverters if each.plan.way is Way.BESIDE)
+        return [each.eagerly(why) for each in reverters]
+    if not ways <= {Way.BESIDE, Way.LAZY, Way.PROVEN, Way.DISPLACE}:
         each = "; ".join(f"{reverter.name}: {reverter.plan.way.word}" for reverter in reverters)
         raise Unsupported(f"these cannot go back together, their ways differ ({each}); each by itself can")
-    why = next(each.plan.reason for each in reverters if each.plan.way is not Way.BESIDE)
+    why = next(each.plan.reason for each in reverters if each.plan.way not in {Way.BESIDE, Way.LAZY})
     return [
-        each if each.plan.way is not Way.BESIDE else await each.one_after_the_other(why, force=force)
+        each if each.plan.way not in {Way.BESIDE, Way.LAZY} else await each.one_after_the_other(why, force=force)
         for each in reverters
     ]
 

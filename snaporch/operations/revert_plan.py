@@ -41,6 +41,7 @@ class RevertPlan:
         expected: what that is expected to take.
         keep_clock: the guest's clock is left as it is.
         generation: the generation id of the new machine, which no other has had; empty: it has none.
+        eager: why all memory is loaded before the guest runs, though it was to come lazily; else empty.
     """
 
     domain: DomainRecord
@@ -60,6 +61,7 @@ class RevertPlan:
     expected: Estimate | None = None
     keep_clock: bool = False
     generation: str = ""
+    eager: str = ""
 
     @property
     def memory_inside(self) -> bool:

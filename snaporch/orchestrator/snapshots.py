@@ -126,7 +126,9 @@ class Snapshots(Looking):
             domain: the domain's name.
             name: the snapshot's.
             flags: RUNNING or PAUSED in place of the state at the point; FORCE gives up the present guest; ALONE: of
-                a group (`create_group`) this domain only; KEEP_CLOCK: the guest's clock is not set by its agent.
+                a group (`create_group`) this domain only; KEEP_CLOCK: the guest's clock is not set by its agent;
+                LAZY: the guest runs before its memory is there, where that can be, and the guest of before is kept
+                until all of it is.
             save_current: first keep the domain's present state in a snapshot of this name.
             ids: the id that the snapshot must have (`SnapshotRecord.id`); none: whichever has the name.
 

@@ -136,7 +136,7 @@ class CreateGroup:
 class Revert:
     """Go back to a snapshot; `ids`: what it must be.
 
-    Flags: ``running``, ``paused``, ``force``, ``alone``, ``keep-clock``.
+    Flags: ``running``, ``paused``, ``force``, ``alone``, ``keep-clock``, ``lazy``.
     """
 
     flags: tuple[str, ...] = ()

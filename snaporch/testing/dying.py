@@ -43,7 +43,7 @@ from snaporch.engine import events
 from snaporch.errors import OperationFailed, SnaporchError
 from snaporch.model.record import Event, EventKind
 from snaporch.model.request import CreateOptions, Strategy
-from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.operations.create import Participant
 from snaporch.operations.revert import Reverter
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -157,7 +157,8 @@ async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -
     if verb == "create":
         await create(orch, domains, *arguments)
     elif verb == "revert":
-        await orch.revert_group(domains, arguments[0])
+        flags = RevertFlag.LAZY if "lazy" in arguments[1:] else RevertFlag(0)
+        await orch.revert_group(domains, arguments[0], flags)
     elif verb == "delete":
         await orch.delete_group(domains, arguments[0])
     else:

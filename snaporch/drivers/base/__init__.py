@@ -27,6 +27,7 @@ from snaporch.drivers.base.traits import (
     KeepsRecords,
     LiveCopies,
     LiveMerges,
+    LoadsLazily,
     LoadsMemory,
     MemoryStreams,
     Overlays,
@@ -38,6 +39,7 @@ from snaporch.drivers.base.traits import (
     require,
 )
 from snaporch.drivers.base.values import (
+    LOADING,
     Address,
     Binary,
     Capabilities,
@@ -49,6 +51,7 @@ from snaporch.drivers.base.values import (
     Info,
     Inside,
     Launch,
+    LazyLoad,
     LoadNote,
     Original,
     Overlay,
@@ -65,6 +68,7 @@ from snaporch.drivers.base.values import (
 )
 
 __all__ = [
+    "LOADING",
     "TRAITS",
     "Address",
     "Archives",
@@ -88,9 +92,11 @@ __all__ = [
     "Inside",
     "KeepsRecords",
     "Launch",
+    "LazyLoad",
     "LiveCopies",
     "LiveMerges",
     "LoadNote",
+    "LoadsLazily",
     "LoadsMemory",
     "Machine",
     "MemoryStreams",

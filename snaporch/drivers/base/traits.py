@@ -16,6 +16,7 @@ from snaporch.drivers.base.storage_traits import Archives, ChainCosts, ImagePoin
 from snaporch.drivers.base.values import (
     Copied,
     Launch,
+    LazyLoad,
     LoadNote,
     Original,
     Overlay,
@@ -56,6 +57,33 @@ class LoadsMemory(Protocol):
     @abc.abstractmethod
     async def load(self, path: str, offset: int = 0) -> None:
         """Load memory, which begins at an offset of a file; the machine is PAUSED afterwards, at the point."""
+
+
+@runtime_checkable
+class LoadsLazily(Protocol):
+    """A machine that was launched for it lets its guest run before all of its memory is there."""
+
+    @abc.abstractmethod
+    async def why_not_lazy(self, load: LazyLoad) -> str:
+        """Return why this machine cannot, by a trial, or an empty string; make the index where it is missing."""
+
+    @abc.abstractmethod
+    async def begin_lazily(self, load: LazyLoad) -> None:
+        """Load what the guest needs to run; the machine is PAUSED afterwards, at the point, and can be let run.
+
+        Raises:
+            OperationFailed: the memory file is not what was saved, or cannot be read.
+        """
+
+    @abc.abstractmethod
+    async def finish_lazily(self, load: LazyLoad, progress: Progress) -> None:
+        """Return when all of the memory is there.
+
+        No page is given that is not what was saved: the guest waits for it until it is ended.
+
+        Raises:
+            OperationFailed: the memory file is not what was saved, or cannot be read.
+        """
 
 
 @runtime_checkable
@@ -287,6 +315,7 @@ class Clones(Protocol):
 TRAITS: Mapping[type, tuple[Trait, str]] = {
     MemoryStreams: (Trait.MEMORY_STREAMS, "cannot save a guest's memory"),
     LoadsMemory: (Trait.LOADS_MEMORY, "cannot load memory into a machine that it has launched"),
+    LoadsLazily: (Trait.LOADS_LAZILY, "has all memory loaded before a guest runs"),
     Overlays: (Trait.OVERLAYS, "cannot put the disks of a running guest on overlays"),
     LiveMerges: (Trait.LIVE_MERGES, "cannot merge images while the guest runs; shut it down first"),
     LiveCopies: (Trait.LIVE_COPIES, "cannot copy images while the guest runs; shut it down first"),

@@ -12,6 +12,7 @@ import attrs
 
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, ForwardedPort, Handle
 from snaporch.model.formats import versioned
+from snaporch.model.record import FileRecord
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk, DiskSnapshot
 from snaporch.model.upcasts import without_node
@@ -34,6 +35,8 @@ class Trait(enum.StrEnum):
     """Of a machine: memory can be write-protected, and streamed while the guest runs on."""
     LOADS_MEMORY = "loads-memory"
     """Of a machine: one that was launched for it takes memory from a file."""
+    LOADS_LAZILY = "loads-lazily"
+    """Of a machine: one that was launched for it lets its guest run before all of its memory is there."""
     OVERLAYS = "overlays"
     """Of a machine: its disks can go over to overlays, and back."""
     LIVE_MERGES = "live-merges"
@@ -262,12 +265,34 @@ class StreamPlan:
         strategy: background, precopy or paused.
         bandwidth: bytes a second, 0 for no limit.
         settings: what `Machine.settings` said before, to be put back afterwards.
+        index: a file for where each page is in it (`SnapshotRecord.index`), made on the way if that is possible;
+            empty: none is wanted.
     """
 
     path: str
     strategy: Strategy
     bandwidth: int = 0
     settings: dict[str, Any] = attrs.field(factory=dict)
+    index: str = ""
+
+
+LOADING = "loading"
+"""The name of `LazyLoad.status` in the directory of its machine."""
+
+
+@attrs.frozen
+class LazyLoad:
+    """Memory that comes while the guest runs.
+
+    Attributes:
+        memory: its file.
+        index: the file that says where its pages are in it, see `SnapshotRecord.index`.
+        status: a file for what is known of the work, in a directory of the machine's.
+    """
+
+    memory: FileRecord
+    index: str
+    status: str
 
 
 @attrs.frozen

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from snaporch.drivers.base import (
+    LOADING,
     Address,
     Clones,
     Copied,
@@ -43,7 +44,7 @@ from snaporch.drivers.qemu.host import default_emulator, doctor
 from snaporch.drivers.qemu.hostside import Held
 from snaporch.drivers.qemu.options import expand, parse
 from snaporch.drivers.qemu.surroundings import foreign, untrusted
-from snaporch.drivers.qmp import open_qmp
+from snaporch.drivers.qmp import lazy, open_qmp
 from snaporch.drivers.qmp.blocks import image_file
 from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
@@ -292,6 +293,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
 
     async def clear(self, directory: Path) -> None:
         """See Driver."""
+        await lazy.end(str(directory / LOADING))
         for name in (CONTROL, QUERY, AGENT, PID):
             (directory / name).unlink(missing_ok=True)
         with suppress(OSError):

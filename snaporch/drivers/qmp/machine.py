@@ -31,6 +31,7 @@ from snaporch.drivers.qmp import agent, flash, internal
 from snaporch.drivers.qmp.blockjob import PREFIX
 from snaporch.drivers.qmp.blocks import Blocks, chain_of
 from snaporch.drivers.qmp.guards import Reach
+from snaporch.drivers.qmp.lazy import LoadsPages
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.protocol import QMP
@@ -64,6 +65,7 @@ MACHINE_TRAITS = frozenset(
     [
         Trait.MEMORY_STREAMS,
         Trait.LOADS_MEMORY,
+        Trait.LOADS_LAZILY,
         Trait.OVERLAYS,
         Trait.LIVE_MERGES,
         Trait.LIVE_COPIES,
@@ -73,7 +75,7 @@ MACHINE_TRAITS = frozenset(
 )
 
 
-class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, DirtyRate):
+class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, GuestAgent, DirtyRate):
     """See Machine."""
 
     def __init__(self, qmp: QMP, process: QemuProcess, agent: str = "", aside: str = "") -> None:
@@ -149,6 +151,8 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, PointsInside, GuestAgent, 
 
     async def _background_blocker(self) -> str:
         """Return QEMU's reason against a background snapshot: it checks when the capability is set."""
+        if (await self.qmp.execute("query-migrate")).get("status", "").startswith("postcopy"):
+            return "its memory is still being loaded"  # which may need its capabilities at any moment
         capabilities = await self.qmp.execute("query-migrate-capabilities")
         if any(c["state"] for c in capabilities if c["capability"] == "background-snapshot"):
             return ""

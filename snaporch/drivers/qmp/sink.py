@@ -1,4 +1,4 @@
-"""A program of its own that puts a memory stream on disk: ``python sink.py FILE RESULT RATE < pipe``.
+"""A program of its own that puts a memory stream on disk: ``python sink.py FILE RESULT RATE INDEX < pipe``.
 
 RATE is the number of a descriptor of shared memory, by which snaporch may change at any time how many bytes a
 second it takes (`set_rate`), and have it wait for a moment (`hold`).
@@ -7,6 +7,9 @@ Why not let QEMU write the file: after `cont`, a guest that writes to a page wai
 has saved that page, and while that thread sits in a write() to a slow disk, so does the guest. QEMU therefore
 writes to a pipe, and this process empties it: one thread reads into a ring of buffers, another writes them with
 O_DIRECT (no page cache to flush in one long gulp) and computes the checksum on the way.
+
+INDEX is the file for where each page is in FILE (`index`), which is made on the way, or ``-``. That it cannot be
+made is no failure.
 
 It lives in its own session and outlives the orchestrator; how it went is left in RESULT, which appears (by rename)
 only when the file is complete and durable, or when it has failed: ``{"size", "checksum", "errno", "error"}``.
@@ -30,12 +33,25 @@ import struct
 import sys
 import threading
 import time
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import xxhash
 
+if TYPE_CHECKING:
+    from snaporch.drivers.qmp import index
+else:
+    index = ModuleType("index")
+    SourceFileLoader("index", os.path.join(os.path.dirname(os.path.abspath(__file__)), "index.py")).exec_module(
+        index
+    )
+
 READY = b"ready"  # said on standard output, by which a failure to start is told too
 BUFFER = 2 * 2**20  # one write: large enough for the disk, small enough that the pipe never waits long for a buffer
+NONE = "-"  # for INDEX
+SWITCH = 0.0005  # seconds until the thread that empties the pipe gets its turn, if the other one computes
 RESULT_BYTES = 4096  # more than a result ever has
 SLICE = 0.05  # seconds in which a change of the rate is seen
 MOMENT = 0.002  # seconds in which the end of a hold is seen
@@ -80,8 +96,10 @@ def _write_all(fd: int, view: memoryview) -> None:
 class Sink:
     """The ring between the two threads."""
 
-    def __init__(self, path: str, rate: int) -> None:
+    def __init__(self, path: str, rate: int, index_file: str) -> None:
         self.fd = _open_direct(path)
+        self._index_file = index_file
+        self._builder = index.Builder() if index_file != NONE else None
         self._shared = mmap.mmap(rate, _RATE.size + _HELD.size, prot=mmap.PROT_READ)
         self._owed, self._paid = 0.0, time.monotonic()
         self.empty: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
@@ -100,12 +118,25 @@ class Sink:
                 view = buffer[:filled]
                 _write_all(self.fd, view)
                 self.hash.update(view)
+                if self._builder is not None:
+                    self._builder.feed(view)
                 self.size += filled
                 self.empty.put(buffer)
             os.fsync(self.fd)
         except OSError as error:
             self.error = error
             self.empty.put(None)
+
+    @property
+    def checksum(self) -> str:
+        """The file's, as the catalog has it."""
+        return f"xxh3-128:{self.hash.hexdigest()}"
+
+    def save_index(self) -> None:
+        """Write the index, if there can be one; without it all is well, too."""
+        if self._builder is not None:
+            with contextlib.suppress(index.NotUnderstood, OSError):
+                index.save(self._builder.finish(self.checksum), self._index_file)
 
     def read(self, source: int) -> None:
         """Fill buffers from `source` until its end, or until the writer has failed."""
@@ -151,7 +182,7 @@ def unfinished(result: Path) -> Path:
 def _report(result: str, sink: Sink | None, error: OSError | None) -> None:
     answer = {
         "size": sink.size if sink else 0,
-        "checksum": f"xxh3-128:{sink.hash.hexdigest()}" if sink else "",
+        "checksum": sink.checksum if sink else "",
         "errno": error.errno if error else None,
         "error": error.strerror if error else None,
     }
@@ -185,16 +216,18 @@ def _discard(source: int) -> None:
 
 def main() -> None:
     """Run until standard input ends."""
-    path, result, rate = sys.argv[1:]
+    path, result, rate, index_file = sys.argv[1:]
+    sys.setswitchinterval(SWITCH)
     sink, error = None, None
     try:
-        sink = Sink(path, int(rate))
+        sink = Sink(path, int(rate), index_file)
         writer = threading.Thread(target=sink.write)
         writer.start()
         _say(READY)
         sink.read(0)
         writer.join()
         if sink.error is None:
+            sink.save_index()
             _sync_directory(path)
         error = sink.error
     except OSError as failure:

@@ -176,6 +176,10 @@ class QemuStream(Stream):
         """Return what goes into the file before the stream: where others are to find it as a file of theirs."""
         return b""
 
+    @property
+    def _index(self) -> str:
+        return self._plan.index or sink.NONE
+
     async def _start_sink(self) -> None:
         # QEMU keeps to a bandwidth by itself but in background streams, where its limit would hold up the guest's
         # write faults in a busy loop; there the pipe is emptied more slowly instead.
@@ -183,7 +187,7 @@ class QemuStream(Stream):
         sink.set_rate(self._rate, self._plan.bandwidth if self._background else 0)
         sink.reserve(self._result)
         self._sink = await trio.lowlevel.open_process(
-            [sys.executable, "-I", sink.__file__, self._plan.path, str(self._result), str(self._rate)],
+            [sys.executable, "-I", sink.__file__, self._plan.path, str(self._result), str(self._rate), self._index],
             pass_fds=(self._rate,),
             stdin=self._read,
             stdout=subprocess.PIPE,
