@@ -36,6 +36,7 @@ people: what happened, why, and what to do.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import ClassVar
 
 __all__ = [
@@ -344,3 +345,12 @@ def exhausted(error: BaseException) -> Unavailable | None:
     return Unavailable(
         f"this host has no more {more} for snaporch ({error}): see `ulimit -a`, and what takes them; then try again"
     )
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors inside nested groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

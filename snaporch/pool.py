@@ -19,8 +19,7 @@ import attrs
 import structlog
 import trio
 
-from snaporch.engine.run import leaves
-from snaporch.errors import InvalidInput, NotFound, SnaporchError
+from snaporch.errors import InvalidInput, NotFound, SnaporchError, leaves
 from snaporch.model.domain import DomainState
 from snaporch.model.record import CloneRecord
 from snaporch.model.request import CloneOptions

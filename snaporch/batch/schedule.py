@@ -33,8 +33,7 @@ from snaporch.batch.plan import Missed, Plan, load_plan
 from snaporch.batch.runner import run_batch
 from snaporch.batch.store import Stage
 from snaporch.drivers.local.look import looked_at
-from snaporch.engine.run import leaves
-from snaporch.errors import InvalidInput, Refused, SnaporchError
+from snaporch.errors import InvalidInput, Refused, SnaporchError, leaves
 from snaporch.model.formats import versioned
 from snaporch.orchestrator import Orchestrator, catalog_of
 

@@ -6,10 +6,12 @@ snapshot; 4 busy; 5 stranded; 130 interrupted, and rolled back.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from importlib import import_module
 from inspect import iscoroutinefunction
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,10 +19,9 @@ from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from snaporch.cli import archive, batch, completion, domain, inspect, prune, service, snapshot
+from snaporch.cli import completion
 from snaporch.cli.examples import arrange
 from snaporch.cli.habits import in_words
-from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.runner import ANYTHING, refuse, report, run
 from snaporch.cli.session import Answer, Session
 from snaporch.errors import InvalidInput
@@ -57,26 +58,61 @@ _READS = frozenset(
 )
 
 
-def application() -> App:
-    """Return the program with all its verbs."""
+_HELP_FLAGS = frozenset({"--help", "-h"})
+
+# By module: each verb with what it is in there.
+_VERBS = {
+    "domain": {"domain": "app"},
+    "batch": {"batch": "app"},
+    "service": {"serve": "serve", "token": "app"},
+    "snapshot": {
+        "create": "create",
+        "list": "list_",
+        "tree": "tree",
+        "show": "show",
+        "revert": "revert",
+        "delete": "delete",
+        "clone": "clone",
+        "flatten": "flatten",
+        "verify": "verify",
+        "pin": "pin",
+        "edit": "edit",
+    },
+    "prune": {"prune": "prune"},
+    "archive": {"export": "export", "export-disk": "export_disk", "import": "import_"},
+    "inspect": {
+        "operations": "past",
+        "recover": "recover",
+        "fsck": "fsck",
+        "doctor": "doctor",
+        "watch": "watch",
+        "demo": "demo",
+    },
+}
+
+
+def application(arguments: Sequence[str] = ()) -> App:
+    """Return the program with all its verbs; those that these arguments cannot mean are not imported."""
+    named = [module for module, verbs in _VERBS.items() if not verbs.keys().isdisjoint(arguments)]
+    every = not named or not _HELP_FLAGS.isdisjoint(arguments)  # help has a line from each
     plain = Parameter(negative=(), show_default=False)
     app = App(name="snaporch", help=_HELP, help_format="markdown", default_parameter=plain)
-    app.command(domain.app)
-    app.command(batch.app)
-    app.command(service.serve)
-    app.command(service.app)
-    snapshot.register(app)
-    prune.register(app)
-    archive.register(app)
-    inspect.register(app)
+    for module, verbs in _VERBS.items():
+        for name, verb in verbs.items():
+            where = f"{__name__}.{module}"
+            if every or module in named:
+                app.command(getattr(import_module(where), verb), name=name)
+            else:
+                app.command(f"{where}:{verb}", name=name)
     completion.register(app)
-    arrange(app)
+    if every:
+        arrange(app)
     return app
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run the program and return its exit status; it never raises."""
-    session, app = Session(as_json="--json" in arguments), application()
+    session, app = Session(as_json="--json" in arguments), application(arguments)
     for word in arguments:
         try:
             check_text(word, "arguments")
@@ -101,7 +137,6 @@ def execute(arguments: Sequence[str]) -> int:
             Say more on standard error; twice: everything, with tracebacks.
         """
         session.root, session.as_json, session.verbose = root, as_json, verbose
-        log_of_a_command(verbose)
         return _verb(app, session, tokens)
 
     app.meta.default(launch)
@@ -117,7 +152,7 @@ def execute(arguments: Sequence[str]) -> int:
 def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
     command, bound, ignored = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
     if not iscoroutinefunction(command):  # help or version, asked for or for want of a verb
-        if (tokens or session.as_json) and not {"--help", "-h", "--version"} & set(tokens):
+        if (tokens or session.as_json) and not (_HELP_FLAGS | {"--version"}) & set(tokens):
             group = " ".join(["snaporch", *tokens])
             return refuse(session, f"{group}: which verb? `{group} --help` lists them")
         command(*bound.args, **bound.kwargs)
@@ -131,7 +166,9 @@ def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
 def main() -> NoReturn:
     """Run the program on this process's arguments."""
     _have_standard_files()
-    sys.exit(execute(sys.argv[1:]))
+    status = execute(sys.argv[1:])
+    gc.freeze()  # what ends is not looked through once more for what could be freed
+    sys.exit(status)
 
 
 def _have_standard_files() -> None:

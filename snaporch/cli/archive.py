@@ -8,7 +8,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from snaporch.cli import progress
 from snaporch.cli.session import Answer, Here, Session
@@ -125,10 +125,3 @@ async def import_(
         session.say(f"snaporch: not taken over: {words}; `snaporch import --trust` takes it")
     said = f"{done.domain} is there, inactive, with {done.name}: `snaporch revert {done.domain} {done.name}`"
     return Answer(done, lambda human: human.line(said))
-
-
-def register(app: App) -> None:
-    """Add the verbs to the program."""
-    app.command(export)
-    app.command(export_disk)
-    app.command(import_, name="import")

@@ -12,9 +12,9 @@ import attrs
 import trio
 from cyclopts import App
 
+from snaporch.catalog.known import catalog_of
 from snaporch.cli.session import Answer, Here, Session
 from snaporch.model.names import check_name
-from snaporch.orchestrator import catalog_of
 
 if TYPE_CHECKING:
     from snaporch.batch.plan import Plan

@@ -114,8 +114,8 @@ async def _names(session: Session, kind: str, places: Sequence[str]) -> list[str
             async with session.look() as orchestrator:
                 return [info.name for info in await orchestrator.domains()]
         if kind == "snapshot":
-            async with session.look() as orchestrator:
-                return [record.name for record in await orchestrator.list(places[0])]
+            async with session.read() as known:
+                return [record.name for record in await known.list(places[0])]
     return []
 
 

@@ -12,8 +12,8 @@ from snaporch.cli.session import Answer, Here
 from snaporch.errors import HypervisorError, InvalidInput, Refused
 from snaporch.model import documents
 from snaporch.model.domain import DomainInfo
+from snaporch.model.limits import SHUTDOWN_SECONDS
 from snaporch.model.rfc import DeleteFlag
-from snaporch.orchestrator.domains import SHUTDOWN_SECONDS
 
 app = App(name="domain", help="Define, start, stop and look at domains.")
 

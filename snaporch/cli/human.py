@@ -15,7 +15,6 @@ from rich.tree import Tree
 from snaporch.cli.fitted import Fitted
 from snaporch.cli.tree import Drawing
 from snaporch.engine.states import State
-from snaporch.images.merge import render
 from snaporch.model.domain import Discovered, DomainInfo, DomainState
 from snaporch.model.finding import Finding, Unreadable
 from snaporch.model.merge import MergePlan
@@ -157,7 +156,13 @@ def _deleted(domain_name: str, plan: MergePlan, *, dry_run: bool) -> RenderableT
     summary = f"{domain_name}: {names} deleted, {moved} merged, {files} removed"
     if dry_run:
         summary = f"{domain_name}: nothing is touched; it would delete {names}, merge {moved}, remove {files}"
-    return Group(*(_text(each) for each in [*render(plan), summary]))
+    return _merges(plan, "", summary)
+
+
+def _merges(plan: MergePlan, title: str, summary: str) -> RenderableType:
+    from snaporch.images.merge import render  # noqa: PLC0415 - most verbs show no merges, and it takes time to import
+
+    return Group(*(_text(each) for each in [*render(plan, title), summary]))
 
 
 def flattened(domain_name: str, plan: MergePlan, *, dry_run: bool) -> RenderableType:
@@ -166,7 +171,7 @@ def flattened(domain_name: str, plan: MergePlan, *, dry_run: bool) -> Renderable
         return line(f"{domain_name}: its chains are short enough")
     did = "nothing is touched; it would copy" if dry_run else "copied"
     summary = f"{domain_name}: {did} {human_size(plan.bytes)}"
-    return Group(*(_text(each) for each in [*render(plan, f"flatten {domain_name}"), summary]))
+    return _merges(plan, f"flatten {domain_name}", summary)
 
 
 def verified(domain_name: str, reports: Sequence[VerifyReport]) -> RenderableType:

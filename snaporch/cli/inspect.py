@@ -10,13 +10,14 @@ from typing import Literal
 
 from cyclopts import App
 
+from snaporch.catalog.root import default_root
+from snaporch.cli.logs import log_of_a_command
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput, ServiceGone
 from snaporch.model import documents
 from snaporch.model.convert import converter
 from snaporch.model.record import Event, EventKind
 from snaporch.model.units import parse_duration
-from snaporch.orchestrator import default_root
 from snaporch.service.owner import owner
 
 SHOWN = 20  # operations, where nothing is said of how many
@@ -70,10 +71,10 @@ async def operations(
         raise InvalidInput(f"--last {last}: at least 1")
     outcome = "running" if running else "failed" if failed else None
     begun = None if since is None else instant(since)
-    async with session.look() as orchestrator:
+    async with session.read() as known:
         few = last is None and since is None and not session.as_json
         asked = SHOWN + 1 if few else last  # one more says whether there are more
-        records = await orchestrator.operations(domain, last=asked, since=begun, outcome=outcome)
+        records = await known.operations(domain, last=asked, since=begun, outcome=outcome)
     more = few and len(records) > SHOWN
     shown = records[-SHOWN:] if more else records
     answers = [documents.operation(record) for record in shown]
@@ -176,6 +177,7 @@ async def demo(
     accel
         What the guest's CPU runs on: by default KVM, where a guest really runs under it.
     """
+    log_of_a_command(session.verbose)
     from snaporch import demo as story  # noqa: PLC0415 - nothing else needs the guests
 
     say = session.say if session.as_json else session.tell
@@ -184,11 +186,6 @@ async def demo(
     return Answer(document, lambda human: human.tree(story.NAME, end.records, end.current))
 
 
-def register(app: App) -> None:
-    """Add the verbs to the program."""
-    past = App(name="operations")
-    past.default(operations)
-    past.command(give_up)
-    app.command(past)
-    for verb in (recover, fsck, doctor, watch, demo):
-        app.command(verb)
+past = App(name="operations")
+past.default(operations)
+past.command(give_up)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -26,10 +28,9 @@ class _StandardError:
             sys.stderr.flush()
 
 
-_FACTORY = structlog.PrintLoggerFactory(_StandardError())  # type: ignore[arg-type]
-
-
 def _for_people() -> structlog.dev.ConsoleRenderer:
+    import structlog.dev  # noqa: PLC0415
+
     # Where there is rich, structlog would have it draw all local variables: gigabytes of them, secrets included.
     plain = structlog.dev.plain_traceback
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
@@ -37,6 +38,8 @@ def _for_people() -> structlog.dev.ConsoleRenderer:
 
 def log_of_a_command(verbose: int) -> None:
     """Log what is said at this level, for people."""
+    import structlog  # noqa: PLC0415 - slow, and nothing to a verb that asks only the catalog
+
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -44,12 +47,14 @@ def log_of_a_command(verbose: int) -> None:
             _for_people(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[min(verbose, len(_LEVELS) - 1)]),
-        logger_factory=_FACTORY,
+        logger_factory=structlog.PrintLoggerFactory(_StandardError()),  # type: ignore[arg-type]
     )
 
 
 def log_of_a_service(how: str, verbose: int) -> None:
     """Log ``json`` or ``console``, with the operation in every line that is about one."""
+    import structlog  # noqa: PLC0415 - as above
+
     from snaporch.service.log import LogWriter  # noqa: PLC0415 - a command has no use for it
 
     json = how == "json"

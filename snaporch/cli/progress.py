@@ -11,13 +11,13 @@ import trio
 
 from snaporch.model.names import one_or_more
 from snaporch.model.record import EventKind
-from snaporch.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from snaporch.client import Client
     from snaporch.model.record import Event
+    from snaporch.orchestrator import Orchestrator
 
 
 @asynccontextmanager

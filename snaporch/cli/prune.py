@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 
-from cyclopts import App
-
+from snaporch.catalog.known import catalog_of
 from snaporch.cli.session import Answer, Here
-from snaporch.orchestrator import catalog_of
 
 
 async def prune(
@@ -67,8 +65,3 @@ async def prune(
     lines = [f"{name}: {did} {each} ({why})" for name, v in verdicts.items() for each, why in v.delete.items()]
     lines += [f"{name}: {len(v.keep)} stay" for name, v in verdicts.items()]
     return Answer(document, lambda human: human.lines(lines))
-
-
-def register(app: App) -> None:
-    """Add the verb to the program."""
-    app.command(prune)

@@ -23,8 +23,7 @@ import trio
 
 from snaporch.cli.output import INTERRUPTED, error_document, print_answer, print_document
 from snaporch.cli.session import Answer, Session
-from snaporch.engine.run import leaves
-from snaporch.errors import OperationFailed, SnaporchError, Stranded, exhausted
+from snaporch.errors import OperationFailed, SnaporchError, Stranded, exhausted, leaves
 
 WRONG_USE = 2
 DEBUG_VERBOSITY = 2

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import trio
 from cyclopts import App
 
+from snaporch.catalog.root import default_root
 from snaporch.cli.logs import log_of_a_service
 from snaporch.cli.session import Answer, Here, Session
 from snaporch.errors import InvalidInput
-from snaporch.orchestrator import default_root
 
 if TYPE_CHECKING:
     from snaporch.service.roles import Tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -15,13 +15,16 @@ import attrs
 import trio
 from cyclopts import Parameter
 
+from snaporch.catalog.known import Known, open_known
+from snaporch.catalog.root import default_root
 from snaporch.catalog.schema import CATALOG, can_be_written
+from snaporch.cli.logs import log_of_a_command
 from snaporch.errors import Busy
-from snaporch.orchestrator import Orchestrator, default_root, open_orchestrator
 from snaporch.service.owner import owner
 
 if TYPE_CHECKING:
     from snaporch.client import Client
+    from snaporch.orchestrator import Orchestrator
 
 
 @attrs.define
@@ -70,9 +73,17 @@ class Session:
             recover: see `open_orchestrator`.
             make: make a root that is not there; without, it is as one that has nothing in it, and none is made.
         """
+        open_orchestrator = self._library()
         with self._place(make=make) as root:
             async with open_orchestrator(root, recover=recover, realtime=True) as orchestrator:
                 yield orchestrator
+
+    def _library(self) -> Callable[..., AbstractAsyncContextManager[Orchestrator]]:
+        """Return `open_orchestrator`, and have what is logged from now on written as was asked for."""
+        from snaporch.orchestrator import open_orchestrator  # noqa: PLC0415 - slow: not for what is only read
+
+        log_of_a_command(self.verbose)
+        return open_orchestrator
 
     @contextmanager
     def _place(self, *, make: bool) -> Iterator[Path | None]:
@@ -84,6 +95,20 @@ class Session:
         self.say(f"snaporch: there is no root {root} yet: `domain define`, `domain attach` and `serve` make it")
         with TemporaryDirectory(prefix="snaporch-") as nothing:
             yield Path(nothing)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Known | Client]:
+        """Open for a verb that only wants what the catalog says; as `look`, without all that it has no use for.
+
+        A service on the root is asked only where the catalog is closed to this user.
+        """
+        root = self.root or default_root()
+        if os.access(root / CATALOG, os.R_OK) and not (owner(root) is None and await self._is_cut_short(root)):
+            async with open_known(root) as known:
+                yield known
+        else:
+            async with self.look() as orchestrator:
+                yield orchestrator
 
     @asynccontextmanager
     async def look(self) -> AsyncIterator[Orchestrator | Client]:
@@ -102,12 +127,12 @@ class Session:
                 with suppress(Busy):  # a snaporch of an earlier version is at work, and the catalog is still its
                     orchestrator = await stack.enter_async_context(self.open())
             if orchestrator is None:
-                orchestrator = await stack.enter_async_context(open_orchestrator(root, read_only=True))
+                orchestrator = await stack.enter_async_context(self._library()(root, read_only=True))
             yield orchestrator
 
     async def _is_cut_short(self, root: Path) -> bool:
-        async with open_orchestrator(root, read_only=True) as orchestrator:
-            return bool(await orchestrator.operations(outcome="running"))
+        async with open_known(root) as known:
+            return bool(await known.operations(outcome="running"))
 
     def tell(self, text: str) -> None:
         """Print a line for people, to standard output: not with ``--json``."""

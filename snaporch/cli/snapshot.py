@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from snaporch.cli import progress
 from snaporch.cli.asked import all_internal, create_flags, known, limits, parse_disks, rate, subject
@@ -382,13 +382,13 @@ async def list_(domain: str, /, *, names: bool = False, session: Here) -> Answer
     names
         Only the names, one a line.
     """
-    async with session.look() as orchestrator:
-        records = await orchestrator.list(domain)
-        current = await orchestrator.current(domain)
-        lost = await orchestrator.unreadable(domain, "snapshot")
+    async with session.read() as known:
+        records = await known.list(domain)
+        current = await known.current(domain)
+        lost = await known.unreadable(domain, "snapshot")
     if names:
-        known = [record.name for record in records]
-        return Answer(known, lambda human: human.lines(known))
+        shown = [record.name for record in records]
+        return Answer(shown, lambda human: human.lines(shown))
     return Answer(
         documents.listed(records, current, lost), lambda human: human.snapshots(domain, records, current, lost)
     )
@@ -396,17 +396,17 @@ async def list_(domain: str, /, *, names: bool = False, session: Here) -> Answer
 
 async def tree(domain: str, /, *, session: Here) -> Answer:
     """Show the snapshots of a domain as a tree."""
-    async with session.look() as orchestrator:
-        records = await orchestrator.list(domain)
-        current = await orchestrator.current(domain)
+    async with session.read() as known:
+        records = await known.list(domain)
+        current = await known.current(domain)
     return Answer(documents.tree(records, current), lambda human: human.tree(domain, records, current))
 
 
 async def show(domain: str, name: str, /, *, session: Here) -> Answer:
     """Show one snapshot: its point, its files, how it was taken."""
-    async with session.look() as orchestrator:
-        record = await orchestrator.show(domain, name)
-        current = await orchestrator.current(domain)
+    async with session.read() as known:
+        record = await known.show(domain, name)
+        current = await known.current(domain)
     return Answer(documents.shown(record, current), lambda human: human.snapshot(record, current))
 
 
@@ -459,9 +459,3 @@ async def edit(
         f"{old} of {domain} is {record.name} now" if record.name != old else f"{old} of {domain} is described anew"
     )
     return Answer(documents.shown(record, current), lambda human: human.line(said))
-
-
-def register(app: App) -> None:
-    """Add the verbs to the program."""
-    for verb in (create, list_, tree, show, revert, delete, clone, flatten, verify, pin, edit):
-        app.command(verb, name=verb.__name__.rstrip("_"))

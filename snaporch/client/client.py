@@ -26,6 +26,7 @@ import attrs
 import httpx2
 import trio
 
+from snaporch.catalog.root import default_root
 from snaporch.client.connection import ANSWER_SECONDS, Connection
 from snaporch.drivers.local.sockets import address
 from snaporch.errors import InvalidInput, ServiceGone
@@ -47,7 +48,6 @@ from snaporch.model.record import (
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
-from snaporch.orchestrator import default_root
 from snaporch.service.owner import owner
 from snaporch.service.shapes import OperationStatus, flag_names
 

@@ -31,7 +31,7 @@ from snaporch.engine.realtime import prompt
 from snaporch.engine.replay import phases_begun, phases_left
 from snaporch.engine.states import OperationState, Signal, State
 from snaporch.engine.steps import Phase, Step, Undo, steps_of
-from snaporch.errors import Left, OperationFailed, Refused, SnaporchError, Stranded
+from snaporch.errors import Left, OperationFailed, Refused, SnaporchError, Stranded, leaves
 from snaporch.model.names import new_id, one_or_more, short
 from snaporch.model.record import Event, EventKind, OperationKind, OperationRecord
 
@@ -133,15 +133,6 @@ class Operation:
             yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + trio.current_time() - began
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors inside nested groups."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
 
 
 def _cause(error: BaseException) -> Exception | None:

@@ -14,6 +14,7 @@ MOST_SECONDS = 1e9  # about thirty years
 MOST_TEXT = 64 * 1024
 MOST_ITEMS = 10_000
 MOST_CLONES = 1_000  # by one operation
+SHUTDOWN_SECONDS = 60.0  # for a guest to power off by itself, unless another time is given
 
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 

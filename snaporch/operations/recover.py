@@ -19,7 +19,7 @@ import trio
 from snaporch.catalog import Change
 from snaporch.engine.context import Context
 from snaporch.engine.replay import Action, after_create, after_revert
-from snaporch.engine.run import Operation, leaves
+from snaporch.engine.run import Operation
 from snaporch.engine.states import OperationState, State
 from snaporch.engine.steps import ROLLBACK_CREATE, create_phases
 from snaporch.engine.verdict import COMPLETE, LOAD, UNDONE
@@ -33,6 +33,7 @@ from snaporch.errors import (
     SnaporchError,
     Stranded,
     UnreadableRecord,
+    leaves,
 )
 from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord, DomainState, Handle

@@ -16,6 +16,7 @@ from snaporch.engine.run import Operation
 from snaporch.errors import ConnectionGone, NotFound, Refused, TargetExists
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
+from snaporch.model.limits import SHUTDOWN_SECONDS
 from snaporch.model.names import check_name, new_uuid
 from snaporch.model.record import OperationKind, SyncReport
 from snaporch.model.reserved import check_domain_name
@@ -25,8 +26,6 @@ from snaporch.operations.disks import adopted, check_attached, check_forgettable
 from snaporch.operations.pins import discarded, without_disks
 from snaporch.operations.records import sync
 from snaporch.orchestrator.looking import Looking
-
-SHUTDOWN_SECONDS = 60.0  # for the guest to power off by itself
 
 
 @attrs.define

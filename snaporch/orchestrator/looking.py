@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import attrs
 import trio
 
-from snaporch.catalog import Page
+from snaporch.catalog import Catalog
+from snaporch.catalog.known import Known
 from snaporch.engine.context import Context
 from snaporch.model.domain import Discovered, DomainInfo
-from snaporch.model.finding import Unreadable
-from snaporch.model.record import Estimate, Event, OperationRecord, SnapshotRecord, VerifyReport
+from snaporch.model.record import Estimate, Event, VerifyReport
 from snaporch.model.request import Strategy
 from snaporch.operations import lifecycle as power
 from snaporch.operations.discover import discover
@@ -25,10 +25,14 @@ from snaporch.operations.verify import intact, verify
 
 
 @attrs.define
-class Looking:
+class Looking(Known):
     """The part of an orchestrator that looks."""
 
     _context: Context
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._context.catalog
 
     @property
     def root(self) -> Path:
@@ -76,26 +80,6 @@ class Looking:
         """
         return await discover(self._context, driver)
 
-    async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:
-        """Return a domain's snapshots, oldest first; what cannot be read is in `unreadable`."""
-        await self._context.catalog.domain(domain)
-        return await self._context.catalog.readable_snapshots(domain)
-
-    async def current(self, domain: str) -> str | None:
-        """Return the name of the snapshot that a domain descends from now; None where there is none."""
-        return (await self._context.catalog.domain(domain)).current
-
-    async def show(self, domain: str, name: str) -> SnapshotRecord:
-        """Return one snapshot."""
-        return await self._context.catalog.snapshot(domain, name)
-
-    async def tree(self, domain: str) -> Mapping[str | None, tuple[str, ...]]:
-        """Return the names of each snapshot's children; those without a parent are under None."""
-        children: dict[str | None, tuple[str, ...]] = {}
-        for record in await self.list(domain):
-            children[record.parent] = (*children.get(record.parent, ()), record.name)
-        return children
-
     async def verify(
         self, domain: str, name: str, *, boot: bool = False, ids: Collection[str] = ()
     ) -> VerifyReport:
@@ -118,37 +102,6 @@ class Looking:
         `verify` reads them in full.
         """
         return await intact(self._context, await self._context.catalog.snapshot(domain, name))
-
-    async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
-        """Return what there is of one domain, or of all, whose record cannot be read, with the reason.
-
-        `kind` is ``domain``, ``snapshot`` or ``operation``; by default all are looked at.
-
-        A record that is damaged, or that a newer snaporch has written, blocks only what depends on it.
-        """
-        return await self._context.catalog.unreadable(domain, kind)
-
-    async def operations(
-        self,
-        domain: str | None = None,
-        *,
-        last: int | None = None,
-        since: float | None = None,
-        outcome: str | None = None,
-    ) -> tuple[OperationRecord, ...]:
-        """Return running and past operations, oldest first.
-
-        Args:
-            domain: only of this one.
-            last: only so many, the newest.
-            since: only those that began at this instant or later, in seconds since the epoch.
-            outcome: ``complete``, ``rolled-back`` or ``stranded``; ``running``: those that have not ended;
-                ``failed``: those that ended otherwise than complete.
-        """
-        if domain is not None:
-            await self._context.catalog.domain(domain)
-        page = Page(-1 if last is None else last, domain=domain, since=since, outcome=outcome)
-        return (await self._context.catalog.operations_page(page))[::-1]
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:

@@ -11,6 +11,8 @@ import attrs
 import structlog
 
 from snaporch.catalog import Catalog, open_catalog
+from snaporch.catalog.known import catalog_of
+from snaporch.catalog.root import default_root, real_root
 from snaporch.catalog.schema import CATALOG
 from snaporch.drivers.base import Driver
 from snaporch.drivers.local.confine import Confinement
@@ -20,12 +22,13 @@ from snaporch.engine.context import Context
 from snaporch.engine.events import Broadcast
 from snaporch.engine.run import Engine
 from snaporch.errors import InvalidInput, SnaporchError
-from snaporch.model.names import check_text
 from snaporch.orchestrator.archives import Archives
 from snaporch.orchestrator.cloning import Cloning
 from snaporch.orchestrator.domains import Domains
 from snaporch.orchestrator.snapshots import Snapshots
 from snaporch.orchestrator.upkeep import Upkeep
+
+__all__ = ["Orchestrator", "catalog_of", "default_root", "open_orchestrator"]
 
 _log = structlog.get_logger("snaporch")
 
@@ -53,23 +56,6 @@ class Orchestrator(Domains, Snapshots, Cloning, Archives, Upkeep):
                 driver.storage.confinement = confinement
 
         self._context.drivers.set_up(follow)
-
-
-def catalog_of(orchestrator: Orchestrator) -> Catalog:
-    """Return what an orchestrator knows, for what is built on top of it here: no part of the public interface."""
-    return orchestrator._context.catalog  # noqa: SLF001 - its own module
-
-
-def default_root() -> Path:
-    """Return ``$SNAPORCH_ROOT``, or the place for a user's (root: the system's) state."""
-    if root := os.environ.get("SNAPORCH_ROOT"):
-        return Path(root)
-    if os.geteuid() == 0:
-        return Path("/var/lib/snaporch")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "snaporch"
-
-
-MOST_ROOT_BYTES = 480  # SQLite takes 512, with what it adds to the catalog's name
 
 
 def _make_root(root: Path, *, parents: bool) -> None:
@@ -116,10 +102,7 @@ async def open_orchestrator(
         InvalidInput: the root is no directory, cannot be made, or is not writable.
     """
     chosen = root is not None or "SNAPORCH_ROOT" in os.environ
-    root = Path(os.path.realpath(root or default_root()))  # one root by two names is one: its files have one name
-    check_text(str(root), "root")
-    if len(os.fsencode(root)) > MOST_ROOT_BYTES:
-        raise InvalidInput(f"root: {root} is too long: SQLite opens a path of up to {MOST_ROOT_BYTES} bytes")
+    root = real_root(root)
     if not read_only:
         _make_root(root, parents=not chosen)
     elif not root.is_dir():

@@ -20,8 +20,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.routing import Route as Path_
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from snaporch.engine.run import leaves
-from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable, exhausted
+from snaporch.errors import InvalidInput, NotFound, Refused, SnaporchError, TooLarge, Unavailable, exhausted, leaves
 from snaporch.model.convert import dumps, structured
 from snaporch.service.api import ROUTES
 from snaporch.service.browser import Dashboard, check_origin

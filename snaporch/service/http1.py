@@ -22,7 +22,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from snaporch.engine.run import leaves
+from snaporch.errors import leaves
 
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0  # for the first request of a connection to have come, from its beginning to its last header

@@ -16,7 +16,7 @@ import attrs
 import structlog
 import trio
 
-from snaporch.engine.run import leaves, name_next
+from snaporch.engine.run import name_next
 from snaporch.engine.states import State
 from snaporch.errors import (
     Busy,
@@ -28,6 +28,7 @@ from snaporch.errors import (
     Stranded,
     Unavailable,
     exhausted,
+    leaves,
 )
 from snaporch.model.convert import converter, dumps
 from snaporch.model.names import new_id

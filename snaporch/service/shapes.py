@@ -10,12 +10,11 @@ import attrs
 
 from snaporch.errors import InvalidInput
 from snaporch.model.formats import versioned
-from snaporch.model.limits import MOST_ITEMS, MOST_SECONDS, no_longer_than, within
+from snaporch.model.limits import MOST_ITEMS, MOST_SECONDS, SHUTDOWN_SECONDS, no_longer_than, within
 from snaporch.model.record import OperationKind
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions
 from snaporch.model.rfc import DomainSnapshot
 from snaporch.model.upcasts import domains_listed
-from snaporch.orchestrator.domains import SHUTDOWN_SECONDS
 
 F = TypeVar("F", bound=enum.Flag)
 
