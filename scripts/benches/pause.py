@@ -1,6 +1,6 @@
 """Measures snaporch's creates against bare QEMU: pause, stall, time, size.
 
-    scripts/bench pause [--quick | --targets] [--qemu VERSION] [--out DIR]
+    scripts/bench pause [--quick | --targets] [--unsynced MIB] [--qemu VERSION] [--out DIR]
 
 Writes results.json (every run), results.md (tables) and pause.png, and says whether the targets are met. See
 benchlib/measure.py for how it measures and benchlib/floor.py for what it compares with.
@@ -9,6 +9,7 @@ benchlib/measure.py for how it measures and benchlib/floor.py for what it compar
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import mmap
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 import attrs
 import trio
 from benchlib.lab import CACHE, ROOT, pick, qemus, workplace
-from benchlib.measure import BACKGROUND, FILE, FLOOR, MATRIX, NOTHING, PAUSED, PRECOPY, Bench, Cell
+from benchlib.measure import BACKGROUND, FILE, FLOOR, LATE, MATRIX, NOTHING, PAUSED, PRECOPY, UNSYNCED, Bench, Cell
 from benchlib.plot import draw
 from benchlib.report import (
     PAUSE_CELL,
@@ -69,6 +70,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ram", type=numbers, metavar="GIB,…", help="of the matrix")
     parser.add_argument("--dirty", type=numbers, metavar="MB/s,…", help="of the matrix")
     parser.add_argument("--runs", type=int, metavar="N", help="of each contender in a cell of the matrix")
+    parser.add_argument(
+        "--unsynced",
+        type=int,
+        default=0,
+        metavar="MIB",
+        help="also a guest with so much written and not synced",
+    )
     parser.add_argument("--target-runs", type=int, metavar="N", help=f"default {TARGET_RUNS}, with --quick 5")
     parser.add_argument("--target-ram", type=float, default=1, metavar="GIB", help="to try the script out")
     parser.add_argument("--cache", type=Path, default=CACHE, help="what scripts/setup has made")
@@ -84,15 +92,17 @@ def plan(options: argparse.Namespace, *, can_file: bool) -> list[Cell]:
         Cell(PAUSE_CELL, ram, PAUSE_RATE, (BACKGROUND, FLOOR, PRECOPY), runs),
         Cell(STALL_CELL, ram, STALL_RATE, (BACKGROUND, *file, NOTHING), runs),
     ]
-    if options.targets:
-        return cells
     sizes = options.ram or ([0.5, 1] if options.quick else [0.5, 1, 2])
     rates = options.dirty or ([0, 100] if options.quick else [0, 20, 100, 400])
-    contenders = (BACKGROUND, FLOOR, PRECOPY, PAUSED, *file, NOTHING)
+    contenders = (BACKGROUND, LATE, FLOOR, PRECOPY, PAUSED, *file, NOTHING)
     rounds = options.runs or (1 if options.quick else 3)
-    return cells + [
-        Cell(MATRIX, int(size * GIB), int(rate), contenders, rounds) for size in sizes for rate in rates
-    ]
+    if not options.targets:
+        matrix = itertools.product(sizes, rates)
+        cells += [Cell(MATRIX, int(size * GIB), int(rate), contenders, rounds) for size, rate in matrix]
+    if options.unsynced:
+        pausing = (BACKGROUND, LATE, FLOOR, PRECOPY)
+        cells += [Cell(UNSYNCED, int(size * GIB), 0, pausing, rounds, options.unsynced) for size in sizes]
+    return cells
 
 
 def disk_speed(place: Path) -> float:

@@ -79,6 +79,9 @@ class GuestPlan:
         disks: how many.
         filled: MiB on each that the guest does not touch.
         bulk: MB/s written to the first disk besides.
+        pour: MB/s written to a disk more, and never flushed.
+        extra: arguments of QEMU.
+        span: MiB that `bulk` or `pour` goes over again and again.
     """
 
     ram: int
@@ -89,6 +92,9 @@ class GuestPlan:
     disks: int = 2
     filled: int = 0
     bulk: int = 0
+    pour: int = 0
+    span: int = 32
+    extra: tuple[str, ...] = ()
 
 
 @attrs.define
@@ -194,7 +200,7 @@ async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) 
     disks = [DeviceDisk(f"vd{letter}", str(home / f"{name}-vd{letter}.qcow2")) for letter in "abcd"[: plan.disks]]
     content = home / f"{name}-content"
     content.write_bytes(bytes(32 * 2**20) + os.urandom(plan.filled * 2**20))
-    os.truncate(content, 64 * 2**20)
+    os.truncate(content, (32 + plan.span) * 2**20)
     for disk in disks:
         await trio.run_process([qemu.img, "convert", "-f", "raw", "-O", "qcow2", str(content), disk.path])
     content.unlink()
@@ -204,9 +210,11 @@ async def made(name: str, home: Path, cache: Path, qemu: Qemu, plan: GuestPlan) 
         accel="tcg",
         machine="q35",
         kernel=str(build_tiny(cache / "guest")),
-        append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report} bulk={plan.bulk}",
+        append=f"rate={plan.rate} dirty={plan.dirty} ram={plan.touched} report={plan.report} "
+        f"bulk={plan.bulk} pour={plan.pour} span={plan.span}",
         serial=str(home / f"{name}.log"),
         emulator=qemu.emulator,
+        extra_args=plan.extra,
         disks=tuple(disks),
     )
 

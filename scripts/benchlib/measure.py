@@ -22,8 +22,9 @@ from benchlib.lab import DOMAIN, Guest, GuestPlan, Qemu, remove, running_guest
 
 from snaporch import CreateFlag, CreateOptions, DomainSnapshot, OnTimeout, Strategy
 
-BACKGROUND, FLOOR, PRECOPY, PAUSED, FILE, NOTHING = (
+BACKGROUND, LATE, FLOOR, PRECOPY, PAUSED, FILE, NOTHING = (
     "background",
+    "late stop",
     "floor",
     "precopy",
     "paused",
@@ -31,10 +32,12 @@ BACKGROUND, FLOOR, PRECOPY, PAUSED, FILE, NOTHING = (
     "no snapshot",
 )
 MATRIX = "matrix"  # a cell that is for no target
+UNSYNCED = "unsynced writes"
 ROUNDS_A_GUEST = 5
 SETTLE_SECONDS = 0.2
 NOTHING_SECONDS = 1.0  # of looking on while nothing is done, before there is a background create to go by
 PRECOPY_SECONDS = 10.0  # then it pauses the guest to finish: at high rates it would never end
+POUR = 100  # MB/s, of what is to be unsynced
 MINIMUM_ROUND = 8.0  # seconds; a first guess
 
 
@@ -48,6 +51,7 @@ class Cell:
         dirty: MB/s.
         contenders: who take turns.
         rounds: how often, when there is time.
+        unsynced: MiB that the guest has written to a disk, and not flushed, before each go.
     """
 
     purpose: str
@@ -55,6 +59,14 @@ class Cell:
     dirty: int
     contenders: tuple[str, ...]
     rounds: int
+    unsynced: int = 0
+
+    @property
+    def guest(self) -> GuestPlan:
+        """The guest that it is measured on."""
+        if not self.unsynced:
+            return GuestPlan(ram=self.ram, dirty=self.dirty)
+        return GuestPlan(ram=self.ram, dirty=self.dirty, disks=3, pour=POUR, span=self.unsynced)
 
 
 @attrs.frozen
@@ -114,7 +126,8 @@ async def take(guest: Guest, contender: str, looking: float) -> Taken:
     options = CreateOptions()
     if contender != PAUSED:
         options = CreateOptions(
-            strategy=Strategy(contender),
+            strategy=Strategy.BACKGROUND if contender == LATE else Strategy(contender),
+            late_stop=contender == LATE,
             max_seconds=PRECOPY_SECONDS if contender == PRECOPY else None,
             on_timeout=OnTimeout.PAUSE,
         )
@@ -146,7 +159,7 @@ async def take_bare(guest: Guest, *, to_file: bool) -> Taken:
 async def measured(guest: Guest, cell: Cell, contender: str, number: int, looking: float) -> Run:
     """Return one go, with what the guest felt of it."""
     serial = guest.serial
-    await trio.sleep(SETTLE_SECONDS)
+    await trio.sleep(max(SETTLE_SECONDS, cell.unsynced * 2**20 / (POUR * 1e6)))
     (*_, before) = await serial.more(serial.mark(), 1)  # so that the next report's time begins now
     mark = serial.mark()
     taken = await take(guest, contender, looking)
@@ -202,11 +215,10 @@ class Bench:
     async def _cell(self, cell: Cell, ends: float) -> list[Run]:
         found: list[Run] = []
         took = MINIMUM_ROUND
-        plan = GuestPlan(ram=cell.ram, dirty=cell.dirty)
         for first in range(0, cell.rounds, ROUNDS_A_GUEST):
             if first and time.monotonic() + took > ends:
                 break
-            async with running_guest(self.place, self.cache, self.qemu, plan) as guest:
+            async with running_guest(self.place, self.cache, self.qemu, cell.guest) as guest:
                 await take_bare(guest, to_file=False)
                 for number in range(first, min(first + ROUNDS_A_GUEST, cell.rounds)):
                     began = time.monotonic()

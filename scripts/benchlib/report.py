@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import platform
 import statistics
@@ -12,11 +14,24 @@ from pathlib import Path
 
 import attrs
 from benchlib.lab import Qemu
-from benchlib.measure import BACKGROUND, FILE, FLOOR, MATRIX, NOTHING, PAUSED, PRECOPY, PRECOPY_SECONDS, Run
+from benchlib.measure import (
+    BACKGROUND,
+    FILE,
+    FLOOR,
+    LATE,
+    MATRIX,
+    NOTHING,
+    PAUSED,
+    PRECOPY,
+    PRECOPY_SECONDS,
+    UNSYNCED,
+    Run,
+)
 
-CONTENDERS = (BACKGROUND, FLOOR, PRECOPY, PAUSED, FILE, NOTHING)
+CONTENDERS = (BACKGROUND, LATE, FLOOR, PRECOPY, PAUSED, FILE, NOTHING)
 PAUSE_CELL, STALL_CELL = "pause target", "stall target"
 TARGET_RUNS = 20
+UNSYNCED_WORDS = ("", " and unsynced writes")
 
 
 @attrs.frozen
@@ -96,6 +111,12 @@ def spread(values: Sequence[float], show: Callable[[float], str] = milliseconds)
     return middle if len(values) == 1 else f"{middle} ({show(min(values))} to {show(max(values))})"
 
 
+def p95(values: Iterable[float]) -> str:
+    """Return what 95 of 100 do not exceed."""
+    found = sorted(values)
+    return milliseconds(found[math.ceil(0.95 * len(found)) - 1]) if found else "-"
+
+
 def select(runs: Iterable[Run], contender: str, purpose: str | None = None) -> list[Run]:
     """Return the runs of a contender, of all cells or of those of one purpose."""
     return [run for run in runs if run.contender == contender and purpose in {None, run.purpose}]
@@ -166,20 +187,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 def _cells(runs: Sequence[Run]) -> Iterator[list[str]]:
     """Yield the rows of one size of RAM."""
-    for dirty in sorted({run.dirty for run in runs}):
-        for contender in CONTENDERS:
-            some = [run for run in runs if run.dirty == dirty and run.contender == contender]
-            if not some:
-                continue
+    cells = sorted({(run.dirty, run.purpose) for run in runs})
+    for (dirty, purpose), contender in itertools.product(cells, CONTENDERS):
+        some = [r for r in runs if (r.dirty, r.purpose, r.contender) == (dirty, purpose, contender)]
+        if some:
             if contender == NOTHING:
-                pause = stall = memory = "-"
+                pause = late = stall = memory = "-"
             else:
                 pause, stall = spread([r.pause for r in some]), spread([r.stall for r in some])
+                late = p95(r.pause for r in some)
                 memory = f"{median(r.bytes for r in some) / 2**20:.0f}"
             own = [r.between for r in some if r.between is not None]
             yield [
-                f"{dirty} MB/s, {contender}",
+                f"{dirty} MB/s{UNSYNCED_WORDS[purpose == UNSYNCED]}, {contender}",
                 pause,
+                late,
                 stall,
                 spread([r.gap for r in some]),
                 f"{median(r.total for r in some):.2f}",
@@ -219,7 +241,7 @@ def _stalls(runs: Sequence[Run]) -> Iterator[list[str]]:
 
 def markdown(machine: Machine, runs: Sequence[Run]) -> str:
     """Return the whole page."""
-    matrix = [run for run in runs if run.purpose == MATRIX]
+    matrix = [run for run in runs if run.purpose in {MATRIX, UNSYNCED}]
     lines = [
         "# Measurements",
         "",
@@ -255,7 +277,8 @@ def markdown(machine: Machine, runs: Sequence[Run]) -> str:
         lines += table(("", "pause", "stall", "gap", "n"), _stalls(stalled))
     for ram in sorted({run.ram for run in matrix}):
         lines += ["", f"## {ram / 2**30:g} GiB of RAM", ""]
-        head = ("", "pause ms", "stall ms", "gap ms", "total s", "memory MiB", "own ms", "dirtied MB/s", "n")
+        figures = ("pause ms", "p95 ms", "stall ms", "gap ms", "total s", "memory MiB", "own ms", "dirtied MB/s")
+        head = ("", *figures, "n")
         lines += table(head, _cells([run for run in matrix if run.ram == ram]))
     return "\n".join([*lines, "", *_legend()]) + "\n"
 
@@ -265,7 +288,7 @@ def _legend() -> list[str]:
         "## What the words mean",
         "",
         "- *background*, *precopy*, *paused*: `create` of snaporch with that strategy; precopy pauses the guest",
-        f"  to finish after {PRECOPY_SECONDS:g} s.",
+        f"  to finish after {PRECOPY_SECONDS:g} s. *late stop*: background with `--late-stop`.",
         "- *floor*: the same QMP commands as background's, sent by `scripts/benchlib/floor.py`, which has",
         "  nothing around them; memory goes through a pipe into nothing. *bare file:*: the same, QEMU itself",
         "  writing to a `file:` URI on the same disk.",

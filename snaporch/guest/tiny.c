@@ -480,7 +480,7 @@ void plat_disk_start(unsigned which, enum disk_op op, uint32_t sector, void *buf
     struct virtio_disk *disk = &virtio_disks[which];
 
     disk->flush_due = op == DISK_WRITE && disk->can_flush;
-    submit(disk, op == DISK_WRITE ? BLK_OUT : BLK_IN, sector, buffer, sectors * SECTOR_BYTES);
+    submit(disk, op == DISK_READ ? BLK_IN : BLK_OUT, sector, buffer, sectors * SECTOR_BYTES);
 }
 
 /* "Receiving Used Buffers From The Device". */

@@ -44,8 +44,8 @@ struct expected {
 };
 
 static struct {
-    uint32_t rate, dirty, ram, report, bulk, span;
-} options = {.rate = 50, .dirty = 0, .ram = 8, .report = 100, .bulk = 0, .span = 32};
+    uint32_t rate, dirty, ram, report, bulk, pour, span;
+} options = {.rate = 50, .dirty = 0, .ram = 8, .report = 100, .bulk = 0, .pour = 0, .span = 32};
 
 static struct sector slots[SLOTS] __attribute__((aligned(PAGE_BYTES)));
 static struct sector outgoing __attribute__((aligned(PAGE_BYTES)));
@@ -204,6 +204,7 @@ static void parse_options(const char *text)
         set_option(word, "ram=", &options.ram);
         set_option(word, "report=", &options.report);
         set_option(word, "bulk=", &options.bulk);
+        set_option(word, "pour=", &options.pour);
         set_option(word, "span=", &options.span);
         while (*text && *text != ' ' && *text != '\n')
             text++;
@@ -368,14 +369,17 @@ static void start_ruin(void)
     start(RUINING, DISK_WRITE, FIRST_SECTOR, slots, SLOTS);
 }
 
-/* Bulk is only written, to the first disk: a load for the host. Each page differs from those before it. */
+/*
+ * Bulk is only written, to the first disk: a load for the host. What is poured, to a disk that gets nothing else, is not
+ * flushed either. Each page differs from those before it.
+ */
 static void start_bulk(void)
 {
-    disk = 0;
+    disk = options.pour ? disks : 0;
     for (unsigned page = 0; page < FILL_SECTORS * SECTOR_BYTES / PAGE_BYTES; page++)
         bulk[page * PAGE_WORDS] = mix(bulk_number ^ mix(page));
     bulk_number++;
-    start(FILLING, DISK_WRITE, FILL_SECTOR + bulk_at, bulk, FILL_SECTORS);
+    start(FILLING, options.pour ? DISK_POUR : DISK_WRITE, FILL_SECTOR + bulk_at, bulk, FILL_SECTORS);
     bulk_at += FILL_SECTORS;
     if (bulk_at >= options.span * ((1 << 20) / SECTOR_BYTES))
         bulk_at = 0;
@@ -568,6 +572,8 @@ _Noreturn void workload_run(const char *text)
     parse_options(text);
     started = now = plat_now_us();
     disks = plat_disks();
+    if (options.pour && disks)
+        disks--; /* the last one is for that */
     start_ram();
     start_disks();
 
@@ -586,7 +592,7 @@ _Noreturn void workload_run(const char *text)
         credit += passed * options.dirty; /* 1 MB/s is one byte a microsecond */
         if (credit > MAX_CREDIT)
             credit = MAX_CREDIT;
-        bulk_credit += passed * options.bulk;
+        bulk_credit += passed * (options.pour ? options.pour : options.bulk);
         if (bulk_credit > MAX_CREDIT)
             bulk_credit = MAX_CREDIT;
         busy = disk_step();

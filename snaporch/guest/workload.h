@@ -11,7 +11,7 @@
 
 enum { SECTOR_BYTES = 512, PAGE_BYTES = 4096, MAX_DISKS = 4 };
 
-enum disk_op { DISK_READ, DISK_WRITE };
+enum disk_op { DISK_READ, DISK_WRITE, DISK_POUR }; /* a write is durable; what is poured is not, with tiny */
 enum disk_state { DISK_BUSY, DISK_DONE, DISK_FAILED };
 enum power { POWER_OFF, POWER_REBOOT };
 
