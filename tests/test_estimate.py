@@ -79,7 +79,7 @@ async def test_how_the_last_ones_went(tmp_path: Path, autojump_clock: MockClock)
         await orch.create(name, DomainSnapshot("e", memory=False))
         told = await catalog_of(orch).checkpoints(name, 3)
     assert told == tuple(
-        PastCheckpoint(r.strategy, r.memory_size, r.timings.total, r.timings.pause, r.way_back.way)
+        PastCheckpoint(r.strategy, r.memory_size, r.timings.total, r.timings.pause, r.way_back.way, r.timings.setup)
         for r in wanted[1:]
         if r.way_back is not None
     )

@@ -35,7 +35,8 @@ def past_checkpoints(connection: sqlite3.Connection, domain: str, limit: int) ->
             ),
             json_extract(record, '$.timings.total'),
             json_extract(record, '$.timings.pause'),
-            coalesce(json_extract(record, '$.way_back.way'), '')
+            coalesce(json_extract(record, '$.way_back.way'), ''),
+            json_extract(record, '$.timings.setup')
         FROM snapshot
         WHERE domain = ? AND CASE WHEN json_valid(record) THEN json_extract(record, '$.snapshot.memory') END
         ORDER BY id DESC LIMIT ?

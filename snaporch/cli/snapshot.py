@@ -40,6 +40,7 @@ async def create(
     bandwidth: str = "",
     wait: bool = False,
     even_if_no_way_back: Annotated[bool, Parameter(negative=())] = False,
+    late_stop: bool = False,
     session: Here,
 ) -> Answer:
     """Take a snapshot of a domain: its memory and all its disks, at one point in time.
@@ -80,6 +81,8 @@ async def create(
         Wait for an operation that runs on the domain instead of refusing.
     even_if_no_way_back
         Take a checkpoint also where `domain show` says that the domain could never go back to it.
+    late_stop
+        With --live: let the guest run through most of what QEMU reads before the point, where that is worth it.
     """
     flags = create_flags(live=live, disk_only=disk_only, quiesce=quiesce, memory_file=memory_file)
     seconds, end = limits(max_seconds, on_timeout)
@@ -92,6 +95,7 @@ async def create(
         exclude=request.exclude,
         wait=wait,
         even_if_no_way_back=even_if_no_way_back,
+        late_stop=late_stop,
     )
     members, name = subject("create", domain, name, group)
     if group and internal:

@@ -73,12 +73,19 @@ class Timings:
         total: the whole operation.
         between: snaporch's own time between the commands of the pause: the pause less what QEMU took to answer.
         phases: by name, in order.
+        setup: what the hypervisor had to do before it took the point of a background stream, by its own clock.
+        foreseen: what `setup` was expected to be where the guest was to run through most of it (`late_stop`); None:
+            it stood still for all of it.
+        missed: the guest was stopped too late for that, so all was done once more with a guest that stood still.
     """
 
     pause: float | None = None
     total: float = 0.0
     between: float | None = None
     phases: dict[str, float] = attrs.field(factory=dict)
+    setup: float | None = None
+    foreseen: float | None = None
+    missed: bool = False
 
 
 @attrs.frozen
@@ -91,6 +98,7 @@ class PastCheckpoint:
         seconds: all of it.
         pause: seconds that the guest was paused; None where it was not paused by snaporch.
         way_back: how the domain would have gone back to it then, as `WayBack.way`; empty: not known.
+        setup: as `Timings.setup`.
     """
 
     strategy: Strategy
@@ -98,6 +106,7 @@ class PastCheckpoint:
     seconds: float
     pause: float | None
     way_back: str = ""
+    setup: float | None = None
 
 
 @versioned("estimate")

@@ -59,6 +59,8 @@ class CreateOptions:
         exclude: targets that are left out of the snapshot.
         wait: wait for a running operation on the domain instead of raising Busy.
         even_if_no_way_back: take a checkpoint also where it is known that the domain could never go back to it.
+        late_stop: with BACKGROUND, let the guest run through most of what its hypervisor has to do before the
+            point; not done where that would gain nothing, or cannot be done: the record says what was done.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -68,6 +70,7 @@ class CreateOptions:
     exclude: frozenset[str] = attrs.field(default=frozenset(), converter=_targets)
     wait: bool = False
     even_if_no_way_back: bool = False
+    late_stop: bool = False
 
 
 @attrs.frozen

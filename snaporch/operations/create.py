@@ -65,6 +65,7 @@ from snaporch.operations.unchanged import check_current, left_on
 
 # While guests are paused, streams that have begun already would take the CPUs by which the others are armed.
 HOLD_SECONDS = 0.25
+LEAD_SECONDS = 0.005  # that a late stop comes before the foreseen end of the set-up
 
 
 @attrs.define
@@ -87,6 +88,8 @@ class Participant(CreateUndo):
     _guard: Guard | None = None
     _commands: float = 0.0
     _pause_began: float | None = None
+    _started: bool = False  # the stream, before the pause
+    _missed: bool = False
 
     async def get_ready(self) -> None:
         """Know what need not be read again, and begin a new account of pauses.
@@ -170,9 +173,19 @@ class Participant(CreateUndo):
     async def pause(self) -> None:
         """Stop the guest, if it runs."""
         if self.plan.state is DomainState.RUNNING:
-            await self._hypervisor.pause()
+            if self.plan.late is None or not await self._stop_late(self.plan.late):
+                await self._hypervisor.pause()
             self._pause_began = trio.current_time()
         self.held = attrs.evolve(self.held, point=time.time())
+
+    async def _stop_late(self, foreseen: float) -> bool:
+        """Have the hypervisor begin, and stop the guest before the point; return whether that came in time."""
+        await self.stream.hold(foreseen + HOLD_SECONDS)
+        self._started = await self.stream.start_early(max(0.0, foreseen - LEAD_SECONDS))
+        if not self._started:
+            self._missed = True
+            self._hypervisor.forget_pauses()
+        return self._started
 
     async def switch(self) -> None:
         """Put all disks on their overlays, in one transaction."""
@@ -188,6 +201,8 @@ class Participant(CreateUndo):
 
     async def start_stream(self) -> None:
         """Let the hypervisor begin."""
+        if self._started:
+            return
         began = trio.current_time()
         await self.stream.hold(HOLD_SECONDS)
         await self.stream.start()
@@ -218,7 +233,8 @@ class Participant(CreateUndo):
         between = None
         if self._pause_began is not None and self.plan.order is not Strategy.PAUSED:
             between = now - self._pause_began - self._commands
-        self._note(pause=self.machine.pause_times(), between=between)
+        setup = self._stream.setup_seconds() if self._stream is not None else None
+        self._note(pause=self.machine.pause_times(), between=between, setup=setup, missed=self._missed)
         if not self._undoing:
             self._check_stood(changes=2)
 
@@ -361,6 +377,9 @@ class Participant(CreateUndo):
                 total=trio.current_time() - self.operation.clock,
                 between=held.between,
                 phases=dict(self.operation.phases),
+                setup=held.setup,
+                foreseen=plan.late,
+                missed=held.missed,
             ),
             group=Group(self.operation.id, members) if len(members := self.operation.domains) > 1 else None,
             id=new_id(),

@@ -38,6 +38,8 @@ from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnaps
 from snaporch.model.way import Way, WayBack
 from snaporch.operations.estimate import estimate
 
+WORTH_SECONDS = 0.008  # of set-up: with less a late stop gains nothing
+
 
 @versioned("create-plan")
 @attrs.frozen
@@ -61,6 +63,8 @@ class CreatePlan:
         shape: what the machine is made of; None when inactive.
         way_back: how the domain could go back to it; None when inactive.
         saves: a revert takes it, of what it is about to replace.
+        late: the seconds for which the hypervisor is expected to get ready for the point, most of which the guest
+            is to run through; None: it is paused first.
     """
 
     domain: DomainRecord
@@ -79,6 +83,7 @@ class CreatePlan:
     shape: MachineShape | None = None
     way_back: WayBack | None = None
     saves: bool = False
+    late: float | None = None
 
     @property
     def order(self) -> Strategy:
@@ -168,6 +173,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
     _check_able(scene, flags, options, streamed=streamed, overlays=overlays, inside=inside)
     can = scene.capabilities
     stops_itself = streamed and can is not None and can.stops_itself
+    late, not_late = _late_stop(scene, strategy, flags) if options.late_stop else (None, "")
     if order_of(strategy, stops_itself=stops_itself) is Strategy.PRECOPY and CreateFlag.QUIESCE in flags:
         raise Unsupported(
             f"--quiesce would keep the file systems of {scene.domain.name} frozen while its memory streams "
@@ -191,7 +197,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         snapshot=complete,
         state=scene.state,
         strategy=strategy,
-        reason=reason,
+        reason=f"{reason}; no late stop: {not_late}" if not_late else reason,
         overlays=overlays,
         stream=_stream_plan(scene, memory_file, strategy, options) if streamed else None,
         options=options,
@@ -202,7 +208,25 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         expected=_expected(scene, strategy) if memory else None,
         shape=scene.shape,
         way_back=scene.way_back,
+        late=late,
     )
+
+
+def _late_stop(scene: Scene, strategy: Strategy, flags: CreateFlag) -> tuple[float | None, str]:
+    """Return what is foreseen of the hypervisor's set-up if the guest is to run through it, or why it is not."""
+    can = scene.capabilities
+    if strategy is not Strategy.BACKGROUND or can is None:
+        return None, "the strategy is not background"
+    if Trait.LATE_STOPS not in can.traits:
+        return None, f"{can.hypervisor} cannot be relied upon for it, or gains nothing"
+    if CreateFlag.QUIESCE in flags:
+        return None, "its file systems are frozen meanwhile"
+    known = [past.setup for past in scene.earlier if past.setup is not None]
+    if not known:
+        return None, "no earlier checkpoint says how long the guest could run on"
+    if (least := min(known)) <= WORTH_SECONDS:
+        return None, f"it could gain no more than {least * 1000:.0f} ms"
+    return least, ""
 
 
 def order_of(strategy: Strategy, *, stops_itself: bool) -> Strategy:
@@ -426,7 +450,7 @@ def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
     if len(set(paths)) < len(paths):
         raise InvalidInput("two domains cannot have the same file: a group's files are named by snaporch")
     live = any(plan.strategy is Strategy.BACKGROUND for plan in plans)
-    plans = [_as_background(plan) if live else plan for plan in plans]
+    plans = [attrs.evolve(_as_background(plan) if live else plan, late=None) for plan in plans]
     chosen = {plan.order for plan in plans}
     if len(chosen) > 1 or chosen & {Strategy.PRECOPY, Strategy.INTERNAL}:
         each = "; ".join(f"{plan.domain.name}: {plan.strategy}, {plan.reason}" for plan in plans)

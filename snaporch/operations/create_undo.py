@@ -54,6 +54,8 @@ class Held:
         memory: the memory file, once it is sealed.
         images: by target, the frozen chain, once it is sealed.
         inside: by target, the point inside the image, once it is sealed.
+        setup: see `Timings.setup`.
+        missed: see `Timings.missed`.
     """
 
     point: float = 0.0
@@ -62,6 +64,8 @@ class Held:
     memory: FileRecord | None = None
     images: dict[str, tuple[FileRecord, ...]] = attrs.field(factory=dict)
     inside: dict[str, FileRecord] = attrs.field(factory=dict)
+    setup: float | None = None
+    missed: bool = False
 
 
 @attrs.define

@@ -43,6 +43,7 @@ from snaporch.catalog import Catalog
 from snaporch.drivers.local.guard import SILENCE
 from snaporch.engine.states import State
 from snaporch.engine.verdict import Verdict
+from snaporch.operations import create
 from snaporch.testing import (
     GuestModel,
     SimulatedDriver,
@@ -89,8 +90,8 @@ CLONES = ("copy-1", "copy-2")
 TREE = ("root", "side", "point", "tip")  # side and point over root, tip over point
 
 
-def _create(strategy: Strategy, flags: CreateFlag = CreateFlag.LIVE) -> Operation:
-    options = CreateOptions(strategy=strategy)
+def _create(strategy: Strategy, flags: CreateFlag = CreateFlag.LIVE, *, late_stop: bool = False) -> Operation:
+    options = CreateOptions(strategy=strategy, late_stop=late_stop)
     return lambda orch, domain: orch.create(domain, DomainSnapshot("new"), flags, options)
 
 
@@ -111,8 +112,17 @@ def _clone(orch: Orchestrator, domain: str) -> Awaitable[object]:
     return orch.clone(domain, "point", "copy", CloneOptions(count=len(CLONES)))
 
 
+async def _missed(orch: Orchestrator, domain: str) -> None:
+    """Stop the guest a second after the point."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(create, "LEAD_SECONDS", -1.0)
+        await _create(Strategy.BACKGROUND, late_stop=True)(orch, domain)
+
+
 KINDS = {
     "create background": Kind(_create(Strategy.BACKGROUND), changes=NEW),
+    "create late": Kind(_create(Strategy.BACKGROUND, late_stop=True), changes=NEW, first="checkpoint"),
+    "create too late": Kind(_missed, changes=NEW, first="checkpoint"),
     "create precopy": Kind(_create(Strategy.PRECOPY), changes=NEW),
     "create paused": Kind(_create(Strategy.AUTO, CreateFlag(0)), changes=NEW),
     "create disks": Kind(_create(Strategy.AUTO, CreateFlag.DISK_ONLY), changes=NEW, inactive=True),

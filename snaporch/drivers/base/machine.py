@@ -22,6 +22,21 @@ class Stream(abc.ABC):
     async def start(self) -> None:
         """Begin; with BACKGROUND the point is taken after this and before `armed` returns."""
 
+    async def start_early(self, seconds: float) -> bool:
+        """Begin a BACKGROUND stream while the guest runs, and stop the guest so many seconds later.
+
+        For machines with the trait LATE_STOPS.
+
+        Returns:
+            Whether the point is still to be taken, with a guest that stays paused. If not, it is to be done anew:
+            the stream is ended and open once more, and the guest runs.
+        """
+        raise NotImplementedError
+
+    def setup_seconds(self) -> float | None:
+        """Return what the hypervisor had to do before it took the point; known when `armed` has returned."""
+        return None
+
     @abc.abstractmethod
     async def armed(self) -> None:
         """Return when the point is complete, whatever the guest does from now on (BACKGROUND only)."""

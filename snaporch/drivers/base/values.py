@@ -33,6 +33,8 @@ class Trait(enum.StrEnum):
     """Of a machine: its memory can be streamed to a file."""
     BACKGROUND_STREAMS = "background-streams"
     """Of a machine: memory can be write-protected, and streamed while the guest runs on."""
+    LATE_STOPS = "late-stops"
+    """Of a machine: a background stream can begin while the guest runs, which is stopped in time for the point."""
     LOADS_MEMORY = "loads-memory"
     """Of a machine: one that was launched for it takes memory from a file."""
     LOADS_LAZILY = "loads-lazily"

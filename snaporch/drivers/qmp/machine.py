@@ -133,7 +133,8 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
             ram=memory["base-memory"],
             traits=MACHINE_TRAITS
             | ({Trait.GUEST_AGENT} if self._agent else set())
-            | ({Trait.BACKGROUND_STREAMS} if not blocker else set()),
+            | ({Trait.BACKGROUND_STREAMS} if not blocker else set())
+            | ({Trait.LATE_STOPS} if not blocker and "blockdev-set-active" in commands else set()),  # both: 10.0
             features=tuple(sorted(names | ({"blockdev-set-active"} & commands))),
         )
 

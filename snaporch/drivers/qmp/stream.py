@@ -16,6 +16,8 @@ Rules (the reasons are in docs/explanation/point.md):
 6. QEMU before 10.0 must not have a precopy cancelled that is just coming to its end: its thread stops the guest,
    makes the images inactive, finds itself cancelled, and lets the guest run; QEMU aborts at the guest's next write.
    So the guest is stopped by snaporch for that moment, and an end that has begun is waited for.
+7. A stream that has begun while the guest ran has its point within our stop only if its status, asked after
+   ``stop`` has answered, still is ``setup``. If not, QEMU may let the guest run by itself until it is cancelled.
 """
 
 from __future__ import annotations
@@ -157,6 +159,7 @@ class QemuStream(Stream):
         self._read = -1
         self._rate = -1
         self._stores: frozenset[str] = frozenset()  # before the point
+        self._setup: float | None = None
 
     async def open(self) -> None:
         """See Stream."""
@@ -220,6 +223,34 @@ class QemuStream(Stream):
         """See Stream."""
         await self._qmp.execute("migrate", {"uri": f"fd:{self._fds['write']}"})
 
+    async def start_early(self, seconds: float) -> bool:
+        """See Stream, and rule 7."""
+        await self.start()
+        await trio.sleep(seconds)
+        await self._qmp.execute("stop")
+        if await self._status() != "setup":
+            await self._begin_anew()
+            return False
+        if (status := (await self._run_state())["status"]) != "paused":
+            raise HypervisorError(f"{self._qmp.label}: the guest does not run: its state is {status!r}")
+        return True
+
+    async def _begin_anew(self) -> None:
+        """End a stream whose point may be before the guest was stopped, let the guest run, and open another one."""
+        await self._end_migration()
+        await self._qmp.execute("cont")
+        await self._end_sink()
+        await self._close()
+        with suppress(trio.WouldBlock):
+            while True:
+                self._events.receive_nowait()
+        os.truncate(self._plan.path, 0)
+        await self.open()
+
+    def setup_seconds(self) -> float | None:
+        """See Stream."""
+        return self._setup
+
     async def armed(self) -> None:
         """Return when the first page has been sent.
 
@@ -234,6 +265,7 @@ class QemuStream(Stream):
                 info = await self._query()
                 ram = info.get("ram", {})
                 if ram.get("normal", 0) + ram.get("duplicate", 0) > 0 or info["status"] == "completed":
+                    self._setup = info["setup-time"] / 1000 if "setup-time" in info else None
                     return
         raise DeadlineExceeded(f"{self._qmp.label}: QEMU did not take the point within {ARM_SECONDS:g} s")
 

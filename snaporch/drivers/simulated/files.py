@@ -97,6 +97,13 @@ class SimulatedFile:
         if taken < size:
             raise os_error(errno.ENOSPC, self.path)
 
+    def empty(self) -> None:
+        """Make the file empty."""
+        if self.linked:
+            self.system.used -= self.size
+        self.size = 0
+        self.version += 1
+
     @property
     def identity(self) -> tuple[int, ...]:
         """What changes with every write that the kernel sees: inode, size and version."""

@@ -83,7 +83,7 @@ class SimulatedMachine(
             ram=process.ram,
             traits=MACHINE_TRAITS
             | ({Trait.GUEST_AGENT} if process.guest.model.agent else set())
-            | ({Trait.BACKGROUND_STREAMS} if not blocker else set()),
+            | ({Trait.BACKGROUND_STREAMS, Trait.LATE_STOPS} if not blocker else set()),
         )
 
     def __repr__(self) -> str:
@@ -331,6 +331,23 @@ class SimulatedStream(Stream):
             self._client.host.watch(self._process)
 
         await self._call("start", begin, self._process.speed.stream)
+
+    async def start_early(self, seconds: float) -> bool:
+        """See Stream."""
+        await self.start()
+        await trio.sleep(seconds)
+        await self._machine.pause()
+        if self._migration().taken is None:
+            return True
+        await self.abort()
+        await self._machine.resume()
+        await self._call("anew", self._migration().file.empty, self._process.speed.stream)
+        await self.open()
+        return False
+
+    def setup_seconds(self) -> float | None:
+        """See Stream."""
+        return self._process.ram / self._process.speed.arm_rate
 
     async def armed(self) -> None:
         """See Stream."""
