@@ -12,7 +12,7 @@ failed, and 3 when WHERE never came.
 
 DOMAIN is one name, or those of a group with commas between them: its first is the one whose hypervisor is killed,
 and a power cut kills those of all.
-VERB is `create NAME [STRATEGY] [BANDWIDTH]`, `revert NAME`, `delete NAME` or `recover`.
+VERB is `create NAME [STRATEGY|late|missed] [BANDWIDTH]`, `revert NAME`, `delete NAME` or `recover`.
 
 Without arguments it reads them from its standard input, as a JSON list a line, and does each in a fork of its own;
 it says the fork's process id, and after its end its status and what it said. `Mortals` is the other end of that:
@@ -44,6 +44,8 @@ from snaporch.errors import OperationFailed, SnaporchError
 from snaporch.model.record import Event, EventKind
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.operations import create as create_steps
+from snaporch.operations import create_plan
 from snaporch.operations.create import Participant
 from snaporch.operations.revert import Reverter
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -123,7 +125,8 @@ class Death:
         execute = QMPClient.execute
 
         async def executed(client: QMPClient, command: str, *arguments: Any, **options: Any) -> Any:
-            call = self._watched(command, execute) if command in COMMANDS else execute
+            named = self._where.partition(":")[2].startswith(f"{command}#")
+            call = self._watched(command, execute) if named or command in COMMANDS else execute
             return await call(client, command, *arguments, **options)
 
         QMPClient.execute = executed  # type: ignore[assignment,method-assign]
@@ -168,11 +171,20 @@ async def operate(orch: Orchestrator, domain: str, verb: str, *arguments: str) -
 async def create(
     orch: Orchestrator, domains: Sequence[str], name: str, strategy: str = "auto", bandwidth: str = "0"
 ) -> None:
-    """Create a snapshot; without LIVE as `paused`, inside the images as `internal`, disks alone as `quiesced`."""
+    """Create a snapshot; without LIVE as `paused`, inside the images as `internal`, disks alone as `quiesced`.
+
+    As `late` and `missed` in the background, with a late stop: in time, or much too late.
+    """
+    if late := strategy in {"late", "missed"}:
+        create_plan.WORTH_SECONDS = -1.0
+        create_steps.LEAD_SECONDS = -1.0 if strategy == "missed" else create_steps.LEAD_SECONDS
+        strategy = Strategy.BACKGROUND
     plain = strategy in {"paused", "internal", "quiesced"}
     flags = CreateFlag(0) if plain else CreateFlag.LIVE
     flags |= CreateFlag.DISK_ONLY | CreateFlag.QUIESCE if strategy == "quiesced" else CreateFlag(0)
-    options = CreateOptions(strategy=Strategy("auto" if plain else strategy), bandwidth=int(bandwidth))
+    options = CreateOptions(
+        strategy=Strategy("auto" if plain else strategy), bandwidth=int(bandwidth), late_stop=late
+    )
     disks = (await orch.domain_info(domains[0])).disks if strategy == "internal" else ()
     inside = tuple(DiskSnapshot(DeviceDisk(disk.target), external=False) for disk in disks if not disk.readonly)
     await orch.create_group(domains, DomainSnapshot(name, disks=inside), flags, options)
