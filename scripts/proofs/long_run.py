@@ -1,17 +1,19 @@
 """Proves that a service does not grow: a thousand creates and deletes, snapshots of one domain, and domains.
 
-    scripts/proof long-run [--creates 1000] [--snapshots 1000] [--domains 1000] [--running 20] [--out FILE]
+    scripts/proof long-run [--parts domains creates snapshots] [--creates 1000] [--snapshots 1000]
+                           [--domains 1000] [--running 20] [--awake 2] [--out FILE]
 
-One `snaporch serve`, as it is installed, on real images and, for those that run, real QEMUs with a guest that
-writes. First all domains are defined, and some started. Then checkpoints are taken of these and deleted again, four
-at a time, and then one domain that does not run gets snapshot after snapshot, which are deleted as one in the end.
+One `snaporch serve`, as it is installed, on real images and real QEMUs. First domains are defined and some started:
+a few of these run a guest that writes, the others only while a checkpoint is taken, for twenty guests at work under
+TCG would leave the service no CPU. Then checkpoints are taken of all that have a process and deleted again, four at
+a time; and then one domain that does not run gets snapshot after snapshot, which are deleted as one in the end.
+What is left out of `--parts` is not done: without `domains` there are only those that the other parts need.
+
 Before and after each part the service's memory, descriptors and threads are noted, all processes and their memory,
-and all files.
+and all files. The service keeps the answers of the last thousand operations, so its memory is compared with that
+after half of the creates and deletes, everything else with what was before a part.
 
-The service keeps the answers of the last thousand operations, so its memory is compared with that after half of the
-creates and deletes, everything else with what was before them.
-
-Exit status: 0 when after the creates and deletes all is as it was, but for a tenth of memory; 1 when not.
+Exit status: 0 when after each part all is as it was before it, but for a tenth of memory; 1 when not.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from snaporch.client import Client
 from snaporch.guest.build import build_tiny
 
 MIB = 2**20
+PARTS = ("domains", "creates", "snapshots")
 SIDE_BY_SIDE = 4
 ROUNDS = 10  # of the creates and deletes, after each of which all is noted
 MORE_MEMORY = 1.1
@@ -139,14 +142,15 @@ def resident(pid: int) -> int:
         return 0
 
 
-async def define(lab: Lab, client: Client, count: int, running: int) -> list[str]:
-    """Define so many domains, and start the first few; return the names of these."""
+async def define(lab: Lab, client: Client, count: int, running: int, awake: int) -> list[str]:
+    """Define so many domains, and start the first few, most of them paused; return the names of these."""
     first = lab.place / "first.qcow2"
     await trio.run_process([lab.qemu.img, "create", "-q", "-f", "qcow2", str(first), "16M"])
-    image, names = first.read_bytes(), [f"vm{number}" for number in range(count - 1)]
+    image, names, took = first.read_bytes(), [f"vm{number}" for number in range(count - 1)], list[float]()
     for name in (*names, DEEP):
         path = lab.place / "images" / f"{name}.qcow2"
         path.write_bytes(image)
+        began = time.monotonic()
         await client.define(
             DomainDefinition(
                 name,
@@ -158,8 +162,12 @@ async def define(lab: Lab, client: Client, count: int, running: int) -> list[str
                 disks=(DeviceDisk("vda", str(path)),),
             )
         )
-    for name in names[:running]:
-        await client.start(name)
+        took.append(time.monotonic() - began)
+    few = max(1, min(10, len(took)))
+    first_ones, last_ones = statistics.median(took[:few]), statistics.median(took[-few:])
+    lab.say(f"a definition of the first {few}: {first_ones:.3f} s; of the last {few}: {last_ones:.3f} s")
+    for number, name in enumerate(names[:running]):
+        await client.start(name, paused=number >= awake)
     began = time.monotonic()
     seen = await client.domains()
     lab.say(
@@ -168,15 +176,19 @@ async def define(lab: Lab, client: Client, count: int, running: int) -> list[str
     return names[:running]
 
 
-async def take_and_delete(client: Client, names: Sequence[str], count: int, took: list[float]) -> None:
-    """Take checkpoints of the domains in turn, so many in all, and delete each."""
-    left = iter(range(count))
+async def take_and_delete(client: Client, names: Sequence[str], awake: int, count: int, took: list[float]) -> None:
+    """Take live checkpoints of the domains in turn, so many in all, and delete each; most run for that only."""
+    left, running = iter(range(count)), frozenset(names[:awake])
 
     async def worker(first: int) -> None:
         mine = [name for place, name in enumerate(names) if place % SIDE_BY_SIDE == first]
         for number in left:
             name, began = mine[number % len(mine)], time.monotonic()
+            if name not in running:
+                await client.resume(name)  # QEMU saves no memory that has not run since the last time
             await client.create(name, DomainSnapshot(f"s{number}"), CreateFlag.LIVE)
+            if name not in running:
+                await client.pause(name)
             await client.delete(name, f"s{number}")
             took.append(time.monotonic() - began)
 
@@ -185,8 +197,8 @@ async def take_and_delete(client: Client, names: Sequence[str], count: int, took
             nursery.start_soon(worker, first)
 
 
-async def deepen(lab: Lab, client: Client, count: int) -> None:
-    """Take so many snapshots of one domain, look at them, and delete them all."""
+async def deepen(lab: Lab, client: Client, count: int) -> Gauge:
+    """Take so many snapshots of one domain, look at them, and delete them all; return what there is then."""
     took = []
     for number in range(count):
         began = time.monotonic()
@@ -203,46 +215,65 @@ async def deepen(lab: Lab, client: Client, count: int) -> None:
     began = time.monotonic()
     await client.delete(DEEP, "s0", DeleteFlag.CHILDREN)
     lab.say(f"their deletion as one: {time.monotonic() - began:.2f} s")
-    lab.note("after their deletion")
+    return lab.note("after their deletion")
 
 
 async def story(lab: Lab, options: argparse.Namespace) -> list[str]:
     """Do everything; return what is not as it should be."""
     async with open_client(lab.root) as client:
         lab.note("empty")
-        names = await define(lab, client, options.domains, options.running)
-        lab.note(f"{options.domains:,} domains, {options.running} running")
-        took: list[float] = []
-        await take_and_delete(client, names, 2 * len(names), took)
-        before = halfway = lab.note("after two of each")
-        took.clear()
-        for part in range(1, ROUNDS + 1):
-            await take_and_delete(client, names, options.creates // ROUNDS, took)
-            after = lab.note(f"after {len(took):,} creates and deletes")
-            halfway = after if part == ROUNDS // 2 else halfway
-            print(f"{part}/{ROUNDS}: {statistics.median(took):.2f} s", flush=True)
-        lab.say(f"a create and its delete, {SIDE_BY_SIDE} at a time: {statistics.median(took):.2f} s in the median")
-        await deepen(lab, client, options.snapshots)
+        running = options.running if {"domains", "creates"} & set(options.parts) else 0
+        count = options.domains if "domains" in options.parts else running + 1
+        names, wrong = await define(lab, client, count, running, options.awake), list[str]()
+        lab.note(f"{count:,} domains, {running} with a process")
+        if "creates" in options.parts:
+            wrong += await repeat(lab, client, names, options)
+        if "snapshots" in options.parts:
+            before = lab.note("before the snapshots")
+            after = await deepen(lab, client, options.snapshots)
+            wrong += grown(before, after)
         for name in names:
             await client.destroy(name)
         lab.note("all guests ended")
-    wrong = [
-        f"{name}: {getattr(before, name)} before, {getattr(after, name)} after"
-        for name in ("descriptors", "processes", "files")
-        if getattr(after, name) > getattr(before, name)
-    ]
+    return wrong
+
+
+async def repeat(lab: Lab, client: Client, names: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """Take and delete so many checkpoints; return what has grown."""
+    took: list[float] = []
+    await take_and_delete(client, names, options.awake, 2 * len(names), took)
+    before = halfway = after = lab.note("after two of each")
+    took.clear()
+    for part in range(1, ROUNDS + 1):
+        await take_and_delete(client, names, options.awake, options.creates // ROUNDS, took)
+        after = lab.note(f"after {len(took):,} creates and deletes")
+        halfway = after if part == ROUNDS // 2 else halfway
+        print(f"{part}/{ROUNDS}: {statistics.median(took):.2f} s", flush=True)
+    lab.say(f"a create and its delete, {SIDE_BY_SIDE} at a time: {statistics.median(took):.2f} s in the median")
+    wrong = grown(before, after)
     if after.memory > halfway.memory * MORE_MEMORY:
         wrong.append(f"memory: {halfway.memory / MIB:.1f} MiB halfway, {after.memory / MIB:.1f} MiB after")
     return wrong
 
 
+def grown(before: Gauge, after: Gauge) -> list[str]:
+    """Return what there is more of than before."""
+    return [
+        f"{name}, {after.when}: {getattr(before, name)} before, {getattr(after, name)} after"
+        for name in ("descriptors", "processes", "files")
+        if getattr(after, name) > getattr(before, name)
+    ]
+
+
 def main() -> int:
     """Run it all and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--creates", type=int, default=1_000)
     parser.add_argument("--snapshots", type=int, default=1_000)
     parser.add_argument("--domains", type=int, default=1_000)
-    parser.add_argument("--running", type=int, default=20)
+    parser.add_argument("--running", type=int, default=20, help="domains with a process")
+    parser.add_argument("--awake", type=int, default=2, help="of these, whose guests are not paused")
     parser.add_argument("--qemu")
     parser.add_argument("--out", type=Path, help="where the tables go, as Markdown")
     options = parser.parse_args()
