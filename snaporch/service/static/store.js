@@ -101,7 +101,7 @@ export class Store {
         const page = asked === null ? null : await this.#api.changes(asked, signal);
         if (page?.gap) await this.refresh();
         else if (page) await this.#inTurn(() => asked === this.#revision && this.#take(page));
-        if (page) continue;
+        if (page?.items.length) continue; // a service that stops answers at once, with nothing
       } catch {
         // It is asked again, for the same.
       }
