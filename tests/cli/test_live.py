@@ -52,7 +52,7 @@ def test_checkpoint_and_revert(guest: Program) -> None:
 
 
 @pytest.mark.window("the rate of the stream")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_rolls_a_create_back(guest: Program, number: signal.Signals) -> None:
     """While it runs another is refused with its name; cut short it is status 130, and nothing of it is left."""
     before, snapshots = disks_of(guest), guest.look("list", NAME)

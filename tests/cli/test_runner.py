@@ -112,7 +112,7 @@ def test_a_defect_is_logged_without_what_it_had_in_hand(
     assert secret not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_and_a_second_one_does_not_hurt(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
