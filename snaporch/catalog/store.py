@@ -331,7 +331,8 @@ class Catalog:
     async def operations_page(self, page: Page) -> tuple[OperationRecord, ...]:
         """Return the operations of a page that can be read, newest first."""
         query, values = page.query()
-        return readable(await self._rows(query, *values), OperationRecord)
+        rows = await self._rows(query, *values)
+        return await in_turns(readable([row], OperationRecord) for row in rows)
 
     async def operations_of(self, identifiers: Iterable[str]) -> dict[str, OperationRecord]:
         """Return those operations that there are, by id."""

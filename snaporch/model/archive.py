@@ -13,6 +13,7 @@ import attrs
 
 from snaporch.model.domain import DomainDefinition, DomainState
 from snaporch.model.formats import versioned
+from snaporch.model.names import UUID
 from snaporch.model.request import Strategy
 
 MANIFEST = "manifest.json"
@@ -129,6 +130,8 @@ class Manifest:
             yield "a path is in the definition"
         if any(member.size < 0 for member in self.members) or any(disk.virtual_size < 0 for disk in self.disks):
             yield "a size is negative"
+        if self.uuid and not UUID.fullmatch(self.uuid):
+            yield f"{self.uuid!r:.60} for a UUID"
         if self.memory is None and self.domain_state is not DomainState.INACTIVE and not self.quiesced:
             yield f"a domain that is {self.domain_state} and has no memory"
 

@@ -258,7 +258,8 @@ async def changes(call: Call) -> Changes:
     with trio.move_on_after(wait):
         while await newest(catalog) == after and not call.service.feed.draining:  # noqa: ASYNC110 - see below
             await trio.sleep(LOOK_SECONDS)  # other processes change it, too
-    return await changes_after(catalog, after, limit)
+    async with call.service.a_turn(call.caller):
+        return await changes_after(catalog, after, limit)
 
 
 async def whoami(call: Call) -> dict[str, str | None]:
@@ -282,7 +283,7 @@ V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741 - the width of a 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/domains", V, domains, answer=DomainInfo, page=True, query=_PAGED, long=True),
     Route("POST", "/v1/domains", A, define, DomainDefinition, DomainRecord),
-    Route("GET", _DOMAIN, V, domain, answer=DomainInfo),
+    Route("GET", _DOMAIN, V, domain, answer=DomainInfo, long=True),
     Route("DELETE", _DOMAIN, A, undefine, status=204, query=("discard",)),
     Route("POST", f"{_DOMAIN}/attach", A, attach, shapes.Attach, DomainInfo),
     Route("POST", f"{_DOMAIN}/sync", A, sync, shapes.Sync, SyncReport),
@@ -325,7 +326,7 @@ ROUTES: tuple[Route, ...] = (
         only_reads=True,
         long=True,
     ),
-    Route("GET", _SNAPSHOT, V, snapshot, answer=SnapshotRecord),
+    Route("GET", _SNAPSHOT, V, snapshot, answer=SnapshotRecord, long=True),
     Route("GET", f"{_SNAPSHOT}/intact", V, intact, answer=dict[str, bool], long=True),
     Route("PUT", f"{_SNAPSHOT}/pin", O, pin, shapes.Pin, SnapshotRecord),
     Route("POST", f"{_SNAPSHOT}/edit", O, edit, shapes.Edit, SnapshotRecord),
@@ -350,6 +351,7 @@ ROUTES: tuple[Route, ...] = (
         answer=OperationStatus,
         page=True,
         query=_SOME,
+        long=True,
     ),
     Route("GET", "/v1/operations/{id}", V, operation, answer=OperationStatus, query=("wait",)),
     Route("POST", "/v1/operations/{id}/cancel", O, cancel, answer=OperationStatus, status=202, query=("wait",)),

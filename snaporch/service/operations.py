@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +13,7 @@ import attrs
 from starlette.responses import Response
 
 from snaporch.catalog import Page
+from snaporch.catalog.reading import in_turns
 from snaporch.engine.states import State
 from snaporch.errors import NotFound, OperationFailed, Stranded
 from snaporch.model.convert import dumps
@@ -203,12 +205,11 @@ async def _begin(
     wait = call.number("wait", BEGIN_SECONDS, WAIT_SECONDS)
     jobs, catalog, by = call.service.jobs, catalog_of(call.service.orchestrator), call.caller.name
     earlier = await kept(catalog, by, call.key, call.request) if call.key else None
+    if earlier is not None and earlier.status:
+        return Response(earlier.answer, earlier.status, media_type=_media_type(earlier.status))
     job = jobs.known(by, call.key, call.request) or jobs.get(earlier.operation if earlier else "")
-    if job is None and earlier is not None:
-        if earlier.status:
-            return Response(earlier.answer, earlier.status, media_type=_media_type(earlier.status))
-        if (record := await catalog.operation(earlier.operation)) is not None:
-            return _told(record)
+    if job is None and earlier is not None and (record := await catalog.operation(earlier.operation)) is not None:
+        return _told(record)
     if job is None:
         new = Job(kind, domains, subject, by, work, waits=waits)
         if call.key:
@@ -275,8 +276,12 @@ async def operations(call: Call) -> Response:
     part = found[:limit]
     lacking = [job.id for job in part if isinstance(job, Job) and job.final is None]
     journal = await catalog.operations_of(lacking) if lacking else {}
-    items = [each.as_json(journal.get(each.id)) if isinstance(each, Job) else dumps(past(each)) for each in part]
+    items = await in_turns((_as_json(each, journal),) for each in part)
     return json_page(items, part[-1].id if len(found) > limit else None)
+
+
+def _as_json(each: Job | OperationRecord, journal: Mapping[str, OperationRecord]) -> str:
+    return each.as_json(journal.get(each.id)) if isinstance(each, Job) else dumps(past(each))
 
 
 def _is_on(job: Job, page: Page) -> bool:
@@ -304,7 +309,8 @@ async def operation(call: Call) -> OperationStatus:
     identifier = call.path["id"]
     if (job := call.service.jobs.get(identifier)) is not None:
         await call.wait_for(job.over, call.number("wait", 0, WAIT_SECONDS))
-        return await _status(call, job)
+        async with call.service.a_turn(call.caller):
+            return await _status(call, job)
     if (record := await catalog_of(call.service.orchestrator).operation(identifier)) is None:
         raise NotFound(f"there is no operation {identifier!r}; `snaporch operations` lists all")
     return past(record)

@@ -257,6 +257,7 @@ async def test_hostile(world: World, tmp_path: Path) -> None:
         "not a qcow2": whole(told("vda", b"raw" * 1000), disks__vda=b"raw" * 1000),
         "a newer format": whole({**manifest, "format": 99}),
         "an unknown key": whole({**manifest, "hooks": {"after": "rm -rf /"}}),
+        "an id": whole({**manifest, "uuid": "../x"}),
         "a path": whole({**manifest, "definition": {**manifest["definition"], "serial": "/etc/passwd"}}),
         "a domain's name": whole({**manifest, "definition": {**manifest["definition"], "name": "../locks"}}),
         "a name of the root's": whole({**manifest, "definition": {**manifest["definition"], "name": "locks"}}),

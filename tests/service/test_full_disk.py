@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+import trio
 
 from snaporch import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, open_orchestrator
 from snaporch.catalog.reserve import NAME
+from snaporch.cli import execute
 from snaporch.errors import NotEnoughSpace
 
 
@@ -84,3 +89,32 @@ async def test_a_full_file_system(small: Path) -> None:
         await orch.create("d", DomainSnapshot("s5"), CreateFlag.DISK_ONLY)
         assert (small / "root" / NAME).exists()  # there is room again
         assert await orch.fsck() == ()
+
+
+def test_a_log_left_by_a_kill(small: Path) -> None:
+    """What a process that was killed has committed is seen on a full file system and on one that is read-only."""
+    root = small / "root"
+
+    async def define_and_die() -> None:
+        async with open_orchestrator(root, realtime=False) as orch:
+            for name in ("a", "b"):
+                await orch.define(DomainDefinition(name))
+            await orch.undefine("a")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def look() -> list[str]:
+        async with open_orchestrator(root, realtime=False, read_only=True) as orch:
+            return [domain.name for domain in await orch.domains()]
+
+    if (child := os.fork()) == 0:
+        trio.run(define_and_die)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (root / "catalog.sqlite3-wal").stat().st_size
+    fill(small)
+    assert trio.run(look) == ["b"]
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    assert trio.run(look) == ["b"]
+    for verb in (["domain", "list"], ["domain", "show", "b"], ["list", "b"], ["tree", "b"], ["fsck"], ["doctor"]):
+        with redirect_stdout(io.StringIO()) as out:
+            status = execute(["--root", str(root), "--json", *verb])
+        assert (status, type(json.loads(out.getvalue())).__name__ in {"list", "dict"}) == (0, True), verb
