@@ -138,7 +138,7 @@ async def revert(
     save_current: str = "",
     keep_clock: Annotated[bool, Parameter(negative=())] = False,
     yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative=())] = False,
-    lazy: bool = False,
+    lazy: Annotated[bool, Parameter(negative="--no-lazy")] = False,
     no_wait: bool = False,  # noqa: ARG001 - see its help
     session: Here,
 ) -> Answer:

@@ -9,16 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
+import jsonschema
 import pytest
 import structlog
 
-from snaporch.cli import execute
+from snaporch.cli import answers, execute
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.guest.report import Report, parse
 
@@ -33,6 +36,28 @@ append = "dirty=5 ram=16"
 serial = "serial.log"
 disks = [{{target = "vda", path = "vda.qcow2"}}, {{target = "vdb", path = "vdb.qcow2"}}]
 """
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema in which no table has keys that it does not name."""
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    named = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    return closed | {"additionalProperties": False} if named else closed
+
+
+@cache
+def _validator(verb: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(_closed(answers.document()) | {"$ref": f"#/$defs/{quote(verb)}"})
+
+
+def check_answer(words: Sequence[str], document: Any) -> None:
+    """See that an answer is as its verb's schema says, and has no key that the schema does not name."""
+    two = " ".join(words[:2])
+    _validator(two if two in answers.ANSWERS else words[0]).validate(document)
 
 
 @attrs.frozen
@@ -77,13 +102,16 @@ class Program:
         """Run it with --json, and return its answer; it must succeed, and say nothing else."""
         ran = self.run("--json", *arguments)
         assert (ran.status, ran.err) == (0, "")
+        check_answer(arguments, ran.document)
         return ran.document
 
     def look(self, *arguments: str) -> Any:
         """As `answer`, but in this process, which is quicker: for what is not itself the test."""
         with redirect_stdout(io.StringIO()) as out:
             assert execute(["--root", str(self.directory / "root"), "--json", *arguments]) == 0
-        return json.loads(out.getvalue())
+        document = json.loads(out.getvalue())
+        check_answer(arguments, document)
+        return document
 
     def reports(self, start: int = 0) -> list[Report]:
         """Return what the guest has reported since its log had `start` bytes."""

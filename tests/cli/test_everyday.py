@@ -61,7 +61,7 @@ def test_what_a_hypervisor_says(guest: Program) -> None:
     with log.open("a") as file:
         file.write("one\ntwo\nthree\n")
     answer = guest.look("domain", "logs", NAME, "--lines", "2")
-    assert {"file": str(log), "lines": ["two", "three"]} in answer
+    assert {"format": 1, "file": str(log), "lines": ["two", "three"]} in answer
     assert guest.run("domain", "logs", NAME, "--lines", "1").out.endswith("three\n")
     assert guest.run("domain", "logs", "nobody").status == 3
     assert guest.run("domain", "logs", NAME, "--lines", "0").status == 2

@@ -6,9 +6,10 @@ import shlex
 from inspect import iscoroutinefunction
 from pathlib import Path
 
+import jsonschema
 import pytest
 
-from snaporch.cli import application
+from snaporch.cli import answers, application
 from snaporch.cli.examples import EXAMPLES, GROUPS
 from snaporch.cli.manual import man_pages, markdown, verbs
 
@@ -28,6 +29,13 @@ def test_examples(verb: str, line: str) -> None:
     command, _, _ = application().parse_args(words, exit_on_error=False, print_error=False)
     assert iscoroutinefunction(command)
     assert words[: len(verb.split())] == verb.split()
+
+
+def test_the_schemas_of_answers_are_current() -> None:
+    """`python -m snaporch.cli.answers > docs/reference/answers.schema.json` writes them; each verb has one."""
+    assert (PAGE.parent / "answers.schema.json").read_text() == answers.text()
+    jsonschema.Draft202012Validator.check_schema(answers.document())
+    assert {verb.name for verb in verbs(application())} == answers.ANSWERS.keys()
 
 
 def test_every_verb_has_a_heading_and_is_described() -> None:
