@@ -153,6 +153,9 @@ async def test_a_row_that_cannot_be_read_is_one_row(tmp_path: Path, broken: str)
         change(path, f"UPDATE {where.format(f'SET record = {value}')}")
     async with open_catalog(path) as catalog:
         assert [record.name for record in await catalog.domains()] == ["app", "cache", "still", "web"]
+        pages = [await catalog.domains(after, 2) for after in ("", "app", "cache", "web")]
+        named = [[record.name for record in page] for page in pages]
+        assert named == [["app", "cache"], ["cache", "still"], ["still", "web"], []]
         assert "paused" not in [record.name for record in await catalog.readable_snapshots("web")]
         assert await catalog.has_snapshot("web", "paused")
         for ask_for in (catalog.domain("db"), catalog.snapshots("web"), catalog.snapshot("web", "paused")):

@@ -129,9 +129,13 @@ class Catalog:
 
     # --- domains ---
 
-    async def domains(self) -> tuple[DomainRecord, ...]:
-        """Return all domains that can be read, by name."""
-        return readable(await self._rows("SELECT record FROM domain ORDER BY name"), DomainRecord)
+    async def domains(self, after: str = "", limit: int | None = None) -> tuple[DomainRecord, ...]:
+        """Return domains that can be read, by name: those after a name, and no more than `limit`."""
+        query, found = "SELECT name, record FROM domain WHERE name > ? ORDER BY name LIMIT ?", list[DomainRecord]()
+        while rows := await self._rows(query, after, -1 if limit is None else limit - len(found)):
+            found += await in_turns(readable([(text,)], DomainRecord) for _, text in rows)
+            after = rows[-1][0]
+        return tuple(found)
 
     async def clones(self, domain: str) -> tuple[DomainRecord, ...]:
         """Return the domains that were made from snapshots of one, by name."""

@@ -54,8 +54,7 @@ class Looking(Known):
             after: only those whose names come after this one.
             limit: no more than so many.
         """
-        records = [record for record in await self._context.catalog.domains() if record.name > after]
-        return await power.infos(self._context, records[:limit])
+        return await power.infos(self._context, await self._context.catalog.domains(after, limit))
 
     async def domain_info(self, name: str) -> DomainInfo:
         """Return a domain as it is this moment; also while an operation runs on it."""
