@@ -10,9 +10,12 @@ import attrs
 
 from snaporch.errors import InvalidInput
 from snaporch.model.domain import DomainInfo
+from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import OnTimeout
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot
 from snaporch.model.units import parse_rate
+
+COLUMNS = ("name", "parent", "state", "memory", "size", "age", "description")  # of a list of snapshots
 
 
 @attrs.frozen
@@ -115,3 +118,22 @@ def known(verb: str, domain: str, name: str, group: str) -> tuple[tuple[str, ...
     if not name:
         raise InvalidInput(f"{verb}: name a snapshot, too; `snaporch list {members[0]}` lists them")
     return members, name
+
+
+def columns(text: str) -> tuple[str, ...]:
+    """Return what ``--columns`` names.
+
+    Raises:
+        InvalidInput: there is no such column.
+    """
+    asked = tuple(text.split(",")) if text else ()
+    if lost := [each for each in asked if each not in COLUMNS]:
+        raise InvalidInput(f"--columns: there is no column {lost[0]!r}; there are {','.join(COLUMNS)}")
+    return asked
+
+
+def in_sequence(records: Sequence[SnapshotRecord], sort: str) -> Sequence[SnapshotRecord]:
+    """Return snapshots, of which the oldest is first, as ``--sort`` says."""
+    if sort == "name":
+        return sorted(records, key=lambda record: record.name)
+    return sorted(records, key=lambda record: -record.size) if sort == "size" else records

@@ -48,7 +48,11 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("create web fs --disk-only --quiesce", "only the disks, of a guest whose agent freezes its file systems"),
         ("create --group web,db pair --live", "both at one point"),
     ),
-    "list": (("list web", "oldest first; * is the current one"), ("list web --names", "for a script")),
+    "list": (
+        ("list web", "oldest first; * is the current one"),
+        ("list web --names", "for a script"),
+        ("list web --sort size --columns name,size", "what takes the room"),
+    ),
     "tree": (("tree web", "which came from which"),),
     "show": (("show web before-upgrade", "files, sizes, pause"),),
     "revert": (

@@ -21,19 +21,23 @@ class Fitted:
         rows: the cells of each row.
         less: headings in the order in which they are left out; those that are not among them stay.
         text: the heading of the last column, where that is free text: it is cut to the room that is left for it.
+        only: the headings that were asked for: these, in this order, whole, however narrow the terminal is.
     """
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[str | Text, ...]]
     less: tuple[str, ...]
     text: str = ""
+    only: tuple[str, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """Yield a line for each row."""
         table = [[Text(heading, "bold") for heading in self.columns], *(self._cells(row) for row in self.rows)]
         widths = [max(row[place].cell_len for row in table) for place in range(len(self.columns))]
-        shown = list(range(len(self.columns)))
-        room = None if options.no_wrap else options.max_width  # all that there is, where it is not for a terminal
+        shown = [self.columns.index(heading) for heading in self.only] or list(range(len(self.columns)))
+        room = (
+            None if options.no_wrap or self.only else options.max_width
+        )  # all that there is, if not for a terminal
         for heading in self.less if room is not None else ():
             over = sum(widths[place] + _GAP for place in shown) - _GAP - (room or 0)
             place = self.columns.index(heading)

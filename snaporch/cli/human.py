@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from snaporch.cli.asked import COLUMNS
 from snaporch.cli.fitted import Fitted
 from snaporch.cli.tree import Drawing
 from snaporch.engine.states import State
@@ -307,12 +308,16 @@ def _discovered(each: Discovered) -> str:
 
 
 def snapshots(
-    domain_name: str, records: Sequence[SnapshotRecord], current: str | None, unreadable: Sequence[Unreadable] = ()
+    domain_name: str,
+    records: Sequence[SnapshotRecord],
+    current: str | None,
+    unreadable: Sequence[Unreadable] = (),
+    only: tuple[str, ...] = (),
 ) -> RenderableType:
-    """Return a table of snapshots, oldest first, and a line for each whose record cannot be read."""
+    """Return a table of snapshots, in their order, and a line for each whose record cannot be read."""
     if not records and not unreadable:
         return line(f"{domain_name} has no snapshots; `snaporch create {domain_name} --live` makes one")
-    columns = ("", "name", "parent", "state", "memory", "size", "age", "description")
+    columns = ("", *COLUMNS)
     rows = [
         (
             "*" if record.name == current else "",
@@ -327,7 +332,7 @@ def snapshots(
         for record in records
     ]
     less = ("description", "memory", "state", "size", "parent", "age")
-    table = Fitted(columns, rows, less, text="description")
+    table = Fitted(columns, rows, less, text="description", only=only)
     return Group(table, *(_text(f"{domain_name}: {_lost(each)}", "bold red") for each in unreadable))
 
 

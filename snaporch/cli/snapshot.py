@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from snaporch.cli import progress
-from snaporch.cli.asked import all_internal, create_flags, known, limits, parse_disks, rate, subject
+from snaporch.cli.asked import all_internal, create_flags, in_sequence, known, limits, parse_disks, rate, subject
+from snaporch.cli.asked import columns as asked_columns
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput, Refused
 from snaporch.model import documents
@@ -376,7 +377,15 @@ async def verify(
     )
 
 
-async def list_(domain: str, /, *, names: bool = False, session: Here) -> Answer:
+async def list_(
+    domain: str,
+    /,
+    *,
+    names: bool = False,
+    columns: str = "",
+    sort: Literal["age", "name", "size"] = "age",
+    session: Here,
+) -> Answer:
     """List the snapshots of a domain, oldest first.
 
     Parameters
@@ -385,16 +394,22 @@ async def list_(domain: str, /, *, names: bool = False, session: Here) -> Answer
         The domain.
     names
         Only the names, one a line.
+    columns
+        These columns, in this order, for example name,size; by default all that there is room for.
+    sort
+        By `age`, the oldest first; by `name`; or by `size`, the largest first.
     """
+    only = asked_columns(columns)
     async with session.read() as known:
-        records = await known.list(domain)
+        records = in_sequence(await known.list(domain), sort)
         current = await known.current(domain)
         lost = await known.unreadable(domain, "snapshot")
     if names:
         shown = [record.name for record in records]
         return Answer(shown, lambda human: human.lines(shown))
     return Answer(
-        documents.listed(records, current, lost), lambda human: human.snapshots(domain, records, current, lost)
+        documents.listed(records, current, lost),
+        lambda human: human.snapshots(domain, records, current, lost, only),
     )
 
 

@@ -63,6 +63,7 @@ MISTAKES: dict[str, list[tuple[str, int, str]]] = {
         ("show web", 2, "`snaporch show --help`"),
         ("verify web", 2, "--all"),
         ("clone web one", 2, "`snaporch clone --help`"),
+        ("list web --columns name,bytes", 2, "name,parent"),
         ("operations --last 0", 2, "--last 0"),
         ("operations --last many", 2, "--last"),
         ("operations --since yesterday", 2, "write for example 2h"),

@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from snaporch.cli import execute, human
+from snaporch.cli.asked import columns, in_sequence
 from snaporch.cli.inspect import SHOWN
+from snaporch.errors import InvalidInput
 from snaporch.model.record import OperationKind, OperationRecord
 from tests.cli.test_verbs import RECORDS, info, record
 
@@ -100,6 +102,18 @@ def test_no_name_is_folded_or_cut(width: int) -> None:
     assert sum(name in line for line in lines) == 2
     assert all(len(line) <= max(width, len(name) + 12) for line in lines)
     assert ("parent" in lines[0], "description" in lines[0]) == (width >= 80, width == 200)
+
+
+def test_the_columns_that_were_asked_for() -> None:
+    """These, in their order, whole at any width; and in the sequence that was asked for."""
+    records = in_sequence([record("b", None), record("a", "b")], "name")
+    console = Console(width=20, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(human.snapshots("web", records, "a", only=("parent", "name")), crop=False)
+    assert [line.split() for line in captured.get().splitlines()] == [["parent", "name"], ["b", "a"], ["-", "b"]]
+    assert columns("name,size") == ("name", "size")
+    with pytest.raises(InvalidInput, match="no column 'bytes'; there are name,parent"):
+        columns("name,bytes")
 
 
 def test_the_last_operations() -> None:
