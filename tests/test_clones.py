@@ -10,7 +10,7 @@ import pytest
 
 from snaporch.drivers.base import Copied, Original, Place
 from snaporch.drivers.qemu.clones import copied
-from snaporch.drivers.qemu.driver import _free_ports
+from snaporch.drivers.qemu.spawn import free_ports
 from snaporch.errors import InvalidInput, Unsupported
 from snaporch.model.domain import DomainDefinition, Handle
 from snaporch.model.rfc import DeviceDisk
@@ -152,10 +152,10 @@ def test_attached_domains_are_refused() -> None:
 
 
 def test_ports_are_free_and_different() -> None:
-    with _free_ports() as free_port:
+    with free_ports() as free_port:
         found = [free_port("tcp", "127.0.0.1") for _ in range(20)] + [free_port("udp", "")]
     assert len(set(found)) == len(found)
-    with _free_ports() as free_port, pytest.raises(Unsupported, match="no port can be had at"):
+    with free_ports() as free_port, pytest.raises(Unsupported, match="no port can be had at"):
         free_port("tcp", "192.0.2.1")
 
 

@@ -15,6 +15,7 @@ from snaporch.cli import execute
 from snaporch.drivers.qemu import discover as proc
 from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.simulated import SimulatedDriver, SimulatedHost
+from snaporch.model.names import check_socket
 
 SECRET = "tiger-1234"  # noqa: S105 - it is to be looked for
 QMP = "-qmp unix:/run/web.sock,server=on,wait=off"
@@ -100,3 +101,22 @@ def test_the_verb(
     assert execute([*arguments, "--json"]) == 0
     (document,) = json.loads(capsys.readouterr().out)
     assert (document["name"], document["pid"], document["sockets"]) == ("web", pid, ["/run/web.sock"])
+
+
+@pytest.mark.parametrize(
+    ("address", "word"),
+    [
+        ("localhost:4444", "one more monitor"),
+        (":4444", "one more monitor"),
+        ("[::1]:9", "one more monitor"),
+        ("tcp:192.0.2.1:5,server=on", "one more monitor"),
+        ("unix:/run/a.sock,server=on", "give its path alone"),
+    ],
+)
+async def test_no_path_of_a_socket(tmp_path: Path, address: str, word: str) -> None:
+    """Who is at the other end of a connection over TCP nobody knows: it is said what to do."""
+    async with open_orchestrator(tmp_path, drivers={"qemu": QemuDriver()}) as orch:
+        with pytest.raises(InvalidInput, match=f"path of a unix socket: .*{word}"):
+            await orch.attach("web", address)
+    for path in ("/run/a:1", "./a:1", "a.sock"):
+        assert check_socket(path) == path

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from snaporch.drivers.qemu.hostside import follow, holds, isolate, refusal, stand_ins, wants_network
-from snaporch.drivers.qemu.options import Option, parse
+from snaporch.drivers.qemu.options import Keys, Option, parse
+from snaporch.errors import Unsupported
 
 CONTROL = "/d/qmp.sock"
 
@@ -32,6 +33,7 @@ def options(text: str) -> list[Option]:
         ("-netdev tap,id=n", ""),
         ('-netdev {"type":"tap","fd":"5","id":"n"}', "an inherited descriptor"),
         ("-netdev tap,id=n,vhost=on,vhostfds=4:5", "an inherited descriptor"),
+        ("-netdev vhost-user,id=n,chardev=c", "the connection of c to the process behind it"),
         ("-netdev user,id=n,hostfwd=a,hostfwd=b", "port a; port b"),
         ('-netdev {"type":"user","id":"n","hostfwd":[{"str":"a"}]}', "port a"),
         ("-nic user,hostfwd=a", "port a"),
@@ -78,6 +80,50 @@ def test_what_cannot_be_started_again(text: str, word: str) -> None:
     assert word in why
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-chardev file,id=f,path=f,append=off", "-chardev backend=file,id=f,path=f,append=on"),
+        ("-chardev pty,id=p,logfile=l,logappend=off", "-chardev backend=pty,id=p,logfile=l,logappend=on"),
+        ("-chardev file,id=f,path=f,append=on", "-chardev file,id=f,path=f,append=on"),
+        ("-serial pty", "-serial pty"),
+        (
+            "-monitor file:m",
+            "-chardev backend=file,path=m,append=on,id=snaporch-monitor-0 -monitor chardev:snaporch-monitor-0",
+        ),
+    ],
+)
+def test_no_log_is_cut(text: str, expected: str) -> None:
+    """Also where the first process was to begin them anew."""
+    followed = follow(options(text), "/d", CONTROL, ".new")
+    assert " ".join(word for option in followed.options for word in option.words()) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "-qmp unix:qmp.sock,server=on,wait=off",
+            (
+                "-chardev backend=socket,server=on,wait=off,path=/d/qmp.sock.new,id=snaporch-qmp-0 "
+                "-qmp chardev:snaporch-qmp-0"
+            ),
+        ),
+        (
+            "-chardev socket,id=m,path=/d/qmp.sock,server=on -mon chardev=m,mode=control",
+            "-chardev backend=socket,id=m,server=on,path=/d/qmp.sock.new -mon chardev=m,mode=control",
+        ),
+    ],
+)
+def test_another_users_process_listens_itself(text: str, expected: str) -> None:
+    """At a socket beside the one that others know, which takes that one's name with its place."""
+    followed = follow(options(text), "/d", CONTROL, ".new", listens=True)
+    assert " ".join(word for option in followed.options for word in option.words()) == expected
+    assert followed.renames == ((f"{CONTROL}.new", CONTROL),)
+    with pytest.raises(Unsupported, match="cannot listen beside it"):
+        follow(options(text), "/d", CONTROL, "n" * 100, listens=True)
+
+
 def test_the_next_process(tmp_path: Path) -> None:
     """Logs are appended to, our monitor and what says how the first one began are left out."""
     text = (
@@ -122,6 +168,8 @@ def test_the_next_process(tmp_path: Path) -> None:
             ("-object qom-type=memory-backend-memfd,id=r,size=1G,share=on"),
         ),
         ("-object rng-random,id=r", "-object rng-random,id=r"),
+        ("-serial pty -debugcon file:c -parallel none", "-serial null -debugcon null -parallel none"),
+        ("-chardev pty,id=p,logfile=l", "-chardev backend=null,id=p"),
         ("-drive file=a,copy-on-read=on,if=virtio", "-drive file=a,if=virtio"),
     ],
 )
@@ -129,3 +177,11 @@ def test_a_trial(text: str, expected: str) -> None:
     found = list(isolate(options(text)))
     assert " ".join(word for option in found for word in option.words()) == expected
     assert wants_network(found) is ("tap" in text)
+
+
+def test_a_trial_has_an_address_of_its_own() -> None:
+    """In vsock, where each machine has one; and the device is the same."""
+    (found,) = isolate(options("-device vhost-vsock-pci,id=v,guest-cid=3"))
+    keys = Keys.parse(found.value or "", "driver")
+    assert (keys.get("driver"), keys.get("id")) == ("vhost-vsock-pci", "v")
+    assert int(keys.get("guest-cid")) > 2**31

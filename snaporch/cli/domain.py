@@ -13,6 +13,7 @@ from snaporch.errors import HypervisorError, InvalidInput, Refused
 from snaporch.model import documents
 from snaporch.model.domain import DomainInfo
 from snaporch.model.limits import SHUTDOWN_SECONDS
+from snaporch.model.names import check_socket
 from snaporch.model.rfc import DeleteFlag
 
 app = App(name="domain", help="Define, start, stop and look at domains.")
@@ -201,7 +202,7 @@ async def attach(
         raise InvalidInput(
             f"{name}: say how to reach it: --qmp SOCKET for a QEMU, --driver DRIVER for another hypervisor"
         )
-    socket = "" if qmp is None else os.path.abspath(qmp)
+    socket = "" if qmp is None else os.path.abspath(check_socket(str(qmp)))
     async with session.open(make=True) as orchestrator:
         info = await orchestrator.attach(name, socket, driver=driver or "qemu", uri=uri, of=of, records=records)
     return Answer(documents.domain(info), lambda human: human.attached(info))

@@ -56,7 +56,7 @@ class Context:
 
     def driver(self, domain: DomainRecord) -> Driver:
         """Return the driver of a domain."""
-        return self.driver_of(domain.name, domain.definition.driver)
+        return self.driver_of(domain.name, domain.definition.driver).serving(domain, self.directory(domain.name))
 
     def driver_of(self, domain: str, name: str) -> Driver:
         """Return a driver by its name.

@@ -37,3 +37,7 @@ def no_longer_than(most: int) -> Check:
             raise InvalidInput(f"{attribute.name}: {len(value):,} is more than {most:,}")
 
     return check
+
+
+LONGEST_SOCKET = 107
+"""Bytes of a unix socket's path: sizeof(sockaddr_un.sun_path), without the final NUL."""

@@ -15,6 +15,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A target becomes part of QEMU node names, which end at 31 characters: "sp-", `SHORT` of the operation's id, "-".
 TARGET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,15}")
 
+_ADDRESS = re.compile(r"(unix|tcp|telnet|websocket|vsock|fd):.*|([\w.-]*|\[[0-9a-fA-F:.]+\]):\d+(,[^/]*)?")
+
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -45,6 +47,25 @@ def check_text(text: str, what: str) -> str:
     if "\0" in text:
         raise InvalidInput(f"{what}: {text!r} has a NUL in it, which no path has")
     return text
+
+
+def check_socket(path: str) -> str:
+    """Return `path` when it can be that of a unix socket.
+
+    Raises:
+        InvalidInput: it is an address of another kind, or as QEMU writes one.
+    """
+    if _ADDRESS.fullmatch(path):
+        how = (
+            "give its path alone"
+            if path.startswith("unix:")
+            else (
+                "only there the kernel says which process is at the other end; give QEMU one more monitor "
+                "(`-qmp unix:SOCKET,server=on,wait=off`) and attach to that"
+            )
+        )
+        raise InvalidInput(f"--qmp {path}: a QEMU is attached to by the path of a unix socket: {how}")
+    return path
 
 
 def in_order(domains: Iterable[str]) -> tuple[str, ...]:

@@ -103,6 +103,8 @@ async def one_after_the_other(
         return attrs.evolve(plan, way=Way.PROVEN, reason=why)
     name, directory, can = plan.domain.name, os.path.dirname(plan.directory), old.capabilities
     blocker = can.memory_blocker if has(old, MemoryStreams) else "its memory cannot be streamed"
+    if not (can.background and can.keeps_paused):
+        blocker = blocker or can.ends_blocker
     if blocker:
         raise Unsupported(
             f"{name}: the new guest cannot be there beside the old one ({why}), "

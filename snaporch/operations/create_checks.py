@@ -25,6 +25,8 @@ async def check_create(participants: Sequence[CreateUndo]) -> None:
         await _check_name(each)
         for base in each.plan.bases if each.machine is None else ():  # else its images are its hypervisor's
             await each.storage.chain(base.active, base.format, still=True)
+        if each.plan.stream is not None:
+            await each.storage.check_memory_place(each.plan.stream.path)
         for path in each.plan.files:
             await each.storage.check_place(str(each.context.root), each.name, path, "a file of the snapshot")
             await check_directory(each.context, each.storage, each.name, path, "a file of the snapshot")

@@ -192,6 +192,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         memory_file=memory_file,
         disks=tuple(disk for disk, _ in taken),
     )
+    stream = _stream_plan(scene, memory_file, strategy, options) if streamed else None
     return CreatePlan(
         domain=scene.domain,
         snapshot=complete,
@@ -199,7 +200,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         strategy=strategy,
         reason=f"{reason}; no late stop: {not_late}" if not_late else reason,
         overlays=overlays,
-        stream=_stream_plan(scene, memory_file, strategy, options) if streamed else None,
+        stream=stream,
         options=options,
         hypervisor=_hypervisor(scene.capabilities),
         inside=inside,
@@ -417,9 +418,18 @@ def _choose_strategy(scene: Scene, flags: CreateFlag, options: CreateOptions) ->
 
 
 def _stream_plan(scene: Scene, path: str, strategy: Strategy, options: CreateOptions) -> StreamPlan:
-    """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused."""
-    if scene.state is DomainState.PAUSED and scene.capabilities is not None:
-        strategy = _of_one_that_stands(scene.capabilities, strategy)
+    """Return how the hypervisor streams: a paused guest by write-protection where that leaves it truly paused.
+
+    Raises:
+        Unsupported: by nothing that would come to its end.
+    """
+    can = scene.capabilities
+    if can is not None and (
+        scene.state is DomainState.PAUSED or (can.ends_blocker and strategy is Strategy.PAUSED)
+    ):
+        strategy = _of_one_that_stands(can, strategy)
+    if can is not None and can.ends_blocker and strategy is not Strategy.BACKGROUND:
+        raise Unsupported(f"{scene.domain.name}: {can.ends_blocker}")
     index = index_of(path) if Trait.LOADS_LAZILY in scene.traits else ""
     return StreamPlan(path, strategy, options.bandwidth, scene.settings, index)
 
@@ -430,7 +440,7 @@ def _of_one_that_stands(can: Capabilities, otherwise: Strategy) -> Strategy:
 
 def paused_stream(path: str, was: DomainState, can: Capabilities, settings: dict[str, Any]) -> StreamPlan:
     """Return how the memory of a paused guest is streamed; the guest is then as it was: running, or paused."""
-    stands = was is DomainState.PAUSED
+    stands = was is DomainState.PAUSED or bool(can.ends_blocker)
     return StreamPlan(path, _of_one_that_stands(can, Strategy.PAUSED) if stands else Strategy.PAUSED, 0, settings)
 
 

@@ -162,14 +162,14 @@ def _only(definition: DomainDefinition, disk: DeviceDisk) -> DomainDefinition:
 
 async def _check_written(context: Context, record: DomainRecord) -> None:
     """Refuse to be backed by an image that the guest of another domain writes to."""
-    storage = context.driver(record).storage
+    own, storage = context.driver(record).name, context.driver(record).storage
     written: dict[str, tuple[str, str]] = {}
     for other in await context.catalog.domains():
         driver = context.driver(other)
         if other.name == record.name or other.handle is None or not await driver.alive(other.handle):
             continue
         paths = [disk.path for disk in other.disks if not disk.readonly]
-        there = await storage.identities(paths) if driver.storage is storage else {}
+        there = await driver.storage.identities(paths) if driver.name == own else {}
         written |= {identity: (path, other.name) for path, identity in there.items()}
     for disk in record.disks:
         for link in await storage.trace(disk.path, disk.format):

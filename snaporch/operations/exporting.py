@@ -153,6 +153,8 @@ async def _begin(context: Context, operation: Operation, output: str | Binary, i
         raise Unsupported(f"{record.name} of {domain.name} is being deleted")
     driver = context.driver(domain)
     need(driver.storage, Archives, domain.name)
+    if why := driver.storage.no_copies:
+        raise Unsupported(f"{domain.name}: {why}")
     await claim_snapshot(context, operation, record)
     output = os.path.abspath(output) if isinstance(output, str) else output
     return _Export(context, operation, driver, record, output, domain.uuid)

@@ -17,7 +17,7 @@ from snaporch.errors import ConnectionGone, NotFound, Refused, TargetExists
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.limits import SHUTDOWN_SECONDS
-from snaporch.model.names import check_name, new_uuid
+from snaporch.model.names import check_name, check_socket, new_uuid
 from snaporch.model.record import OperationKind, SyncReport
 from snaporch.model.reserved import check_domain_name
 from snaporch.operations import lifecycle as power
@@ -123,10 +123,12 @@ class Domains(Looking):
             records: its snapshots are put into the list that its manager has, where it has one.
 
         Raises:
-            InvalidInput: there is no such driver, it takes no such address, or the socket is one of the root's own.
+            InvalidInput: there is no such driver, it takes no such address, or the socket is one of the root's
+                own, or no path of a unix socket.
             TargetExists: there is a domain of that name, and it runs.
             HypervisorError: nothing answers there.
         """
+        check_socket(socket)
         address = Address(socket, uri, of)
         check_domain_name(name)
         chosen = self._context.driver_of(name, driver)

@@ -66,7 +66,7 @@ async def test_a_running_guest_moves(world: World, monkeypatch: pytest.MonkeyPat
             moved = archive.rename(world.directory.parent / archive.name)
         async with other_root(world) as orch:
             with monkeypatch.context() as patched:
-                patched.setattr("snaporch.drivers.local.files._checksum", _read_again)
+                patched.setattr("snaporch.drivers.local.filework.checksum", _read_again)
                 got = await orch.import_archive(moved, name=name, trust=True)
             assert (got.domain, got.name, got.memory, got.dropped) == (name, name, True, ())
             assert (await orch.domain_info(name)).state is DomainState.INACTIVE

@@ -39,6 +39,15 @@ class Driver(abc.ABC):
         """All traits that it, its storage and its machines may have."""
         return self.info.traits
 
+    def serving(self, record: DomainRecord, directory: str) -> Driver:  # noqa: ARG002 - for others
+        """Return what works on a domain: itself, or one like it that works with the rights of another user.
+
+        Args:
+            record: the domain's.
+            directory: the domain's own.
+        """
+        return self
+
     @abc.abstractmethod
     async def launch(self, launch: Launch) -> Handle:
         """Start a machine, CPUs stopped; it outlives snaporch. If this raises, no machine is left.

@@ -39,6 +39,18 @@ class Storage(abc.ABC):
         if PurePath(path).is_relative_to(root):
             check_in_root(PurePath(path).relative_to(root), domain, what)
 
+    async def check_memory_place(self, path: str) -> None:  # noqa: B027 - anywhere, mostly
+        """Refuse a place for a memory file.
+
+        Raises:
+            Unsupported: memory could not be kept from others there.
+        """
+
+    @property
+    def no_copies(self) -> str:
+        """Why no copies of images are made, or an empty string."""
+        return ""
+
     async def check_given(self, path: str, what: str, format_: str = "") -> None:  # noqa: B027 - as far as it can tell
         """Refuse a file of a definition that is not there, cannot be read, or is not of its format.
 

@@ -115,6 +115,7 @@ class Capabilities:
         background_blocker: why not, when not.
         memory_blocker: why its memory cannot be streamed at all as it is now, or empty.
         live_blocker: why its memory cannot be saved while the guest runs, or empty.
+        ends_blocker: why a stream that is not a background one cannot come to its end, or empty.
         precopy_caveat: why a precopy's memory may not be right here; it is then never chosen by itself.
         keeps_paused: a paused guest's memory can be streamed and the guest then still is as it was.
         versions: what a memory file is bound to: it loads only where all of these are the same.
@@ -133,6 +134,7 @@ class Capabilities:
     background_blocker: str = ""
     memory_blocker: str = ""
     live_blocker: str = ""
+    ends_blocker: str = ""
     precopy_caveat: str = ""
     keeps_paused: bool = True
     versions: Mapping[str, str] = attrs.field(factory=dict)

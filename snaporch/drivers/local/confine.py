@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import PurePath
 
 import attrs
@@ -141,6 +142,20 @@ class Confinement:
             return lineage(path, format_, before)
         except Unread as error:
             raise Forbidden(f"{error}; a service follows nothing else") from None
+
+    def check_links(self, links: Sequence[Link]) -> None:
+        """Refuse an image and all below it, read by others, of which one is not where it may be: as `lineage`.
+
+        Raises:
+            Forbidden: so it is.
+        """
+        if self.behind is not None:
+            self._check_top(links[0].path, self.behind, os.path.realpath)
+        for above, below in pairwise(links):
+            self._check_link(below.path, above, os.path.realpath)
+        for link in links:
+            if link.data_file:
+                self._check_link(link.data_file, link, os.path.realpath)
 
     def _check_top(self, path: str, behind: Callable[[str], frozenset[str]], resolve: Callable[[str], str]) -> None:
         """Refuse an image from the catalog in whose place there is a link to something else by now."""

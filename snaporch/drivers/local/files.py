@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 import trio
-import xxhash
 
 from snaporch.drivers.base import (
     ChainCost,
@@ -32,90 +29,27 @@ from snaporch.drivers.base import (
     Trait,
     untold,
 )
-from snaporch.drivers.local import qcow2, trace
+from snaporch.drivers.local import filework, trace
 from snaporch.drivers.local.confine import Confinement, check_own
-from snaporch.drivers.local.durable import identity, sync_parent, sync_path
-from snaporch.drivers.local.lineage import Link, Unread, lineage
+from snaporch.drivers.local.durable import identity, sync_path
+from snaporch.drivers.local.lineage import Link, lineage
 from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.packing import Packing
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
 from snaporch.drivers.local.qemu_img import FILENAME, QemuImg, protocol, throttled
 from snaporch.drivers.local.writeback import write_back
-from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refused
+from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
 from snaporch.images.kinds import Kind, Traced
 from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import DeviceDisk
 
-_QCOW2 = b"QFI\xfb"
+T = TypeVar("T")
+
 _PROBE = 64 * 1024  # bytes: a cluster of qcow2
 _PROBES = 256
 _ROUNDS = 8  # through them, as qemu-img tells milliseconds
 WRITE_BACK_SECONDS = 60.0  # a file system that takes longer may not answer at all
-_CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
-
-
-def _nearest(directory: str) -> Path:
-    """Return the nearest ancestor that exists: a file system can be asked about no other."""
-    path = Path(directory)
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _free(directory: str) -> tuple[str, int]:
-    place = _nearest(directory)
-    status = os.statvfs(place)
-    return str(place.stat().st_dev), status.f_bavail * status.f_frsize
-
-
-def _check_writable(directory: str) -> None:
-    place = _nearest(directory)
-    if not place.is_dir():
-        raise Refused(f"{place} is not a directory")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise Refused(f"cannot write to {directory}: it is read-only or not yours")
-
-
-def _make_file(path: str) -> None:
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.fsync(fd)
-        sync_parent(path)
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
-
-
-def remove(path: str) -> None:
-    """Remove a file that may be gone; on return it stays gone, whatever happens to the host."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    with suppress(FileNotFoundError):
-        sync_parent(path)  # also where it was gone: who removed it may have been killed before this
-
-
-def _checksum(path: str, *, sync: bool) -> FileRecord:
-    """Hash a file; it must not change meanwhile."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if sync:
-            os.fsync(fd)
-        before, size = identity(path), os.lseek(fd, 0, os.SEEK_END)
-        os.lseek(fd, 0, os.SEEK_SET)
-        digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
-        view = memoryview(buffer)
-        while count := os.readv(fd, [view]):
-            digest.update(view[:count])
-        if sync:
-            sync_parent(path)
-    finally:
-        os.close(fd)
-    if identity(path) != before:
-        raise OperationFailed(f"{path} changed while its checksum was computed: something else writes to it")
-    return FileRecord(path, size, f"xxh3-128:{digest.hexdigest()}", before)
 
 
 @attrs.define
@@ -131,6 +65,17 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         [Trait.OFFLINE_MERGES, Trait.IMAGE_POINTS, Trait.CHAIN_COSTS, Trait.ARCHIVES]
     )
 
+    def _by(self, path: str, work: Callable[..., T], *arguments: Any, **options: Any) -> Callable[[], T]:  # noqa: ARG002 - for others
+        """Return what does some work on the file at `path`: by whoever may look at that.
+
+        `work` is a function of a module, whose arguments and whose value JSON can say.
+        """
+        return partial(work, *arguments, **options)
+
+    def _by_name(self, path: str, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        """Return what makes or removes the name `path` by some work: by whoever may, see `_by`."""
+        return self._by(path, work, *arguments)
+
     async def release(self, paths: Collection[str]) -> None:
         """See Storage."""
         for pid in find_processes(self.qemu_img):
@@ -145,28 +90,25 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def exists(self, path: str) -> bool:
         """See Storage; a dangling symbolic link exists."""
-        return await looked_at(path, partial(os.path.lexists, path), patient=True)
+        return await looked_at(path, self._by(path, filework.exists, path), patient=True)
 
     async def check_given(self, path: str, what: str, format_: str = "") -> None:
         """See Storage."""
-        await looked_at(path, partial(_check_given, path, what, format_), patient=True)
+        await looked_at(path, self._by(path, filework.check_given, path, what, format_), patient=True)
 
     async def check_writable(self, directory: str) -> None:
         """See Storage."""
-        await looked_at(f"{directory}/*", partial(_check_writable, directory), patient=True)
+        place = f"{directory}/*"
+        await looked_at(place, self._by_name(place, filework.check_writable, directory), patient=True)
 
     async def make_directory(self, directory: str) -> None:
         """See Storage."""
-        # Not parents=True: the mode is for every directory that is made.
-        missing = [Path(directory)]
-        while not missing[-1].parent.exists():
-            missing.append(missing[-1].parent)
-        for path in reversed(missing):
-            path.mkdir(mode=0o700, exist_ok=True)
+        await trio.to_thread.run_sync(self._by_name(directory, filework.make_directory, directory))
 
     async def free(self, directory: str) -> tuple[str, int]:
         """See Storage."""
-        return await looked_at(f"{directory}/*", partial(_free, directory), patient=True)
+        place = f"{directory}/*"
+        return await looked_at(place, self._by_name(place, filework.free, directory), patient=True)
 
     async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> Any:
         await self.lineage(path, format_)
@@ -187,10 +129,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         """
         if self.confinement is not None:
             return await looked_at(path, partial(self.confinement.lineage, path, format_))
-        try:
-            return await looked_at(path, partial(lineage, path, format_))
-        except Unread:
-            return None
+        return await looked_at(path, self._by(path, filework.known_lineage, path, format_))
 
     async def chain(self, path: str, format_: str, *, still: bool = False) -> tuple[DeviceDisk, ...]:
         """See Storage; targets are empty."""
@@ -201,13 +140,14 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
         """See Storage: some system calls, in the hundredth of the time that a qemu-img takes."""
-        return await looked_at(path, partial(trace.trace, path, format_), patient=True)
+        return await looked_at(path, self._by(path, trace.trace, path, format_), patient=True)
 
     async def identities(self, paths: Collection[str]) -> Mapping[str, str]:
         """See Storage."""
         found: dict[str, str] = {}
         for directory, some in groupby(sorted(paths, key=os.path.dirname), os.path.dirname):
-            found |= await looked_at(f"{directory}/*", partial(trace.identities, tuple(some)), patient=True)
+            place, names = f"{directory}/*", tuple(some)
+            found |= await looked_at(place, self._by(place, trace.identities, names), patient=True)
         return found
 
     async def openers(self, identities: Collection[str]) -> Mapping[str, tuple[int, ...]]:
@@ -216,19 +156,19 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def mark(self, path: str, root: str) -> None:
         """See Storage."""
-        trace.mark(path, root)
+        self._by(path, trace.mark, path, root)()
 
     async def unmark(self, path: str, root: str) -> None:
         """See Storage."""
-        trace.unmark(path, root)
+        self._by(path, trace.unmark, path, root)()
 
     async def marks(self, path: str) -> tuple[str, ...]:
         """See Storage."""
-        return await looked_at(path, partial(trace.marks, path), patient=True)
+        return await looked_at(path, self._by(path, trace.marks, path), patient=True)
 
     async def check_image(self, path: str, format_: str) -> None:
         """See Storage."""
-        if format_ != "qcow2" or await trio.to_thread.run_sync(_is_encrypted, path):
+        if format_ != "qcow2" or await trio.to_thread.run_sync(self._by(path, filework.is_encrypted, path)):
             return  # a raw image has no structure, and nobody here has a secret to look at that of an encrypted one
         try:
             await self._qemu_img("check", "-q", "-U", "-f", format_, path, good=(0, 3))  # 3: leaked clusters
@@ -243,24 +183,30 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def make_file(self, path: str) -> None:
         """See Storage."""
-        await trio.to_thread.run_sync(_make_file, path)
+        await trio.to_thread.run_sync(self._by_name(path, filework.make_file, path))
 
     async def make_overlay(
         self, path: str, base: DeviceDisk, size: int, owner: tuple[int, int] | None = None
     ) -> None:
         """See Storage."""
-        await self.make_file(path)
+        make = self._by_name(path, filework.make_file, path, owner, self._mode(owner))
+        await trio.to_thread.run_sync(make)
         try:
             # -u: the base is open in a running QEMU; its size is known, so nothing need be read from it.
             await self._qemu_img(
                 "create", "-q", "-u", "-f", "qcow2", "-b", base.path, "-F", base.format, path, str(size)
             )
-            if owner is not None:
-                os.chown(path, *owner)
-            await trio.to_thread.run_sync(sync_path, path)
+            await self._sync(path)
         except BaseException:
-            os.unlink(path)
+            self._by_name(path, filework.discard, path)()
             raise
+
+    def _mode(self, owner: tuple[int, int] | None) -> int:  # noqa: ARG002 - for others
+        """Return the permissions of an overlay that is to be somebody's."""
+        return 0o600
+
+    async def _sync(self, path: str) -> None:
+        await trio.to_thread.run_sync(self._by(path, sync_path, path))
 
     async def commit_overlay(self, path: str) -> None:
         """See Storage."""
@@ -291,7 +237,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         """See Storage."""
         rate = ["-r", str(options.bandwidth)] if options.bandwidth else []
         await self._watched(progress, "commit", "-d", *rate, "-f", "qcow2", "-b", base, top)
-        await trio.to_thread.run_sync(sync_path, base)
+        await self._sync(base)
 
     async def rebase(
         self,
@@ -311,17 +257,17 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         else:  # it has no limit of its own
             limit = ["--object", f"throttle-group,id=limit,x-bps-write={options.bandwidth}", "--image-opts"]
             await self._watched(progress, "rebase", *limit, *below, throttled(path))
-        await trio.to_thread.run_sync(sync_path, path)
+        await self._sync(path)
 
     async def inside(self, path: str) -> tuple[str, ...]:
         """See Storage."""
-        return await trio.to_thread.run_sync(_inside, path)
+        return await trio.to_thread.run_sync(self._by(path, filework.inside, path))
 
     async def _snapshot(self, option: str, path: str, tag: str) -> None:
         # `qemu-img snapshot` guesses the format unless it is told in this way.
         image = f"driver=qcow2,file.driver={protocol(path)},file.filename={path.replace(',', ',,')}"
         await self._qemu_img("snapshot", "-q", option, tag, "--image-opts", image)
-        await trio.to_thread.run_sync(sync_path, path)
+        await self._sync(path)
 
     async def save_inside(self, path: str, tag: str) -> None:
         """See Storage."""
@@ -338,7 +284,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def seal_inside(self, path: str, tag: str) -> FileRecord:
         """See Storage; the process that wrote the file has synced it."""
-        return await trio.to_thread.run_sync(_seal_inside, path, tag)
+        return await trio.to_thread.run_sync(self._by(path, filework.seal_inside, path, tag))
 
     async def check_inside(self, record: FileRecord, tag: str) -> None:
         """See Storage."""
@@ -364,7 +310,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         """See Storage."""
         await self.make_file(copy)
         try:
-            await trio.to_thread.run_sync(_extract_memory, path, tag, copy)
+            await trio.to_thread.run_sync(filework.extract_memory, path, tag, copy)
         except BaseException:
             os.unlink(copy)
             raise
@@ -393,79 +339,36 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def remove(self, path: str) -> None:
         """See Storage."""
-        await trio.to_thread.run_sync(remove, path)
+        await trio.to_thread.run_sync(self._by_name(path, filework.remove, path))
 
     async def write_back(self, paths: Collection[str]) -> None:
         """See Storage; given up where the files do not get there in time."""
         with trio.move_on_after(WRITE_BACK_SECONDS):
-            await trio.to_thread.run_sync(write_back, tuple(paths), abandon_on_cancel=True)
+            work = self._by(next(iter(paths), ""), write_back, tuple(paths))
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     async def seal(self, path: str, known: FileRecord | None = None) -> FileRecord:
         """See Storage."""
         there = known is not None and known.path == path and known.identity
-        if known is not None and there and there == await looked_at(path, partial(identity, path), patient=True):
+        look = self._by(path, identity, path)
+        if known is not None and there and there == await looked_at(path, look, patient=True):
             return known
-        return await trio.to_thread.run_sync(lambda: _checksum(path, sync=True))
+        return await trio.to_thread.run_sync(self._by(path, filework.checksum, path, sync=True))
 
     async def check(self, record: FileRecord, *, thorough: bool = False) -> None:
         """See Storage."""
         path = record.path
         try:
-            now, size = await looked_at(path, lambda: (identity(path), _size(path)), patient=True)
+            now = await looked_at(path, self._by(path, identity, path), patient=True)
+            size = await looked_at(path, self._by(path, filework.size, path), patient=True)
             if size != record.size:
                 raise DamagedSnapshot(f"{path} has {size:,} bytes instead of {record.size:,}", path)
             if now and now == record.identity and not thorough:
                 return
-            found = await trio.to_thread.run_sync(lambda: _checksum(path, sync=False))
+            found = await trio.to_thread.run_sync(self._by(path, filework.checksum, path, sync=False))
         except FileNotFoundError:
             raise DamagedSnapshot(f"{path} is missing", path) from None
         except OSError as error:
             raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}", path) from None
         if found.checksum != record.checksum:
             raise DamagedSnapshot(f"{path} is damaged: its checksum is not what was saved", path)
-
-
-def _inside(path: str) -> tuple[str, ...]:
-    try:
-        with qcow2.opened(path) as image:
-            return tuple(image.snapshots)
-    except OSError as error:
-        raise Refused(f"cannot read image {path}: {error.strerror}") from None
-
-
-def _seal_inside(path: str, tag: str) -> FileRecord:
-    with qcow2.opened(path) as image:
-        return FileRecord(path, *image.checksum(tag))
-
-
-def _extract_memory(path: str, tag: str, copy: str) -> None:
-    with qcow2.opened(path) as image, open(copy, "r+b") as file:
-        file.writelines(image.memory(tag))
-
-
-def _is_encrypted(path: str) -> bool:
-    with suppress(DamagedSnapshot, OSError):  # qemu-img says so
-        return bool(qcow2.header(path).encryption)
-    return False
-
-
-def _size(path: str) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.lseek(fd, 0, os.SEEK_END)
-    finally:
-        os.close(fd)
-
-
-def _check_given(path: str, what: str, format_: str) -> None:
-    try:
-        kind = os.stat(path).st_mode
-        if not (stat.S_ISREG(kind) or (format_ and stat.S_ISBLK(kind))):
-            raise InvalidInput(f"{what}: {path} is no file")
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            begins_as_qcow2 = file.read(len(_QCOW2)) == _QCOW2
-    except OSError as error:
-        raise InvalidInput(f"{what}: {path}: {error.strerror}") from None
-    if format_ and begins_as_qcow2 != (format_ == "qcow2"):
-        said = "is no qcow2 image" if format_ == "qcow2" else "is a qcow2 image, and the guest would see its header"
-        raise InvalidInput(f'{what}: {path} {said}; the definition says format = "{format_}"')

@@ -138,6 +138,13 @@ def find_processes(*words: str) -> list[int]:
     return found
 
 
+def user_of(pid: int) -> int | None:
+    """Return the id of the user that a process runs as; None when it is gone."""
+    with suppress(OSError):
+        return os.stat(f"/proc/{pid}").st_uid
+    return None
+
+
 def command_line(pid: int) -> tuple[str, ...]:
     """Return the argv that a process was started with."""
     return tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from typing import Any
 
 import attrs
 import trio
@@ -37,11 +38,21 @@ class QemuImg:
 
     qemu_img: str = "qemu-img"
 
+    @property
+    def _rights(self) -> dict[str, Any]:
+        """With which rights qemu-img is run, as options of `subprocess.Popen`."""
+        return {}
+
     async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
         command = [self.qemu_img, *arguments]
         try:
             done = await trio.run_process(
-                command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                **self._rights,
             )
         except FileNotFoundError:
             raise Refused(f"{self.qemu_img} is not installed (Debian: apt install qemu-utils)") from None
@@ -54,7 +65,7 @@ class QemuImg:
         """Run a command of qemu-img that says how far it is, in hundredths of a percent."""
         command, said = [self.qemu_img, arguments[0], "-p", *arguments[1:]], bytearray()
         process = await trio.lowlevel.open_process(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **self._rights
         )
         try:
             if process.stdout is not None:

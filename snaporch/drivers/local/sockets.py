@@ -11,14 +11,15 @@ from typing import Protocol
 
 import attrs
 
-_LONGEST = 107  # sizeof(sockaddr_un.sun_path), without the final NUL
+from snaporch.model.limits import LONGEST_SOCKET
+
 _UCRED = struct.Struct("3i")  # struct ucred
 
 
 @contextmanager
 def address(path: str) -> Iterator[str]:
     """Yield an address for a unix socket's path, however long that is; it holds while the body runs."""
-    if len(os.fsencode(path)) <= _LONGEST:
+    if len(os.fsencode(path)) <= LONGEST_SOCKET:
         yield path
         return
     fd = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -56,7 +56,8 @@ def relaunch(
     pidfile: str,
     incoming: bool,
     isolated: bool = False,
-    suffix: str = ".new",
+    suffix: str = ".run-00000000000",
+    mark: Sequence[str] = (),
 ) -> Relaunch:
     """Return how a QEMU like `process` is started, its disks on `disks`, CPUs stopped.
 
@@ -65,10 +66,12 @@ def relaunch(
         launched: the disks as its command line has them.
         disks: the disks as the new one is to have them, by target; others are to have no medium.
         fds: listening sockets for the new one's monitors.
-        pidfile: where the new one writes its process id.
+        pidfile: where the new one writes its process id; empty: it cannot.
         incoming: memory will be loaded into it.
         isolated: it is a throw-away copy.
         suffix: of the names of files that the new one has in place of the old one's.
+        mark: further arguments, of a process that runs as another user: it listens at the QMP socket itself, too,
+            and snaporch uses another one, which that user does not get at.
 
     Raises:
         Unsupported: the command line cannot be followed.
@@ -76,15 +79,17 @@ def relaunch(
     options = list(parse(process.argv))
     if why := hostside.refusal(options):
         raise Unsupported(why)
+    if mark:
+        options = [kept for option in options if (kept := hostside.as_it_is(option)) is not None]
     blocks = Blocks(options, process.cwd)
     blocks.put_on(launched, disks)
     moved = [option for group in blocks.rewritten() for option in group]
-    followed = hostside.follow(moved, process.cwd, process.socket, suffix)
+    followed = hostside.follow(moved, process.cwd, process.socket, suffix, listens=bool(mark) and not isolated)
     chosen, renames = list(followed.options), followed.renames
     if isolated:
         chosen, renames = [*hostside.isolate(chosen), Option("display", "none")], ()
     words = [process.argv[0], *(word for option in chosen for word in option.words())]
-    words += ["-S", *control_arguments(fds, pidfile), *(["-incoming", "defer"] if incoming else [])]
+    words += ["-S", *control_arguments(fds, pidfile), *mark, *(["-incoming", "defer"] if incoming else [])]
     return Relaunch(tuple(words), renames, isolated and hostside.wants_network(chosen))
 
 
@@ -131,19 +136,22 @@ def held(process: QemuProcess) -> list[hostside.Held]:
     return hostside.holds(parse(process.argv), process.cwd, process.socket)
 
 
-def no_way_back(process: QemuProcess, disks: Sequence[DeviceDisk], devices: Iterable[str]) -> str:
+def no_way_back(
+    process: QemuProcess, disks: Sequence[DeviceDisk], devices: Iterable[str], *, of_another: bool = False
+) -> str:
     """Return why no QEMU like `process` can be started that could go back to a point of it, or an empty string.
 
     Args:
         process: it.
         disks: its disks; what is written to would be on other images.
         devices: what it has now (`MachineShape.devices`); empty: not known.
+        of_another: it runs as another user.
     """
     moved = [
         disk if disk.readonly else attrs.evolve(disk, path=f"{disk.path}.new", format="qcow2") for disk in disks
     ]
     try:
-        relaunch(process, disks, moved, fds=(), pidfile="", incoming=True)
+        relaunch(process, disks, moved, fds=(), pidfile="", incoming=True, mark=("-S",) if of_another else ())
         options = list(parse(process.argv))
         taken = held(process)
     except Unsupported as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
+import xxhash
+
 from snaporch.model.domain import NVRAM, DomainDefinition
 from snaporch.model.rfc import DeviceDisk
 
@@ -31,13 +33,19 @@ def blockdev(disk: DeviceDisk, node: str, *, device: bool = False) -> str:
 def control_arguments(fds: Sequence[int], pidfile: str) -> list[str]:
     """Return the arguments for one QMP monitor on each of the listening sockets `fds`, and a file of QEMU's id.
 
-    QEMU writes that file itself: a process is found by it even when its launch was cut short.
+    QEMU writes that file itself: a process is found by it even when its launch was cut short. One that cannot, as
+    it runs as another user, has a mark on its command line instead (`mark`).
     """
-    arguments = ["-pidfile", pidfile]
+    arguments = ["-pidfile", pidfile] if pidfile else []
     for number, fd in enumerate(fds):
         arguments += ["-chardev", f"socket,id=snaporch{number},fd={fd},server=on,wait=off"]
         arguments += ["-mon", f"chardev=snaporch{number},mode=control"]
     return arguments
+
+
+def mark(directory: str) -> list[str]:
+    """Return arguments that do nothing, and by which the process that was launched with a directory is known."""
+    return ["-chardev", f"null,id=snaporch-{xxhash.xxh3_64_hexdigest(directory.encode())}"]
 
 
 AGENT_PORT = "org.qemu.guest_agent.0"  # the name that the agent in the guest looks for

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import sys
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +25,38 @@ from snaporch.drivers.base import (
     Launch,
     Machine,
     Original,
+    OverlayPlace,
     Place,
     StartsBeside,
     StreamPlan,
     Trait,
     Writer,
 )
-from snaporch.drivers.local import process
+from snaporch.drivers.local import filework, process
+from snaporch.drivers.local.as_user import User, as_user
 from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.memory import free_ram
-from snaporch.drivers.local.sockets import address
 from snaporch.drivers.local.trace import is_block_device
-from snaporch.drivers.qemu import attach, clones, firmware, hostside, kvm, launcher, surroundings
-from snaporch.drivers.qemu.command import command_line
+from snaporch.drivers.local.users_storage import UsersStorage
+from snaporch.drivers.qemu import attach, attaching, clones, firmware, hostside, kvm, surroundings
+from snaporch.drivers.qemu.command import command_line, mark
 from snaporch.drivers.qemu.discover import discover
 from snaporch.drivers.qemu.host import default_emulator, doctor
 from snaporch.drivers.qemu.hostside import Held
-from snaporch.drivers.qemu.options import expand, parse
-from snaporch.drivers.qemu.surroundings import foreign, untrusted
+from snaporch.drivers.qemu.spawn import PID, free_ports, like, listening, spawn, user_of
+from snaporch.drivers.qemu.surroundings import replaced
 from snaporch.drivers.qmp import lazy, open_qmp
-from snaporch.drivers.qmp.blocks import image_file
 from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
 from snaporch.drivers.qmp.stream import end_sinks
-from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, OtherMachine, Refused, Unsupported
+from snaporch.errors import (
+    ConnectionGone,
+    HypervisorError,
+    InvalidInput,
+    OtherMachine,
+    Unsupported,
+)
 from snaporch.model.domain import NVRAM, Discovered, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way, WayBack
@@ -58,58 +65,12 @@ GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight
 QUERY_SECONDS = 2.0
 KILL_SECONDS = 10.0  # a killed process is gone at once but for a disk that hangs in the kernel
-QUERY, AGENT, PID = "query.sock", "agent.sock", "qemu.pid"
+QUERY, AGENT = "query.sock", "agent.sock"
+MADE = "made.json"  # files elsewhere that the process makes, and that take other names with another one's place
 
 
-@contextmanager
-def _listening(directory: Path, *names: str) -> Iterator[list[int]]:
-    """Yield listening sockets for QEMU to inherit: there before QEMU is, and their paths may be of any length."""
-    with ExitStack() as stack:
-        listeners = []
-        for name in names:
-            path = directory / name
-            path.unlink(missing_ok=True)
-            listeners.append(stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
-            with address(str(path)) as where:
-                listeners[-1].bind(where)
-            path.chmod(0o600)
-            listeners[-1].listen(8)
-        yield [listener.fileno() for listener in listeners]
-
-
-@contextmanager
-def _free_ports() -> Iterator[clones.FreePort]:
-    """Yield what finds ports that nobody listens at, each another one."""
-    with ExitStack() as held:
-
-        def free_port(protocol: str, host: str) -> int:
-            kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            found = held.enter_context(socket.socket(family, kind))
-            try:
-                found.bind((host.strip("[]"), 0))
-            except OSError as error:
-                raise Unsupported(f"no port can be had at {host}: {error.strerror}") from None
-            return int(found.getsockname()[1])
-
-        yield free_port
-
-
-def _spawn(command: attach.Relaunch, fds: list[int], log: Path) -> int:
-    """Start a process in a session of its own, its words appended to `log`; return its id."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawnp(
-        command.argv[0],
-        command.argv,
-        os.environ | command.environment,
-        setsid=True,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds),  # onto itself: inherited, under its own number
-        ],
-    )
+def _called(work: Callable[..., None], *arguments: Any) -> None:
+    work(*arguments)
 
 
 INFO = Info(
@@ -128,43 +89,29 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     info: Info = attrs.field(default=INFO, init=False)
     storage: LocalStorage = attrs.field(factory=LocalStorage)
 
+    def serving(self, record: DomainRecord, directory: str) -> Driver:
+        """See Driver: of a QEMU that runs as another user, all work on its images is done as that user."""
+        if (user := user_of(record.template)) is None:
+            return self
+        storage = UsersStorage(self.storage.qemu_img, self.storage.confinement, user=user, own=directory)
+        return attrs.evolve(self, storage=storage)
+
+    @property
+    def _user(self) -> User | None:
+        """As whom its QEMUs run; None: as we do."""
+        return self.storage.user if isinstance(self.storage, UsersStorage) else None
+
+    async def overlay_place(self, record: DomainRecord, disk: DeviceDisk, directory: str) -> OverlayPlace:
+        """See Driver: of a QEMU that runs as another user beside the image, and whose that is."""
+        if not isinstance(storage := self.storage, UsersStorage):
+            return await super().overlay_place(record, disk, directory)
+        owner = await looked_at(disk.path, partial(storage.owner, disk.path), patient=True)
+        return OverlayPlace(os.path.dirname(disk.path), owner)
+
     async def _accel(self, definition: DomainDefinition, emulator: str) -> str:
         if definition.accel != "auto":
             return definition.accel
         return "tcg" if await kvm.cached_probe(emulator) else "kvm"
-
-    def _like(self, template: QemuProcess, launch: Launch, fds: list[int]) -> attach.Relaunch:
-        """Return how a process like an attached one is started, in the surroundings that that one had."""
-        try:
-            made = attach.relaunch(
-                template,
-                launch.definition.disks,
-                launch.disks,
-                fds=fds,
-                pidfile=str(launch.directory / PID),
-                incoming=launch.incoming,
-                isolated=launch.isolated,
-                suffix=f".{launch.directory.name}",
-            )
-        except Unsupported as error:
-            raise OtherMachine(str(error)) from None
-        wanted: dict[str, Any] = {"cwd": template.cwd}
-        program = made.argv[0]
-        if template.surroundings:
-            wanted |= template.surroundings | {"cwd": template.cwd}
-            program = template.surroundings["program"]
-        else:  # attached to by an earlier version
-            program = shutil.which(program) or program
-        if not os.access(program, os.X_OK):
-            raise OtherMachine(f"QEMU's program {program} is not there any more")
-        if why := untrusted(program):
-            raise OtherMachine(why)
-        wanted |= {"program": program, "private_network": made.private_network}
-        return attrs.evolve(
-            made,
-            argv=(sys.executable, "-I", "-S", launcher.__file__, *made.argv),
-            environment={"SNAPORCH_SURROUNDINGS": json.dumps(wanted)},
-        )
 
     async def make_nvram(self, definition: DomainDefinition, store: DeviceDisk) -> str:
         """See Driver."""
@@ -188,7 +135,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     async def _command(self, launch: Launch, fds: list[int]) -> attach.Relaunch:
         pidfile = str(launch.directory / PID)
         if launch.template is not None:
-            return self._like(QemuProcess.of(launch.template), launch, fds)
+            return like(QemuProcess.of(launch.template), launch, fds, self._user)
         emulator = launch.definition.emulator or default_emulator()
         if shutil.which(emulator) is None:
             raise Unsupported(f"{emulator} is not installed (Debian: apt install qemu-system-x86)")
@@ -216,10 +163,13 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
         log = launch.directory.parent / LOG  # of all the processes that the domain has had
         start = log.stat().st_size if log.exists() else 0
         agent = (AGENT,) if launch.definition.guest_agent and launch.template is None else ()
-        with _listening(launch.directory, CONTROL, QUERY, *agent) as fds:
+        with listening(launch.directory, CONTROL, QUERY, *agent) as fds:
             command = await self._command(launch, fds)
             template = QemuProcess.of(launch.template) if launch.template is not None else None
-            pid = _spawn(command, fds, log)
+            if command.renames:
+                (launch.directory / MADE).touch(mode=0o600)
+                (launch.directory / MADE).write_text(json.dumps([made for made, _ in command.renames]))
+            pid = spawn(command, fds, log)
         made = QemuProcess(
             process.process_of(pid) or process.LocalProcess(pid, 0),
             str(launch.directory / CONTROL),
@@ -236,21 +186,21 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
                 return handle
         except HypervisorError as error:
             with trio.move_on_after(KILL_SECONDS, shield=True):
-                await self.kill(handle)
-                await self.clear(launch.directory)
+                await self.end(handle, launch.directory)
             words = last_words(log, start)
             raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
         except BaseException:
             with trio.move_on_after(KILL_SECONDS, shield=True):
-                await self.kill(handle)
-                await self.clear(launch.directory)
+                await self.end(handle, launch.directory)
             raise
 
     async def find(self, directory: Path) -> Handle | None:
         """See Driver: QEMU has written its id before it does anything else."""
-        pidfile = directory / PID
-        for pid in process.find_processes("-pidfile", str(pidfile)):
-            if (found := process.process_of(pid)) is not None:
+        words = ("-pidfile", str(directory / PID)) if self._user is None else mark(str(directory))
+        uid = self._user.uid if self._user is not None else os.geteuid()
+        for pid in process.find_processes(*words):
+            # Root's is the launcher, which is about to become that user.
+            if process.user_of(pid) in {uid, os.geteuid()} and (found := process.process_of(pid)) is not None:
                 made = QemuProcess(found, str(directory / CONTROL), directory=str(directory))
                 return made.handle(self.name)
         return None
@@ -285,8 +235,14 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     ) -> AsyncIterator[QemuMachine]:
         if not process.alive(found.local):
             raise ConnectionGone(f"{label}: its QEMU (process {found.local.pid}) is gone")
+        if found.attached and not os.path.exists(path):
+            raise ConnectionGone(
+                f"{label}: its QEMU (process {found.local.pid}) runs, and its socket {path} was removed, as "
+                "cleaners of /tmp do: nobody can reach that QEMU any more. Shut its guest down from inside, start "
+                "it again with a socket in a directory that nobody cleans (/run, for example), and attach to that"
+            )
         async with (
-            open_qmp(path, label=label, timeout=seconds) as qmp,
+            open_qmp(path, label=label, timeout=seconds, listener=found.listener) as qmp,
             QemuMachine(qmp, found, _agent_of(found), _aside_of(found)).opened(looking=looking) as machine,
         ):
             yield machine
@@ -294,7 +250,10 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     async def clear(self, directory: Path) -> None:
         """See Driver."""
         await lazy.end(str(directory / LOADING))
-        for name in (CONTROL, QUERY, AGENT, PID):
+        with suppress(FileNotFoundError, ValueError):  # killed while it was written: nothing was started yet
+            for made in json.loads((directory / MADE).read_text()):  # of one that has taken nobody's place
+                await self.storage.remove(made)
+        for name in (CONTROL, QUERY, AGENT, PID, MADE):
             (directory / name).unlink(missing_ok=True)
         with suppress(OSError):
             directory.rmdir()
@@ -313,13 +272,17 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
         before, after = QemuProcess.of(old), QemuProcess.of(new)
         if not before.attached or not after.attached:
             return new
+        call: Callable[..., None] = _called
+        if self._user is None:
+            moved = (after.socket, before.socket)
+            after = attrs.evolve(after, socket=before.socket, renames=(moved, *after.renames))
+        else:
+            call = as_user(self._user).call
         # What is not there any more was renamed before a crash of snaporch.
-        for made, final in ((after.socket, before.socket), *after.renames):
-            if os.path.exists(made):
-                os.replace(made, final)
+        await trio.to_thread.run_sync(call, filework.rename, after.renames)
         if path := attach.pidfile(before):
-            process.renew_pidfile(path, before.local.pid, after.local.pid)
-        return attrs.evolve(after, socket=before.socket, renames=()).handle(self.name)
+            await trio.to_thread.run_sync(call, process.renew_pidfile, path, before.local.pid, after.local.pid)
+        return attrs.evolve(after, renames=()).handle(self.name)
 
     async def alive(self, handle: Handle) -> bool:
         """See Driver."""
@@ -349,43 +312,8 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
             raise InvalidInput(
                 f"{name}: a QEMU is attached to by its QMP socket (--qmp SOCKET), and by nothing else"
             )
-        path = os.path.abspath(address.qmp)
-        async with open_qmp(path, label=name, timeout=CONNECT_SECONDS) as qmp:
-            pid = qmp.peer_pid
-            found = process.process_of(pid) if pid else None
-            if pid is None or found is None:
-                raise Refused(f"{name}: the process at the other end of {path} cannot be seen")
-            argv, cwd = process.command_line(pid), os.readlink(f"/proc/{pid}/cwd")
-            if why := foreign(pid):
-                raise Refused(f"{name}: QEMU (process {pid}) cannot be managed: {why}")
-            if "qemu" not in os.path.basename(argv[0]):
-                # The kernel names whoever made the socket: a manager may have handed it to its QEMU.
-                raise Refused(
-                    f"{name}: {path} was opened by {argv[0]}, which is no QEMU: attach to a socket of its own"
-                )
-            if "-daemonize" in argv:
-                blocks = [block["inserted"] for block in await qmp.execute("query-block") if "inserted" in block]
-                files = [image_file(block["image"]) for block in blocks]
-                if relative := [file for file in files if not os.path.isabs(file)]:
-                    before = process.directory_before(pid, relative)
-                    if before is None:
-                        raise Refused(f"{name}: cannot see where {relative[0]} is: start it with absolute paths")
-                    cwd = before
-            made = QemuProcess(
-                found,
-                path,
-                attached=True,
-                argv=_expanded(argv, cwd),
-                cwd=cwd,
-                surroundings=attrs.asdict(surroundings.look(pid)),
-            )
-            async with QemuMachine(qmp, made).opened() as machine:
-                disks = tuple(
-                    DeviceDisk(disk.target, disk.active, disk.format, disk.readonly)
-                    for disk in await machine.disks()
-                )
-                memory = machine.capabilities.ram
-        return DomainDefinition(name=name, memory=memory, disks=disks, emulator=argv[0]), made.handle(self.name)
+        definition, made = await attaching.look(name, os.path.abspath(address.qmp), CONNECT_SECONDS)
+        return definition, made.handle(self.name)
 
     async def discover(self, known: Mapping[str, Handle]) -> Sequence[Discovered]:
         """See Discovers: by what /proc says."""
@@ -405,13 +333,14 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
             return WayBack(Way.PROVEN, _both(words)) if words else WayBack(Way.BESIDE)
         template = QemuProcess.of(record.template)
         devices = (await machine.shape()).devices
-        if why := attach.no_way_back(template, record.definition.disks, devices):
+        another = user_of(record.template) is not None
+        if why := attach.no_way_back(template, record.definition.disks, devices, of_another=another):
             return WayBack(Way.NONE, why)
         if template.surroundings:
             known = surroundings.known(template.surroundings)
             if not os.access(known.program, os.X_OK):
                 return WayBack(Way.NONE, f"QEMU's program {known.program} is not there any more")
-            if why := surroundings.replaced(known):
+            if why := replaced(known):
                 return WayBack(Way.PROVEN, why)
         words = attach.held(template)
         return WayBack(Way.PROVEN, _both(words)) if words else WayBack(Way.BESIDE)
@@ -432,7 +361,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
         if launch.template is None:
             return ""
         template = QemuProcess.of(launch.template)
-        self._like(template, launch, [])
+        like(template, launch, [], self._user)
         held = attach.held(template)
         if lost := [each for each in held if not each.again]:
             raise OtherMachine(f"{launch.definition.name}: no other process can have {lost[0]}")
@@ -441,7 +370,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     async def copies(self, original: Original, places: Sequence[Place]) -> tuple[Copied, ...]:
         """See Clones: by what is understood of the command line."""
         await trio.lowlevel.checkpoint()
-        with _free_ports() as free_port:
+        with free_ports() as free_port:
             return tuple(clones.copied(original, place, free_port) for place in places)
 
     async def free_ram(self) -> int | None:
@@ -455,15 +384,6 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
 
 def _both(held: Iterable[Held]) -> str:
     return "; ".join(f"both would have {each}" for each in held)
-
-
-def _expanded(argv: tuple[str, ...], cwd: str) -> tuple[str, ...]:
-    """Return a command line with what the files for -readconfig say in place of that."""
-    try:
-        options = list(expand(parse(argv), lambda name: Path(cwd, name).read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"a file that QEMU was started with cannot be read: {error}") from None
-    return (argv[0], *(word for option in options for word in option.words()))
 
 
 def _aside_of(process: QemuProcess) -> str:

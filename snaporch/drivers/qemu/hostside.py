@@ -17,6 +17,8 @@ from typing import Any
 import attrs
 
 from snaporch.drivers.qemu.options import Keys, Option, Tree
+from snaporch.errors import Unsupported
+from snaporch.model.limits import LONGEST_SOCKET
 
 _DROPPED = frozenset({"S", "daemonize", "pidfile", "incoming", "loadvm", "D"})
 # Options whose value is a character device in its old form: "unix:/path,server", "file:/path", "pty", …
@@ -135,6 +137,8 @@ def _held_by_network(option: Option, cwd: str) -> Iterator[Held]:
     kind = tree.get("type")
     if _FD_KEYS & tree.options.keys() or _address(tree.options, "fd"):
         yield Held("an inherited descriptor", word, "an interface in a private network", again=False)
+    if kind == "vhost-user":
+        yield Held(f"the connection of {tree.get('chardev')} to the process behind it", word, "a user network")
     if kind == "tap" and tree.get("ifname"):
         yield Held(f"interface {tree.get('ifname')}", word, "one in a private network")
     for port in _forwards(value, tree):
@@ -238,6 +242,16 @@ def refusal(options: Iterable[Option]) -> str:
     return ""
 
 
+def as_it_is(option: Option) -> Option | None:
+    """Return an option of a process that has become another user by its command line, for one that is that user."""
+    if option.name == "runas":
+        return None
+    if option.name != "run-with" or "user" not in (keys := Keys.parse(option.value or "")):
+        return option
+    kept = keys.without(lambda key: key == "user")
+    return Option(option.name, kept.text()) if kept.pairs else None
+
+
 def folders(options: Iterable[Option]) -> list[str]:
     """Return the folders of the host that the guest sees: they are in no snapshot."""
     shared = (Keys.parse(each.value or "", "fsdriver") for each in options if each.name in {"virtfs", "fsdev"})
@@ -260,7 +274,7 @@ class Followed:
     renames: tuple[tuple[str, str], ...] = ()
 
 
-def follow(options: Sequence[Option], cwd: str, control: str, suffix: str) -> Followed:
+def follow(options: Sequence[Option], cwd: str, control: str, suffix: str, *, listens: bool = False) -> Followed:
     """Return how the next process is started: logs are appended to, what is one process's own is another's.
 
     Args:
@@ -268,6 +282,10 @@ def follow(options: Sequence[Option], cwd: str, control: str, suffix: str) -> Fo
         cwd: what relative paths are relative to.
         control: the socket that snaporch uses; its monitor is left out.
         suffix: of the names of files that the new process has in place of the old one's.
+        listens: that monitor is not left out: the new process makes the socket itself, under another name at first.
+
+    Raises:
+        Unsupported: that name is longer than a socket's may be.
     """
     monitors = {
         Keys.parse(option.value or "", "backend").get("id")
@@ -278,6 +296,13 @@ def follow(options: Sequence[Option], cwd: str, control: str, suffix: str) -> Fo
     renames: list[tuple[str, str]] = []
     for number, option in enumerate(options):
         value = option.value or ""
+        if listens and unix_server(option, cwd) == control:
+            found += _listening(option, number, control + suffix)
+            renames.append((control + suffix, control))
+            continue
+        if listens and option.name == "mon":
+            found.append(option)
+            continue
         if option.name in _DROPPED or unix_server(option, cwd) == control:
             continue
         if option.name == "mon" and Keys.parse(value, "chardev").get("chardev") in monitors:
@@ -290,6 +315,22 @@ def follow(options: Sequence[Option], cwd: str, control: str, suffix: str) -> Fo
             continue
         found += _appending(_of_its_own(option), number)
     return Followed(tuple(found), tuple(renames))
+
+
+def _listening(option: Option, number: int, path: str) -> tuple[Option, ...]:
+    """Return an option whose monitor, or whose character device, listens at another path."""
+    if len(os.fsencode(path)) > LONGEST_SOCKET:
+        raise Unsupported(
+            f"{option.text}: another process cannot listen beside it, at a path of over {LONGEST_SOCKET} bytes"
+        )
+    device = character_device(option)
+    if device is None:
+        raise AssertionError("what listens is a character device")
+    new = device.having(path=path)
+    if option.name == "chardev":
+        return (Option("chardev", new.text()),)
+    name = f"snaporch-{option.name}-{number}"
+    return Option("chardev", new.having(id=name).text()), Option(option.name, f"chardev:{name}")
 
 
 def _shared_file(value: str, cwd: str) -> str:
@@ -320,9 +361,9 @@ def _appending(option: Option, number: int) -> tuple[Option, ...]:
     if device is None:
         return (option,)
     new = device
-    if device.get("backend") == "file" and "append" not in device:
+    if device.get("backend") == "file" and not device.is_on("append"):
         new = new.having(append="on")
-    if "logfile" in device and "logappend" not in device:
+    if "logfile" in device and not device.is_on("logappend"):
         new = new.having(logappend="on")
     if new == device:
         return (option,)

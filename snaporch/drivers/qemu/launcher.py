@@ -5,6 +5,7 @@ its own, without imports from the package, so that it starts quickly. What canno
 then not run.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -15,6 +16,7 @@ import struct
 import sys
 
 _NEWNET, _NEWUSER = 0x40000000, 0x10000000
+_SET_NO_NEW_PRIVILEGES = 38
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
@@ -46,6 +48,27 @@ def _enter(wanted: dict) -> None:  # type: ignore[type-arg]  # what came as JSON
     os.umask(wanted["umask"])
 
 
+def _become(wanted: dict) -> None:  # type: ignore[type-arg]  # as above
+    """Take the ids and groups of the first process, which only root can; nothing else that is open goes along."""
+    if wanted.get("no_new_privileges"):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "new privileges cannot be ruled out")
+    if wanted.get("uid", -1) < 0 or os.geteuid() != 0:
+        return
+    kept = {0, 1, 2, *wanted["fds"]}
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number not in kept:
+            with contextlib.suppress(OSError):  # that of the list itself
+                os.close(number)
+    uid, gid = wanted["uid"], wanted["gid"]
+    os.setgroups(wanted["groups"])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
+        raise PermissionError("its user cannot be had")
+
+
 def main() -> None:
     """See the module."""
     wanted, arguments = json.loads(os.environ.pop("SNAPORCH_SURROUNDINGS")), sys.argv[1:]
@@ -56,6 +79,7 @@ def main() -> None:
         if "limits" in wanted:
             _enter(wanted)
             environment = wanted["environment"]
+        _become(wanted)  # from here on as the first one: also to go to its directory
         os.chdir(wanted["cwd"])
     except OSError as error:
         sys.exit(f"launcher: it cannot be started as the first one was: {error}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import resource
 import stat
@@ -14,7 +13,9 @@ from typing import Any
 
 import attrs
 
-_NAMESPACES = {"mnt": "sees other files", "net": "is in another network", "user": "has other users", "pid": ""}
+from snaporch.drivers.local.as_user import User
+
+_NAMESPACES = {"mnt": "sees other files", "net": "is in another network", "user": "has other users"}
 _LIMITS = {
     "Max open files": "NOFILE",
     "Max locked memory": "MEMLOCK",
@@ -40,6 +41,10 @@ class Surroundings:
         nice: its niceness.
         oom_score_adj: how soon it is ended when memory is short.
         umask: its file mode creation mask.
+        uid: its user; -1: not known, and ours.
+        gid: its group.
+        groups: its further groups.
+        no_new_privileges: no program that it runs gets more rights.
     """
 
     program: str
@@ -52,6 +57,10 @@ class Surroundings:
     nice: int
     oom_score_adj: str
     umask: int
+    uid: int = -1
+    gid: int = -1
+    groups: tuple[int, ...] = ()
+    no_new_privileges: bool = False
 
 
 def look(pid: int) -> Surroundings:
@@ -63,7 +72,7 @@ def look(pid: int) -> Surroundings:
     place = Path(f"/proc/{pid}")
     words = (place / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
     status = (place / "status").read_text()
-    umask = re.search(r"^Umask:\s+(\d+)$", status, re.MULTILINE)
+    umask, user = re.search(r"^Umask:\s+(\d+)$", status, re.MULTILINE), _user_in(status)
     program = os.stat(place / "exe")
     return Surroundings(
         program=os.readlink(place / "exe").removesuffix(" (deleted)"),
@@ -76,7 +85,28 @@ def look(pid: int) -> Surroundings:
         nice=os.getpriority(os.PRIO_PROCESS, pid),
         oom_score_adj=(place / "oom_score_adj").read_text().strip(),
         umask=int(umask[1], 8) if umask else 0o022,
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        no_new_privileges=_field(status, "NoNewPrivs") == ["1"],
     )
+
+
+def user_of(data: Mapping[str, Any]) -> User | None:
+    """Return as whom a process ran whose surroundings are in a handle's data; None where that is our user."""
+    if (uid := data.get("uid", -1)) in {-1, os.geteuid()}:
+        return None
+    return User(uid, data["gid"], tuple(data["groups"]))
+
+
+def _field(status: str, name: str) -> list[str]:
+    found = re.search(rf"^{name}:(.*)$", status, re.MULTILINE)
+    return found[1].split() if found else []
+
+
+def _user_in(status: str) -> User:
+    groups = sorted(int(group) for group in _field(status, "Groups"))
+    return User(int(_field(status, "Uid")[0]), int(_field(status, "Gid")[0]), tuple(groups))
 
 
 def _cgroup(place: Path) -> str:
@@ -100,22 +130,43 @@ def _limits(text: str) -> dict[str, tuple[int, int]]:
 
 
 def foreign(pid: int) -> str:
-    """Return why a process like this one cannot be started with our rights, from our place, or an empty string."""
+    """Return why a process like this one cannot be started by us, from our place, or an empty string."""
     place = Path(f"/proc/{pid}")
     try:
-        owner = os.stat(place).st_uid
-        ids = re.search(r"^Uid:\s+(\d+)\s+(\d+)", (place / "status").read_text(), re.MULTILINE)
-        others = {int(ids[1]), int(ids[2])} if ids else {owner}
-        if strangers := others - {os.geteuid()}:
-            return f"it runs as {_user(strangers.pop())}, and snaporch as {_user(os.geteuid())}"
-        for name, what in _NAMESPACES.items():
+        status = (place / "status").read_text()
+        if why := _foreign_rights(status):
+            return why
+        for name in sorted(os.listdir("/proc/self/ns")):
             if os.readlink(place / "ns" / name) != os.readlink(f"/proc/self/ns/{name}"):
-                return f"it is in another {name} namespace" + (f": it {what}" if what else "")
+                kind = name.removesuffix("_for_children")
+                return f"it is in another {kind} namespace" + (
+                    f": it {_NAMESPACES[kind]}" if kind in _NAMESPACES else ""
+                )
         if os.readlink(place / "root") != os.readlink("/proc/self/root"):
             return f"its root directory is {os.readlink(place / 'root')}"
+        if _user_in(status).uid != os.geteuid():
+            return ""  # its program is run as that user only
         return untrusted(os.readlink(place / "exe").removesuffix(" (deleted)"))
     except OSError as error:
         return f"it cannot be looked at: {error.strerror}"
+
+
+def _foreign_rights(status: str) -> str:
+    """Return why a process cannot have the rights that another one's /proc/PID/status tells of."""
+    user, ours = _user_in(status), User.ours()
+    for what in ("Uid", "Gid"):
+        if len(set(_field(status, what))) > 1:
+            return f"it runs with several {what.lower()}s at once ({' '.join(_field(status, what))})"
+    if ours.uid == 0:
+        kept = ("CapInh", "CapPrm", "CapEff", "CapAmb") if user.uid else ()
+        if any(int(_field(status, name)[0], 16) for name in kept):
+            return f"it runs as {user.name} with capabilities of its own, which another process would not get"
+        return ""
+    if user.uid != ours.uid:
+        return f"it runs as {user.name}, and snaporch as {ours.name}: snaporch as root could"
+    if {user.gid, *user.groups} != {ours.gid, *ours.groups} or user.gid != ours.gid:
+        return "it runs with other groups than snaporch, which only root could give to another process"
+    return ""
 
 
 def untrusted(program: str) -> str:
@@ -126,20 +177,15 @@ def untrusted(program: str) -> str:
             found = path.stat()
             writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
             if found.st_uid not in ours or (writable and os.geteuid() == 0):
-                who = _user(found.st_uid) if found.st_uid not in ours else "others"
+                who = User(found.st_uid, -1, ()).name if found.st_uid not in ours else "others"
                 return f"{who} could put another program in the place of {program} ({path})"
     return ""
 
 
-def _user(uid: int) -> str:
-    with suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return f"user {uid}"
-
-
 def known(data: Mapping[str, Any]) -> Surroundings:
     """Return the surroundings that are in a handle's data."""
-    return Surroundings(**{**data, "identity": tuple(data["identity"]), "affinity": tuple(data["affinity"])})
+    lists = ("identity", "affinity", "groups")
+    return Surroundings(**{**data, **{name: tuple(data[name]) for name in lists if name in data}})
 
 
 def replaced(known: Surroundings) -> str:

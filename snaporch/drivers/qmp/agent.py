@@ -114,14 +114,19 @@ class Agent:
 
 
 @asynccontextmanager
-async def open_agent(path: str, label: str) -> AsyncIterator[Agent]:
+async def open_agent(path: str, label: str, peer: int | None = None) -> AsyncIterator[Agent]:
     """Connect to a guest's agent and synchronize with it.
 
+    Args:
+        path: the socket.
+        label: the domain's name, for errors.
+        peer: the QEMU that has to listen there; None: whoever does.
+
     Raises:
-        ConnectionGone: there is no such channel.
+        ConnectionGone: there is no such channel, or it is another process's.
         HypervisorError: nothing answers within `SYNC_SECONDS`.
     """
-    async with await transport.connect(path, label=label, timeout=SYNC_SECONDS) as stream:
+    async with await transport.connect(path, label=label, timeout=SYNC_SECONDS, listener=peer) as stream:
         agent = Agent(label, stream)
         try:
             with trio.move_on_after(SYNC_SECONDS) as scope:
@@ -133,7 +138,7 @@ async def open_agent(path: str, label: str) -> AsyncIterator[Agent]:
             raise ConnectionGone(f"{label}: the channel of the guest agent broke") from error
 
 
-async def freeze(path: str, label: str) -> int:
+async def freeze(path: str, label: str, peer: int | None = None) -> int:
     """Freeze all of a guest's file systems and return how many these are; to be thawed whatever this raises.
 
     Raises:
@@ -141,7 +146,7 @@ async def freeze(path: str, label: str) -> int:
         ProtocolError: it has answered with what is no answer.
         CommandRefused: the agent could not, and has thawed what it had frozen.
     """
-    async with open_agent(path, label) as agent:
+    async with open_agent(path, label, peer) as agent:
         with trio.move_on_after(FREEZE_SECONDS):
             frozen = await agent.execute("guest-fsfreeze-freeze")
             if type(frozen) is not int or not 0 <= frozen <= MOST_FROZEN:
@@ -150,7 +155,7 @@ async def freeze(path: str, label: str) -> int:
     raise OutcomeUnknown(label, "guest-fsfreeze-freeze", FREEZE_SECONDS)
 
 
-async def thaw(path: str, label: str) -> None:
+async def thaw(path: str, label: str, peer: int | None = None) -> None:
     """Thaw all of a guest's file systems, if they are frozen; tries again until `THAW_SECONDS` are over.
 
     Raises:
@@ -160,7 +165,7 @@ async def thaw(path: str, label: str) -> None:
     with trio.move_on_after(THAW_SECONDS):
         while True:
             try:
-                async with open_agent(path, label) as agent:
+                async with open_agent(path, label, peer) as agent:
                     if await agent.execute("guest-fsfreeze-status") != "thawed":
                         await agent.execute("guest-fsfreeze-thaw")
                     return
@@ -172,7 +177,7 @@ async def thaw(path: str, label: str) -> None:
     raise failure
 
 
-async def set_clock(path: str, label: str) -> float:
+async def set_clock(path: str, label: str, peer: int | None = None) -> float:
     """Set a guest's clock to the host's, and return by how many seconds it is then behind.
 
     Raises:
@@ -181,7 +186,7 @@ async def set_clock(path: str, label: str) -> float:
         CommandRefused: it cannot tell the time.
     """
     with trio.move_on_after(CLOCK_SECONDS):
-        async with open_agent(path, label) as agent:
+        async with open_agent(path, label, peer) as agent:
             refused = None
             try:
                 await agent.execute("guest-set-time", time=time.time_ns())

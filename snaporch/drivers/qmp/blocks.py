@@ -48,8 +48,14 @@ def image_file(image: dict[str, Any]) -> str:
 
 def chain_of(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
     """Yield the files of an image and of all that back it."""
+    for name in names_of(image):
+        yield os.path.normpath(os.path.join(cwd, name))
+
+
+def names_of(image: dict[str, Any] | None) -> Iterator[str]:
+    """Yield the names of an image's file and of all that back it, as QEMU was given them."""
     while image is not None:
-        yield os.path.normpath(os.path.join(cwd, image_file(image)))
+        yield image_file(image)
         image = image.get("backing-image")
 
 

@@ -51,7 +51,7 @@ class QMPClient:
         self._label = label
         self.check: Callable[[str, str, Any], None] | None = None  # may refuse an answer: label, command, value
         self._timeout = timeout
-        self._peer_pid = transport.peer_pid(stream)
+        self._peer = transport.peer(stream)
         self._decoder = Decoder()
         self._greeting: Greeting | None = None
         self._greeted = trio.Event()
@@ -88,7 +88,12 @@ class QMPClient:
     @property
     def peer_pid(self) -> int | None:
         """The process that listens: QEMU, or who opened the socket for it; None without a socket."""
-        return self._peer_pid
+        return None if self._peer is None else self._peer.pid or None
+
+    @property
+    def peer_uid(self) -> int | None:
+        """The user that process ran as when it began to listen; None without a socket."""
+        return None if self._peer is None else self._peer.uid
 
     def statistics(self) -> Statistics:
         """Return what went over the connection so far."""
@@ -335,7 +340,9 @@ async def open_qmp_stream(
 
 
 @asynccontextmanager
-async def open_qmp(path: str | os.PathLike[str], *, label: str, timeout: float = 10.0) -> AsyncIterator[QMPClient]:
+async def open_qmp(
+    path: str | os.PathLike[str], *, label: str, timeout: float = 10.0, listener: int | None = None
+) -> AsyncIterator[QMPClient]:
     """Connect to QEMU's QMP socket and negotiate.
 
     Exceptions of the body come out as they are. The loss of the connection shows in the client's calls alone;
@@ -350,11 +357,13 @@ async def open_qmp(path: str | os.PathLike[str], *, label: str, timeout: float =
         label: the domain's name, for errors.
         timeout: seconds for room in the socket's queue, for the greeting, for the negotiation, and for each
             command that is given none of its own.
+        listener: the process that has to listen; None: whichever does.
 
     Raises:
-        ConnectionGone: nobody listens, QEMU serves another client, or it closed the connection.
+        ConnectionGone: nobody listens or another process does, QEMU serves another client, or it closed the
+            connection.
         ProtocolError: the listener does not speak QMP.
     """
-    stream = await transport.connect(path, label=label, timeout=timeout)
+    stream = await transport.connect(path, label=label, timeout=timeout, listener=listener)
     async with open_qmp_stream(stream, label=label, timeout=timeout) as client:
         yield client

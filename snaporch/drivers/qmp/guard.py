@@ -4,6 +4,8 @@
     pivot SOCKET ASIDE FD JOB VERDICT
     load SOCKET ASIDE FD VERDICT AFTERWARDS TAG KEPT NODE...
 
+A socket is ``PATH``, or ``PID:PATH`` where only that process may listen: somebody else could take its place.
+
 SOCKET is QEMU's monitor, which serves one client at a time: snaporch, until the guard takes its place. ASIDE is a
 second one, or ``-``, and FD our end of snaporch's connection, or ``-``. Where snaporch is dead, the connection is
 ended and SOCKET is free. Where it is stopped, ASIDE is used, so that snaporch keeps its connection and sees by
@@ -44,6 +46,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,13 +58,15 @@ SECONDS = 30.0  # for a QEMU that is busy; one that does not answer for longer i
 RETRY_SECONDS = 0.005  # a stream that is ending passes through states in which nothing can run
 LOAD_SECONDS = 3600.0  # QEMU answers nothing while all of a guest's memory goes to, or comes from, a slow disk
 INSIDE = "snaporch-inside"  # the job that does that
+_UCRED = struct.Struct("3i")  # struct ucred
 _OVER = frozenset({"completed", "failed", "cancelled", "none"})
 ASIDE_SECONDS = 3.0  # a second monitor may be somebody else's
 STAY = "stay"
 UNDONE = "undone"
 
 
-def _connected(path: str, seconds: float = SECONDS) -> socket.socket:
+def _connected(place: str, seconds: float = SECONDS) -> socket.socket:
+    peer, _, path = place.partition(":") if place[0].isdecimal() else ("", "", place)
     made, deadline = socket.socket(socket.AF_UNIX), time.monotonic() + seconds
     made.settimeout(seconds)
     directory = os.open(os.path.dirname(path), os.O_PATH)  # a path of a socket may have 107 bytes, a file's more
@@ -74,6 +79,10 @@ def _connected(path: str, seconds: float = SECONDS) -> socket.socket:
                     raise
                 time.sleep(RETRY_SECONDS)
             else:
+                ids = _UCRED.unpack(made.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+                if peer and ids[0] != int(peer):
+                    made.close()
+                    raise ConnectionError(f"process {ids[0]} listens at {path}")
                 return made
     finally:
         os.close(directory)

@@ -13,15 +13,20 @@ from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.protocol import QMP
 
 
+def whose(path: str, peer: int | None) -> str:
+    """Return a socket's path as guards take it, with the process that has to listen there, if that matters."""
+    return path if peer is None else f"{peer}:{path}"
+
+
 @attrs.frozen
 class Reach:
     """How a guard reaches a QEMU.
 
     Attributes:
         qmp: snaporch's connection.
-        socket: the monitor that the connection is to.
+        socket: the monitor that the connection is to, as `whose` has it.
         aside: a second monitor's socket, or an empty string.
-        agent: the guest agent's socket, or an empty string.
+        agent: the guest agent's socket, likewise, or an empty string.
     """
 
     qmp: QMP

@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from snaporch.drivers.base import LazyLoad, LoadsLazily, Progress
-from snaporch.drivers.local.files import remove
+from snaporch.drivers.local.filework import remove
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
 from snaporch.drivers.qmp import index, pages
 from snaporch.drivers.qmp.protocol import QMP

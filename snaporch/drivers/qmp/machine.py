@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -29,8 +30,8 @@ from snaporch.drivers.base import (
 from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import agent, flash, internal
 from snaporch.drivers.qmp.blockjob import PREFIX
-from snaporch.drivers.qmp.blocks import Blocks, chain_of
-from snaporch.drivers.qmp.guards import Reach
+from snaporch.drivers.qmp.blocks import Blocks, chain_of, names_of
+from snaporch.drivers.qmp.guards import Reach, whose
 from snaporch.drivers.qmp.lazy import LoadsPages
 from snaporch.drivers.qmp.oddities import oddity
 from snaporch.drivers.qmp.process import QemuProcess
@@ -80,7 +81,11 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
 
     def __init__(self, qmp: QMP, process: QemuProcess, agent: str = "", aside: str = "") -> None:
         self.qmp = qmp
-        self._reach = Reach(qmp, process.socket, aside, agent)
+        # Of what something else started, QEMU opens the agent's socket itself, in whichever process it is.
+        self._agent_peer = process.local.pid if process.attached else None
+        self._reach = Reach(
+            qmp, whose(process.socket, process.listener), aside, whose(agent, self._agent_peer) if agent else ""
+        )
         self._agent = agent
         self._process = process
         self.cwd = process.cwd
@@ -115,7 +120,8 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
             blocker = await self._background_blocker()
         tcg = not (await self.qmp.execute("query-kvm"))["enabled"]
         caveat = _LOSES_PAGES if tcg and "mapped-ram" not in names else ""
-        if flash.stores(await self.qmp.execute("query-block")):
+        blocks = await self.qmp.execute("query-block")
+        if flash.stores(blocks):
             caveat = flash.UNWATCHED
         version = ".".join(map(str, self.qmp.greeting.version))
         status = (await self.qmp.execute("query-status"))["status"]
@@ -125,6 +131,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
             hypervisor=f"QEMU {version}",
             background=not blocker,
             background_blocker=blocker,
+            ends_blocker=self._ends_blocker(blocks),
             precopy_caveat=caveat,
             memory_blocker=refusal(status, GuestVerb.CREATE)
             or await self._memory_blocker(aborts=tcg and "mapped-ram" in names),
@@ -149,6 +156,21 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
             return "without KVM this QEMU dies when it saves the memory of a machine that has an NVDIMM"
         reasons = (await self.qmp.execute("query-migrate")).get("blocked-reasons", [])
         return f"QEMU cannot save its memory: {'; '.join(reasons)}" if reasons else ""
+
+    def _ends_blocker(self, blocks: Iterable[dict[str, Any]]) -> str:
+        """Return why QEMU cannot let go of its images, as it does at a stream's end, or an empty string.
+
+        It opens them for reading only then, by their names; where it cannot, the stream fails.
+        """
+        images = (block["inserted"]["image"] for block in blocks if "inserted" in block)
+        name = next((name for image in images for name in names_of(image) if not os.path.isabs(name)), "")
+        with suppress(OSError):
+            if name and os.readlink(f"/proc/{self._process.local.pid}/cwd") != self.cwd:
+                return (
+                    f"QEMU cannot open {name} anew, as it has left {self.cwd} since (-daemonize): only a "
+                    "background snapshot (--live) could be taken; start it with absolute paths"
+                )
+        return ""
 
     async def _background_blocker(self) -> str:
         """Return QEMU's reason against a background snapshot: it checks when the capability is set."""
@@ -295,19 +317,19 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
                 f"{self.qmp.label} has no channel to a guest agent; `guest_agent = true` in a definition makes one"
             )
         try:
-            async with agent.open_agent(self._agent, self.qmp.label):
+            async with agent.open_agent(self._agent, self.qmp.label, self._agent_peer):
                 pass
         except HypervisorError as error:
             raise Unsupported(str(error)) from None
 
     async def freeze(self) -> None:
         """See GuestAgent."""
-        if not await agent.freeze(self._agent, self.qmp.label):
+        if not await agent.freeze(self._agent, self.qmp.label, self._agent_peer):
             raise Unsupported(f"{self.qmp.label}: the guest agent has found no file system that it can freeze")
 
     async def thaw(self) -> None:
         """See GuestAgent."""
-        await agent.thaw(self._agent, self.qmp.label)
+        await agent.thaw(self._agent, self.qmp.label, self._agent_peer)
 
     async def set_clock(self) -> float:
         """See GuestAgent; one that has not opened its port is not waited for."""
@@ -316,7 +338,7 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
                 await trio.sleep(PORT_SECONDS / 20)
         if scope.cancelled_caught:
             raise Unsupported(f"{self.qmp.label}: no guest agent has opened its port")
-        return await agent.set_clock(self._agent, self.qmp.label)
+        return await agent.set_clock(self._agent, self.qmp.label, self._agent_peer)
 
     async def _agent_listens(self) -> bool:
         """Return whether something in the guest has opened the agent's port."""
@@ -368,8 +390,14 @@ class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, 
 
     async def _activate_by_export(self, nodes: Iterable[str]) -> None:
         """Before 10.0 only an NBD export activates a node of a guest that stands (docs/explanation/point.md)."""
-        with tempfile.TemporaryDirectory(prefix="snaporch-") as directory:
-            address = {"type": "unix", "data": {"path": f"{directory}/nbd.sock"}}
+        with (
+            tempfile.TemporaryDirectory(prefix="snaporch-") as directory,
+            socket.socket(socket.AF_UNIX) as listener,
+        ):
+            listener.bind(f"{directory}/nbd.sock")  # QEMU may run as another user, who gets at nothing there
+            listener.listen(1)
+            await self.qmp.execute("getfd", {"fdname": "snaporch-nbd"}, fds=(listener.fileno(),))
+            address = {"type": "fd", "data": {"str": "snaporch-nbd"}}
             await self.qmp.execute("nbd-server-start", {"addr": address})
             for node in nodes:
                 export = {"type": "nbd", "id": "snaporch", "node-name": node, "name": "snaporch"}

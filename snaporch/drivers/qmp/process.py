@@ -52,6 +52,14 @@ class QemuProcess:
     surroundings: dict[str, Any] = attrs.field(factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def listener(self) -> int | None:
+        """The process that has to listen at `socket`: what something else started, itself; None: whoever does.
+
+        The socket of one that snaporch has launched was opened by snaporch, in a directory of its own.
+        """
+        return self.local.pid if self.attached and not self.directory else None
+
     def said(self, since: int = -1) -> tuple[int, str]:
         """Return where its log ends now, and the last words in it from a position on; of one of ours only."""
         log = Path(self.directory).parent / LOG

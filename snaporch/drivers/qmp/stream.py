@@ -38,7 +38,7 @@ import trio
 
 from snaporch.drivers.base import Progress, Stream, StreamPlan
 from snaporch.drivers.local.durable import identity
-from snaporch.drivers.local.files import remove
+from snaporch.drivers.local.filework import remove
 from snaporch.drivers.local.hugepages import collapse
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of, wait_gone
 from snaporch.drivers.qmp import sink

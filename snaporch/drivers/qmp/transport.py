@@ -13,33 +13,44 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from snaporch.drivers.local.sockets import address, peer_of
+from snaporch.drivers.local.sockets import Peer, address, peer_of
 from snaporch.errors import ConnectionGone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["connect", "peer_pid", "send", "unix_socket_of"]
+__all__ = ["connect", "peer", "send", "unix_socket_of"]
 
 # Between two looks at whether there is room: QEMU takes the next client as soon as it comes to it.
 _ROOM_SECONDS = 0.01
 
 
-async def connect(path: str | os.PathLike[str], *, label: str, timeout: float) -> trio.SocketStream:
+async def connect(
+    path: str | os.PathLike[str], *, label: str, timeout: float, listener: int | None = None
+) -> trio.SocketStream:
     """Connect to a listening Unix socket.
 
     Args:
         path: the socket; may be longer than the kernel's limit.
         label: the domain's name, for errors.
         timeout: seconds to wait for where as many as the listener wants wait already.
+        listener: the process that has to listen; None: whichever does.
 
     Raises:
-        ConnectionGone: there is no such socket, nobody listens, or there is still no room.
+        ConnectionGone: there is no such socket, nobody listens or another process does, or there is still no room.
     """
     deadline = trio.current_time() + timeout
     while True:
         try:
-            return _connect(os.fsdecode(path))
+            stream = _connect(os.fsdecode(path))
+            found = peer_of(stream.socket)
+            if listener is None or (found is not None and found.pid == listener):
+                return stream
+            await trio.aclose_forcefully(stream)
+            raise ConnectionGone(
+                f"{label}: {os.fspath(path)} is no socket of its QEMU (process {listener}) any more, but of "
+                f"process {found.pid if found else 0}: that QEMU cannot be reached; shut its guest down from inside"
+            )
         except BlockingIOError as error:
             if trio.current_time() >= deadline:
                 raise ConnectionGone(
@@ -73,11 +84,10 @@ def unix_socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
     return None
 
 
-def peer_pid(stream: trio.abc.Stream) -> int | None:
-    """Return the process at the other end, or None if it is unknown or of another PID namespace."""
+def peer(stream: trio.abc.Stream) -> Peer | None:
+    """Return who is at the other end, or None if that is unknown."""
     unix = unix_socket_of(stream)
-    peer = None if unix is None else peer_of(unix)
-    return None if peer is None else peer.pid or None
+    return None if unix is None else peer_of(unix)
 
 
 async def send(stream: trio.abc.Stream, data: bytes, fds: Sequence[int]) -> None:

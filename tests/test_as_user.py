@@ -1,0 +1,338 @@
+"""Work on files as another user: what that user may not do is not done, whatever is in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from snaporch.drivers.local import filework, servant, trace
+from snaporch.drivers.local.as_user import User, as_user, only_roots
+from snaporch.drivers.local.confine import Confinement
+from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.local.users_storage import UsersStorage
+from snaporch.errors import DamagedSnapshot, Forbidden, OperationFailed, Refused, Unsupported
+from snaporch.model.request import MergeOptions
+from snaporch.model.rfc import DeviceDisk
+
+NOBODY = 65534
+USER = User(NOBODY, NOBODY, ())
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as another user")
+
+
+def state(path: Path) -> tuple[int, int, int, int, bytes]:
+    status = path.stat()
+    return status.st_uid, status.st_gid, status.st_mode, status.st_mtime_ns, path.read_bytes()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of nobody's, with a secret of root's beside it."""
+    home = Path(tempfile.mkdtemp(prefix="snaporch-as-user-"))
+    home.chmod(0o755)
+    (home / "secret").write_text("root's")
+    (home / "secret").chmod(0o600)
+    (home / "secrets").mkdir(mode=0o700)
+    (home / "secrets/vda.qcow2").write_text("root's own")
+    (home / "secrets/vda.qcow2").chmod(0o600)
+    theirs = home / "theirs"
+    theirs.mkdir(mode=0o755)
+    os.chown(theirs, NOBODY, NOBODY)
+    yield theirs
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> UsersStorage:
+    own = tmp_path / "root/guest"
+    own.mkdir(parents=True, mode=0o700)
+    return UsersStorage(user=USER, own=str(own))
+
+
+def image(path: Path, owner: int = NOBODY, *more: str) -> DeviceDisk:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *more, str(path), "16M"], check=True)
+    os.chown(path, owner, owner)
+    path.chmod(0o600)
+    return DeviceDisk("vda", str(path))
+
+
+def test_who_it_is() -> None:
+    """The process has the user's ids and groups alone, no rights to get others, and nobody may look into it."""
+    call = as_user(User(NOBODY, NOBODY, (100, 101))).call
+    status = call(filework.read_text, "/proc/self/status")
+    found = {line.partition(":")[0]: line.partition(":")[2].split() for line in status.splitlines()}
+    assert set(found["Uid"]) | set(found["Gid"]) == {"65534"}
+    assert found["Groups"] == ["100", "101"]
+    assert {int(found[name][0], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+    assert found["NoNewPrivs"] == ["1"]
+    done = subprocess.run(
+        ["cat", f"/proc/{found['Pid'][0]}/environ"], user=NOBODY, capture_output=True, check=False
+    )
+    assert done.returncode
+
+
+def test_errors_are_told(place: Path) -> None:
+    """What it may not do, and what goes wrong there, comes out as if it had been done here."""
+    call = as_user(USER).call
+    with pytest.raises(PermissionError) as refused:
+        call(filework.read_text, str(place.parent / "secret"))
+    assert refused.value.filename == str(place.parent / "secret")
+    with pytest.raises(FileExistsError):
+        call(filework.make_file, str(place))
+    (place / "no-image").write_text("nothing")
+    with pytest.raises(DamagedSnapshot) as damaged:
+        call(trace.trace, str(place / "no-image"), "qcow2")
+    assert damaged.value.path == str(place / "no-image")
+    with pytest.raises(Refused, match="cannot look at"):
+        call(trace.trace, str(place / "nothing"), "raw")
+
+
+def test_it_is_killed(place: Path) -> None:
+    """The user may end the process, before or while it works: that call fails, and the next has another one."""
+    call = as_user(User(NOBODY, NOBODY, (102,))).call
+    pid = int(call(filework.read_text, "/proc/self/stat").split()[0])
+    subprocess.run(["kill", "-KILL", str(pid)], user=NOBODY, check=True)
+    with pytest.raises(OperationFailed, match="as nobody has ended"):
+        call(filework.exists, str(place))
+    os.mkfifo(place / "fifo", 0o666)
+    pid = int(call(filework.read_text, "/proc/self/stat").split()[0])
+    failed = []
+
+    def hangs() -> None:
+        with pytest.raises(OperationFailed, match="as nobody has ended") as raised:
+            call(filework.read_text, str(place / "fifo"))
+        failed.append(raised.value)
+
+    thread = threading.Thread(target=hangs)
+    thread.start()
+    assert call(filework.exists, str(place))  # one that hangs keeps no other from its work
+    os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert failed
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"x\n", b"[]\n", b'{"value": 3}\n', b'{"error": "SystemExit"}\n', b"[" * 99999]
+)
+def test_nonsense(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever came from there would be an error of that one call."""
+    liar = as_user(User(NOBODY, NOBODY, (103,)))
+    program = f"import os, sys; sys.stdin.readline(); os.write(0, {answer!r})"
+    script = Path(tempfile.mkstemp(suffix=".py")[1])
+    script.write_text(program)
+    monkeypatch.setattr(servant, "__file__", str(script))
+    with pytest.raises(OperationFailed):
+        liar.call(trace.trace, "/", "raw")
+    script.unlink()
+
+
+def test_whose_directory(place: Path, tmp_path: Path) -> None:
+    assert only_roots("/etc")
+    assert only_roots(str(tmp_path))
+    for path in ("/tmp", str(place), str(place / "below"), "/nowhere/at/all"):  # noqa: S108 - of all
+        assert not only_roots(path)
+    place.chmod(0o777)
+    os.chown(place, 0, 0)
+    assert not only_roots(str(place))
+
+
+async def test_overlays(place: Path, storage: UsersStorage) -> None:
+    """An overlay is the image's owner's and group's, 0600, or 0660 where QEMU gets at it through the group."""
+    base = image(place / "vda.qcow2")
+    assert storage.owner(base.path) == (NOBODY, NOBODY)
+    over = str(place / "over.qcow2")
+    await storage.make_overlay(over, base, 16 * 2**20, storage.owner(base.path))
+    status = os.stat(over)
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (NOBODY, NOBODY, 0o600)
+    assert [disk.path for disk in await storage.chain(over, "qcow2")] == [over, base.path]
+    with pytest.raises(FileExistsError):
+        await storage.make_overlay(over, base, 16 * 2**20, storage.owner(base.path))
+    await storage.commit_image(over, base.path, options=MergeOptions(), progress=lambda *_: None)
+    await storage.remove(over)
+    assert not os.path.exists(over)
+
+
+async def test_overlays_in_a_directory_of_roots(storage: UsersStorage, place: Path) -> None:
+    """Where nobody but root makes files, root makes them, and gives them away by what is open, not by a name."""
+    pool = place.parent / "pool"
+    pool.mkdir(mode=0o711)
+    base = image(pool / "vda.qcow2", 0)
+    os.chown(base.path, 0, NOBODY)
+    os.chmod(base.path, 0o660)
+    over = str(pool / "over.qcow2")
+    await storage.make_overlay(over, base, 16 * 2**20, storage.owner(base.path))
+    status = os.stat(over)
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, NOBODY, 0o660)
+    await storage.remove(over)
+    assert not os.path.exists(over)
+    os.chown(base.path, 0, 0)
+    with pytest.raises(Unsupported, match="not in its group root"):
+        storage.owner(base.path)
+
+
+async def test_memory_stays_here(place: Path, storage: UsersStorage) -> None:
+    """Memory is root's, in a directory that is root's alone; nowhere else."""
+    path = f"{storage.own}/one.mem"
+    await storage.check_memory_place(path)
+    await storage.make_file(path)
+    status = os.stat(path)
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0, 0o600)
+    record = await storage.seal(path)
+    await storage.check(record, thorough=True)
+    for other in (f"{place}/one.mem", "/root/one.mem", f"{storage.own}/../one.mem"):
+        with pytest.raises(Unsupported, match="memory"):
+            await storage.check_memory_place(other)
+    await storage.remove(path)
+
+
+async def test_an_image_is_never_here(storage: UsersStorage) -> None:
+    """A hypervisor that says its image is in the domain's own directory: nobody looks into that for it."""
+    path = f"{storage.own}/one.mem"
+    await storage.make_file(path)
+    for call in (storage.trace(path, "raw"), storage.virtual_size(path, "raw"), storage.inside(path)):
+        with pytest.raises(Refused, match="Permission denied"):
+            await call
+    with pytest.raises(Unsupported, match="as nobody"):
+        storage.owner(path)
+    with pytest.raises(PermissionError):
+        await storage.mark(path, "/root")
+
+
+@pytest.mark.parametrize("what", ["image", "directory"])
+async def test_in_its_place_is_a_link(place: Path, storage: UsersStorage, what: str) -> None:
+    """The image, or its directory, is a link to what is root's by the time that work begins."""
+    home = place.parent
+    base, over = image(place / "vda.qcow2"), str(place / "new.qcow2")
+    (home / "secrets").chmod(0o755)  # that it cannot be looked into is not what protects it
+    os.chown(home, NOBODY, NOBODY)
+    secrets = {path: state(path) for path in (home / "secret", home / "secrets/vda.qcow2")}
+    owner = storage.owner(base.path)
+    if what == "image":
+        os.unlink(base.path)
+        os.symlink(home / "secret", base.path)
+    else:
+        shutil.rmtree(place)
+        os.symlink(home / "secrets", place)
+    for call in (
+        storage.trace(base.path, "qcow2"),
+        storage.trace(base.path, "raw"),
+        storage.chain(base.path, "qcow2"),
+        storage.check_image(base.path, "qcow2"),
+        storage.virtual_size(base.path, "raw"),
+        storage.seal(base.path),
+        storage.commit_overlay(base.path),
+        storage.commit_image(base.path, base.path, options=MergeOptions(), progress=lambda *_: None),
+        storage.rebase(base.path, None, content=False),
+        storage.rebase(base.path, None, content=True),
+        storage.inside(base.path),
+        storage.save_inside(base.path, "point"),
+    ):
+        with pytest.raises((OSError, Refused, OperationFailed)):
+            await call
+    await storage.mark(base.path, "/root")
+    await storage.write_back([base.path])
+    if what == "directory":
+        for call in (
+            storage.make_overlay(over, base, 2**20, owner),
+            storage.make_file(over),
+            storage.remove(base.path),
+        ):
+            with pytest.raises((OSError, OperationFailed)):
+                await call
+    else:
+        with pytest.raises(Unsupported, match="root's"):
+            storage.owner(base.path)
+        await storage.remove(base.path)  # the link, which is the user's
+    assert {path: state(path) for path in secrets} == secrets
+    assert not os.path.exists(home / "secrets/new.qcow2")
+
+
+async def test_exchanged_all_the_time(place: Path, storage: UsersStorage) -> None:
+    """A directory that is now the user's, now a link to root's: nothing of root's is made, changed or removed."""
+    home = place.parent
+    (home / "secrets/new.qcow2").write_text("root's, too")
+    before = {path: state(path) for path in (home / "secrets").iterdir()}
+    swap = (
+        "import os,sys\np=sys.argv[1]\nwhile True:\n os.rename(p,p+'.d'); os.symlink(p+'/../secrets',p+'.l')\n"
+        " os.rename(p+'.l',p); os.unlink(p); os.rename(p+'.d',p)"
+    )
+    os.chown(home, NOBODY, NOBODY)
+    base = image(place / "vda.qcow2")
+    attacker = subprocess.Popen(["python3", "-c", swap, str(place)], user=NOBODY)
+    try:
+        for _ in range(20):
+            for call in (
+                storage.make_overlay(f"{place}/new.qcow2", base, 2**20, (NOBODY, NOBODY)),
+                storage.remove(f"{place}/new.qcow2"),
+                storage.remove(f"{place}/vda.qcow2"),
+            ):
+                try:
+                    await call
+                except (OSError, Refused, OperationFailed):
+                    await trio.lowlevel.checkpoint()
+        assert attacker.poll() is None, "it went on to the end"
+    finally:
+        attacker.kill()
+        attacker.wait()
+    assert {path: state(path) for path in (home / "secrets").iterdir()} == before
+
+
+async def test_a_hostile_image(place: Path, storage: UsersStorage) -> None:
+    """An image whose header leads to what is root's: only what the user can read is read."""
+    secret = place.parent / "secret"
+    before = state(secret)
+    evil = image(place / "evil.qcow2", NOBODY, "-u", "-b", str(secret), "-F", "raw")
+    for call in (
+        storage.trace(evil.path, "qcow2"),
+        storage.chain(evil.path, "qcow2"),
+        storage.inspect(evil.path, "qcow2"),
+        storage.commit_overlay(evil.path),
+        storage.rebase(evil.path, None, content=True),
+    ):
+        with pytest.raises((Refused, OperationFailed), match=r"Permission denied|Could not open"):
+            await call
+    assert state(secret) == before
+
+
+async def test_in_a_service(place: Path, storage: UsersStorage, tmp_path: Path) -> None:
+    """An image leads to where the service may look, and where the user may: not to one of the two only."""
+    base = image(place / "vda.qcow2")
+    over = image(place / "over.qcow2", NOBODY, "-b", base.path, "-F", "qcow2")
+    away = image(place.parent / "away.qcow2")
+    out = image(place / "out.qcow2", NOBODY, "-b", away.path, "-F", "qcow2")
+    nothing_else = partial(frozenset[str])
+    storage.confinement = Confinement(
+        str(tmp_path / "root"), lambda: [str(place)], lambda: frozenset({NOBODY}), lambda _: nothing_else()
+    )
+    assert len(await storage.chain(over.path, "qcow2")) == 2
+    with pytest.raises(Forbidden, match="outside the directories"):
+        await storage.chain(out.path, "qcow2")
+    untyped = image(place / "untyped.qcow2", NOBODY, "-u", "-b", "json:{}", "-F", "qcow2")
+    with pytest.raises(Forbidden, match="follows nothing else"):
+        await storage.chain(untyped.path, "qcow2")
+
+
+async def test_no_copies(place: Path, storage: UsersStorage) -> None:
+    base = image(place / "vda.qcow2")
+    assert "nobody" in storage.no_copies
+    with pytest.raises(Unsupported, match="no copies"):
+        await storage.extract_disk(base.path, "point", f"{storage.own}/copy")
+    assert LocalStorage().no_copies == ""
+
+
+def test_requests_are_json() -> None:
+    """What functions take and return, JSON can say: paths that are not UTF-8, too."""
+    assert json.loads(json.dumps("\udcff")) == "\udcff"
+    assert not as_user(USER).call(filework.exists, "/\udcff")
