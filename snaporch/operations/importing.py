@@ -158,30 +158,35 @@ async def import_archive(
         files = tuple([target for target in paths.values() if target] + overlays)
         run_directory = context.run_directory(name, operation.id)
         async with making(context, operation, MadePlan(driver.info.name, files, str(run_directory))):
-            await driver.storage.make_directory(directory)
-            for target in filter(None, paths.values()):
-                await driver.storage.make_file(target)
-            members = [(member, paths[member.name]) for member in manifest.members]
-            for disk in work.frozen.values():
-                if disk.target in work.active:
-                    await driver.storage.mark(disk.path, str(context.root))
-            unpacked = await work.archives.unpack(path, members, work.moved)
-            await _check_images(work)
-            await check_definition(context, work.definition)
-            if work.memory:
-                await _check_machine(work)
-            record = await _snapshot(work, {file.path: file for file in unpacked})
-            domain = DomainRecord(
-                work.definition,
-                work.active,
-                current=record.name,
-                shape=work.shape,
-                uuid=uuid,
-                generation=work.definition.new_generation(),
-            )
-            change = Change(domains=(domain,), snapshots=(record,), files={name: files})
-            await made(context, operation, change)
-    return Imported(name, record.name, memory, tuple(work.frozen), work.dropped)
+            await made(context, operation, await _taken_out(work, path, uuid, files))
+    return Imported(name, manifest.name, memory, tuple(work.frozen), work.dropped)
+
+
+async def _taken_out(work: _Import, path: str, uuid: str, files: tuple[str, ...]) -> Change:
+    """Unpack an archive into files that are made for it, and check these; return what the catalog is to know."""
+    storage, paths = work.driver.storage, work.paths
+    await storage.make_directory(work.context.directory(work.name))
+    for target in filter(None, paths.values()):
+        await storage.make_file(target)
+    for disk in work.frozen.values():
+        if disk.target in work.active:
+            await storage.mark(disk.path, str(work.context.root))
+    members = [(member, paths[member.name]) for member in work.manifest.members]
+    unpacked = await work.archives.unpack(path, members, work.moved)
+    await _check_images(work)
+    await check_definition(work.context, work.definition)
+    if work.memory:
+        await _check_machine(work)
+    record = await _snapshot(work, {file.path: file for file in unpacked})
+    domain = DomainRecord(
+        work.definition,
+        work.active,
+        current=record.name,
+        shape=work.shape,
+        uuid=uuid,
+        generation=work.definition.new_generation(),
+    )
+    return Change(domains=(domain,), snapshots=(record,), files={work.name: files})
 
 
 async def _read(context: Context, path: str) -> Manifest:
