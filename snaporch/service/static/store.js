@@ -182,7 +182,7 @@ export class Store {
       ? { done, total }
       : { state, steps: steps.at(-1)?.state === state ? steps : [...steps, { state, time }] };
     this.take({ ...known, ...change });
-    if (["complete", "rolled-back", "stranded", "failed", "refused"].includes(state)) this.#ended(id);
+    if (["complete", "rolled-back", "stranded", "failed", "refused"].includes(state)) this.#ended(id).catch(() => {}); // when the service is back, all is asked anew
   }
 
   async #ended(id) {
