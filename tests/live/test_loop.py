@@ -58,8 +58,8 @@ async def test_it_is_seen() -> None:
 
     async def held_up() -> None:
         async with ticking():
-            until = time.monotonic() + 3 * MOST
-            while time.monotonic() < until:
+            until = time.thread_time() + 3 * MOST
+            while time.thread_time() < until:
                 pass
             await trio.sleep(2 * TICK)
 
