@@ -29,6 +29,7 @@ from snaporch.model.record import (
     RevertRecord,
     SnapshotRecord,
     SyncReport,
+    Timings,
     VerifyReport,
 )
 from snaporch.model.rfc import DiskSnapshot
@@ -380,12 +381,20 @@ def snapshot(record: SnapshotRecord, current: str | None) -> RenderableType:
         "kind": record.kind,
         "strategy": f"{record.strategy}: {record.reason}",
         "pause": human_duration(timings.pause),
+        "late stop": _late_stop(timings),
         "total": human_duration(timings.total),
         "phases": _phases(timings.phases),
         "memory": _file(memory) if memory else "inside the first disk's image" if record.snapshot.memory else "-",
     }
     disks = {disk.disk.target: _disk(record, disk) for disk in record.snapshot.disks}
     return _facts((name, _text(value)) for name, value in (facts | disks).items() if value)
+
+
+def _late_stop(timings: Timings) -> str:
+    if timings.foreseen is None:
+        return ""
+    how = "too late, so the guest was stopped once more" if timings.missed else "in time"
+    return f"{how}; setup took {human_duration(timings.setup)}, {human_duration(timings.foreseen)} were foreseen"
 
 
 def _file(file: FileRecord) -> str:

@@ -367,6 +367,8 @@ def test_text_for_people() -> None:
     assert "\x1b" not in table
     assert "12.0 ms" in printed(human.created(RECORDS[:1]))
     assert "2.9 KiB" in printed(human.snapshot(RECORDS[0], None))
+    late = attrs.evolve(RECORDS[0], timings=Timings(0.012, setup=0.02, foreseen=0.018, missed=True))
+    assert "too late, so the guest was stopped once more" in printed(human.snapshot(late, None))
     assert "/d/base" in printed(human.domain(info("vda", "vdr")))
     assert "running" in printed(human.domains([info("vda")]))
     assert "no domains" in printed(human.domains([]))
