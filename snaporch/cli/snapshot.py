@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -19,7 +19,9 @@ from snaporch.model.names import in_order
 from snaporch.model.record import Boot
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import DeleteFlag, DomainSnapshot, RevertFlag
-from snaporch.protocol import AnyOrchestrator
+
+if TYPE_CHECKING:
+    from snaporch.protocol import AnyOrchestrator
 
 
 async def create(
