@@ -9,6 +9,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from inspect import iscoroutinefunction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.cli.conftest import Program, until
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TUTORIAL = ROOT / "docs/tutorial/first-checkpoint.md"
+OF_ALL = {"--json", "--root", "-v"}  # options that may be anywhere
 DEFINITION = """
 name = "web"
 memory = "64MiB"
@@ -60,8 +62,7 @@ COMMANDS = [(page, words) for page in GUIDES for words in typed(page)]
 def test_every_command_is_one(page: Path, words: list[str]) -> None:
     """Its verb, options and arguments are there."""
     del page
-    while words[0] in {"--json", "--root", "-v"}:
-        words = words[2:] if words[0] == "--root" else words[1:]
+    words = [word for before, word in pairwise(["", *words]) if before != "--root" and word not in OF_ALL]
     command, _, _ = application().parse_args(words, exit_on_error=False, print_error=False)
     assert iscoroutinefunction(command)
 
