@@ -11,6 +11,7 @@ import math
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from benchlib import floor
 from benchlib.lab import DOMAIN, Guest, GuestPlan, Qemu, remove, running_guest
 
 from snaporch import CreateFlag, CreateOptions, DomainSnapshot, OnTimeout, Strategy
+from snaporch.drivers.local.hugepages import collapse
+from snaporch.testing.dying import hypervisors
 
 BACKGROUND, LATE, FLOOR, PRECOPY, PAUSED, FILE, NOTHING = (
     "background",
@@ -159,6 +162,8 @@ async def take_bare(guest: Guest, *, to_file: bool) -> Taken:
 async def measured(guest: Guest, cell: Cell, contender: str, number: int, looking: float) -> Run:
     """Return one go, with what the guest felt of it."""
     serial = guest.serial
+    for pid in hypervisors(str(guest.root), DOMAIN):  # whoever came before may have left its huge pages split
+        await trio.to_thread.run_sync(collapse, pid, threading.Event())
     await trio.sleep(max(SETTLE_SECONDS, cell.unsynced * 2**20 / (POUR * 1e6)))
     (*_, before) = await serial.more(serial.mark(), 1)  # so that the next report's time begins now
     mark = serial.mark()

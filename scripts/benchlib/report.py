@@ -254,7 +254,7 @@ def markdown(machine: Machine, runs: Sequence[Run]) -> str:
         f"- the disk takes {machine.disk / 1e6:.0f} MB/s (one O_DIRECT write of 512 MiB)",
         "",
         "Figures are medians (least to greatest). All contenders of a cell take turns on the same guest, each",
-        "once a round, in an order drawn anew each round.",
+        "once a round, in an order drawn anew each round; before each go the guest gets its huge pages back.",
         "",
         "## Targets",
         "",
