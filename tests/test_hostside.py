@@ -45,7 +45,7 @@ def options(text: str) -> list[Option]:
         ("-vnc none", ""),
         ("-spice port=5930", "port 5930"),
         ("-device vhost-vsock-pci,guest-cid=3", "vsock address 3"),
-        ("-chardev socket,id=t,path=/t -tpmdev emulator,id=x,chardev=t", "TPM /t"),
+        ("-chardev socket,id=t,path=/t -tpmdev emulator,id=x,chardev=t", "the TPM at /t"),
         ("-drive file=a,copy-on-read=on", "the right to write to its images (copy-on-read)"),
     ],
 )

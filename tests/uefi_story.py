@@ -17,7 +17,7 @@ from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qmp import open_qmp
 from snaporch.drivers.qmp.stream import QemuStream
 from snaporch.errors import OperationFailed
-from snaporch.model.domain import DomainDefinition, DomainState
+from snaporch.model.domain import DomainDefinition, DomainState, TpmOptions
 from snaporch.model.request import CloneOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, RevertFlag
 from snaporch.orchestrator import open_orchestrator
@@ -74,7 +74,7 @@ async def image(world: World) -> bytes:
 
 
 @asynccontextmanager
-async def uefi(directory: Path, qemu: Qemu) -> AsyncIterator[World]:
+async def uefi(directory: Path, qemu: Qemu, tpm: TpmOptions | None) -> AsyncIterator[World]:
     """Define a domain with UEFI firmware and an empty disk, which nobody starts."""
     make_image(qemu, directory / "vda.qcow2")
     definition = DomainDefinition(
@@ -84,6 +84,7 @@ async def uefi(directory: Path, qemu: Qemu) -> AsyncIterator[World]:
         machine="pc",
         firmware="uefi",
         genid="auto",
+        tpm=tpm,
         emulator=qemu.emulator,
         disks=(DeviceDisk("vda", str(directory / "vda.qcow2")),),
     )
@@ -117,10 +118,10 @@ async def check_copies(world: World, first: bytes) -> None:
     await orch.destroy("moved")
 
 
-async def tell(directory: Path, qemu: Qemu) -> None:
+async def tell(directory: Path, qemu: Qemu, tpm: TpmOptions | None = None) -> None:
     """Variables are in the point and come back with it; a copy has its own; merges keep them."""
     finished = QemuStream.finished
-    async with uefi(directory, qemu) as world:
+    async with uefi(directory, qemu, tpm) as world:
         orch = world.orch
         (_, store) = (await orch.domain_info(NAME)).disks
         fresh = Path(store.active).read_bytes()

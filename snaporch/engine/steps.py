@@ -108,6 +108,11 @@ class Step(enum.StrEnum):
     PUT_BACK = "put_back"
     REMOVE_KEPT = "remove_kept"
     LEAVE_NOTHING = "leave_nothing"
+    COPY_TPM = "copy_tpm"
+    SEAL_TPM = "seal_tpm"
+    REMOVE_TPM_COPY = "remove_tpm_copy"
+    MAKE_TPM = "make_tpm"
+    REMOVE_TPM = "remove_tpm"
 
 
 @attrs.frozen(init=False)
@@ -162,7 +167,7 @@ def all_steps(tables: Iterable[Iterable[Phase]], rollback: Iterable[Undo]) -> fr
 _PREPARE = Phase(
     Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.OPEN_OVERLAY, Step.MAKE_MEMORY_FILE, Step.OPEN_STREAM
 )
-_PREPARE_OFFLINE = Phase(Signal.PREPARE, Step.MAKE_OVERLAY)
+_PREPARE_OFFLINE = Phase(Signal.PREPARE, Step.COPY_TPM, Step.MAKE_OVERLAY)
 # Just before a pause, in which the hypervisor would flush images. No guest is paused while another one syncs.
 _SYNC = Phase(Signal.PREPARE, Step.SYNC_IMAGES)
 _SEAL = Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE, Step.SEAL_MEMORY, goes_on=True)
@@ -208,7 +213,7 @@ CREATE: dict[Strategy, tuple[Phase, ...]] = {
     Strategy.NONE: (
         _PREPARE_OFFLINE,
         Phase(Signal.SWITCH, Step.KEEP_INSIDE),
-        Phase(Signal.SEAL, Step.SEAL_IMAGE, Step.SEAL_INSIDE, goes_on=True),
+        Phase(Signal.SEAL, Step.SEAL_TPM, Step.SEAL_IMAGE, Step.SEAL_INSIDE, goes_on=True),
     ),
 }
 
@@ -240,9 +245,9 @@ QUIESCED: dict[Strategy, tuple[Phase, ...]] = {
     Strategy.NONE: (
         Phase(Signal.PREPARE, Step.POST_GUARD, Step.MAKE_OVERLAY, Step.OPEN_OVERLAY),
         _FREEZE,
-        Phase(Signal.SWITCH, Step.SWITCH, paused=True),
+        Phase(Signal.SWITCH, Step.SWITCH, Step.COPY_TPM, paused=True),
         _THAW,
-        Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_IMAGE),
+        Phase(Signal.SEAL, Step.DISMISS_GUARD, Step.SEAL_TPM, Step.SEAL_IMAGE),
     ),
 }
 
@@ -259,6 +264,7 @@ ROLLBACK_CREATE: tuple[Undo, ...] = (
     Undo(Step.THAW, Step.FREEZE),
     Undo(Step.DISMISS_GUARD, Step.POST_GUARD),
     Undo(Step.REMOVE_MEMORY_FILE, Step.MAKE_MEMORY_FILE),  # a full disk has room again
+    Undo(Step.REMOVE_TPM_COPY, Step.COPY_TPM),
     Undo(Step.SWITCH_BACK, Step.SWITCH),
     Undo(Step.FORGET_INSIDE, Step.SAVE_INSIDE, Step.KEEP_INSIDE),
     Undo(Step.CLOSE_OVERLAY, Step.OPEN_OVERLAY),

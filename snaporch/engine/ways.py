@@ -61,6 +61,7 @@ _ROLLBACK: tuple[Undo, ...] = (
     Undo(Step.RESTORE_IMAGE, Step.LOAD_INSIDE, Step.GO_BACK),
     Undo(Step.FORGET_KEPT, Step.KEEP_PRESENT, Step.KEEP_IMAGE),
     Undo(Step.MOURN_OLD, Step.END_OLD),
+    Undo(Step.REMOVE_TPM, Step.MAKE_TPM),
     Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )
 
@@ -73,10 +74,11 @@ _ROLLBACK_PROVEN: tuple[Undo, ...] = (
     Undo(Step.REMOVE_KEPT, Step.KEEP_OLD),
     Undo(Step.RUN_OLD, Step.STAND_STILL),
     Undo(Step.DISMISS_GUARD, Step.POST_GUARD),
+    Undo(Step.REMOVE_TPM, Step.MAKE_TPM),
     Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )
 
-_PREPARE = Phase(Signal.PREPARE, Step.MAKE_OVERLAY)
+_PREPARE = Phase(Signal.PREPARE, Step.MAKE_TPM, Step.MAKE_OVERLAY)
 _END_OLD = Phase(Signal.DISPLACE, Step.END_OLD)
 _LOAD = Phase(Signal.LOAD, Step.LAUNCH, Step.LOAD)
 _LOAD_IMAGES = Phase(Signal.LOAD, Step.KEEP_IMAGE, Step.GO_BACK)
@@ -161,7 +163,11 @@ WAYS: dict[Way, Row] = {
     Way.VERIFY: Row(
         (_PREPARE, _LOAD, Phase(Signal.SWAP, Step.RUN_AWHILE)),
         Keeps.PROCESS,
-        (Undo(Step.END_NEW, Step.LAUNCH), Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY)),
+        (
+            Undo(Step.END_NEW, Step.LAUNCH),
+            Undo(Step.REMOVE_TPM, Step.MAKE_TPM),
+            Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
+        ),
         two_guests=True,
     ),
     # All clones are complete before the first of them runs; they are domains when that is in the catalog.
@@ -170,8 +176,9 @@ WAYS: dict[Way, Row] = {
         Keeps.PROCESS,
         (
             Undo(Step.END_NEW, Step.LAUNCH),
+            Undo(Step.REMOVE_TPM, Step.MAKE_TPM),
             Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
-            Undo(Step.LEAVE_NOTHING, Step.MAKE_OVERLAY, Step.LAUNCH),
+            Undo(Step.LEAVE_NOTHING, Step.MAKE_TPM, Step.MAKE_OVERLAY, Step.LAUNCH),
         ),
         two_guests=True,
     ),

@@ -1,8 +1,8 @@
 """What an archive of a snapshot says of itself: its first member, ``manifest.json``. No I/O.
 
 An archive is a plain tar. After the manifest come, as far as the manifest has them and in this order: ``memory``,
-``kernel``, ``initrd``, and a ``disks/TARGET.qcow2`` for each disk, which is whole in it: one qcow2 without backing
-file. Nothing else is in it. The manifest has no paths: whoever reads it chooses where the files go.
+``kernel``, ``initrd``, ``tpm``, and a ``disks/TARGET.qcow2`` for each disk, which is whole in it: one qcow2 without
+backing file. Nothing else is in it. The manifest has no paths: whoever reads it chooses where the files go.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 MEMORY = "memory"
 KERNEL = "kernel"
 INITRD = "initrd"
+TPM = "tpm"
 
 
 def disk_member(target: str) -> str:
@@ -88,6 +89,7 @@ class Manifest:
         devices: what the machine was made of, see `snaporch.model.domain.MachineShape`; empty: not known.
         memory: the memory; None: disks only.
         kernel: for direct boot, as `initrd`.
+        tpm: the state of the machine's TPM; None: it has none, had never been started, or it is in the memory.
     """
 
     written_by: str
@@ -107,6 +109,7 @@ class Manifest:
     memory: Member | None = None
     kernel: Member | None = None
     initrd: Member | None = None
+    tpm: Member | None = None
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -114,12 +117,13 @@ class Manifest:
         return tuple(self._members())
 
     def _members(self) -> Iterator[Member]:
-        yield from (each for each in (self.memory, self.kernel, self.initrd) if each is not None)
+        yield from (each for each in (self.memory, self.kernel, self.initrd, self.tpm) if each is not None)
         yield from (disk.member for disk in self.disks)
 
     def faults(self) -> Iterator[str]:
         """Yield what no archive of snaporch's would say, a phrase each."""
-        for wanted, member in ((MEMORY, self.memory), (KERNEL, self.kernel), (INITRD, self.initrd)):
+        named = {MEMORY: self.memory, KERNEL: self.kernel, INITRD: self.initrd, TPM: self.tpm}
+        for wanted, member in named.items():
             if member is not None and member.name != wanted:
                 yield f"{member.name!r:.60} in the place of {wanted}"
         if len({disk.target for disk in self.disks}) < len(self.disks):
@@ -128,6 +132,8 @@ class Manifest:
             yield f"{disk.target} is in the definition"
         if self.definition.kernel or self.definition.initrd or self.definition.serial or self.definition.nvram:
             yield "a path is in the definition"
+        if self.tpm is not None and self.definition.tpm is None:
+            yield "the state of a TPM, and no TPM"
         if any(member.size < 0 for member in self.members) or any(disk.virtual_size < 0 for disk in self.disks):
             yield "a size is negative"
         if self.uuid and not UUID.fullmatch(self.uuid):

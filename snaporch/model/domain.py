@@ -54,6 +54,9 @@ def _word_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "genid", f"genid {genid!r:.60} is none of auto, none, or a UUID"
     if values.get("nvram") is not None and values.get("firmware", "bios") == "bios":
         yield "nvram", 'a variable store is for `firmware = "uefi"`'
+    tpm = values.get("tpm")
+    if isinstance(tpm, Mapping) and isinstance(version := tpm.get("version", "2.0"), str) and version != "2.0":
+        yield "tpm", f"a TPM of version {version!r:.60} is not known; leave it out, or say 2.0"
     if (nvram := values.get("nvram")) is not None and isinstance(nvram, Mapping):
         yield from (("nvram", words) for words in _disk_faults({"target": NVRAM} | dict(nvram), set()))
 
@@ -111,6 +114,17 @@ class VariableStore:
     format: str = "raw"
 
 
+@attrs.frozen
+class TpmOptions:
+    """What a definition says of the machine's TPM: the table ``[tpm]``.
+
+    Attributes:
+        version: ``2.0``; snaporch starts no other.
+    """
+
+    version: str = "2.0"
+
+
 NVRAM = "nvram"
 """The target of the disk that is the variable store of a domain with UEFI firmware."""
 
@@ -140,6 +154,7 @@ class DomainDefinition:
             ``none``: it has none.
         firmware: ``bios`` or ``uefi``.
         nvram: of ``uefi``, the variable store, as it was written down; in a domain's record it is the disk `NVRAM`.
+        tpm: the machine has a TPM; None: it has none.
     """
 
     name: str
@@ -161,6 +176,7 @@ class DomainDefinition:
     genid: str = "none"
     firmware: str = "bios"
     nvram: VariableStore | None = None
+    tpm: TpmOptions | None = None
 
     def __attrs_post_init__(self) -> None:
         found = [words for _, words in faults(attrs.asdict(self))]
@@ -269,6 +285,7 @@ class DomainRecord:
         below: by path of an image that snaporch has put a disk on, all images below it, as they were left.
         generation: the generation id that its machine has, or is to have at the next start; empty: none, or it has
             never been started.
+        tpm: the directory with the state of its TPM; empty: it has none, or has never been started.
     """
 
     definition: DomainDefinition
@@ -288,6 +305,7 @@ class DomainRecord:
     reads: tuple[str, ...] = ()
     below: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
     generation: str = ""
+    tpm: str = ""
 
     @property
     def name(self) -> str:

@@ -166,6 +166,8 @@ class SnapshotRecord:
         id: 32 hexadecimal digits, never used again, though the name may be.
         clock_behind_seconds: see `DomainRecord.clock_behind_seconds`, at the point.
         saved_by_revert: a revert has taken it, of what it was about to replace; retention is about it, too.
+        tpm: a copy of the state of the machine's TPM; None: it has none, had never been started, or the state is
+            in the memory.
     """
 
     domain: str
@@ -195,6 +197,7 @@ class SnapshotRecord:
     id: str = ""
     clock_behind_seconds: float | None = None
     saved_by_revert: bool = False
+    tpm: FileRecord | None = None
 
     @property
     def name(self) -> str:
@@ -218,8 +221,8 @@ class SnapshotRecord:
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Its sealed files: memory and frozen images."""
-        return ((self.memory,) if self.memory is not None else ()) + self.frozen
+        """Its sealed files: memory, the TPM's state, and frozen images."""
+        return tuple(file for file in (self.memory, self.tpm) if file is not None) + self.frozen
 
     @property
     def index(self) -> str:

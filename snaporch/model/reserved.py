@@ -13,7 +13,7 @@ from snaporch.model.names import check_name
 DIRECTORIES = frozenset({"plans", "locks", "reports", "run", "archives"})
 _FILES = re.compile(r"(catalog\.sqlite3|tokens\.|reserve\.|hooks\.toml|service\.(toml|sock|lock)).*", re.IGNORECASE)
 # Below a domain's directory: the directories of its processes, with their sockets, and their log.
-_OF_A_DOMAIN = re.compile(r"run-.*|qemu\.log|.*\.sock|.*\.pid", re.IGNORECASE)
+_OF_A_DOMAIN = re.compile(r"run-.*|tpm-.*|qemu\.log|.*\.sock|.*\.pid", re.IGNORECASE)
 
 _PROPERTIES = (
     "acpi|dump-guest-core|graphics|hmat|hpet|i8042|kernel-irqchip|mem-merge|memory-backend|nvdimm|pcspk|pflash0|pflash1|pic|pit|sata|smbus|smm|"

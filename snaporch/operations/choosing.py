@@ -46,7 +46,9 @@ async def with_way(
         return plan
     if old is None:
         return attrs.evolve(plan, way=Way.DISPLACE, reason="the old process does not answer")
-    launch = Launch(plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template)
+    launch = Launch(
+        plan.snapshot.definition, plan.disks, plan.run_directory, template=plan.snapshot.template, tpm=plan.tpm
+    )
     # A merge that failed may have left images open for writing, which would bar the new guest.
     await need(old, Overlays, plan.domain.name).settle_merges(
         {disk.target: disk.path for disk in plan.domain.disks}

@@ -134,6 +134,7 @@ def _with_copy(plan: RevertPlan, copied: Copied) -> ClonePlan:
         origin=origin,
         reads=tuple(sorted({os.path.realpath(path) for path in (*files, *(file.path for file in record.frozen))})),
         generation=plan.generation,
+        tpm=plan.tpm,
     )
     return ClonePlan(attrs.evolve(plan, domain=domain), origin)
 

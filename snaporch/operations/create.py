@@ -45,7 +45,7 @@ from snaporch.engine.run import Operation
 from snaporch.engine.states import State
 from snaporch.engine.steps import CREATE, QUIESCED, ROLLBACK_CREATE, all_steps, create_phases
 from snaporch.engine.verdict import guard_acted
-from snaporch.errors import DeadlineExceeded, HypervisorError
+from snaporch.errors import DeadlineExceeded, HypervisorError, OperationFailed
 from snaporch.images.kinds import Verb
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
@@ -90,6 +90,7 @@ class Participant(CreateUndo):
     _pause_began: float | None = None
     _started: bool = False  # the stream, before the pause
     _missed: bool = False
+    _tpm: tuple[int, ...] = ()
 
     async def get_ready(self) -> None:
         """Know what need not be read again, and begin a new account of pauses.
@@ -128,6 +129,8 @@ class Participant(CreateUndo):
         """Have the guest's file systems frozen."""
         self.held = attrs.evolve(self.held, point=time.time())
         await self._able(GuestAgent).freeze()
+        if self.plan.tpm:
+            self._tpm = await self.driver.tpm_identity(self.plan.domain.tpm)
 
     async def thaw(self) -> None:
         """Have them thawed, if the guest is there; also undoes `freeze`."""
@@ -148,6 +151,29 @@ class Participant(CreateUndo):
     async def open_overlay(self, target: str) -> None:
         """Let the hypervisor open it."""
         await self._able(Overlays).open_overlay(self._overlay(target))
+
+    # The TPM of a machine whose memory, in which its state would be, is not saved.
+
+    async def copy_tpm(self) -> None:
+        """Copy the state of the TPM.
+
+        Raises:
+            OperationFailed: the guest has changed it since its file systems were frozen.
+        """
+        if not self.plan.tpm:
+            return
+        self.made.add(self.plan.tpm)
+        runs = self.machine is not None
+        found = await self.driver.copy_tpm(self.plan.domain.tpm, self.plan.tpm, runs=runs)
+        if runs and (found != self._tpm or found != await self.driver.tpm_identity(self.plan.domain.tpm)):
+            raise OperationFailed(
+                f"{self.name}: the guest wrote to its TPM while its disks were taken: take it again"
+            )
+
+    async def seal_tpm(self) -> None:
+        """Make the copy durable and take its checksum."""
+        if self.plan.tpm:
+            self._note(tpm=await self.storage.seal(self.plan.tpm))
 
     # The memory lane, beside the running guest.
 
@@ -385,6 +411,7 @@ class Participant(CreateUndo):
             id=new_id(),
             clock_behind_seconds=plan.domain.clock_behind_seconds if plan.snapshot.memory else None,
             saved_by_revert=plan.saves,
+            tpm=held.tpm,
         )
 
 

@@ -65,6 +65,7 @@ class CreatePlan:
         saves: a revert takes it, of what it is about to replace.
         late: the seconds for which the hypervisor is expected to get ready for the point, most of which the guest
             is to run through; None: it is paused first.
+        tpm: the file that the state of the machine's TPM is copied to; empty: it has none, or memory has it.
     """
 
     domain: DomainRecord
@@ -84,6 +85,7 @@ class CreatePlan:
     way_back: WayBack | None = None
     saves: bool = False
     late: float | None = None
+    tpm: str = ""
 
     @property
     def order(self) -> Strategy:
@@ -98,7 +100,8 @@ class CreatePlan:
     @property
     def files(self) -> tuple[str, ...]:
         """The files that will be made."""
-        return (*(o.path for o in self.overlays), *((self.stream.path,) if self.stream else ()), *self.extra)
+        others = (self.stream.path if self.stream else "", self.tpm)
+        return (*(o.path for o in self.overlays), *filter(None, others), *self.extra)
 
     @property
     def extra(self) -> tuple[str, ...]:
@@ -210,6 +213,7 @@ def plan_create(scene: Scene, snapshot: DomainSnapshot, flags: CreateFlag, optio
         shape=scene.shape,
         way_back=scene.way_back,
         late=late,
+        tpm=f"{scene.directory}/tpm.{short(scene.operation)}.state" if scene.domain.tpm and not memory else "",
     )
 
 

@@ -56,6 +56,7 @@ class Held:
         inside: by target, the point inside the image, once it is sealed.
         setup: see `Timings.setup`.
         missed: see `Timings.missed`.
+        tpm: the copy of the TPM's state, once it is sealed.
     """
 
     point: float = 0.0
@@ -66,6 +67,7 @@ class Held:
     inside: dict[str, FileRecord] = attrs.field(factory=dict)
     setup: float | None = None
     missed: bool = False
+    tpm: FileRecord | None = None
 
 
 @attrs.define
@@ -231,6 +233,11 @@ class CreateUndo(Actor):
             await self._remove(self.plan.stream.path)
             if self.plan.stream.index:
                 await self._remove(self.plan.stream.index)
+
+    async def remove_tpm_copy(self) -> None:
+        """Remove the copy of the TPM's state, if we made it."""
+        if self.plan.tpm:
+            await self._remove(self.plan.tpm)
 
     async def _remove(self, path: str) -> None:
         if path in self.made:

@@ -58,11 +58,13 @@ async def _doomed(
 
 
 async def _memory(merges: Merging) -> tuple[str, ...]:
-    """Return the memory files of the doomed snapshots, and their indexes, as far as they are ours."""
+    """Return the files of memory and their indexes, and of TPMs' states, of the doomed, as far as they are ours."""
     catalog, domain = merges.context.catalog, merges.record.name
     own, snapshots = await catalog.own_files(domain), await catalog.snapshots(domain)
-    going = [(s.memory.path, s.index) for s in snapshots if s.name in merges.doomed and s.memory is not None]
-    return tuple(path for paths in going for path in paths if path in own)
+    going = [s for s in snapshots if s.name in merges.doomed]
+    paths = [path for s in going if s.memory is not None for path in (s.memory.path, s.index)]
+    paths += [s.tpm.path for s in going if s.tpm is not None]
+    return tuple(path for path in paths if path in own)
 
 
 async def _go_on(context: Context, operation: Operation, journal: MergeJournal) -> MergePlan:

@@ -16,7 +16,7 @@ from snaporch.drivers.base import Archives, Binary, Driver, ImagePoints, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, TargetExists, Unsupported
-from snaporch.model.archive import INITRD, KERNEL, MEMORY, ArchivedDisk, Exported, Manifest, Member
+from snaporch.model.archive import INITRD, KERNEL, MEMORY, TPM, ArchivedDisk, Exported, Manifest, Member
 from snaporch.model.convert import dumps
 from snaporch.model.record import FileRecord, OperationKind, SnapshotRecord
 from snaporch.model.rfc import DeviceDisk
@@ -182,6 +182,7 @@ async def export(
             files: list[tuple[str, FileRecord]] = [(MEMORY, memory)] if memory is not None else []
             modules = {KERNEL: record.definition.kernel, INITRD: record.definition.initrd}
             files += [(what, await storage.seal(path)) for what, path in modules.items() if path]
+            files += [(TPM, record.tpm)] if record.tpm is not None else []
             disks = []
             for copy in copies:
                 await work.copy(copy, copy.path)
@@ -236,6 +237,7 @@ def _manifest(
         memory=members.get(MEMORY),
         kernel=members.get(KERNEL),
         initrd=members.get(INITRD),
+        tpm=members.get(TPM),
     )
 
 

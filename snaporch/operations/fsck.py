@@ -107,6 +107,7 @@ async def _domain(context: Context, domain: str, *, repair: bool) -> list[Findin
         found += await _disks(examined)
         found += await _snapshots(examined)
         found += await _writers(examined)
+        found += await _tpms(examined, repair=repair)
         found += await _files(examined, repair=repair)
     return found
 
@@ -191,6 +192,24 @@ async def _writers(examined: Examined) -> list[Finding]:
         examined.finding(Trouble.FROZEN_WRITTEN, writer.path, f"{writer.who} {text}")
         for writer in await examined.driver.writers_of(examined.frozen(), examined.record.handle)
     ]
+
+
+async def _tpms(examined: Examined, *, repair: bool) -> list[Finding]:
+    """Report a TPM whose state is gone, and states that nobody needs."""
+    found, present = [], examined.record.tpm
+    if present and examined.machine is None and examined.record.handle is None:
+        try:
+            await examined.driver.check_tpm(present)
+        except Refused as error:
+            found.append(examined.finding(Trouble.BROKEN_DISK, present, str(error)))
+    for path in sorted(Path(examined.context.directory(examined.record.name)).glob("tpm-*")):
+        if path.is_dir() and str(path) != present:
+            if repair:
+                await examined.driver.remove_tpm(str(path))
+            text = "it is the state of a TPM that no machine has any more"
+            orphan = examined.finding(Trouble.ORPHAN_FILE, str(path), text, certain=True)
+            found.append(attrs.evolve(orphan, repaired=repair))
+    return found
 
 
 async def _files(examined: Examined, *, repair: bool) -> list[Finding]:

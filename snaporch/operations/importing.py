@@ -18,7 +18,7 @@ from snaporch.drivers.base import Archives, Driver, Launch, check_versions, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, OtherMachine, SnaporchError, TargetExists, Unsupported
-from snaporch.model.archive import Imported, Manifest
+from snaporch.model.archive import TPM, Imported, Manifest
 from snaporch.model.convert import structured
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, DomainState, MachineShape
 from snaporch.model.names import check_name, new_uuid
@@ -29,6 +29,7 @@ from snaporch.model.rfc import DeviceDisk, DiskSnapshot, DomainSnapshot
 from snaporch.operations.checks import EMPTY_OVERLAY_BYTES, check_space
 from snaporch.operations.made import MadePlan, made, making
 from snaporch.operations.places import check_definition
+from snaporch.operations.revert_plan import tpm_place
 from snaporch.operations.shape import check_shape, wanted_disks
 
 _LOCAL = "qemu"  # the driver whose storage reads an archive before it is known which one it is for
@@ -106,6 +107,11 @@ class _Import:
         return tuple(self.active.get(target, disk) for target, disk in self.frozen.items())
 
     @property
+    def tpm(self) -> str:
+        """The directory with the state of the domain's TPM; empty: it has none."""
+        return tpm_place(self.definition, self.context.directory(self.name), self.operation.id)
+
+    @property
     def shape(self) -> MachineShape | None:
         """What its machine is made of; None: it has no memory that would be bound to it."""
         if not self.memory:
@@ -147,6 +153,10 @@ async def import_archive(
             f"the memory in {path} belongs to a machine with {'; '.join(work.dropped)}, which would be taken from "
             "whoever wrote the archive: if you trust that, say --trust; --disks-only leaves the memory out"
         )
+    if work.tpm:
+        driver.need_tpm(name)
+        if manifest.memory is not None and not memory:
+            raise InvalidInput(f"the state of the TPM in {path} is in the memory: leave out --disks-only")
     async with context.locked(operation):
         if context.catalog.knows(name):
             raise TargetExists(f"there is a domain {name!r} already; give another name: --as NAME")
@@ -157,7 +167,7 @@ async def import_archive(
         await check_space([(driver.storage, directory, size + len(overlays) * EMPTY_OVERLAY_BYTES)])
         files = tuple([target for target in paths.values() if target] + overlays)
         run_directory = context.run_directory(name, operation.id)
-        async with making(context, operation, MadePlan(driver.info.name, files, str(run_directory))):
+        async with making(context, operation, MadePlan(driver.info.name, files, str(run_directory), work.tpm)):
             await made(context, operation, await _taken_out(work, path, uuid, files))
     return Imported(name, manifest.name, memory, tuple(work.frozen), work.dropped)
 
@@ -177,6 +187,8 @@ async def _taken_out(work: _Import, path: str, uuid: str, files: tuple[str, ...]
     await check_definition(work.context, work.definition)
     if work.memory:
         await _check_machine(work)
+    elif work.tpm:
+        await work.driver.make_tpm(work.tpm, paths.get(TPM, ""))
     record = await _snapshot(work, {file.path: file for file in unpacked})
     domain = DomainRecord(
         work.definition,
@@ -185,6 +197,7 @@ async def _taken_out(work: _Import, path: str, uuid: str, files: tuple[str, ...]
         shape=work.shape,
         uuid=uuid,
         generation=work.definition.new_generation(),
+        tpm=work.tpm,  # of a point with memory that is not there yet: what it has is in the memory
     )
     return Change(domains=(domain,), snapshots=(record,), files={work.name: files})
 
@@ -242,8 +255,11 @@ async def _check_machine(work: _Import) -> None:
         incoming=True,
         isolated=True,
         generation=work.definition.new_generation(),
+        tpm=work.tpm,
     )
     try:
+        if work.tpm:
+            await work.driver.make_tpm(work.tpm)
         handle = await work.driver.launch(launch)
         async with work.driver.connect(handle, work.name) as machine:
             check_versions(machine, work.manifest.hypervisor, work.manifest.name)
@@ -255,6 +271,8 @@ async def _check_machine(work: _Import) -> None:
             f"the memory of {work.manifest.name} cannot be loaded here: {error}; --disks-only takes the disks alone"
         ) from error
     await work.driver.end(handle, directory)
+    if work.tpm:
+        await work.driver.remove_tpm(work.tpm)
 
 
 async def _snapshot(work: _Import, unpacked: Mapping[str, FileRecord]) -> SnapshotRecord:
@@ -262,6 +280,8 @@ async def _snapshot(work: _Import, unpacked: Mapping[str, FileRecord]) -> Snapsh
     said, storage = work.manifest, work.driver.storage
     path = work.paths["memory"] if work.memory else ""
     memory = await storage.seal(path, unpacked[path]) if path else None
+    state = work.paths.get(TPM, "")
+    tpm = await storage.seal(state, unpacked[state]) if state else None
     images: dict[str, tuple[FileRecord, ...]] = {}
     for target, disk in work.frozen.items():
         if target in work.active:
@@ -286,4 +306,5 @@ async def _snapshot(work: _Import, unpacked: Mapping[str, FileRecord]) -> Snapsh
         hypervisor=dict(said.hypervisor) if work.memory else {},
         quiesced=said.quiesced,
         shape=work.shape,
+        tpm=tpm,
     )

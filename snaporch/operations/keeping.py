@@ -155,6 +155,7 @@ class Keeping(Restoring):
             incoming=True,
             template=domain.template,
             generation=domain.generation,
+            tpm=domain.tpm,
         )
         back = await self.driver.restore(launch, keep.path)
         await self.driver.storage.remove(keep.path)

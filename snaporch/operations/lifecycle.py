@@ -17,6 +17,7 @@ from snaporch.model.record import OperationKind
 from snaporch.operations.checks import check_verb
 from snaporch.operations.disks import check_drives, check_start
 from snaporch.operations.recover import sweep
+from snaporch.operations.revert_plan import tpm_place
 from snaporch.operations.shape import WantedDisk, check_shape
 from snaporch.operations.unchanged import check_as_left
 
@@ -33,7 +34,36 @@ async def start(context: Context, name: str, *, paused: bool) -> None:
         await sweep(context, record, end=True)
         await check_start(context, operation, record)
         await check_as_left(context, record, still=True)
-        await _launch(context, _anew(record), paused=paused)
+        if record.definition.tpm is None or record.tpm:
+            await _check_tpm(context, record)
+            await _launch(context, _anew(record), paused=paused)
+            return
+        driver, place = context.driver(record), tpm_place(record.definition, context.directory(name), operation.id)
+        await driver.make_tpm(place)
+        try:
+            await _launch(context, attrs.evolve(_anew(record), tpm=place), paused=paused)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await context.catalog.write(Change(domains=(record,)))
+                await driver.remove_tpm(place)
+            raise
+
+
+async def _check_tpm(context: Context, record: DomainRecord) -> None:
+    """Refuse to start a domain whose TPM would be another one.
+
+    Raises:
+        Refused: its state is not there.
+    """
+    if record.definition.tpm is None:
+        return
+    try:
+        await context.driver(record).check_tpm(record.tpm)
+    except Refused as error:
+        back = f"`snaporch revert {record.name} SNAPSHOT` brings back the TPM of a point"
+        raise Refused(
+            f"{record.name} is not started: {error}, and its guest would find another TPM; {back}"
+        ) from None
 
 
 def _anew(record: DomainRecord) -> DomainRecord:
@@ -47,7 +77,14 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
     driver = context.driver(record)
     directory = context.run_directory(record.name, Operation(OperationKind.START, record.name, "").id)
     handle = await driver.launch(
-        Launch(record.definition, record.disks, directory, template=record.template, generation=record.generation)
+        Launch(
+            record.definition,
+            record.disks,
+            directory,
+            template=record.template,
+            generation=record.generation,
+            tpm=record.tpm if record.definition.tpm is not None else "",
+        )
     )
     try:
         await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))

@@ -32,11 +32,13 @@ class MadePlan:
         driver: the driver's name.
         files: what it makes, with paths that nothing else has.
         directory: of the process that it launches, or empty.
+        tpm: the directory with the state of its TPM, or empty.
     """
 
     driver: str
     files: tuple[str, ...]
     directory: str = ""
+    tpm: str = ""
 
 
 @asynccontextmanager
@@ -102,6 +104,8 @@ async def unmake(context: Context, operation: Operation, plan: MadePlan, why: st
 async def _remove(context: Context, operation: Operation, driver: Driver, plan: MadePlan) -> None:
     if plan.directory:
         await driver.end(await driver.find(Path(plan.directory)), Path(plan.directory))
+    if plan.tpm:
+        await driver.remove_tpm(plan.tpm)
     await driver.storage.release(plan.files)
     for path in plan.files:
         await driver.storage.remove(path)

@@ -53,6 +53,8 @@ async def completed(context: Context, definition: DomainDefinition) -> tuple[Dom
     check_domain_name(definition.name)
     check_nvram(definition)
     driver = context.driver(DomainRecord(definition))
+    if definition.tpm is not None:
+        driver.need_tpm(definition.name)
     if definition.firmware == "bios":
         return definition, ""
     if (disk := next((disk for disk in definition.disks if disk.target == NVRAM), None)) is None:

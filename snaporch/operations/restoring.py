@@ -122,6 +122,12 @@ class Restoring(Actor):
         await storage.make_overlay(path, base, size, self.plan.owners.get(target))
         self.made.add(path)
 
+    async def make_tpm(self) -> None:
+        """Make the state of the new machine's TPM: as it was, or for the memory to bring it."""
+        if self.plan.tpm:
+            copy = self.plan.snapshot.tpm
+            await self.driver.make_tpm(self.plan.tpm, copy.path if copy is not None else "")
+
     def what_to_launch(self) -> Launch:
         """Return what `launch` starts."""
         record = self.plan.snapshot
@@ -132,6 +138,7 @@ class Restoring(Actor):
             incoming=record.memory is not None,
             template=record.template,
             generation=self.plan.generation,
+            tpm=self.plan.tpm,
         )
 
     async def launch(self) -> None:
@@ -223,6 +230,11 @@ class Restoring(Actor):
         if self.verdict.read() == COMPLETE:
             await self.verdict.revise(UNDONE)
         await self.driver.end(self.new, self.plan.run_directory)
+
+    async def remove_tpm(self) -> None:
+        """Remove that state."""
+        if self.plan.tpm:
+            await self.driver.remove_tpm(self.plan.tpm)
 
     async def remove_overlay(self, target: str) -> None:
         """Remove the fresh overlay."""

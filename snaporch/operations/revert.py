@@ -228,6 +228,7 @@ class Reverter(Loading):
             origin=self.plan.domain.origin,
             reads=tuple(sorted(reads)),
             generation=self.plan.generation,
+            tpm=self.plan.domain.tpm if WAYS[self.plan.way].same_process else self.plan.tpm,
         )
         return left_on(domain, {d.path: frozen[d.target] for d in self.plan.disks if d.target in self.plan.frozen})
 
@@ -247,6 +248,8 @@ class Reverter(Loading):
             await self._take_place(domain, old)
             await self.driver.forget(old)
         await self.remove_kept()
+        if plan.domain.tpm and plan.domain.tpm != domain.tpm:
+            await self.driver.remove_tpm(plan.domain.tpm)
         await self._forget_all((await catalog.domain(self.name)).handle)
         held = await catalog.paths_of_snapshots(self.name) | {disk.path for disk in domain.disks}
         own = await catalog.own_files(self.name)

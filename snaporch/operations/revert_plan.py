@@ -10,7 +10,7 @@ import attrs
 
 from snaporch.drivers.base import StreamPlan
 from snaporch.errors import InvalidInput, Unsupported
-from snaporch.model.domain import DomainRecord, DomainState
+from snaporch.model.domain import DomainDefinition, DomainRecord, DomainState
 from snaporch.model.formats import versioned
 from snaporch.model.names import short
 from snaporch.model.record import Estimate, SnapshotRecord
@@ -42,6 +42,7 @@ class RevertPlan:
         keep_clock: the guest's clock is left as it is.
         generation: the generation id of the new machine, which no other has had; empty: it has none.
         eager: why all memory is loaded before the guest runs, though it was to come lazily; else empty.
+        tpm: the directory for the state of the new machine's TPM; empty: it has none.
     """
 
     domain: DomainRecord
@@ -62,6 +63,7 @@ class RevertPlan:
     keep_clock: bool = False
     generation: str = ""
     eager: str = ""
+    tpm: str = ""
 
     @property
     def memory_inside(self) -> bool:
@@ -117,6 +119,11 @@ def _media(domain: DomainRecord, record: SnapshotRecord) -> Iterable[DeviceDisk]
             yield attrs.evolve(disk, path=then.active, format=then.format)
 
 
+def tpm_place(definition: DomainDefinition, directory: str, operation: str) -> str:
+    """Return the directory for the state of a TPM that an operation makes; empty: the machine has none."""
+    return f"{directory}/tpm-{short(operation)}" if definition.tpm is not None else ""
+
+
 def inside_blocker(record: SnapshotRecord, others: Iterable[SnapshotRecord], needed: Mapping[str, str]) -> str:
     """Return why images cannot go back in place to a snapshot that is inside them, or an empty string.
 
@@ -160,10 +167,11 @@ def plan_revert(
     place = f"{directory}/run-{short(operation)}"
     keep_clock = RevertFlag.KEEP_CLOCK in flags or domain.definition.clock == "keep"
     generation = record.definition.new_generation()
+    tpm = tpm_place(record.definition, directory, operation)
     if inside:
         way, kept = _way_inside(domain, was, record, force=force), f"snaporch-{short(operation)}"
         plan = RevertPlan(domain, record, state, was, disks, frozen, way, place, operation, inside, kept)
-        return attrs.evolve(plan, keep_clock=keep_clock, generation=generation)
+        return attrs.evolve(plan, keep_clock=keep_clock, generation=generation, tpm=tpm)
     shared = [disk.target for disk in disks if disk.target not in frozen and not disk.readonly]
     if shared and was is not DomainState.INACTIVE and not force:
         raise Unsupported(
@@ -174,7 +182,7 @@ def plan_revert(
     if shared and was is not DomainState.INACTIVE and way is Way.BESIDE:
         way = Way.DISPLACE
     plan = RevertPlan(domain, record, state, was, disks, frozen, way, place, operation)
-    return attrs.evolve(plan, keep_clock=keep_clock, generation=generation)
+    return attrs.evolve(plan, keep_clock=keep_clock, generation=generation, tpm=tpm)
 
 
 def _way_inside(domain: DomainRecord, was: DomainState, record: SnapshotRecord, *, force: bool) -> Way:
@@ -207,5 +215,6 @@ def renamed(plan: RevertPlan, operation: str) -> RevertPlan:
         else disk
         for disk in plan.disks
     )
-    directory = f"{os.path.dirname(plan.directory)}/run-{name}"
-    return attrs.evolve(plan, disks=disks, directory=directory, operation=operation)
+    parent = os.path.dirname(plan.directory)
+    tpm = tpm_place(plan.snapshot.definition, parent, operation)
+    return attrs.evolve(plan, disks=disks, directory=f"{parent}/run-{name}", operation=operation, tpm=tpm)

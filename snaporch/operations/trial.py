@@ -23,7 +23,7 @@ from snaporch.model.names import short
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.way import Way
 from snaporch.operations.restoring import Restoring
-from snaporch.operations.revert_plan import RevertPlan, fresh_disks
+from snaporch.operations.revert_plan import RevertPlan, fresh_disks, tpm_place
 
 RUN_SECONDS = 3.0  # a guest whose memory does not fit its devices or disks panics within its first timer ticks
 
@@ -58,6 +58,7 @@ def plan_trial(domain: DomainRecord, record: SnapshotRecord, *, directory: str, 
         operation=operation,
         inside={target: disk.name for target, disk in inside.items()},
         generation=record.definition.new_generation(),
+        tpm=tpm_place(record.definition, directory, operation),
     )
 
 
@@ -139,6 +140,7 @@ class Trial(Restoring):
     async def clean_up(self) -> None:
         """Remove the copy."""
         await self.end_new()
+        await self.remove_tpm()
         for target in self.plan.frozen:
             await self.remove_overlay(target)
 

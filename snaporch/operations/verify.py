@@ -115,7 +115,7 @@ async def _try(
         needed = sum(file.size for file in record.inside.values())
         await check_space([(driver.storage, directory, needed)])
         trial = Trial(plan, operation, context, driver, None)
-        launch = Launch(record.definition, plan.disks, plan.run_directory, template=record.template)
+        launch = Launch(record.definition, plan.disks, plan.run_directory, template=record.template, tpm=plan.tpm)
         stand_ins = driver.stand_ins(launch)
         await context.engine.run(
             operation,

@@ -98,6 +98,8 @@ class Domains(Looking):
                 await check_forgettable(self._context, record)
             else:
                 await self._context.catalog.write(Change(domains=(without_disks(record),)))
+            if record.tpm:
+                await self._context.driver(record).remove_tpm(record.tpm)
             await places.leave_nothing(self._context, name, self._context.driver(record), files)
             await self._context.catalog.write(Change(gone=files))
             await self._context.catalog.drop_domain(name)

@@ -1,4 +1,4 @@
-"""What firmware tells the guest, the generation id, and what it keeps, the variables of UEFI."""
+"""What firmware tells the guest, the generation id, what it keeps, the variables of UEFI, and the TPM."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from snaporch.errors import Unsupported
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot
+from tests import tpm_story, uefi_story
 from tests.live.world import MEMORY, NAME, MakeWorld, Qemu, World, assert_nothing_runs
-from tests.uefi_story import tell
 
 pytestmark = pytest.mark.live
 
@@ -53,5 +53,12 @@ async def test_generation(make_world: MakeWorld) -> None:
 @pytest.mark.parametrize("qemu", ["10.0"], indirect=True)
 async def test_uefi(tmp_path: Path, qemu: Qemu) -> None:
     """As the story says; `scripts/proof uefi` tells it in each of the QEMUs."""
-    await tell(tmp_path, qemu)
+    await uefi_story.tell(tmp_path, qemu)
+    await assert_nothing_runs(tmp_path)
+
+
+@pytest.mark.parametrize("qemu", ["10.0"], indirect=True)
+async def test_tpm(tmp_path: Path, qemu: Qemu) -> None:
+    """As the story says; `scripts/proof uefi` tells it in each of the QEMUs."""
+    await tpm_story.tell(tmp_path, qemu)
     await assert_nothing_runs(tmp_path)

@@ -22,9 +22,9 @@ from snaporch.drivers.qemu.driver import AGENT, QemuDriver
 from snaporch.drivers.qmp import agent
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.engine.states import State
-from snaporch.errors import Unsupported
+from snaporch.errors import OperationFailed, Unsupported
 from snaporch.guest.build import build_linux
-from snaporch.model.domain import DomainDefinition
+from snaporch.model.domain import DomainDefinition, TpmOptions
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.orchestrator import Orchestrator, open_orchestrator
@@ -119,6 +119,7 @@ async def linux(directory: Path, qemu: Qemu) -> AsyncIterator[Linux]:
         emulator=qemu.emulator,
         guest_agent=True,
         disks=(DeviceDisk("vda", str(disk)),),
+        tpm=TpmOptions(),
     )
     async with open_orchestrator(root, drivers={"qemu": QemuDriver(storage=LocalStorage(qemu.img))}) as orch:
         await orch.define(definition)
@@ -132,7 +133,7 @@ async def linux(directory: Path, qemu: Qemu) -> AsyncIterator[Linux]:
     shutil.rmtree(root)
 
 
-async def test_linux(tmp_path: Path, qemu: Qemu) -> None:
+async def test_linux(tmp_path: Path, qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen at the point, thawed after it: by snaporch, by the guard if snaporch dies, and after a revert."""
     async with linux(tmp_path, qemu) as guest:
         orch = guest.orch
@@ -141,6 +142,11 @@ async def test_linux(tmp_path: Path, qemu: Qemu) -> None:
         assert (record.strategy, record.quiesced, record.memory) == (Strategy.NONE, True, None)
         await guest.goes_on()
         await guest.check_clean("disks")
+        assert record.tpm is not None
+        with monkeypatch.context() as patched:
+            patched.setattr("snaporch.drivers.qemu.tpm.identity", lambda _: ())
+            with pytest.raises(OperationFailed, match="wrote to its TPM"):
+                await orch.create(NAME, DomainSnapshot("torn"), DISKS)
         await orch.create(NAME, DomainSnapshot("live"), CreateFlag.LIVE | CreateFlag.QUIESCE)
         far = await guest.goes_on()
         await guest.check_clean("live")

@@ -106,6 +106,50 @@ class Driver(abc.ABC):
         """
         raise Unsupported(f"{definition.name}: the driver {self.name} starts no machine with UEFI firmware")
 
+    def need_tpm(self, name: str) -> None:
+        """Refuse a TPM for the domain of this name where there can be none.
+
+        Raises:
+            Unsupported: there is none here, or what it takes is not installed.
+        """
+        raise Unsupported(f"{name}: the driver {self.name} starts no machine with a TPM")
+
+    async def make_tpm(self, directory: str, copy: str = "") -> None:
+        """Make a directory for the state of a TPM: of a new one, or as a copy has it.
+
+        Durable on return; idempotent.
+        """
+        raise NotImplementedError
+
+    async def check_tpm(self, directory: str) -> None:
+        """Refuse to start a machine whose TPM has lost its state: the TPM would be a new one.
+
+        Raises:
+            Refused: the state is not there.
+        """
+        raise NotImplementedError
+
+    async def copy_tpm(self, directory: str, path: str, *, runs: bool) -> tuple[int, ...]:
+        """Copy the state of a TPM to a file, which is made; not durable on return.
+
+        Args:
+            directory: of the TPM.
+            path: of the file.
+            runs: its machine runs; else this waits until nobody writes to the state any more.
+
+        Returns:
+            What `tpm_identity` says of the state that was copied.
+        """
+        raise NotImplementedError
+
+    async def tpm_identity(self, directory: str) -> tuple[int, ...]:
+        """Return what tells the present state of a TPM from every other that it has had."""
+        raise NotImplementedError
+
+    async def remove_tpm(self, directory: str) -> None:
+        """Remove a TPM that no machine has, with its state; nothing where there is none."""
+        raise NotImplementedError
+
     async def way_back(self, record: DomainRecord, machine: Machine) -> WayBack:  # noqa: ARG002 - others look
         """Return how a domain, as its machine is now, would go back to a point of it."""
         return WayBack(Way.BESIDE)

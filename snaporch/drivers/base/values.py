@@ -311,6 +311,7 @@ class Launch:
         isolated: without network and without the outside's serial ports: for a throw-away copy.
         template: for an attached domain: the machine that the new one is to be like, instead of the definition.
         generation: the machine's generation id; empty: it has none.
+        tpm: the directory with the state of the machine's TPM, see `Driver.make_tpm`; empty: it has none.
     """
 
     definition: DomainDefinition
@@ -320,6 +321,7 @@ class Launch:
     isolated: bool = False
     template: Handle | None = None
     generation: str = ""
+    tpm: str = ""
 
 
 @attrs.frozen

@@ -34,7 +34,7 @@ only-migratable option-rom overcommit rtc sandbox seed smp usb vga watchdog-acti
 _KEPT = frozenset(_WORDS.split())
 _DEFINED = """
 name memory vcpus accel machine kernel initrd append serial emulator extra_args guest_agent disks driver clock
-firmware genid
+firmware genid tpm
 """
 _FIELDS = frozenset(_DEFINED.split())
 """What is understood of a definition: something new in it has to be thought of here first."""

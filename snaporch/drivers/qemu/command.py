@@ -63,6 +63,18 @@ def _agent_arguments(fd: int) -> list[str]:
     ]
 
 
+def _tpm_arguments(fd: int) -> list[str]:
+    """Return the arguments for a TPM whose swtpm is at the other end of the socket `fd`."""
+    return [
+        "-chardev",
+        f"socket,id=snaporch-tpm-socket,fd={fd}",
+        "-tpmdev",
+        "emulator,id=snaporch-tpm-backend,chardev=snaporch-tpm-socket",
+        "-device",
+        "tpm-crb,id=snaporch-tpm,tpmdev=snaporch-tpm-backend",
+    ]
+
+
 def _escaped(text: str) -> str:
     """Escape a value of a comma-separated option."""
     return text.replace(",", ",,")
@@ -90,6 +102,7 @@ def command_line(
     agent: int | None = None,
     generation: str = "",
     firmware: str = "",
+    tpm: int | None = None,
     devices: Collection[str] = (),
 ) -> list[str]:
     """Return the arguments after the emulator's name; the CPUs are stopped at first.
@@ -127,6 +140,8 @@ def command_line(
             arguments += ["-device", f"virtio-blk-pci,id={disk.target},drive={disk.target}-image"]
     if generation:
         arguments += ["-device", f"vmgenid,id=snaporch-genid,guid={generation}"]
+    if tpm is not None:
+        arguments += _tpm_arguments(tpm)
     if agent is not None:
         arguments += _agent_arguments(agent)
     arguments += control_arguments(fds, pidfile)

@@ -39,13 +39,14 @@ from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.local.users_storage import UsersStorage
-from snaporch.drivers.qemu import attach, attaching, clones, firmware, hostside, kvm, surroundings
+from snaporch.drivers.qemu import attach, attaching, clones, firmware, hostside, kvm, surroundings, tpm
 from snaporch.drivers.qemu.command import command_line, mark
 from snaporch.drivers.qemu.discover import discover
 from snaporch.drivers.qemu.host import default_emulator, doctor
 from snaporch.drivers.qemu.hostside import Held
 from snaporch.drivers.qemu.spawn import PID, free_ports, like, listening, spawn, user_of
 from snaporch.drivers.qemu.surroundings import replaced
+from snaporch.drivers.qemu.tpm import Tpms
 from snaporch.drivers.qmp import lazy, open_qmp
 from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
@@ -83,7 +84,7 @@ INFO = Info(
 
 
 @attrs.define
-class QemuDriver(Driver, StartsBeside, Discovers, Clones):
+class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
     """Domains in QEMU processes of this host."""
 
     info: Info = attrs.field(default=INFO, init=False)
@@ -132,7 +133,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
                 return firmware.firmware_for(await self.storage.virtual_size(disk.path, disk.format)).code
         return ""
 
-    async def _command(self, launch: Launch, fds: list[int]) -> attach.Relaunch:
+    async def _command(self, launch: Launch, fds: list[int], link: tpm.Link | None) -> attach.Relaunch:
         pidfile = str(launch.directory / PID)
         if launch.template is not None:
             return like(QemuProcess.of(launch.template), launch, fds, self._user)
@@ -151,6 +152,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
             agent=fds[2] if definition.guest_agent else None,
             generation=launch.generation,
             firmware=await self._code(launch),
+            tpm=link.qemu if link else None,
             devices={disk.path for disk in launch.disks if is_block_device(disk.path)},
         )
         return attach.Relaunch((emulator, *arguments))
@@ -162,15 +164,35 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
         await self.storage.make_directory(str(launch.directory))
         log = launch.directory.parent / LOG  # of all the processes that the domain has had
         start = log.stat().st_size if log.exists() else 0
+        async with tpm.linked(launch) as link:
+            made = await self._started(launch, link, log)
+            handle = made.handle(self.name)
+            try:
+                if link is not None:
+                    link.start()
+                async with open_qmp(made.socket, label=launch.definition.name, timeout=GREETING_SECONDS):
+                    if link is not None:
+                        link.check()
+                    return handle
+            except HypervisorError as error:
+                await self._end_shielded(handle, launch.directory, link)
+                words = "; ".join(filter(None, [last_words(log, start), link.words() if link is not None else ""]))
+                raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
+            except BaseException:
+                await self._end_shielded(handle, launch.directory, link)
+                raise
+
+    async def _started(self, launch: Launch, link: tpm.Link | None, log: Path) -> QemuProcess:
+        """Start a process; whether it stays is not known yet."""
         agent = (AGENT,) if launch.definition.guest_agent and launch.template is None else ()
+        template = QemuProcess.of(launch.template) if launch.template is not None else None
         with listening(launch.directory, CONTROL, QUERY, *agent) as fds:
-            command = await self._command(launch, fds)
-            template = QemuProcess.of(launch.template) if launch.template is not None else None
+            command = await self._command(launch, fds, link)
             if command.renames:
                 (launch.directory / MADE).touch(mode=0o600)
                 (launch.directory / MADE).write_text(json.dumps([made for made, _ in command.renames]))
-            pid = spawn(command, fds, log)
-        made = QemuProcess(
+            pid = spawn(command, [*fds, link.qemu] if link is not None else fds, log)
+        return QemuProcess(
             process.process_of(pid) or process.LocalProcess(pid, 0),
             str(launch.directory / CONTROL),
             attached=template is not None,
@@ -180,19 +202,12 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
             surroundings=template.surroundings if template else {},
             renames=command.renames,
         )
-        handle = made.handle(self.name)
-        try:
-            async with open_qmp(made.socket, label=launch.definition.name, timeout=GREETING_SECONDS):
-                return handle
-        except HypervisorError as error:
-            with trio.move_on_after(KILL_SECONDS, shield=True):
-                await self.end(handle, launch.directory)
-            words = last_words(log, start)
-            raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
-        except BaseException:
-            with trio.move_on_after(KILL_SECONDS, shield=True):
-                await self.end(handle, launch.directory)
-            raise
+
+    async def _end_shielded(self, handle: Handle, directory: Path, link: tpm.Link | None) -> None:
+        with trio.move_on_after(KILL_SECONDS, shield=True):
+            await self.end(handle, directory)
+            if link is not None:
+                await link.end()
 
     async def find(self, directory: Path) -> Handle | None:
         """See Driver: QEMU has written its id before it does anything else."""
@@ -330,7 +345,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
             words = attach.held(
                 QemuProcess(process.LocalProcess(0, 0), "", argv=("", *record.definition.extra_args))
             )
-            return WayBack(Way.PROVEN, _both(words)) if words else WayBack(Way.BESIDE)
+            return _way_back(words)
         template = QemuProcess.of(record.template)
         devices = (await machine.shape()).devices
         another = user_of(record.template) is not None
@@ -342,8 +357,7 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
                 return WayBack(Way.NONE, f"QEMU's program {known.program} is not there any more")
             if why := replaced(known):
                 return WayBack(Way.PROVEN, why)
-        words = attach.held(template)
-        return WayBack(Way.PROVEN, _both(words)) if words else WayBack(Way.BESIDE)
+        return _way_back(attach.held(template))
 
     def stand_ins(self, launch: Launch) -> tuple[str, ...]:
         """See Driver."""
@@ -380,6 +394,13 @@ class QemuDriver(Driver, StartsBeside, Discovers, Clones):
     async def doctor(self) -> dict[str, Any]:
         """See Driver."""
         return await doctor(self.storage.qemu_img)
+
+
+def _way_back(held: Iterable[Held]) -> WayBack:
+    """Return how one that holds all this goes back."""
+    if lost := [each for each in held if not each.again]:
+        return WayBack(Way.NONE, f"no other process can have {lost[0]}")
+    return WayBack(Way.PROVEN, _both(held)) if held else WayBack(Way.BESIDE)
 
 
 def _both(held: Iterable[Held]) -> str:

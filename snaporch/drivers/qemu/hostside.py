@@ -215,7 +215,7 @@ def holds(options: Iterable[Option], cwd: str, control: str) -> list[Held]:
         elif option.name == "tpmdev":
             tree = Tree.parse(option.value or "", "type")
             path = tpm.get(tree.get("chardev"), "")
-            found.append(Held(f"TPM {path}", option.text, "", again=False))
+            found.append(Held(f"the TPM at {path}", option.text, "", again=False))
         elif option.name == "drive" and Keys.parse(option.value or "", "file").is_on("copy-on-read"):
             found.append(
                 Held("the right to write to its images (copy-on-read)", option.text, "a copy that does not")
