@@ -1,28 +1,39 @@
-"""Tell the story of a domain with UEFI firmware in each of the QEMUs: `uefi [COUNT]`."""
+"""Tell the stories of domains with UEFI firmware, with a TPM, and with both, by each of the QEMUs: `uefi [N]`."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from snaporch.model.domain import TpmOptions
+from tests import tpm_story, uefi_story
 from tests.conftest import VERSIONS
 from tests.live.world import Qemu
-from tests.uefi_story import tell
+
+STORIES: dict[str, Callable[[Path, Qemu], Awaitable[None]]] = {
+    "UEFI": uefi_story.tell,
+    "UEFI and TPM": partial(uefi_story.tell, tpm=TpmOptions()),
+    "TPM": tpm_story.tell,
+}
 
 
 async def main(count: int) -> None:
-    """Tell it so often; the first failure ends it."""
+    """Tell them so often; the first failure ends it."""
     for line in VERSIONS.read_text().splitlines():
         qemu = Qemu(*line.split())
-        for number in range(count):
+        for number, (name, tell) in itertools.product(range(count), STORIES.items()):
             began = time.monotonic()
             with tempfile.TemporaryDirectory() as directory:
                 await tell(Path(directory).resolve(), qemu)
-            print(f"QEMU {qemu.version}, {number + 1} of {count}: {time.monotonic() - began:.0f} s", flush=True)
+            took = f"{time.monotonic() - began:.0f} s"
+            print(f"QEMU {qemu.version}, {name}, {number + 1} of {count}: {took}", flush=True)
 
 
 if __name__ == "__main__":
