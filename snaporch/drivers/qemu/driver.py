@@ -175,11 +175,13 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
                         link.check()
                     return handle
             except HypervisorError as error:
-                await self._end_shielded(handle, launch.directory, link)
+                with trio.move_on_after(KILL_SECONDS, shield=True):
+                    await self._give_up(handle, launch.directory, link)
                 words = "; ".join(filter(None, [last_words(log, start), link.words() if link is not None else ""]))
                 raise Unsupported(f"QEMU does not start {launch.definition.name}: {words or error}") from None
             except BaseException:
-                await self._end_shielded(handle, launch.directory, link)
+                with trio.move_on_after(KILL_SECONDS, shield=True):
+                    await self._give_up(handle, launch.directory, link)
                 raise
 
     async def _started(self, launch: Launch, link: tpm.Link | None, log: Path) -> QemuProcess:
@@ -203,11 +205,10 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
             renames=command.renames,
         )
 
-    async def _end_shielded(self, handle: Handle, directory: Path, link: tpm.Link | None) -> None:
-        with trio.move_on_after(KILL_SECONDS, shield=True):
-            await self.end(handle, directory)
-            if link is not None:
-                await link.end()
+    async def _give_up(self, handle: Handle, directory: Path, link: tpm.Link | None) -> None:
+        await self.end(handle, directory)
+        if link is not None:
+            await link.end()
 
     async def find(self, directory: Path) -> Handle | None:
         """See Driver: QEMU has written its id before it does anything else."""
