@@ -30,6 +30,7 @@ from tests.image_place import Place, content, opened, tool
 SIZE = 512 * 1024
 PIECE = 64 * 1024
 NAMES = ("one", "two", "three")
+CLONES = ("copy", "other")  # that `clone` makes
 
 
 def _readable(path: Path) -> bool:
@@ -89,6 +90,7 @@ class Story:
                 name.symlink_to(path)
             case "hard":
                 os.link(path, name)
+                self.told.append(f"hard link {name.name} to {path.name}")
             case _:
                 return path
         return name
@@ -130,12 +132,33 @@ class Story:
             raise AssertionError(f"{name} was taken off its newest image: {self.told}")
         self.domains[name] = content(now)
 
+    async def clone(self) -> None:
+        """Make another domain from a snapshot, of a clone, too."""
+        free = [name for name in CLONES if name not in self.domains]
+        if not free:
+            return
+        name, snapshot = await self._point()
+        new = self.dice.choice(free)
+        self.told.append(f"clone {name} {snapshot} {new}")
+        await self.place.orch.clone(name, snapshot, new)
+        self.domains[new] = self.points[name, snapshot]
+
     async def undefine(self) -> None:
-        """Forget a domain."""
+        """Forget a domain; of a clone, all that was made for it."""
         name = self.dice.choice(sorted(self.domains))
-        self.told.append(f"undefine {name}")
-        await self.place.orch.undefine(name)
+        discard = name in CLONES and self.dice.random() < 0.5
+        self.told.append(f"undefine {name}{' --discard' if discard else ''}")
+        await self.place.orch.undefine(name, discard=discard)
         del self.domains[name]
+
+    async def back_and_forth(self) -> None:
+        """The second root goes back to what it has kept, and may take it anew."""
+        name = self.dice.choice(sorted(self.elsewhere))
+        self.told.append(f"elsewhere {name} back and forth")
+        await self.other.orch.revert(name, "s")
+        if self.dice.random() < 0.5:
+            await self.other.orch.delete(name, "s")
+            await self.other.snapshot(name, "s")
 
     async def play(self) -> None:
         """Let a guest start and write, if it may."""
@@ -205,7 +228,9 @@ class Story:
             verbs += [self.play, self.play, self.create, self.create, self.redefine, self.undefine, self.flatten]
             verbs += [self.repair]
         if self.points:
-            verbs += [self.revert, self.revert, self.delete, self.delete]
+            verbs += [self.revert, self.revert, self.delete, self.delete, self.clone]
+        if self.elsewhere:
+            verbs += [self.back_and_forth]
         try:
             await self.dice.choice(verbs)()
         except (Refused, Busy) as error:
@@ -234,19 +259,19 @@ class Story:
 
 
 @asynccontextmanager
-async def telling(directory: Path, seed: int) -> AsyncIterator[Story]:
-    """Begin the story of a seed in an empty directory."""
+async def telling(directory: Path, dice: random.Random) -> AsyncIterator[Story]:
+    """Begin a story in an empty directory."""
     async with opened(directory) as place, opened(directory, "other") as other:
-        yield Story(place, other, random.Random(seed))  # noqa: S311 - a story, not a secret
+        yield Story(place, other, dice)
 
 
-async def tell(directory: Path, seed: int, steps: int) -> Story:
+async def tell(directory: Path, dice: random.Random, steps: int) -> Story:
     """Tell a story; return it.
 
     Raises:
         AssertionError: somebody's content has changed under him.
     """
-    async with telling(directory, seed) as story:
+    async with telling(directory, dice) as story:
         for _ in range(steps):
             await story.step()
         return story

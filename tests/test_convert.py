@@ -12,7 +12,7 @@ from snaporch.drivers.base import Overlay
 from snaporch.drivers.local.process import LocalProcess
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import InvalidInput, SnaporchError
-from snaporch.model.convert import converter, dumps, load_definition, loads
+from snaporch.model.convert import converter, definition_from, dumps, load_definition, loads
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, Handle
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.units import parse_size
@@ -75,6 +75,55 @@ def test_a_bad_definition_says_where(tmp_path: Path, text: str, words: str) -> N
     file.write_text(text)
     with pytest.raises(InvalidInput, match=words):
         load_definition(file)
+
+
+# A key, a wrong value of it, and what is said of that; no value is turned into something that it is not.
+WRONG: list[tuple[str, object, str]] = [
+    ("name", 3, "3 is not a string @ d.name"),
+    ("memory", 1.5, "1.5 is not a whole number @ d.memory"),
+    ("vcpus", 2.9, "2.9 is not a whole number @ d.vcpus"),
+    ("accel", "kwm", "accel 'kwm' is none of auto, kvm, tcg @ d.accel"),
+    ("machine", ["q35"], "['q35'] is not a string @ d.machine"),
+    ("kernel", 1, "1 is not a string @ d.kernel"),
+    ("extra_args", "-foo", "'-foo' is not a list of strings @ d.extra_args"),
+    ("guest_agent", "yes", "'yes' is not true or false @ d.guest_agent"),
+    ("clock", "sett", "clock 'sett' is none of set, keep @ d.clock"),
+    ("genid", "sometimes", "genid 'sometimes' is none of auto, none, or a UUID @ d.genid"),
+    ("firmware", "efi", "firmware 'efi' is none of bios, uefi @ d.firmware"),
+    ("machin", "q35", "unknown key 'machin'; did you mean 'machine'?"),
+]
+WRONG_OF_A_DISK: list[tuple[str, object, str]] = [
+    ("path", 3, "3 is not a string @ d.disks[1].path"),
+    ("readonly", "no", "'no' is not true or false @ d.disks[1].readonly"),
+    ("readonly", 1, "1 is not true or false @ d.disks[1].readonly"),
+    ("formt", "raw", "unknown key 'formt'; did you mean 'format'? @ d.disks[1]"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), WRONG)
+def test_values_are_strict(key: str, value: object, words: str) -> None:
+    """A wrong value is named with its place, and nothing is made of it."""
+    with pytest.raises(InvalidInput) as caught:
+        definition_from({"name": "vm", key: value}, Path("/"), "d")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), WRONG_OF_A_DISK)
+def test_values_of_a_disk_are_strict(key: str, value: object, words: str) -> None:
+    disks = [{"target": "vda", "path": "a"}, {"target": "vdb", "path": "b", key: value}]
+    with pytest.raises(InvalidInput) as caught:
+        definition_from({"name": "vm", "disks": disks}, Path("/"), "d")
+    assert words in str(caught.value)
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    """A file is not mended one error at a time."""
+    data = {key: value for key, value, _ in WRONG}
+    data["disks"] = [{"target": "vda", "path": "a"}, {"target": "vdb"} | {k: v for k, v, _ in WRONG_OF_A_DISK}]
+    with pytest.raises(InvalidInput) as caught:
+        definition_from(data, Path("/"), "d")
+    said = [words for _, _, words in (*WRONG, *WRONG_OF_A_DISK) if "'no' is not" not in words]
+    assert [words for words in said if str(caught.value).count(words) != 1] == []
 
 
 @pytest.mark.parametrize(("text", "size"), [("1GiB", 2**30), ("512 MiB", 2**29), ("10k", 10240), ("7", 7)])

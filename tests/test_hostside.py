@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from snaporch.drivers.base import Machine
+from snaporch.drivers.qemu.driver import QemuDriver
 from snaporch.drivers.qemu.hostside import follow, holds, isolate, refusal, stand_ins, wants_network
 from snaporch.drivers.qemu.options import Keys, Option, parse
 from snaporch.errors import Unsupported
+from snaporch.model.domain import DomainDefinition, DomainRecord
+from snaporch.model.way import Way, WayBack
 
 CONTROL = "/d/qmp.sock"
 
@@ -185,3 +190,18 @@ def test_a_trial_has_an_address_of_its_own() -> None:
     keys = Keys.parse(found.value or "", "driver")
     assert (keys.get("driver"), keys.get("id")) == ("vhost-vsock-pci", "v")
     assert int(keys.get("guest-cid")) > 2**31
+
+
+async def test_a_definition_has_a_way_back_as_its_words_allow() -> None:
+    """What a defined guest alone can have is known before a checkpoint is taken of it, as of an attached one."""
+    tpm = ("-chardev", "socket,id=c,path=/tpm/s", "-tpmdev", "emulator,id=t,chardev=c")
+    words = {
+        (): WayBack(Way.BESIDE),
+        ("-netdev", "user,id=n,hostfwd=tcp::80-:80"): WayBack(
+            Way.PROVEN, "both would have port tcp::80-:80 (-netdev user,id=n,hostfwd=tcp::80-:80)"
+        ),
+        tpm: WayBack(Way.NONE, "no other process can have TPM /tpm/s (-tpmdev emulator,id=t,chardev=c)"),
+    }
+    for given, expected in words.items():
+        record = DomainRecord(DomainDefinition("vm", extra_args=given))
+        assert await QemuDriver().way_back(record, cast("Machine", None)) == expected

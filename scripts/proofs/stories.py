@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 from collections import Counter
@@ -18,14 +19,22 @@ async def main(count: int, steps: int, first: int) -> int:
     for seed in range(first, first + count):
         with tempfile.TemporaryDirectory() as directory:
             try:
-                story = await tell(Path(directory).resolve(), seed, steps)
+                dice = random.Random(seed)  # noqa: S311 - a story, not a secret
+                story = await tell(Path(directory).resolve(), dice, steps)
             except Exception as error:  # noqa: BLE001 - each story is told, whatever became of the last one
                 failed += 1
                 print(f"story {seed}: {type(error).__name__}: {error}", flush=True)
                 continue
-        verbs.update("refused" if line.startswith(" ") else line.split()[0] for line in story.told)
+        verbs.update(_verb(line) for line in story.told)
     print(f"{count} stories of {steps} steps, {failed} failed; {dict(verbs)}")
     return int(bool(failed))
+
+
+def _verb(told: str) -> str:
+    """Return what a line of a story is counted as."""
+    return (
+        "refused" if told.startswith(" ") else "hard link" if told.startswith("hard") else told.split(maxsplit=1)[0]
+    )
 
 
 if __name__ == "__main__":

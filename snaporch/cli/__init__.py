@@ -22,7 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 from snaporch.cli import completion
 from snaporch.cli.examples import arrange
 from snaporch.cli.habits import in_words
-from snaporch.cli.runner import ANYTHING, refuse, report, run
+from snaporch.cli.runner import ANYTHING, refuse, report, run, show
 from snaporch.cli.session import Answer, Session
 from snaporch.errors import InvalidInput
 from snaporch.model.names import check_text
@@ -43,6 +43,7 @@ _READS = frozenset(
         "show",
         "tree",
         "operations",
+        "orphans",
         "doctor",
         "discover",
         "estimate",
@@ -142,6 +143,8 @@ def execute(arguments: Sequence[str]) -> int:
     app.meta.default(launch)
     try:
         command, bound, _ = app.meta.parse_args(list(arguments), exit_on_error=False, print_error=False)
+        if command is not launch:  # help or the version, of the program itself
+            return show(session, partial(command, *bound.args, **bound.kwargs))
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
         return refuse(session, in_words(app, error))
@@ -155,8 +158,7 @@ def _verb(app: App, session: Session, tokens: Sequence[str]) -> int:
         if (tokens or session.as_json) and not (_HELP_FLAGS | {"--version"}) & set(tokens):
             group = " ".join(["snaporch", *tokens])
             return refuse(session, f"{group}: which verb? `{group} --help` lists them")
-        command(*bound.args, **bound.kwargs)
-        return 0
+        return show(session, partial(command, *bound.args, **bound.kwargs))
     session.only_reads = command.__name__.rstrip("_") in _READS
     injected = dict.fromkeys(ignored, session)
     work: partial[Awaitable[Answer]] = partial(command, *bound.args, **bound.kwargs, **injected)

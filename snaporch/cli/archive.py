@@ -25,6 +25,8 @@ def _output(session: Session, file: str) -> str | RawIOBase:
         if file.startswith("-"):
             raise InvalidInput(f"there is no option {file}; a file of this name is ./{file}")
         return os.path.abspath(file)
+    if sys.stdout is None:
+        raise InvalidInput("standard output is closed: name a file")
     if sys.stdout.isatty():
         raise InvalidInput("standard output is a terminal: name a file, or pipe the archive to a program")
     if session.as_json:

@@ -196,7 +196,8 @@ async def orphans(directory: Path | None = None, /, *, session: Here) -> Answer:
     from snaporch.batch.schedule import names_in  # noqa: PLC0415
 
     async with session.open_here() as orchestrator:
-        known = await trio.to_thread.run_sync(names_in, directory or orchestrator.root / "plans")
+        place = directory or orchestrator.root / "plans"
+        known = await trio.to_thread.run_sync(names_in, place) if directory or place.exists() else frozenset()
         found = await store.snapshots_by_plan(catalog_of(orchestrator))
     lost = {plan: domains for plan, domains in found.items() if plan not in known}
     lines = [

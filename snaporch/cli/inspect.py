@@ -91,6 +91,7 @@ async def give_up(identifier: str, /, *, dry_run: bool = False, session: Here) -
     dry_run
         Only say it.
     """
+    session.only_reads = dry_run
     async with session.open(recover=False) as orchestrator:
         found = await orchestrator.give_up(identifier, dry_run=dry_run)
     return Answer(documents.given_up(found), lambda human: human.given_up(found))

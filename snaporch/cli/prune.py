@@ -51,6 +51,7 @@ async def prune(
     dry_run
         Only say what would go.
     """
+    session.only_reads = dry_run
     from snaporch.batch.plan import retention_from  # noqa: PLC0415 - other verbs do without it, and start sooner
     from snaporch.batch.prune import prune as prune_them  # noqa: PLC0415
 

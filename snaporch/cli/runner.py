@@ -49,8 +49,19 @@ def run(session: Session, work: Work) -> int:
     return _print(session, partial(print_answer, answer, as_json=session.as_json), answer.status)
 
 
-def _print(session: Session, write: Callable[[], None], status: int) -> int:
-    """Print to standard output and return the exit status."""
+def show(session: Session, write: Callable[[], None]) -> int:
+    """Print what is no verb's answer (help, the version) and return the exit status."""
+    session.only_reads = True
+
+    def flushed() -> None:
+        write()
+        sys.stdout.flush()
+
+    return _print(session, flushed, 0)
+
+
+def _print(session: Session, write: Callable[[], None], status: int, *, done: bool = True) -> int:
+    """Print to standard output and return the exit status; `done`: it is an answer, not an error."""
     try:
         _check_open()
         write()
@@ -58,8 +69,8 @@ def _print(session: Session, write: Callable[[], None], status: int) -> int:
         _discard_output()  # whoever read it has seen enough, as `head` has
     except OSError as error:
         _discard_output()
-        done = "" if session.only_reads else "; what was asked for is done"
-        session.say(f"snaporch: standard output cannot be written to: {error.strerror}{done}")
+        words = "; what was asked for is done" if done and not session.only_reads else ""
+        session.say(f"snaporch: standard output cannot be written to: {error.strerror}{words}")
         return status or int(session.only_reads)
     except SystemExit:
         pass  # rich's way to say that nobody reads on
@@ -95,7 +106,8 @@ def report(session: Session, error: BaseException) -> int:
     for line in getattr(cause, "faults", ()) or (str(cause),):
         session.say("snaporch: " + " ".join(line.split()))
     if session.as_json:
-        return _print(session, partial(print_document, error_document(cause, session.subject)), cause.exit_code)
+        document = error_document(cause, session.subject)
+        return _print(session, partial(print_document, document), cause.exit_code, done=False)
     return cause.exit_code
 
 
@@ -105,7 +117,7 @@ def refuse(session: Session, text: str) -> int:
     session.say(f"snaporch: {text}")
     if session.as_json:
         document = {"error": {"type": "UsageError", "message": text, "exit_code": WRONG_USE}}
-        return _print(session, partial(print_document, document), WRONG_USE)
+        return _print(session, partial(print_document, document), WRONG_USE, done=False)
     return WRONG_USE
 
 

@@ -92,11 +92,13 @@ class Traced:
         identity: what it is, whatever its name: device and inode of a file, numbers of a block device. It holds
             until the next boot or mount, so it is looked up anew each time.
         kinds: each with its details.
+        same: it has the same bytes as what was reached before it: the file of a loop device.
     """
 
     path: str
     identity: str
     kinds: Mapping[Kind, str] = attrs.field(factory=dict)
+    same: bool = False
 
     def refused(self, verb: Verb, *, below: bool = False) -> str:
         """Return why a verb is refused, or an empty string; `below`: another image of the chain is over it."""

@@ -143,13 +143,18 @@ def _definition(read: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             if not wrong:
                 return found
         except cattrs.ClassValidationError as error:
-            wrong = [*error.exceptions, *wrong]
+            wrong = [*(each for each in error.exceptions if not (wrong and _said_by_the_class(each))), *wrong]
         except InvalidInput:
             if not wrong:
                 raise
         raise cattrs.ClassValidationError("a definition", wrong, DomainDefinition)
 
     return structure
+
+
+def _said_by_the_class(error: Exception) -> bool:
+    """Return whether it is what a definition says of its own values: of no place, and said before with one."""
+    return isinstance(error, InvalidInput) and not hasattr(error, "__notes__")
 
 
 def _faults(document: dict[str, Any]) -> Iterator[Exception]:

@@ -239,13 +239,13 @@ async def check_drives(record: DomainRecord, machine: Machine, storage: Storage)
             )
 
 
-async def check_no_jobs(name: str, machine: Machine) -> None:
-    """Refuse to change the chains of a machine while another program has it work on them.
+async def check_no_jobs(name: str, machine: Machine, *, ending: bool = False) -> None:
+    """Refuse to change the chains of a machine, or to end it, while another program has it work on its images.
 
     Raises:
         Refused: so it is.
     """
-    if jobs := await machine.jobs_of_others():
+    if jobs := await machine.jobs_of_others(ending=ending):
         raise Refused(
             f"{name}: another program has its hypervisor work on its images ({', '.join(jobs)}): wait until that "
             "is over, or end it there"

@@ -28,6 +28,7 @@ from snaporch.drivers.base import (
     Overlays,
     PivotNote,
     Progress,
+    Storage,
     has,
     need,
 )
@@ -37,7 +38,7 @@ from snaporch.engine.verdict import STAY
 from snaporch.errors import NotConverging, Unsupported
 from snaporch.images import moves
 from snaporch.images.chain import Copies, Graph, Image, graph_of
-from snaporch.images.kinds import Verb
+from snaporch.images.kinds import Traced, Verb
 from snaporch.images.merge import plan_delete
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
@@ -109,9 +110,15 @@ async def _images(
                 own=link.path in own,
                 inside=await points.inside(link.path) if points is not None and link.format == "qcow2" else (),
                 identity=traced[link.path].identity,
-                odd=traced[link.path].refused(Verb.MERGE).partition(": ")[2],
+                odd=await _odd(storage, traced[link.path]),
             )
     return found
+
+
+async def _odd(storage: Storage, link: Traced) -> str:
+    """Return why an image must stay as it is, or an empty string."""
+    why = link.refused(Verb.MERGE).partition(": ")[2]
+    return why or ("its file system is read-only" if await storage.is_read_only(link.path) else "")
 
 
 def _other_names(images: Iterable[Image]) -> dict[str, str]:

@@ -10,7 +10,7 @@ their frozen images, processes of this host that have a file open, and other roo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
@@ -19,6 +19,7 @@ import trio
 from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
 from snaporch.errors import NotFound, Refused, UnreadableRecord
+from snaporch.images.kinds import Traced
 from snaporch.model.domain import DomainRecord
 from snaporch.model.finding import Unreadable
 from snaporch.model.rfc import DeviceDisk
@@ -81,38 +82,43 @@ async def readers(context: Context, but: Collection[str]) -> Readers:
 
 async def _domain(context: Context, record: DomainRecord, found: dict[str, str]) -> list[str]:
     """Note what a domain reads; return what cannot be looked at, and is still the domain's."""
-    unseen = await _looked_at(context.driver(record).storage, record, found)
+    unseen = await _looked_at(context.driver(record), record, found)
     if unseen:
         try:
             now = await context.catalog.domain(record.name)
         except NotFound:  # a clone that was discarded meanwhile
             return []
         if now != record:
-            return await _looked_at(context.driver(now).storage, now, found)
+            return await _looked_at(context.driver(now), now, found)
     return unseen
 
 
-async def _looked_at(storage: Storage, record: DomainRecord, found: dict[str, str]) -> list[str]:
-    unseen = []
+async def _looked_at(driver: Driver, record: DomainRecord, found: dict[str, str]) -> list[str]:
+    storage, unseen = driver.storage, []
     for disk in tips(record):
         try:
             for link in await storage.trace(disk.path, disk.format):
                 found.setdefault(link.identity, f"domain {record.name}")
         except Refused as error:
             unseen.append(f"disk {disk.target} of domain {record.name}: {error}")
+    await _also(storage, driver.named_files(record.definition), f"domain {record.name}", found)
     return unseen
+
+
+async def _also(storage: Storage, paths: Collection[str], who: str, found: dict[str, str]) -> None:
+    """Note files that are named and may be images, and what is below them."""
+    for path, identity in (await storage.identities(paths)).items():
+        found.setdefault(identity, who)
+        with suppress(Refused):  # it is no image
+            for link in await storage.trace(path, "qcow2"):
+                found.setdefault(link.identity, who)
 
 
 async def _unreadable(context: Context, each: Unreadable, found: dict[str, str]) -> None:
     """Note what a domain may read whose record cannot be read: all that it names, and what is below that."""
     who = f"domain {each.domain}, whose record cannot be read"
     for driver in context.drivers.values():
-        for identity in (await driver.storage.identities(each.paths)).values():
-            found.setdefault(identity, who)
-        for path in each.paths:
-            with suppress(Refused):  # it is no image
-                for link in await driver.storage.trace(path, "qcow2"):
-                    found.setdefault(link.identity, who)
+        await _also(driver.storage, each.paths, who, found)
 
 
 async def _storages(context: Context, domain: str) -> list[Storage]:
@@ -206,16 +212,25 @@ async def check_writable(context: Context, record: DomainRecord) -> None:
     written: dict[str, str] = {}
     for disk in record.disks:
         chain = await storage.trace(disk.path, disk.format)
-        for link in chain[: 0 if disk.readonly else 1]:
+        for link in () if disk.readonly else _written(chain):
             who = others.of(link.identity) or own.get(link.identity, "")
             who = who or written.get(link.identity, "") or await marked_elsewhere(context, storage, link.path)
             if who:
                 raise Refused(_taken(record.name, disk, who))
             written[link.identity] = f"its own disk {disk.target}"
     for disk in record.disks:
-        for link in (await storage.trace(disk.path, disk.format))[0 if disk.readonly else 1 :]:
+        chain = await storage.trace(disk.path, disk.format)
+        for link in chain[0 if disk.readonly else len(_written(chain)) :]:
             if link.identity in written:
                 raise Refused(_taken(record.name, disk, written[link.identity]))
+
+
+def _written(chain: Sequence[Traced]) -> Sequence[Traced]:
+    """Return what a writer of an image writes to: it, and the file of a loop device."""
+    number = 1
+    while number < len(chain) and chain[number].same:
+        number += 1
+    return chain[:number]
 
 
 def _taken(domain: str, disk: DeviceDisk, who: str) -> str:

@@ -60,7 +60,7 @@ from snaporch.model.way import Way
 from snaporch.operations.checks import check_verb, unlike
 from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_lazy, with_way
 from snaporch.operations.create import create
-from snaporch.operations.disks import claim_snapshot
+from snaporch.operations.disks import check_no_jobs, claim_snapshot
 from snaporch.operations.group import check_ids
 from snaporch.operations.loading import Loading
 from snaporch.operations.readers import kept_for
@@ -398,6 +398,8 @@ async def _reverter(
     await check_records(context, record)
     if not force:
         await check_verb(name, old, GuestVerb.REVERT)
+    if old is not None:
+        await _check_jobs(context, operation, name, old, force=force)
     was = await state_before(old, force=force)
     if old is None and record.handle is not None:
         was = DomainState.RUNNING
@@ -412,6 +414,21 @@ async def _reverter(
         await check_verb(name, old, GuestVerb.REVERT_INSIDE)
     before = await old.condition() if old is not None and not force else ""
     return Reverter(plan, operation, context, driver, old, before=before)
+
+
+async def _check_jobs(context: Context, operation: Operation, name: str, old: Machine, *, force: bool) -> None:
+    """Refuse to end what another program has the old machine do; FORCE ends it, and says so."""
+    try:
+        await check_no_jobs(name, old, ending=True)
+    except Refused as error:
+        if not force:
+            raise
+        text = f"{error}; --force ends that, and what it was to copy is not whole"
+        context.events.publish(operation.event(EventKind.NOTE, text=text))
+        _log.warning("another program's work ends with the old guest", domain=name, why=str(error))
+    except HypervisorError:
+        if not force:
+            raise
 
 
 async def _alike(reverters: Sequence[Reverter], *, force: bool) -> list[Reverter]:

@@ -12,10 +12,13 @@ import pytest
 import trio
 
 from snaporch.drivers.qmp import open_qmp
+from snaporch.engine.states import State
 from snaporch.errors import ConnectionGone, Refused, Unsupported
 from snaporch.model.domain import DomainDefinition
-from snaporch.model.request import CreateOptions
-from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
+from snaporch.model.record import EventKind
+from snaporch.model.request import CreateOptions, Strategy
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot, RevertFlag
+from snaporch.model.way import Way
 from snaporch.orchestrator import catalog_of
 from tests.live.world import NAME, MakeWorld, Qemu, World, make_image
 
@@ -135,14 +138,33 @@ async def test_a_job_of_another_program(make_world: MakeWorld, begin: Begin, tmp
         await world.orch.create("vm", DomainSnapshot("s1"))
     with pytest.raises(Refused, match=match):
         await world.orch.delete("vm", "s0")
+    for flags in (RevertFlag(0), RevertFlag.RUNNING):  # its end would be the job's
+        with pytest.raises(Refused, match=match):
+            await world.orch.revert("vm", "s0", flags)
     async with open_qmp(str(socket), label="test", timeout=30) as qmp:
         await qmp.execute("job-cancel", {"id": "j1"})
         with trio.fail_after(30):
             while await qmp.execute("query-jobs"):  # noqa: ASYNC110 - events of jobs are none of this connection
                 await trio.sleep(0.05)
+    async with open_qmp(str(socket), label="test", timeout=30) as qmp:
+        (block,) = [each for each in await qmp.execute("query-block") if each.get("qdev")]
+        address = {"type": "unix", "data": {"path": f"{tmp_path}/nbd.sock"}}
+        await qmp.execute("nbd-server-start", {"addr": address})
+        await qmp.execute(
+            "block-export-add", {"type": "nbd", "id": "x1", "node-name": block["inserted"]["node-name"]}
+        )
+    with pytest.raises(Refused, match=r"work on its images \(nbd export x1\)"):
+        await world.orch.revert("vm", "s0")
+    async with world.orch.events() as events:
+        await world.orch.revert("vm", "s0", RevertFlag.FORCE)
+        notes = []
+        while (event := events.receive_nowait()).state != State.COMPLETE:
+            notes += [event.text] if event.kind is EventKind.NOTE else []
+    assert any("(nbd export x1): wait until" in note and "--force ends that" in note for note in notes)
     await world.orch.delete("vm", "s0")
     assert [each.active for each in (await world.orch.domain_info("vm")).disks] == [str(tmp_path / "a.qcow2")]
     assert disk.active != str(tmp_path / "a.qcow2")
+    await world.orch.destroy("vm")
 
 
 async def test_started_again_on_a_frozen_image(world: World, begin: Begin) -> None:
@@ -190,6 +212,21 @@ async def test_started_again_on_something_else(
     assert Path(status.active).exists()
 
 
+async def test_another_guest_at_its_socket(world: World, begin: Begin, tmp_path: Path, qemu: Qemu) -> None:
+    """A QEMU that was started with the socket of one that still runs is not taken for that one."""
+    make_image(qemu, tmp_path / "a.qcow2")
+    first = begin("-drive", f"if=virtio,format=qcow2,file={tmp_path}/a.qcow2")
+    await attach(world, "mine", first)
+    second = begin()
+    with trio.fail_after(30):
+        while not second.exists():  # noqa: ASYNC110 - QEMU tells nobody
+            await trio.sleep(0.02)
+    os.rename(second, first)
+    with pytest.raises(ConnectionGone, match=r"is no socket of its QEMU \(process \d+\) any more"):
+        await world.orch.resume("mine")
+    assert "is no socket of its QEMU" in (await world.orch.domain_info("mine")).problem
+
+
 async def test_one_process_is_one_domain(world: World, begin: Begin, tmp_path: Path, qemu: Qemu) -> None:
     """A QEMU that is attached to already is not attached to under a second name."""
     make_image(qemu, tmp_path / "a.qcow2")
@@ -197,6 +234,23 @@ async def test_one_process_is_one_domain(world: World, begin: Begin, tmp_path: P
     await attach(world, "mine", socket)
     with pytest.raises(Refused, match="that process is domain mine already"):
         await attach(world, "twice", socket)
+
+
+async def test_memory_in_a_file(make_world: MakeWorld, tmp_path: Path) -> None:
+    """A second guest would load its memory over that of the first: they are never there at one time."""
+    backend = f"memory-backend-file,id=ram0,size=64M,mem-path={tmp_path}/ram,share=on"
+    words = ("-object", backend, "-machine", "memory-backend=ram0")
+    world = await make_world(memory=64 * 2**20, append="ram=16", extra_args=words)
+    back = (await world.orch.domain_info(NAME)).way_back
+    assert back is not None
+    assert (back.way, back.reason) == (
+        Way.PROVEN,
+        f"both would have the memory in {tmp_path}/ram (-object {backend})",
+    )
+    await world.create("s1", Strategy.AUTO)
+    await world.reports(2)
+    assert (await world.orch.revert(NAME, "s1")).way == "proven"
+    await world.check_runs()
 
 
 _SLICE = "if=virtio,driver=raw,offset=1048576,size=1048576,file.driver=file,file.filename={d}/a.raw"

@@ -413,11 +413,14 @@ async def test_every_run_state_is_known(lab: Lab) -> None:
 
 
 async def test_a_machine_that_waits_for_memory(lab: Lab) -> None:
-    """There is none to be saved: refused, and it still waits."""
+    """There is none to be saved, and none to go on with: refused, and it still waits."""
     await lab.start("-incoming", "defer")
     await lab.attach()
     with pytest.raises(Unsupported, match="waits for memory"):
         await lab.create()
+    for verb in (lab.orch.resume, lab.orch.pause, lab.orch.shutdown):
+        with pytest.raises(Unsupported, match="waits for memory"):
+            await verb(NAME)
     async with open_qmp(lab.socket, label=NAME) as qmp:
         assert (await qmp.execute("query-status"))["status"] == "inmigrate"
 

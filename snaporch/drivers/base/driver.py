@@ -48,6 +48,10 @@ class Driver(abc.ABC):
         """
         return self
 
+    def named_files(self, definition: DomainDefinition) -> Collection[str]:  # noqa: ARG002 - where there are none
+        """Return the files that a definition names beside its disks, in words of the hypervisor."""
+        return ()
+
     @abc.abstractmethod
     async def launch(self, launch: Launch) -> Handle:
         """Start a machine, CPUs stopped; it outlives snaporch. If this raises, no machine is left.

@@ -127,8 +127,12 @@ class Machine(abc.ABC):
         """Return, by target, what lies between a disk and a plain image: a snapshot cannot contain it."""
         return {}
 
-    async def jobs_of_others(self) -> Sequence[str]:
-        """Return, in words, what other programs have it do with its images: a backup, a mirror, a merge."""
+    async def jobs_of_others(self, *, ending: bool = False) -> Sequence[str]:  # noqa: ARG002 - where there are none
+        """Return, in words, what other programs have it do with its images: a backup, a mirror, a merge.
+
+        Args:
+            ending: the machine is to end: what it serves to others (an NBD export) ends, too.
+        """
         return ()
 
     @abc.abstractmethod

@@ -104,6 +104,10 @@ class Storage(abc.ABC):
             Refused: one cannot be looked at.
         """
 
+    async def is_read_only(self, path: str) -> bool:  # noqa: ARG002 - where none are
+        """Return whether a file is on a file system that cannot be written to."""
+        return False
+
     async def openers(self, identities: Collection[str]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002 - see below
         """Return, by identity, the other processes that have a file open, as far as they can be seen."""
         return {}

@@ -34,6 +34,7 @@ from snaporch.drivers.local.confine import Confinement, check_own
 from snaporch.drivers.local.durable import identity, sync_path
 from snaporch.drivers.local.lineage import Link, lineage
 from snaporch.drivers.local.look import looked_at
+from snaporch.drivers.local.names import file_named
 from snaporch.drivers.local.packing import Packing
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of
 from snaporch.drivers.local.qemu_img import FILENAME, QemuImg, protocol, throttled
@@ -136,7 +137,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         if not still and (links := await self.lineage(path, format_)) is not None:
             return tuple(DeviceDisk("", link.path, link.format) for link in links)
         images = await self._info(path, format_, "--backing-chain", still=still)
-        return tuple(DeviceDisk("", os.path.abspath(i["filename"]), i["format"]) for i in images)
+        return tuple(DeviceDisk("", file_named(i["filename"], os.getcwd()), i["format"]) for i in images)
 
     async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
         """See Storage: some system calls, in the hundredth of the time that a qemu-img takes."""
@@ -149,6 +150,11 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
             place, names = f"{directory}/*", tuple(some)
             found |= await looked_at(place, self._by(place, trace.identities, names), patient=True)
         return found
+
+    async def is_read_only(self, path: str) -> bool:
+        """See Storage."""
+        flags = await looked_at(path, lambda: os.statvfs(path).f_flag, patient=True)
+        return bool(flags & os.ST_RDONLY)
 
     async def openers(self, identities: Collection[str]) -> Mapping[str, tuple[int, ...]]:
         """See Storage."""
@@ -215,7 +221,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
     async def inspect(self, path: str, format_: str) -> tuple[ImageStatus, ...]:
         """See Storage."""
         return tuple(
-            ImageStatus(os.path.abspath(i["filename"]), i["format"], i["virtual-size"], i["actual-size"])
+            ImageStatus(file_named(i["filename"], os.getcwd()), i["format"], i["virtual-size"], i["actual-size"])
             for i in await self._info(path, format_, "--backing-chain")
         )
 

@@ -20,6 +20,19 @@ from snaporch.errors import DamagedSnapshot, InvalidInput, OperationFailed, Refu
 from snaporch.model.record import FileRecord
 
 _QCOW2 = b"QFI\xfb"
+# Images of other programs, each with where its first sign is; a disk of a guest begins with none of these.
+_OTHERS = (
+    ("a VMDK image", 0, b"KDMV"),
+    ("a VMDK image", 0, b"COWD"),
+    ("a VMDK descriptor", 0, b"# Disk DescriptorFile"),
+    ("a VDI image", 64, b"\x7f\x10\xda\xbe"),
+    ("a VHDX image", 0, b"vhdxfile"),
+    ("a VHD image", 0, b"conectix"),
+    ("a QED image", 0, b"QED\0"),
+    ("a Parallels image", 0, b"WithoutFreeSpace"),
+    ("a Parallels image", 0, b"WithouFreSpacExt"),
+)
+_HEAD = 512  # bytes
 _CHUNK = 4 * 2**20  # large enough that the hash, which releases the GIL, is most of the time
 
 
@@ -168,9 +181,16 @@ def check_given(path: str, what: str, format_: str) -> None:
         if not (stat.S_ISREG(kind) or (format_ and stat.S_ISBLK(kind))):
             raise InvalidInput(f"{what}: {path} is no file")
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            begins_as_qcow2 = file.read(len(_QCOW2)) == _QCOW2
+            head = file.read(_HEAD)
     except OSError as error:
         raise InvalidInput(f"{what}: {path}: {error.strerror}") from None
+    other = next((name for name, at, magic in _OTHERS if head[at:].startswith(magic)), "")
+    if format_ == "raw" and other:
+        raise InvalidInput(
+            f"{what}: {path} is {other}, and the guest would see its header: make a qcow2 image of it "
+            "(`qemu-img convert -O qcow2`)"
+        )
+    begins_as_qcow2 = head.startswith(_QCOW2)
     if format_ and begins_as_qcow2 != (format_ == "qcow2"):
         said = "is no qcow2 image" if format_ == "qcow2" else "is a qcow2 image, and the guest would see its header"
         raise InvalidInput(f'{what}: {path} {said}; the definition says format = "{format_}"')

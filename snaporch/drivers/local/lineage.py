@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
+from snaporch.drivers.local.names import file_named
 from snaporch.errors import Refused
 
 _MAGIC = 0x514649FB
@@ -154,4 +155,4 @@ def _beside(path: str, name: str) -> str:
         return ""
     if ":" in name.partition("/")[0]:
         raise Unread(f"{path} leads to {name[:60]!r}, which is no file")
-    return os.path.normpath(os.path.join(os.path.dirname(path), name))
+    return file_named(name, os.path.dirname(path))

@@ -39,6 +39,7 @@ _EXTENDED_L2 = 1 << 4
 _COPIED, _COMPRESSED = 1 << 63, 1 << 62
 _OFFSET = 0x00FF_FFFF_FFFF_FE00
 _SECTOR = 512
+_NAME, _BITMAPS_BYTES = 1023, 65536 * 1024  # the most that QEMU takes
 
 
 @attrs.frozen
@@ -171,6 +172,8 @@ def _text(words: bytes) -> str:
 
 def _bitmaps(fd: int, extension: bytes) -> Iterator[str]:
     count, _, size, offset = _BITMAP_LIST.unpack_from(extension)
+    if size > _BITMAPS_BYTES:
+        raise struct.error
     entries, at = os.pread(fd, size, offset), 0
     for _ in range(count):
         *_, name, extra = _BITMAP.unpack_from(entries, at)
@@ -194,6 +197,8 @@ def header(path: str) -> Header:
         )
         if magic != _MAGIC:
             raise DamagedSnapshot(f"{path} is no qcow2 image", path)
+        if length > _NAME:
+            raise DamagedSnapshot(f"{path}: the name of its backing file has {length:,} bytes", path)
         new = version >= _V3
         bits = 1 << _V3_LENGTH.unpack_from(head, _AT_ORDER)[0] if new else _V2_BITS
         features = _FEATURES.unpack_from(head, _AT_FEATURES)[0] if new else 0

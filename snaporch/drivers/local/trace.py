@@ -10,19 +10,26 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from snaporch.drivers.local import qcow2
+from snaporch.drivers.local.names import check_everybodys, file_named
 from snaporch.errors import DamagedSnapshot, Refused
 from snaporch.images.kinds import Kind, Traced
 from snaporch.model.names import check_text
 
 _PROTOCOL = re.compile(r"[^:/]*:")  # as QEMU tells a protocol from a path
-_FILES = {"file", "host_device"}
+_FILES = ("file", "host_device")
+_PLAIN = ("qcow2", "raw")
+_HARMLESS = {"driver", "file", "node-name", "read-only", "auto-read-only", "cache", "discard", "detect-zeroes"}
+_UNFOLLOWED = (
+    "cannot look at what {above} is backed by: {name} ({why}); name the image itself "
+    "(`qemu-img rebase -u -F FORMAT -b FILE {above}`)"
+)
 _MARK = "user.snaporch.frozen."
 
 
@@ -40,27 +47,71 @@ def is_block_device(path: str) -> bool:
     return False
 
 
+def _nested(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a ``json:`` name with ``file.driver`` and the like as options of ``file``."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        *outer, last = key.split(".")
+        place = found
+        for each in outer:
+            place = place.setdefault(each, {})
+        place[last] = _nested(value) if isinstance(value, dict) else value
+    return found
+
+
+def _files_in(options: Any) -> Iterator[str]:
+    """Yield the names of all files in options, at any depth."""
+    if isinstance(options, dict):
+        for key, value in options.items():
+            yield from [value] if key == "filename" and isinstance(value, str) else _files_in(value)
+    elif isinstance(options, list):
+        for each in options:
+            yield from _files_in(each)
+
+
 def _innermost(options: dict[str, Any]) -> tuple[str, str]:
-    """Return the file and the format in the options of a ``json:`` name; the file is empty where there is none."""
-    format_ = str(options.get("driver", ""))
-    while isinstance(options.get("file"), dict):
-        options = options["file"]
-    plain = options.get("driver", "file") in _FILES and "filename" in options
-    return (str(options["filename"]) if plain else ""), (format_ if format_ not in _FILES else "")
+    """Return the name of the file in the options of a ``json:`` name, and the format; empty where there is none.
+
+    Raises:
+        ValueError: it names files otherwise than as an image in a file.
+    """
+    format_, inside = str(options.get("driver", "")), options
+    while isinstance(inside.get("file"), dict) and inside.get("driver") in _PLAIN:
+        if more := inside.keys() - _HARMLESS:
+            raise ValueError(", ".join(sorted(more)))
+        inside = inside["file"]
+    name, driver = inside.get("filename"), inside.get("driver")
+    if isinstance(name, str) and driver in {None, *_FILES}:
+        return name if driver is None else f"{driver}:{name}", "" if format_ in _FILES else format_
+    if any(True for _ in _files_in(options)):
+        raise ValueError(str(driver))
+    return "", ""
 
 
 def _resolved(name: str, above: str) -> tuple[str, str]:
-    """Return the path and, if it says one, the format of what an image's header names; the path may be empty."""
-    format_ = ""
+    """Return the path and, if it says one, the format of what an image's header names.
+
+    The path is empty where it is no file of this host.
+
+    Raises:
+        Refused: it leads to files of this host in a way that is not followed.
+    """
+    format_, directory, given = "", os.path.dirname(above), name
     if name.startswith("json:"):
-        with suppress(ValueError):
-            name, format_ = _innermost(json.loads(name.removeprefix("json:")))
-            return (os.path.join(os.path.dirname(above), name) if name else ""), format_
-        return "", ""
-    name = name.removeprefix("file:")
-    if _PROTOCOL.match(name):
-        return "", ""
-    return os.path.abspath(os.path.join(os.path.dirname(above), name)), ""
+        try:
+            name, format_ = _innermost(_nested(json.loads(name.removeprefix("json:"))))
+            if name and not os.path.isabs(name.removeprefix("file:").removeprefix("host_device:")):
+                raise ValueError("relative to each process's directory")  # noqa: TRY301 - as what else is not followed
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Refused(_UNFOLLOWED.format(above=above, name=given, why=error)) from None
+    protocol, colon, rest = name.partition(":")
+    if colon and protocol in _FILES:
+        name = rest
+    elif _PROTOCOL.match(name):
+        if any(part and os.path.isfile(os.path.join(directory, part)) for part in rest.split(":")):
+            raise Refused(_UNFOLLOWED.format(above=above, name=given, why=protocol))
+        name = ""
+    return (file_named(name, directory) if name else ""), format_
 
 
 def _probed(path: str) -> str:
@@ -73,6 +124,7 @@ def _probed(path: str) -> str:
 
 
 def _status(path: str) -> os.stat_result:
+    check_everybodys(path)
     try:
         status = os.stat(path)
         os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
@@ -92,6 +144,8 @@ def trace(path: str, format_: str) -> tuple[Traced, ...]:
     """
     found: dict[str, Traced] = {}
     for link in _links(path, format_):
+        if link.identity in found and not link.kinds:
+            continue  # several volumes have parts on one disk
         if link.identity in found:
             raise DamagedSnapshot(f"the backing chain of {path} has no end", path)
         found[link.identity] = link
@@ -99,10 +153,12 @@ def trace(path: str, format_: str) -> tuple[Traced, ...]:
 
 
 def _links(path: str, format_: str) -> Iterator[Traced]:
+    loops = _loops()
     while path:
         status = _status(path)
         if format_ == "raw":
             yield Traced(path, identity_of(status), {Kind.BLOCK if stat.S_ISBLK(status.st_mode) else Kind.RAW: ""})
+            yield from _same(status, loops)
             return
         if format_ != "qcow2":
             yield Traced(path, identity_of(status), {Kind.FOREIGN: format_})
@@ -111,6 +167,7 @@ def _links(path: str, format_: str) -> Iterator[Traced]:
         for name in (head.backing, head.data_file):
             check_text(name, f"what {path} leads to")
         yield Traced(path, identity_of(status), _kinds_of(head))
+        yield from _same(status, loops)
         if head.data_file:
             data, _ = _resolved(head.data_file, path)
             yield Traced(data, identity_of(_status(data)), {Kind.SPLIT: data})
@@ -120,6 +177,41 @@ def _links(path: str, format_: str) -> Iterator[Traced]:
         if not below:
             yield Traced(head.backing, f"remote {head.backing}", {Kind.REMOTE: head.backing})
         path, format_ = below, head.backing_format or said or _probed(below)
+
+
+def _loops() -> list[tuple[Traced, Traced]]:
+    """Return the loop devices of this host, each with the file that it is on."""
+    found, names = list[tuple[Traced, Traced]](), list[str]()
+    with suppress(OSError):
+        names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+    for name in names:
+        device = Path("/sys/block", name, "loop")  # there while it has a file
+        with suppress(OSError):
+            file = (device / "backing_file").read_text().removesuffix("\n")
+            whole = all((device / each).read_text().strip() == "0" for each in ("offset", "sizelimit"))
+            loop = f"block {(device.parent / 'dev').read_text().strip()}"
+            below = Traced(file, identity_of(os.stat(file)), same=whole)
+            found.append((Traced(f"/dev/{name}", loop, same=whole), below))
+    return found
+
+
+def _same(status: os.stat_result, loops: Iterable[tuple[Traced, Traced]]) -> Iterator[Traced]:
+    """Yield what else has the bytes of a file or device: its loop devices, or what a block device is on.
+
+    Of a partition and a volume that is said, too, but they are parts: another part of the same disk is no reader.
+    """
+    identity = identity_of(status)
+    for loop, file in loops:
+        if identity == file.identity:
+            yield loop
+        elif identity == loop.identity:
+            yield file
+    if stat.S_ISBLK(status.st_mode):
+        place = Path(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+        parts = [*place.glob("slaves/*"), *([place.resolve().parent] if (place / "partition").exists() else [])]
+        for part in parts:
+            with suppress(OSError):
+                yield Traced(f"/dev/{part.name}", f"block {(part / 'dev').read_text().strip()}")
 
 
 def _kinds_of(head: qcow2.Header) -> dict[Kind, str]:

@@ -136,6 +136,16 @@ def held(process: QemuProcess) -> list[hostside.Held]:
     return hostside.holds(parse(process.argv), process.cwd, process.socket)
 
 
+def held_by_definition(definition: DomainDefinition) -> list[hostside.Held]:
+    """Return what a QEMU of a definition has of the host that no other process can have beside it.
+
+    Raises:
+        Unsupported: its words are not understood.
+    """
+    options = list(parse(("", *definition.extra_args)))
+    return [*hostside.holds(options, "/", ""), *hostside.shared_memory(options)]
+
+
 def no_way_back(
     process: QemuProcess, disks: Sequence[DeviceDisk], devices: Iterable[str], *, of_another: bool = False
 ) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from snaporch.drivers.local.names import file_named
 from snaporch.drivers.qemu.options import Keys, Option, Tree
 from snaporch.errors import Unsupported
 from snaporch.model.rfc import DeviceDisk
@@ -178,7 +179,7 @@ class Blocks:
                 yield from (node[child] for child in _CHILDREN if isinstance(node.get(child), str))
 
     def _path(self, name: str) -> str:
-        return os.path.normpath(os.path.join(self.cwd, name)) if name else ""
+        return file_named(name, self.cwd) if name else ""
 
     def _node(self, option: Option, top: dict[str, Any]) -> Drive:
         layer, problem = self._layer(top)

@@ -114,6 +114,10 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
             return definition.accel
         return "tcg" if await kvm.cached_probe(emulator) else "kvm"
 
+    def named_files(self, definition: DomainDefinition) -> Collection[str]:
+        """See Driver: in `extra_args`, where a drive may be that is only read."""
+        return hostside.named_files(definition.extra_args)
+
     async def make_nvram(self, definition: DomainDefinition, store: DeviceDisk) -> str:
         """See Driver."""
         if await self.storage.exists(store.path):
@@ -343,10 +347,7 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
             argv = process.command_line(pid) if record.handle and (pid := self.pid(record.handle)) else ()
             if argv and (why := attach.changed_since(argv, (await machine.shape()).devices)):
                 return WayBack(Way.NONE, why)
-            words = attach.held(
-                QemuProcess(process.LocalProcess(0, 0), "", argv=("", *record.definition.extra_args))
-            )
-            return _way_back(words)
+            return _way_back(attach.held_by_definition(record.definition))
         template = QemuProcess.of(record.template)
         devices = (await machine.shape()).devices
         another = user_of(record.template) is not None
@@ -362,9 +363,8 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
 
     def stand_ins(self, launch: Launch) -> tuple[str, ...]:
         """See Driver."""
-        process_ = QemuProcess.of(launch.template) if launch.template else None
-        argv = ("", *launch.definition.extra_args)
-        held = attach.held(process_ or QemuProcess(process.LocalProcess(0, 0), "", argv=argv))
+        template = QemuProcess.of(launch.template) if launch.template else None
+        held = attach.held(template) if template else attach.held_by_definition(launch.definition)
         return tuple(hostside.stand_ins(held))
 
     async def beside_blocker(self, launch: Launch) -> str:
@@ -374,10 +374,11 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
             OtherMachine: no machine like the present one can be started at all, beside it or in its place.
         """
         if launch.template is None:
-            return ""
-        template = QemuProcess.of(launch.template)
-        like(template, launch, [], self._user)
-        held = attach.held(template)
+            held = attach.held_by_definition(launch.definition)
+        else:
+            template = QemuProcess.of(launch.template)
+            like(template, launch, [], self._user)
+            held = attach.held(template)
         if lost := [each for each in held if not each.again]:
             raise OtherMachine(f"{launch.definition.name}: no other process can have {lost[0]}")
         return _both(held)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -221,6 +222,35 @@ def holds(options: Iterable[Option], cwd: str, control: str) -> list[Held]:
                 Held("the right to write to its images (copy-on-read)", option.text, "a copy that does not")
             )
     return found
+
+
+def named_files(words: Iterable[str]) -> set[str]:
+    """Return the absolute paths in words of a command line, whatever they are for."""
+    found: set[str] = set()
+    for word in words:
+        with suppress(Unsupported):  # QEMU says so
+            options = Tree.parse(word, "driver").options if word.startswith("{") else {}
+            found.update(path for path in _strings(options) if path.startswith("/"))
+        for _, value in Keys.parse(word, "value").pairs:
+            if (path := value.removeprefix("file:")).startswith("/"):
+                found.add(path)
+    return found
+
+
+def _strings(options: Any) -> Iterator[str]:
+    inner = options.values() if isinstance(options, dict) else options if isinstance(options, list) else ()
+    yield from [options] if isinstance(options, str) else ()
+    for each in inner:
+        yield from _strings(each)
+
+
+def shared_memory(options: Iterable[Option]) -> list[Held]:
+    """Return the files that memory is shared by: a second process would load its memory over the first one's."""
+    return [
+        Held(f"the memory in {path}", option.text, "memory of its own")
+        for option in options
+        if option.name == "object" and (path := _shared_file(option.value or "", "/"))
+    ]
 
 
 def refusal(options: Iterable[Option]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from snaporch.drivers.base import (
     Progress,
     untold,
 )
+from snaporch.drivers.local.names import file_named
 from snaporch.drivers.qmp.blockjob import PREFIX
 from snaporch.drivers.qmp.merge import Merger
 from snaporch.drivers.qmp.protocol import QMP
@@ -49,7 +49,7 @@ def image_file(image: dict[str, Any]) -> str:
 def chain_of(image: dict[str, Any] | None, cwd: str) -> Iterator[str]:
     """Yield the files of an image and of all that back it."""
     for name in names_of(image):
-        yield os.path.normpath(os.path.join(cwd, name))
+        yield file_named(name, cwd)
 
 
 def names_of(image: dict[str, Any] | None) -> Iterator[str]:
@@ -139,14 +139,15 @@ class Blocks(Machine, Overlays, LiveMerges, LiveCopies):
         await self.activate()
         await Merger(self).stream(top, base, options, progress)
 
-    async def jobs_of_others(self) -> list[str]:
+    async def jobs_of_others(self, *, ending: bool = False) -> list[str]:
         """See Machine; one that has ended and was not dismissed keeps nobody from anything."""
         jobs = await self.qmp.execute("query-jobs")
+        exports = await self.qmp.execute("query-block-exports") if ending else []
         return [
             f"{job['type']} {job['id']}"
             for job in jobs
             if job["type"] in _JOBS and job["status"] not in _ENDED and not job["id"].startswith(PREFIX)
-        ]
+        ] + [f"{export['type']} export {export['id']}" for export in exports if not export["shutting-down"]]
 
     async def settle_merges(self, active: Mapping[str, str]) -> None:
         """See Overlays."""
