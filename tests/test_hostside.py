@@ -194,13 +194,11 @@ def test_a_trial_has_an_address_of_its_own() -> None:
 
 async def test_a_definition_has_a_way_back_as_its_words_allow() -> None:
     """What a defined guest alone can have is known before a checkpoint is taken of it, as of an attached one."""
-    tpm = ("-chardev", "socket,id=c,path=/tpm/s", "-tpmdev", "emulator,id=t,chardev=c")
     words = {
         (): WayBack(Way.BESIDE),
         ("-netdev", "user,id=n,hostfwd=tcp::80-:80"): WayBack(
             Way.PROVEN, "both would have port tcp::80-:80 (-netdev user,id=n,hostfwd=tcp::80-:80)"
         ),
-        tpm: WayBack(Way.NONE, "no other process can have TPM /tpm/s (-tpmdev emulator,id=t,chardev=c)"),
     }
     for given, expected in words.items():
         record = DomainRecord(DomainDefinition("vm", extra_args=given))
