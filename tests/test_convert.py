@@ -28,6 +28,7 @@ def test_the_flags_have_the_rfcs_numbers() -> None:
         "FORCE": 4,
         "ALONE": 8,
         "KEEP_CLOCK": 16,
+        "LAZY": 32,
     }
 
 
