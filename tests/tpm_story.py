@@ -156,7 +156,7 @@ async def running(orch: Orchestrator, guest: Guest) -> None:
     assert states(orch, NAME) == [before]
     for flags in (RevertFlag(0), RevertFlag.PAUSED, RevertFlag.LAZY):
         await guest.goes_on()
-        await orch.revert(NAME, "run", flags)
+        assert not (await orch.revert(NAME, "run", flags)).lazy
         assert len(states(orch, NAME)) == 1
         assert before not in states(orch, NAME)
         await orch.resume(NAME)

@@ -69,6 +69,8 @@ def with_lazy(driver: Driver, plan: RevertPlan) -> RevertPlan:
         why = "it has no memory that could be loaded"
     elif plan.state is not DomainState.RUNNING:
         why = "the guest is not to run"
+    elif plan.tpm:  # QEMU itself, and not only the guest, waits for the pages of the TPM's buffers
+        why = "it has a TPM"
     elif not has(driver, LoadsLazily):
         why = f"its hypervisor {TRAITS[LoadsLazily][1]}"
     return attrs.evolve(plan, eager=why) if why else attrs.evolve(plan, way=Way.LAZY)
