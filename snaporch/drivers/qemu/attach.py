@@ -139,11 +139,14 @@ def held(process: QemuProcess) -> list[hostside.Held]:
 def held_by_definition(definition: DomainDefinition) -> list[hostside.Held]:
     """Return what a QEMU of a definition has of the host that no other process can have beside it.
 
+    A named pipe is none of that: two can have it open, and who writes to it waits until the revert is over.
+
     Raises:
         Unsupported: its words are not understood.
     """
     options = list(parse(("", *definition.extra_args)))
-    return [*hostside.holds(options, "/", ""), *hostside.shared_memory(options)]
+    taken = [option for option in options if not hostside.is_pipe(option)]
+    return [*hostside.holds(taken, "/", ""), *hostside.shared_memory(options)]
 
 
 def no_way_back(

@@ -115,6 +115,12 @@ def unix_server(option: Option, cwd: str) -> str | None:
     return os.path.normpath(os.path.join(cwd, path)) if path else None
 
 
+def is_pipe(option: Option) -> bool:
+    """Return whether an option is a character device on a named pipe."""
+    device = character_device(option)
+    return device is not None and device.get("backend") == "pipe"
+
+
 def _held_by_stream(device: Keys, option: Option, cwd: str) -> Iterator[Held]:
     backend, word = device.get("backend"), option.text
     if path := unix_server(option, cwd):
