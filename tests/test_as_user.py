@@ -14,17 +14,24 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
+from snaporch.catalog import Change
 from snaporch.drivers.local import filework, servant, trace
 from snaporch.drivers.local.as_user import User, as_user, only_roots
 from snaporch.drivers.local.confine import Confinement
 from snaporch.drivers.local.files import LocalStorage
+from snaporch.drivers.local.process import LocalProcess
 from snaporch.drivers.local.users_storage import UsersStorage
+from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import DamagedSnapshot, Forbidden, OperationFailed, Refused, Unsupported
+from snaporch.model.domain import DomainDefinition, DomainRecord
 from snaporch.model.request import MergeOptions
-from snaporch.model.rfc import DeviceDisk
+from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
+from snaporch.operations.disks import reattached
+from snaporch.orchestrator import open_orchestrator
 
 NOBODY = 65534
 USER = User(NOBODY, NOBODY, ())
@@ -121,6 +128,34 @@ def test_it_is_killed(place: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     thread.join()
     assert failed
+
+
+async def test_whose_files_they_are(place: Path, tmp_path: Path) -> None:
+    """What was made with one user's rights is never gone on with with others: by no definition, nor as another."""
+    base = image(place / "vda.qcow2")
+    surroundings = {"uid": NOBODY, "gid": NOBODY, "groups": []}
+    process = QemuProcess(LocalProcess(2**22 + 1, 1), "/q", attached=True, argv=("q",), surroundings=surroundings)
+    record = DomainRecord(DomainDefinition("web", disks=(base,)), template=process.handle("qemu"))
+    async with open_orchestrator(tmp_path / "root") as orch:
+        catalog = orch._context.catalog
+        await catalog.write(Change(domains=(record,)))
+        await orch.create("web", DomainSnapshot("point"), CreateFlag.DISK_ONLY)
+        theirs = await catalog.domain("web")
+        (over,) = theirs.active.values()
+        assert os.stat(over.path).st_uid == NOBODY
+        for disk in (base, over):
+            with pytest.raises(Refused, match="with the rights of the user nobody"):
+                await orch.define(DomainDefinition("web", disks=(disk,)))
+        ours = attrs.evolve(theirs, template=None)
+        with pytest.raises(Refused, match="with the rights of the user nobody"):
+            await reattached(orch._context, theirs, ours)
+        assert await catalog.domain("web") == theirs
+        await catalog.write(Change(domains=(ours,)))
+        with pytest.raises(Refused, match="with those of the user nobody"):
+            await orch.revert("web", "point")
+        await catalog.write(Change(domains=(theirs,)))
+        await orch.delete("web", "point")
+        await orch.define(DomainDefinition("web", disks=(base,)))
 
 
 @pytest.mark.parametrize(

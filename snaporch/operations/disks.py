@@ -9,7 +9,7 @@ Rule 2: a domain that is on overlays is on them until these are merged. No defin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 
 import attrs
@@ -36,7 +36,7 @@ async def redefined(context: Context, known: DomainRecord, definition: DomainDef
     user's own from then on.
 
     Raises:
-        Refused: it does not fit; the error says which disk is on what.
+        Refused: it does not fit; the error says which disk is on what. Or the domain's files are another user's.
     """
     storage = context.driver(known).storage
     new, old = ({disk.target: disk for disk in each.disks} for each in (definition, known.definition))
@@ -50,8 +50,38 @@ async def redefined(context: Context, known: DomainRecord, definition: DomainDef
     yours = {disk.path for disk in definition.disks}
     below = {path: chain for path, chain in known.below.items() if path not in yours}
     generation = known.generation if definition.genid == known.definition.genid else ""
-    return attrs.evolve(
+    record = attrs.evolve(
         known, definition=definition, template=None, active=active, below=below, generation=generation
+    )
+    await check_same_rights(context, known, record, yours)
+    return record
+
+
+async def check_same_rights(
+    context: Context, known: DomainRecord, record: DomainRecord, yours: Collection[str] = ()
+) -> None:
+    """Refuse to go on with other rights with what was made with one user's.
+
+    Where those files are, that user may exchange them at any time: what is done there has that user's rights alone.
+
+    Args:
+        context: the orchestrator's.
+        known: the domain's record.
+        record: the one that it is to have.
+        yours: files that are the caller's own from then on.
+
+    Raises:
+        Refused: the domain has snapshots, or other files that snaporch has made.
+    """
+    name, was, now = known.name, context.driver(known).whose, context.driver(record).whose
+    if was == now:
+        return
+    if not await context.catalog.snapshots(name) and await context.catalog.own_files(name) <= {*yours}:
+        return
+    of = [f"the user {user}" if user else "snaporch's own user" for user in (was, now)]
+    raise Refused(
+        f"{name}: what is known of it was made with the rights of {of[0]}, and would be worked on with those of "
+        f"{of[1]}: delete its snapshots first (`snaporch domain undefine {name} --snapshots`), or take another name"
     )
 
 
@@ -135,9 +165,10 @@ async def reattached(context: Context, known: DomainRecord, record: DomainRecord
 
     Raises:
         Refused: its owner has started it again without the image that has a disk's newest data, or on a chain that
-            was changed meanwhile.
+            was changed meanwhile; or as another user, while there are files that were made for the first one.
         DamagedSnapshot: somebody has written to an image that a snapshot of it holds.
     """
+    await check_same_rights(context, known, record)
     storage = context.driver(record).storage
     has: set[str] = set()
     for disk in record.disks:

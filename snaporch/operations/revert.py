@@ -60,7 +60,7 @@ from snaporch.model.way import Way
 from snaporch.operations.checks import check_verb, unlike
 from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_lazy, with_way
 from snaporch.operations.create import create
-from snaporch.operations.disks import check_no_jobs, claim_snapshot
+from snaporch.operations.disks import check_no_jobs, check_same_rights, claim_snapshot
 from snaporch.operations.group import check_ids
 from snaporch.operations.loading import Loading
 from snaporch.operations.readers import kept_for
@@ -395,6 +395,7 @@ async def _reverter(
     record, old = await stack.enter_async_context(context.machine_of(name, hung_is_none=force))
     driver = context.driver(record)
     check_ours(snapshot)
+    await check_same_rights(context, record, attrs.evolve(record, template=snapshot.template))
     await check_records(context, record)
     if not force:
         await check_verb(name, old, GuestVerb.REVERT)

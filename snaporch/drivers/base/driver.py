@@ -48,6 +48,11 @@ class Driver(abc.ABC):
         """
         return self
 
+    @property
+    def whose(self) -> str:
+        """The user with whose rights it works on files, by name; empty: with ours."""
+        return ""
+
     def named_files(self, definition: DomainDefinition) -> Collection[str]:  # noqa: ARG002 - where there are none
         """Return the files that a definition names beside its disks, in words of the hypervisor."""
         return ()

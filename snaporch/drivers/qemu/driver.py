@@ -44,7 +44,7 @@ from snaporch.drivers.qemu.command import command_line, mark
 from snaporch.drivers.qemu.discover import discover
 from snaporch.drivers.qemu.host import default_emulator, doctor
 from snaporch.drivers.qemu.hostside import Held
-from snaporch.drivers.qemu.spawn import PID, free_ports, like, listening, spawn, user_of
+from snaporch.drivers.qemu.spawn import PID, check_user, free_ports, like, listening, spawn, user_of
 from snaporch.drivers.qemu.surroundings import replaced
 from snaporch.drivers.qemu.tpm import Tpms
 from snaporch.drivers.qmp import lazy, open_qmp
@@ -102,6 +102,11 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
         """As whom its QEMUs run; None: as we do."""
         return self.storage.user if isinstance(self.storage, UsersStorage) else None
 
+    @property
+    def whose(self) -> str:
+        """See Driver."""
+        return self._user.name if self._user is not None else ""
+
     async def overlay_place(self, record: DomainRecord, disk: DeviceDisk, directory: str) -> OverlayPlace:
         """See Driver: of a QEMU that runs as another user beside the image, and whose that is."""
         if not isinstance(storage := self.storage, UsersStorage):
@@ -139,8 +144,9 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
 
     async def _command(self, launch: Launch, fds: list[int], link: tpm.Link | None) -> attach.Relaunch:
         pidfile = str(launch.directory / PID)
+        check_user(launch, self._user)
         if launch.template is not None:
-            return like(QemuProcess.of(launch.template), launch, fds, self._user)
+            return like(QemuProcess.of(launch.template), launch, fds)
         emulator = launch.definition.emulator or default_emulator()
         if shutil.which(emulator) is None:
             raise Unsupported(f"{emulator} is not installed (Debian: apt install qemu-system-x86)")
@@ -373,11 +379,12 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
         Raises:
             OtherMachine: no machine like the present one can be started at all, beside it or in its place.
         """
+        check_user(launch, self._user)
         if launch.template is None:
             held = attach.held_by_definition(launch.definition)
         else:
             template = QemuProcess.of(launch.template)
-            like(template, launch, [], self._user)
+            like(template, launch, [])
             held = attach.held(template)
         if lost := [each for each in held if not each.again]:
             raise OtherMachine(f"{launch.definition.name}: no other process can have {lost[0]}")

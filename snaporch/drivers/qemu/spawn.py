@@ -83,17 +83,11 @@ def spawn(command: attach.Relaunch, fds: list[int], log: Path) -> int:
     )
 
 
-def like(template: QemuProcess, launch: Launch, fds: Sequence[int], runs_as: User | None) -> attach.Relaunch:
-    """Return how a process like an attached one is started, in the surroundings that that one had.
-
-    Args:
-        template: that one.
-        launch: what is launched.
-        fds: sockets that it is given for its monitors.
-        runs_as: the user as whom the domain's processes run; None: ours.
+def check_user(launch: Launch, runs_as: User | None) -> None:
+    """Refuse to start a process as another user than the domain's processes run as; None: as ours.
 
     Raises:
-        OtherMachine: none can be started.
+        OtherMachine: so it is.
     """
     if (user := user_of(launch.template)) != runs_as:
         as_whom = [each.name if each else User.ours().name for each in (user, runs_as)]
@@ -101,6 +95,20 @@ def like(template: QemuProcess, launch: Launch, fds: Sequence[int], runs_as: Use
             f"{launch.definition.name}: the snapshot's QEMU ran as {as_whom[0]}, and the domain's runs as "
             f"{as_whom[1]}, who does not own the same files"
         )
+
+
+def like(template: QemuProcess, launch: Launch, fds: Sequence[int]) -> attach.Relaunch:
+    """Return how a process like an attached one is started, in the surroundings that that one had.
+
+    Args:
+        template: that one.
+        launch: what is launched.
+        fds: sockets that it is given for its monitors.
+
+    Raises:
+        OtherMachine: none can be started.
+    """
+    user = user_of(launch.template)
     try:
         made = attach.relaunch(
             template,
