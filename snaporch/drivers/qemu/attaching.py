@@ -38,14 +38,17 @@ async def look(name: str, path: str, seconds: float) -> tuple[DomainDefinition, 
         found = process.process_of(pid) if pid else None
         if pid is None or found is None:
             raise Refused(f"{name}: the process at the other end of {path} cannot be seen")
+        seen = surroundings.look(pid)
         argv, cwd = process.command_line(pid), os.readlink(f"/proc/{pid}/cwd")
         if why := surroundings.foreign(pid):
             raise Refused(f"{name}: QEMU (process {pid}) cannot be managed: {why}")
-        if qmp.peer_uid not in {0, os.geteuid(), surroundings.look(pid).uid}:
+        if qmp.peer_uid not in {0, os.geteuid(), seen.uid}:
             # It listened as one user, and has become another since: as by a program that gives its caller rights.
             raise Refused(f"{name}: {path} was opened by another user than process {pid} runs as")
-        seen = attrs.asdict(surroundings.look(pid))
-        read = await _reader(name, surroundings.user_of(seen))
+        if surroundings.look(pid).whose != seen.whose:  # what was seen of it is of two programs
+            raise Refused(f"{name}: process {pid} has become another program, or another user's, meanwhile")
+        known = attrs.asdict(seen)
+        read = await _reader(name, surroundings.user_of(known))
         if "qemu" not in os.path.basename(argv[0]):
             # The kernel names whoever made the socket: a manager may have handed it to its QEMU.
             raise Refused(
@@ -65,7 +68,7 @@ async def look(name: str, path: str, seconds: float) -> tuple[DomainDefinition, 
             attached=True,
             argv=await trio.to_thread.run_sync(_expanded, argv, cwd, read),
             cwd=cwd,
-            surroundings=seen,
+            surroundings=known,
         )
         async with QemuMachine(qmp, made).opened() as machine:
             disks = tuple(

@@ -62,6 +62,11 @@ class Surroundings:
     groups: tuple[int, ...] = ()
     no_new_privileges: bool = False
 
+    @property
+    def whose(self) -> tuple[tuple[int, int], int, int, tuple[int, ...]]:
+        """What decides about its rights: its program and its ids."""
+        return self.identity, self.uid, self.gid, self.groups
+
 
 def look(pid: int) -> Surroundings:
     """Return the surroundings of a process.
