@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from snaporch.drivers.qemu import attaching, surroundings
+from snaporch.drivers.qmp.process import last_words
 from snaporch.errors import Refused
 
 PROGRAM = """
@@ -56,3 +57,14 @@ async def test_it_becomes_another_program(tmp_path: Path, monkeypatch: pytest.Mo
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_log_of_any_size(tmp_path: Path) -> None:
+    """Whoever QEMU runs as has its log open: it is not read whole."""
+    log = tmp_path / "qemu.log"
+    log.write_text("qemu: old\n")
+    os.truncate(log, 2**36)
+    with log.open("a") as file:
+        file.write("\nqemu: one\nqemu: two\n")
+    assert last_words(log, 5).endswith("one; two")
+    assert last_words(log, 2**36 + 11) == "two"

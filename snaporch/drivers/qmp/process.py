@@ -19,11 +19,15 @@ CONTROL = "qmp.sock"
 LOG = "qemu.log"
 """The name of the file that the QEMUs of a domain write their words to, in the domain's directory."""
 
+_LAST_BYTES = 64 * 1024  # of it are looked at
+
 
 def last_words(log: Path, start: int) -> str:
     """Return the last lines of a log from a position on, without the program's name."""
     with suppress(OSError):
-        lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+        with log.open("rb") as file:  # which QEMU writes: it may be of any size
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read(_LAST_BYTES).decode(errors="replace").strip().splitlines()
         return "; ".join(line.partition(": ")[2] or line for line in lines[-3:])
     return ""
 
