@@ -10,7 +10,8 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +20,16 @@ import pytest
 import trio
 
 from snaporch.catalog import Change
-from snaporch.drivers.local import filework, servant, trace
+from snaporch.drivers.local import durable, filework, servant, trace
 from snaporch.drivers.local.as_user import User, as_user, only_roots
 from snaporch.drivers.local.confine import Confinement
 from snaporch.drivers.local.files import LocalStorage
-from snaporch.drivers.local.process import LocalProcess
+from snaporch.drivers.local.process import LocalProcess, started
 from snaporch.drivers.local.users_storage import UsersStorage
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import DamagedSnapshot, Forbidden, OperationFailed, Refused, Unsupported
 from snaporch.model.domain import DomainDefinition, DomainRecord
+from snaporch.model.record import FileRecord
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.disks import reattached
@@ -107,12 +109,13 @@ def test_errors_are_told(place: Path) -> None:
 
 
 def test_it_is_killed(place: Path) -> None:
-    """The user may end the process, before or while it works: that call fails, and the next has another one."""
+    """The user may end the process: while it works that call fails; the next has another one."""
     call = as_user(User(NOBODY, NOBODY, (102,))).call
     pid = int(call(filework.read_text, "/proc/self/stat").split()[0])
     subprocess.run(["kill", "-KILL", str(pid)], user=NOBODY, check=True)
-    with pytest.raises(OperationFailed, match="as nobody has ended"):
-        call(filework.exists, str(place))
+    while started(pid) is not None:
+        time.sleep(0.001)
+    assert call(filework.exists, str(place))
     os.mkfifo(place / "fifo", 0o666)
     pid = int(call(filework.read_text, "/proc/self/stat").split()[0])
     failed = []
@@ -128,6 +131,58 @@ def test_it_is_killed(place: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     thread.join()
     assert failed
+
+
+async def test_it_is_stopped(place: Path, storage: UsersStorage) -> None:
+    """The user may stop the process: whoever waits for it can be cancelled, and the next call has another one."""
+    storage.user = User(NOBODY, NOBODY, (104,))
+    base = image(place / "vda.qcow2")
+    calls: list[Callable[[], Awaitable[object]]] = [
+        partial(storage.mark, base.path, "/root"),
+        partial(storage.seal, base.path),
+    ]
+    for call in calls:
+        pid = int(as_user(storage.user).call(filework.read_text, "/proc/self/stat").split()[0])
+        subprocess.run(["kill", "-STOP", str(pid)], user=NOBODY, check=True)
+        with trio.move_on_after(0.3) as scope:
+            await call()
+        assert scope.cancelled_caught
+        assert not Path(f"/proc/{pid}").exists()
+        await call()
+
+
+async def test_a_pipe_in_its_place(place: Path, storage: UsersStorage) -> None:
+    """What waits at a pipe for ever, where an image was, is not waited for."""
+    path = str(place / "vda.qcow2")
+    os.mkfifo(path)
+    os.chown(path, NOBODY, NOBODY)
+    record = FileRecord(path, 0, "xxh3-128:0")
+    with trio.fail_after(30):
+        for call in (
+            storage.seal(path),
+            storage.check(record, thorough=True),
+            storage.inside(path),
+            storage.seal_inside(path, "point"),
+            storage.trace(path, "qcow2"),
+            storage.chain(path, "qcow2"),
+            storage.make_overlay(path, DeviceDisk("vda", path), 2**20),
+        ):
+            with pytest.raises((OSError, Refused, OperationFailed)):
+                await call
+        await storage.mark(path, "/root")
+        await storage.write_back([path])
+    assert not as_user(USER).call(filework.is_encrypted, path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        as_user(USER).call(durable.sync_path, path)
+
+
+async def test_it_cannot_be_told(place: Path, storage: UsersStorage) -> None:
+    """Where the user may not look nothing is said to be missing."""
+    with pytest.raises(Refused, match=r"cannot look at .*/secrets/nothing: Permission denied"):
+        await storage.exists(f"{place.parent}/secrets/nothing")
+    assert not await storage.exists(f"{place}/nothing")
+    assert storage.is_own(storage.own)
+    assert not storage.is_own(f"{storage.own}-other")
 
 
 async def test_whose_files_they_are(place: Path, tmp_path: Path) -> None:

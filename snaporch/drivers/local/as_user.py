@@ -11,18 +11,21 @@ says. It cannot be looked into by other processes of that user; that it may be e
 
 from __future__ import annotations
 
+import errno
 import grp
 import json
 import os
 import pwd
+import select
 import signal
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import attrs
 
@@ -132,6 +135,17 @@ class _Servant:
             raise ValueError("no answer")  # noqa: TRY004 - as what is no JSON at all
         return answer
 
+    def is_there(self) -> bool:
+        """Return whether it still waits for a request: it says nothing by itself, but that it has ended."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
+
+    def hang_up(self) -> None:
+        """Have whoever waits for an answer see that there is none; safe at any time, in any thread."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def end(self) -> None:
         """End it, whatever it does."""
         self._lines.close()
@@ -139,6 +153,53 @@ class _Servant:
         with suppress(OSError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+
+
+@attrs.define(eq=False)
+class Asked(Generic[T]):
+    """A call of a function as a user, to be made once in a thread; another thread may end it.
+
+    Attributes:
+        user: that user.
+        work: the function.
+        arguments: its arguments.
+        options: those that have names.
+    """
+
+    user: AsUser
+    work: Callable[..., T]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    _over: threading.Event = attrs.field(factory=threading.Event)
+    _begun: bool = False
+    _ended: bool = False
+    _servant: _Servant | None = None
+
+    def __call__(self) -> T:
+        """See `AsUser.call`."""
+        self._begun = True
+        try:
+            return self.user.answered(self)
+        finally:
+            self._over.set()
+
+    def ask(self, one: _Servant, request: dict[str, Any]) -> dict[str, Any]:
+        """See `_Servant.ask`."""
+        self._servant = one
+        try:
+            if self._ended:
+                raise ConnectionError("nobody waits for it")
+            return one.ask(request)
+        finally:
+            self._servant = None
+
+    def end(self) -> None:
+        """Have the call fail, its process gone; one that has not begun does nothing. Blocks until that is so."""
+        self._ended = True
+        if (one := self._servant) is not None:
+            one.hang_up()
+        if self._begun:
+            self._over.wait()
 
 
 @attrs.frozen(eq=False)
@@ -159,22 +220,41 @@ class AsUser:
             OSError, SnaporchError: what the function raises.
             OperationFailed: the process has not answered.
         """
-        request = {"do": f"{work.__module__}:{work.__name__}", "arguments": arguments, "options": options}
+        return self.asked(work, *arguments, **options)()
+
+    def asked(self, work: Callable[..., T], *arguments: Any, **options: Any) -> Asked[T]:
+        """Return what makes such a call."""
+        return Asked(self, work, arguments, options)
+
+    def _free(self) -> _Servant:
+        """Return a process that does nothing: one that was used before and is still there, or a new one."""
+        while self._idle:
+            with suppress(IndexError):  # another thread has it
+                if (one := self._idle.pop()).is_there():
+                    return one
+                one.end()
+        return _Servant(self.user)
+
+    def answered(self, call: Asked[T]) -> T:
+        """Return what a call comes to; see `call`."""
+        work = call.work
+        request = {
+            "do": f"{work.__module__}:{work.__name__}",
+            "arguments": call.arguments,
+            "options": call.options,
+        }
+        one = self._free()
         try:
-            asked = self._idle.pop()
-        except IndexError:
-            asked = _Servant(self.user)
-        try:
-            answer = asked.ask(request)
+            answer = call.ask(one, request)
         except (OSError, ValueError, RecursionError) as error:
-            asked.end()
+            one.end()
             raise OperationFailed(
                 f"the process that works on files as {self.user.name} has ended without an answer: {error}"
             ) from None
         except BaseException:
-            asked.end()
+            one.end()
             raise
-        self._idle.append(asked)
+        self._idle.append(one)
         if "error" in answer:
             raise _error(answer)
         if (kind := _kind(work)) is type(None):
@@ -197,7 +277,8 @@ def _error(answer: dict[str, Any]) -> Exception:
     """Return the error that an answer is of; one that is not known failed, and that is all."""
     name, words, path = (str(answer.get(key, "")) for key in ("error", "words", "path"))
     if name == "OSError":
-        return OSError(int(answer.get("errno") or 0), words, path or None)
+        number = answer.get("errno")
+        return OSError(number if type(number) is int else errno.EIO, words, path or None)
     kind = getattr(errors, name, None) if name in errors.__all__ else None
     if name in _WITH_PATH and kind is not None:
         return kind(words, path)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def sync_path(path: str) -> None:
     """Make a file, or what a directory lists, durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # what is in its place may be a pipe
     try:
         os.fsync(fd)
     finally:

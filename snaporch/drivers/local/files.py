@@ -50,6 +50,7 @@ T = TypeVar("T")
 _PROBE = 64 * 1024  # bytes: a cluster of qcow2
 _PROBES = 256
 _ROUNDS = 8  # through them, as qemu-img tells milliseconds
+DISCARD_SECONDS = 10.0
 WRITE_BACK_SECONDS = 60.0  # a file system that takes longer may not answer at all
 
 
@@ -76,6 +77,15 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
     def _by_name(self, path: str, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
         """Return what makes or removes the name `path` by some work: by whoever may, see `_by`."""
         return self._by(path, work, *arguments)
+
+    async def _done(self, work: Callable[[], T], *, quick: bool = False) -> T:
+        """Return what some work returns that `_by` or `_by_name` has given; it takes as long as it takes.
+
+        Args:
+            work: that work.
+            quick: it needs no thread, where we do it ourselves.
+        """
+        return work() if quick else await trio.to_thread.run_sync(work)
 
     async def release(self, paths: Collection[str]) -> None:
         """See Storage."""
@@ -104,7 +114,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def make_directory(self, directory: str) -> None:
         """See Storage."""
-        await trio.to_thread.run_sync(self._by_name(directory, filework.make_directory, directory))
+        await self._done(self._by_name(directory, filework.make_directory, directory))
 
     async def free(self, directory: str) -> tuple[str, int]:
         """See Storage."""
@@ -162,11 +172,11 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def mark(self, path: str, root: str) -> None:
         """See Storage."""
-        self._by(path, trace.mark, path, root)()
+        await self._done(self._by(path, trace.mark, path, root), quick=True)
 
     async def unmark(self, path: str, root: str) -> None:
         """See Storage."""
-        self._by(path, trace.unmark, path, root)()
+        await self._done(self._by(path, trace.unmark, path, root), quick=True)
 
     async def marks(self, path: str) -> tuple[str, ...]:
         """See Storage."""
@@ -174,7 +184,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def check_image(self, path: str, format_: str) -> None:
         """See Storage."""
-        if format_ != "qcow2" or await trio.to_thread.run_sync(self._by(path, filework.is_encrypted, path)):
+        if format_ != "qcow2" or await self._done(self._by(path, filework.is_encrypted, path)):
             return  # a raw image has no structure, and nobody here has a secret to look at that of an encrypted one
         try:
             await self._qemu_img("check", "-q", "-U", "-f", format_, path, good=(0, 3))  # 3: leaked clusters
@@ -189,14 +199,14 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def make_file(self, path: str) -> None:
         """See Storage."""
-        await trio.to_thread.run_sync(self._by_name(path, filework.make_file, path))
+        await self._done(self._by_name(path, filework.make_file, path))
 
     async def make_overlay(
         self, path: str, base: DeviceDisk, size: int, owner: tuple[int, int] | None = None
     ) -> None:
         """See Storage."""
         make = self._by_name(path, filework.make_file, path, owner, self._mode(owner))
-        await trio.to_thread.run_sync(make)
+        await self._done(make)
         try:
             # -u: the base is open in a running QEMU; its size is known, so nothing need be read from it.
             await self._qemu_img(
@@ -204,7 +214,8 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
             )
             await self._sync(path)
         except BaseException:
-            self._by_name(path, filework.discard, path)()
+            with trio.move_on_after(DISCARD_SECONDS, shield=True):
+                await self._done(self._by_name(path, filework.discard, path), quick=True)
             raise
 
     def _mode(self, owner: tuple[int, int] | None) -> int:  # noqa: ARG002 - for others
@@ -212,7 +223,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         return 0o600
 
     async def _sync(self, path: str) -> None:
-        await trio.to_thread.run_sync(self._by(path, sync_path, path))
+        await self._done(self._by(path, sync_path, path))
 
     async def commit_overlay(self, path: str) -> None:
         """See Storage."""
@@ -267,7 +278,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def inside(self, path: str) -> tuple[str, ...]:
         """See Storage."""
-        return await trio.to_thread.run_sync(self._by(path, filework.inside, path))
+        return await self._done(self._by(path, filework.inside, path))
 
     async def _snapshot(self, option: str, path: str, tag: str) -> None:
         # `qemu-img snapshot` guesses the format unless it is told in this way.
@@ -290,7 +301,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def seal_inside(self, path: str, tag: str) -> FileRecord:
         """See Storage; the process that wrote the file has synced it."""
-        return await trio.to_thread.run_sync(self._by(path, filework.seal_inside, path, tag))
+        return await self._done(self._by(path, filework.seal_inside, path, tag))
 
     async def check_inside(self, record: FileRecord, tag: str) -> None:
         """See Storage."""
@@ -345,7 +356,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def remove(self, path: str) -> None:
         """See Storage."""
-        await trio.to_thread.run_sync(self._by_name(path, filework.remove, path))
+        await self._done(self._by_name(path, filework.remove, path))
 
     async def write_back(self, paths: Collection[str]) -> None:
         """See Storage; given up where the files do not get there in time."""
@@ -359,7 +370,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         look = self._by(path, identity, path)
         if known is not None and there and there == await looked_at(path, look, patient=True):
             return known
-        return await trio.to_thread.run_sync(self._by(path, filework.checksum, path, sync=True))
+        return await self._done(self._by(path, filework.checksum, path, sync=True))
 
     async def check(self, record: FileRecord, *, thorough: bool = False) -> None:
         """See Storage."""
@@ -371,7 +382,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
                 raise DamagedSnapshot(f"{path} has {size:,} bytes instead of {record.size:,}", path)
             if now and now == record.identity and not thorough:
                 return
-            found = await trio.to_thread.run_sync(self._by(path, filework.checksum, path, sync=False))
+            found = await self._done(self._by(path, filework.checksum, path, sync=False))
         except FileNotFoundError:
             raise DamagedSnapshot(f"{path} is missing", path) from None
         except OSError as error:

@@ -6,6 +6,7 @@ and comes out are values that JSON can say.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -45,8 +46,18 @@ def _nearest(directory: str) -> Path:
 
 
 def exists(path: str) -> bool:
-    """Return whether there is anything at a path: a dangling symbolic link, too."""
-    return os.path.lexists(path)
+    """Return whether there is anything at a path: a dangling symbolic link, too.
+
+    Raises:
+        Refused: whoever asks may not look there.
+    """
+    try:
+        os.lstat(path)
+    except PermissionError as error:
+        raise Refused(f"cannot look at {path}: {error.strerror}") from None
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def free(directory: str) -> tuple[str, int]:
@@ -110,9 +121,23 @@ def remove(path: str) -> None:
         sync_parent(path)  # also where it was gone: who removed it may have been killed before this
 
 
+def _opened(path: str) -> int:
+    """Return a descriptor of a file or a block device; a pipe in its place is not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISREG(kind) or stat.S_ISBLK(kind):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "it is neither a file nor a block device", path)
+
+
 def checksum(path: str, *, sync: bool) -> FileRecord:
     """Hash a file; it must not change meanwhile."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _opened(path)
     try:
         if sync:
             os.fsync(fd)
@@ -167,7 +192,7 @@ def owner(path: str) -> tuple[int, int]:
 
 def size(path: str) -> int:
     """Return the bytes of a file or a block device."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _opened(path)
     try:
         return os.lseek(fd, 0, os.SEEK_END)
     finally:

@@ -189,7 +189,7 @@ def header(path: str) -> Header:
         DamagedSnapshot: it is no qcow2 image, or cannot be read.
         OSError: there is no such file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         head = os.pread(fd, _HEAD, 0)
         magic, version, at, length, _, _, crypt, *_, inside, _ = _HEADER.unpack_from(
@@ -225,7 +225,7 @@ def opened(path: str) -> Iterator[Qcow2]:
         DamagedSnapshot: it is no qcow2 image, or cannot be read.
         OSError: there is no such file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         head = os.pread(fd, _HEADER.size + _FEATURES.size, 0)
         (

@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +65,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"value": codec().unstructure(work(*request["arguments"], **request["options"]))}
     except OSError as error:
         path = error.filename if isinstance(error.filename, str) else ""
-        return {"error": "OSError", "errno": error.errno, "words": error.strerror, "path": path}
+        return {"error": "OSError", "errno": error.errno, "words": error.strerror or str(error), "path": path}
     except Exception as error:  # noqa: BLE001 - whoever asked is told
         kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "snaporch.errors"]
         return {"error": kinds[0] if kinds else "", "words": str(error), "path": getattr(error, "path", "")}
@@ -76,7 +77,10 @@ def main() -> None:
     for name in _MODULES:
         import_module(_PACKAGE + name)
     codec()
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # what root's own shell may have left open
+    for number in map(int, os.listdir("/proc/self/fd")):  # what root's own shell may have left open
+        if number > 2:  # noqa: PLR2004 - its socket, nowhere, and our words
+            with suppress(OSError):  # that of the list itself
+                os.close(number)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     become(int(uid), int(gid), tuple(int(each) for each in groups.split(",") if each))
     os.umask(0o077)

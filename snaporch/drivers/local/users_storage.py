@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import attrs
+import trio
 
 from snaporch.drivers.base import Progress
 from snaporch.drivers.local import durable, filework, trace
-from snaporch.drivers.local.as_user import User, as_user, group_name, only_roots
+from snaporch.drivers.local.as_user import Asked, User, as_user, group_name, only_roots
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.lineage import Link
 from snaporch.drivers.local.look import looked_at
@@ -27,6 +28,8 @@ from snaporch.errors import Forbidden, Unsupported
 from snaporch.model.rfc import DeviceDisk
 
 T = TypeVar("T")
+
+END_SECONDS = 5.0  # a process that is killed is gone at once but for a disk that hangs in the kernel
 
 # What is asked of an image is asked as the user, wherever a hypervisor says that its image is.
 _ALSO_OF_MEMORY = frozenset([filework.exists, filework.size, filework.checksum, durable.identity, trace.identities])
@@ -45,18 +48,30 @@ class UsersStorage(LocalStorage):
     own: str = attrs.field(kw_only=True)
 
     def is_own(self, path: str) -> bool:
-        """Return whether a path is one in the domain's own directory."""
-        return os.path.normpath(path).startswith(f"{self.own}/")
+        """Return whether a path is the domain's own directory, or one in it."""
+        return f"{os.path.normpath(path)}/".startswith(f"{self.own}/")
 
     def _by(self, path: str, work: Callable[..., T], *arguments: Any, **options: Any) -> Callable[[], T]:
         if work in _ALSO_OF_MEMORY and self.is_own(path):
             return partial(work, *arguments, **options)
-        return partial(as_user(self.user).call, work, *arguments, **options)
+        return as_user(self.user).asked(work, *arguments, **options)
 
     def _by_name(self, path: str, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
         if self.is_own(path) or only_roots(os.path.dirname(path)):
             return partial(work, *arguments)
-        return partial(as_user(self.user).call, work, *arguments)
+        return as_user(self.user).asked(work, *arguments)
+
+    async def _done(self, work: Callable[[], T], *, quick: bool = False) -> T:
+        """See LocalStorage: the user may have it take for ever, so it ends where nobody waits for it any more."""
+        if not isinstance(work, Asked):
+            return await super()._done(work, quick=quick)
+        try:
+            found: T = await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        except trio.Cancelled:
+            with trio.move_on_after(END_SECONDS, shield=True):  # what follows finds nobody at work there
+                await trio.to_thread.run_sync(work.end, abandon_on_cancel=True)
+            raise
+        return found
 
     @property
     def _rights(self) -> dict[str, Any]:
