@@ -20,7 +20,7 @@ import pytest
 import trio
 
 from snaporch.catalog import Change
-from snaporch.drivers.local import durable, filework, servant, trace
+from snaporch.drivers.local import durable, filework, qemu_img, servant, trace
 from snaporch.drivers.local.as_user import User, as_user, only_roots
 from snaporch.drivers.local.confine import Confinement
 from snaporch.drivers.local.files import LocalStorage
@@ -183,6 +183,28 @@ async def test_it_cannot_be_told(place: Path, storage: UsersStorage) -> None:
     assert not await storage.exists(f"{place}/nothing")
     assert storage.is_own(storage.own)
     assert not storage.is_own(f"{storage.own}-other")
+
+
+@pytest.mark.parametrize(
+    "says",
+    ["x", "[]", "{}", '[{"filename": 3}]', "[" * 9999, '{"filename": "/a", "format": "raw", "virtual-size": "b"}'],
+)
+async def test_qemu_img_says_anything(
+    place: Path, storage: UsersStorage, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user may have the program, which runs as that user, say what it never says, and without end."""
+    (place / "says").write_text(says)
+    program = place / "qemu-img"
+    program.write_text(f"#!/bin/sh\ncat {place}/says\n")
+    program.chmod(0o755)
+    storage.qemu_img = str(program)
+    base = image(place / "vda.qcow2")
+    for call in (storage.inspect(base.path, "qcow2"), storage.read_cost(base.path, "qcow2")):
+        with pytest.raises(Refused):
+            await call
+    monkeypatch.setattr(qemu_img, "_MOST_BYTES", 10)
+    program.write_text("#!/bin/sh\nhead -c 1000000 /dev/zero\n")
+    assert len(await storage._qemu_img("info")) == 10
 
 
 async def test_whose_files_they_are(place: Path, tmp_path: Path) -> None:

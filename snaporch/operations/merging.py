@@ -35,7 +35,7 @@ from snaporch.drivers.base import (
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.verdict import STAY
-from snaporch.errors import NotConverging, Unsupported
+from snaporch.errors import NotConverging, Refused, Unsupported
 from snaporch.images import moves
 from snaporch.images.chain import Copies, Graph, Image, graph_of
 from snaporch.images.kinds import Traced, Verb
@@ -100,6 +100,8 @@ async def _images(
             continue
         chain = await driver.storage.inspect(tip.path, tip.format)
         traced = {link.path: link for link in await driver.storage.trace(tip.path, tip.format)}
+        if away := [link.path for link in chain if link.path not in traced]:
+            raise Refused(f"{away[0]} is not below {tip.path} any more: somebody exchanges images just now")
         for link, backing in zip(chain, [*chain[1:], None], strict=True):
             found[link.path] = Image(
                 link.path,

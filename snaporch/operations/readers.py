@@ -18,7 +18,7 @@ import trio
 
 from snaporch.drivers.base import Driver, Storage
 from snaporch.engine.context import Context
-from snaporch.errors import NotFound, Refused, UnreadableRecord
+from snaporch.errors import NotFound, OperationFailed, Refused, UnreadableRecord
 from snaporch.images.kinds import Traced
 from snaporch.model.domain import DomainRecord
 from snaporch.model.finding import Unreadable
@@ -99,7 +99,7 @@ async def _looked_at(driver: Driver, record: DomainRecord, found: dict[str, str]
         try:
             for link in await storage.trace(disk.path, disk.format):
                 found.setdefault(link.identity, f"domain {record.name}")
-        except Refused as error:
+        except (Refused, OperationFailed) as error:
             unseen.append(f"disk {disk.target} of domain {record.name}: {error}")
     await _also(storage, driver.named_files(record.definition), f"domain {record.name}", found)
     return unseen

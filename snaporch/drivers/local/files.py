@@ -121,7 +121,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         place = f"{directory}/*"
         return await looked_at(place, self._by_name(place, filework.free, directory), patient=True)
 
-    async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> Any:
+    async def _info(self, path: str, format_: str, *options: str, still: bool = False) -> tuple[ImageStatus, ...]:
         await self.lineage(path, format_)
         # -U: the image may be open in a running QEMU, and reading its header then is what we want.
         share = [] if still else ["-U"]
@@ -130,7 +130,22 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         except OperationFailed as error:
             who = "; `snaporch fsck` says which one" if "another process" in str(error) else ""
             raise Refused(f"cannot read image {path}: {error}{who}") from None
-        return json.loads(out)
+        try:
+            said = json.loads(out)
+            found = tuple(
+                ImageStatus(
+                    file_named(each["filename"], os.getcwd()),
+                    str(each["format"]),
+                    int(each["virtual-size"]),
+                    int(each.get("actual-size", 0)),
+                )
+                for each in (said if isinstance(said, list) else [said])
+            )
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+            found = ()
+        if not found:
+            raise Refused(f"cannot read image {path}: what {self.qemu_img} says of it is no answer")
+        return found
 
     async def lineage(self, path: str, format_: str) -> tuple[Link, ...] | None:
         """Return an image and what backs it, by their own headers; None where these do not say it all.
@@ -147,7 +162,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         if not still and (links := await self.lineage(path, format_)) is not None:
             return tuple(DeviceDisk("", link.path, link.format) for link in links)
         images = await self._info(path, format_, "--backing-chain", still=still)
-        return tuple(DeviceDisk("", file_named(i["filename"], os.getcwd()), i["format"]) for i in images)
+        return tuple(DeviceDisk("", image.path, image.format) for image in images)
 
     async def trace(self, path: str, format_: str) -> tuple[Traced, ...]:
         """See Storage: some system calls, in the hundredth of the time that a qemu-img takes."""
@@ -195,7 +210,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
         """See Storage."""
         if (links := await self.lineage(path, format_)) is not None:
             return links[0].virtual_size
-        return int((await self._info(path, format_))["virtual-size"])
+        return (await self._info(path, format_))[0].virtual_size
 
     async def make_file(self, path: str) -> None:
         """See Storage."""
@@ -231,10 +246,7 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
 
     async def inspect(self, path: str, format_: str) -> tuple[ImageStatus, ...]:
         """See Storage."""
-        return tuple(
-            ImageStatus(file_named(i["filename"], os.getcwd()), i["format"], i["virtual-size"], i["actual-size"])
-            for i in await self._info(path, format_, "--backing-chain")
-        )
+        return await self._info(path, format_, "--backing-chain")
 
     async def read_cost(self, path: str, format_: str) -> ChainCost:
         """See Storage; the least of three, by `qemu-img bench`. What it reads may well be in the page cache."""
@@ -246,7 +258,10 @@ class LocalStorage(QemuImg, Storage, OfflineMerges, ImagePoints, ChainCosts, Pac
             began = trio.current_time()
             options = ["-U", "-f", format_, "-d", "1", "-c", str(count), "-s", str(_PROBE), "-S", str(step)]
             said = await self._qemu_img("bench", *options, path)
-            reads = float(said.decode().partition("completed in ")[2].partition(" ")[0])
+            try:
+                reads = float(said.decode().partition("completed in ")[2].partition(" ")[0])
+            except ValueError:
+                raise Refused(f"cannot read image {path}: {self.qemu_img} does not say how long it took") from None
             found.append((trio.current_time() - began - reads, reads / count))
         return ChainCost(min(opens for opens, _ in found), min(reads for _, reads in found))
 

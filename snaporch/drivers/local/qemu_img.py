@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
@@ -16,6 +18,9 @@ from snaporch.errors import OperationFailed, Refused
 FILENAME = "file.file.filename="
 _PROGRESS = re.compile(rb"\((\d+)\.(\d\d)/100%\)")
 
+_MOST_BYTES = 64 * 2**20  # of its words: where it runs as another user, they may be anything
+_LAST_BYTES = 64 * 1024
+
 
 def protocol(path: str) -> str:
     """Return the driver by which QEMU opens what an image is in."""
@@ -26,6 +31,26 @@ def throttled(path: str) -> str:
     """Return a qcow2 as ``--image-opts`` has it, its file in the throttle group ``limit``."""
     throttle = f"file.driver=throttle,file.throttle-group=limit,file.file.driver={protocol(path)}"
     return f"driver=qcow2,{throttle},{FILENAME}{path.replace(',', ',,')}"
+
+
+@asynccontextmanager
+async def _ended(process: trio.Process) -> AsyncIterator[None]:
+    """Yield; whatever comes out of the body, the process is then gone."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+        raise
+
+
+async def _read(stream: trio.abc.ReceiveStream | None, said: bytearray) -> None:
+    """Read all that comes, and keep so much of it as an answer may have."""
+    if stream is not None:
+        async with stream:
+            async for chunk in stream:
+                said.extend(chunk[: _MOST_BYTES - len(said)])
 
 
 @attrs.define
@@ -44,22 +69,22 @@ class QemuImg:
         return {}
 
     async def _qemu_img(self, *arguments: str, good: tuple[int, ...] = (0,)) -> bytes:
-        command = [self.qemu_img, *arguments]
+        command, said, words = [self.qemu_img, *arguments], bytearray(), bytearray()
+        pipe = subprocess.PIPE
         try:
-            done = await trio.run_process(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                **self._rights,
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, **self._rights
             )
         except FileNotFoundError:
             raise Refused(f"{self.qemu_img} is not installed (Debian: apt install qemu-utils)") from None
-        if done.returncode not in good:
-            words = done.stderr.decode(errors="replace").strip().splitlines()
-            raise OperationFailed(words[-1] if words else f"qemu-img {arguments[0]}: exit {done.returncode}")
-        return bytes(done.stdout)
+        async with _ended(process), trio.open_nursery() as nursery:
+            nursery.start_soon(_read, process.stdout, said)
+            nursery.start_soon(_read, process.stderr, words)
+            await process.wait()
+        if process.returncode not in good:
+            last = words.decode(errors="replace").strip().splitlines()
+            raise OperationFailed(last[-1] if last else f"qemu-img {arguments[0]}: exit {process.returncode}")
+        return bytes(said)
 
     async def _watched(self, progress: Progress, *arguments: str) -> None:
         """Run a command of qemu-img that says how far it is, in hundredths of a percent."""
@@ -67,19 +92,15 @@ class QemuImg:
         process = await trio.lowlevel.open_process(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **self._rights
         )
-        try:
+        async with _ended(process):
             if process.stdout is not None:
                 async with process.stdout as output:
                     async for chunk in output:
                         said.extend(chunk)
+                        del said[:-_LAST_BYTES]
                         if found := _PROGRESS.findall(chunk):
                             progress(int(b"".join(found[-1])), 100_00)
             await process.wait()
-        except BaseException:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-            raise
         if process.returncode:
             said = bytearray(_PROGRESS.sub(b"", said).strip())
             words = said.decode(errors="replace").splitlines()
