@@ -27,9 +27,11 @@ from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.local.process import LocalProcess, started
 from snaporch.drivers.local.users_storage import UsersStorage
 from snaporch.drivers.qmp.process import QemuProcess
+from snaporch.engine.run import Operation
+from snaporch.engine.states import Signal
 from snaporch.errors import DamagedSnapshot, Forbidden, OperationFailed, Refused, Unsupported
 from snaporch.model.domain import DomainDefinition, DomainRecord
-from snaporch.model.record import FileRecord
+from snaporch.model.record import FileRecord, OperationKind
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.disks import reattached
@@ -232,6 +234,13 @@ async def test_whose_files_they_are(place: Path, tmp_path: Path) -> None:
             await orch.revert("web", "point")
         await catalog.write(Change(domains=(theirs,)))
         await orch.delete("web", "point")
+        operation = Operation(OperationKind.CREATE, "web", "other")
+        operation.machine.send(Signal.PREPARE)
+        await catalog.write(Change(operation=operation.record(), begins=True, plan="[]"))
+        for call in (orch.define(DomainDefinition("web", disks=(base,))), orch.undefine("web")):
+            with pytest.raises(Refused, match="create other was cut short"):
+                await call
+        await catalog.write(Change(operation=operation.record(ended=True)))
         await orch.define(DomainDefinition("web", disks=(base,)))
 
 

@@ -71,11 +71,13 @@ async def check_same_rights(
         yours: files that are the caller's own from then on.
 
     Raises:
-        Refused: the domain has snapshots, or other files that snaporch has made.
+        Refused: the domain has snapshots, or other files that snaporch has made, or an operation on it was cut
+            short.
     """
     name, was, now = known.name, context.driver(known).whose, context.driver(record).whose
     if was == now:
         return
+    await _check_nothing_left(context, name)
     if not await context.catalog.snapshots(name) and await context.catalog.own_files(name) <= {*yours}:
         return
     of = [f"the user {user}" if user else "snaporch's own user" for user in (was, now)]
@@ -83,6 +85,15 @@ async def check_same_rights(
         f"{name}: what is known of it was made with the rights of {of[0]}, and would be worked on with those of "
         f"{of[1]}: delete its snapshots first (`snaporch domain undefine {name} --snapshots`), or take another name"
     )
+
+
+async def _check_nothing_left(context: Context, name: str) -> None:
+    """Refuse where a recovery would work with the rights that the domain has then."""
+    for record, _ in await context.catalog.unfinished(name):
+        raise Refused(
+            f"{name}: {record.kind} {record.subject} was cut short, and is yet to be undone with the rights that "
+            f"it was begun with: `snaporch recover`, or `snaporch operations give-up {record.id}`, does that first"
+        )
 
 
 async def _same(storage: Storage, wanted: DeviceDisk, image: DeviceDisk, readonly: bool) -> bool:
@@ -111,8 +122,10 @@ async def check_forgettable(context: Context, record: DomainRecord) -> None:
     """Refuse to forget a domain whose newest data is in an image that only snaporch knows of.
 
     Raises:
-        Refused: a disk is on an overlay.
+        Refused: a disk is on an overlay; or its files are another user's, and an operation on it was cut short.
     """
+    if context.driver(record).whose:
+        await _check_nothing_left(context, record.name)
     own = await context.catalog.own_files(record.name)
     for disk in record.disks:
         if disk.path in own:
