@@ -10,8 +10,8 @@ damaged is found only after the guest has run from the point: it is ended, and t
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import attrs
 
@@ -45,11 +45,12 @@ class Loading(Proving):
         async with self.driver.connect(self.launched, self.name) as machine:
             await self.check_launched(machine)
             lazy = need(machine, LoadsLazily, self.name)
-            self.eager = await self._index_blocker() or await lazy.why_not_lazy(self._lazy_load)
+            async with self._marking():
+                self.eager = await self._index_blocker() or await lazy.why_not_lazy(self._lazy_load)
+                if not self.eager:
+                    await lazy.begin_lazily(self._lazy_load)
             if self.eager:
                 await self.load_memory(machine)
-                return
-            await self._marking(partial(lazy.begin_lazily, self._lazy_load))
 
     async def _index_blocker(self) -> str:
         """See that the index may be made where it is missing; return why not, or an empty string."""
@@ -71,16 +72,18 @@ class Loading(Proving):
         try:
             async with self.driver.connect(self.launched, self.name) as machine:
                 lazy = need(machine, LoadsLazily, self.name)
-                await self._marking(partial(lazy.finish_lazily, self._lazy_load, self._progress))
+                async with self._marking():
+                    await lazy.finish_lazily(self._lazy_load, self._progress)
         except (SnaporchError, OSError) as error:
             ran = max(0.0, time.time() - self.started) if self.started is not None else 0.0
             raise HypervisorError(f"{error} (the new guest had run for {ran:.1f} s, and was ended)") from error
 
-    async def _marking(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Load; where the memory file is damaged, have every later look at the snapshot read all of that file."""
+    @asynccontextmanager
+    async def _marking(self) -> AsyncIterator[None]:
+        """Where the memory file is found damaged, have every later look at the snapshot read all of that file."""
         damaged = None
         try:
-            await call()
+            yield
         except DamagedSnapshot as error:
             damaged = error
         if damaged is None:

@@ -17,7 +17,7 @@ from snaporch.catalog import Change
 from snaporch.drivers.local.durable import identity
 from snaporch.drivers.qmp import index, lazy, pages
 from snaporch.engine.states import State
-from snaporch.errors import OperationFailed
+from snaporch.errors import DamagedSnapshot, OperationFailed
 from snaporch.model.finding import Trouble
 from snaporch.model.record import OperationKind, RevertRecord, SnapshotRecord
 from snaporch.model.rfc import RevertFlag
@@ -197,9 +197,20 @@ def rot(record: SnapshotRecord) -> SnapshotRecord:
 
 
 async def test_damaged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not what was saved never gets to the guest: it ends, the old one runs on, and the damage is known."""
+    """What is not what was saved never gets to the guest: it ends, the old one runs on, and the damage is known.
+
+    So it is where there is no index: who makes one sees the damage before.
+    """
     record = await world.create("point")
-    await world.orch._context.catalog.write(Change(updated=(rot(record),)))
+    record = rot(record)
+    aside = shutil.copy(record.index, world.directory / "aside")
+    os.unlink(record.index)
+    await world.orch._context.catalog.write(Change(updated=(record,)))
+    with pytest.raises(DamagedSnapshot):
+        await world.revert("point", RevertFlag.LAZY)
+    await world.check_runs()
+    shutil.move(aside, record.index)
+    await world.orch._context.catalog.write(Change(updated=(record,)))
     before = await world.everything()
     async with held(world, monkeypatch) as story:
         await story.server()

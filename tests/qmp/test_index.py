@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from snaporch.drivers.qmp import index
 
@@ -113,6 +114,9 @@ WRONG = {
     ),
     "description of its devices": stream(*WHOLE, description=b"none"),
     "the stream has no end": stream(*WHOLE)[: len(stream(*WHOLE)) // 2],
+    "too large for an index": stream()
+    .replace(struct.pack(">Q", sum(BLOCKS.values()) << 12 | 4), struct.pack(">Q", 2**63 | 4))
+    .replace(struct.pack(">Q", 300 << 12), struct.pack(">Q", 2**62)),
 }
 
 
@@ -122,7 +126,7 @@ def test_what_is_not_understood_is_said(words: str, tmp_path: Path) -> None:
     path = tmp_path / "memory"
     path.write_bytes(WRONG[words])
     with pytest.raises(index.NotUnderstood) as raised:
-        index.build(str(path))
+        index.build(str(path), f"xxh3-128:{xxhash.xxh3_128_hexdigest(WRONG[words])}")
     assert words in str(raised.value)
 
 

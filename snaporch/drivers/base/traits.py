@@ -65,7 +65,11 @@ class LoadsLazily(Protocol):
 
     @abc.abstractmethod
     async def why_not_lazy(self, load: LazyLoad) -> str:
-        """Return why this machine cannot, by a trial, or an empty string; make the index where it is missing."""
+        """Return why this machine cannot, by a trial, or an empty string; make the index where it is missing.
+
+        Raises:
+            DamagedSnapshot: the memory file, which was read for that, is not what was saved.
+        """
 
     @abc.abstractmethod
     async def begin_lazily(self, load: LazyLoad) -> None:

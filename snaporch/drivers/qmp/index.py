@@ -29,7 +29,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import starmap
 from typing import Any
 
@@ -58,6 +58,10 @@ class NotUnderstood(ValueError):
     """This is no stream of which an index can be made, or no index; in words."""
 
 
+class OtherFile(ValueError):
+    """The memory file is not the one that was saved."""
+
+
 class Ram:
     """One block of the guest's RAM.
 
@@ -70,7 +74,7 @@ class Ram:
     def __init__(self, name: str, pages: int) -> None:
         self.name = name
         self.kinds = bytearray(pages)
-        self.offsets = array("q", bytes(8 * pages))
+        self.offsets = array("q", [0]) * pages
 
 
 class Index:
@@ -206,6 +210,8 @@ class Builder:
             self.why_not = str(error)
         except (LookupError, ValueError, struct.error):
             self.why_not = "the stream is not what QEMU writes"
+        except (MemoryError, OverflowError):
+            self.why_not = "its RAM is too large for an index on this host"
         finally:
             self._view = memoryview(b"")  # its buffer is used again
 
@@ -421,10 +427,16 @@ def _matching(heads: list[int], first: int) -> int:
     return list(starmap(int.__eq__, zip(heads, wanted, strict=True))).index(False)
 
 
-def build(path: str) -> Index:
-    """Make an index of a memory file.
+def build(path: str, checksum: str, given_up: Callable[[], bool] = bool) -> Index:
+    """Make an index of a memory file, all of which is read in any case.
+
+    Args:
+        path: where it is.
+        checksum: what it must have, as `FileRecord.checksum`.
+        given_up: asked again and again whether nobody wants the index any more.
 
     Raises:
+        OtherFile: it has another checksum.
         NotUnderstood: there can be none.
         OSError: the file cannot be read.
     """
@@ -433,9 +445,11 @@ def build(path: str) -> Index:
         while filled := _fill(file.fileno(), buffer):
             digest.update(buffer[:filled])
             builder.feed(buffer[:filled])
-            if builder.why_not:
-                break
-    return builder.finish(f"xxh3-128:{digest.hexdigest()}")
+            if given_up():
+                raise NotUnderstood("it was given up")
+    if (found := f"xxh3-128:{digest.hexdigest()}") != checksum:
+        raise OtherFile(f"{path} is damaged: its checksum is not what was saved")
+    return builder.finish(found)
 
 
 def _fill(fd: int, buffer: memoryview) -> int:

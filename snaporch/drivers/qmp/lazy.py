@@ -15,7 +15,9 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from snaporch.drivers.qmp.protocol import QMP
 from snaporch.errors import CommandRefused, DamagedSnapshot, HypervisorError, LoadFailed, OperationFailed
 from snaporch.model.record import FileRecord
 
-READY_SECONDS = 20.0  # for a server to start
+READY_SECONDS = 20.0  # for a server to start, and
+INDEX_RATE = 20 * 2**20  # bytes of its index that it reads in a second, at the least
 BEGIN_SECONDS = 60.0  # for the state of the devices
 PAUSED_SECONDS = 30.0  # for QEMU to see that its server is gone
 STILL_SECONDS = 10.0  # a server says something every half second, unless a read hangs, or it is stopped
@@ -64,7 +67,11 @@ class _NotStarted(OperationFailed):
 
 
 async def why_not(qmp: QMP, load: LazyLoad) -> str:
-    """Return why a machine that waits for its memory cannot run before it is there, or an empty string."""
+    """Return why a machine that waits for its memory cannot run before it is there, or an empty string.
+
+    Raises:
+        DamagedSnapshot: the memory file, which was read for its index, is not what was saved.
+    """
     for each in await qmp.execute("query-memdev"):
         if each["share"]:
             return f"another process may have its RAM ({each.get('id', 'without a name')} is shared)"
@@ -72,7 +79,7 @@ async def why_not(qmp: QMP, load: LazyLoad) -> str:
     kinds = {each["type"] for each in objects if "memory-backend" in each["type"]}
     if other := sorted(kinds - {"child<memory-backend-ram>"}):
         return f"its RAM is not plain memory ({other[0][6:-1]})"
-    if why := await trio.to_thread.run_sync(_index, load.memory, load.index):
+    if why := await _with_index(load):
         return why
     try:
         await _set_capabilities(qmp, "events", "postcopy-ram")
@@ -85,18 +92,44 @@ async def why_not(qmp: QMP, load: LazyLoad) -> str:
     return ""
 
 
-def _index(memory: FileRecord, path: str) -> str:
-    """Make the index where it is not there, or not of this file; return why there can be none."""
+async def _with_index(load: LazyLoad) -> str:
+    """See `_index`; where this is cancelled it ends soon, however large the file is."""
+    stop, why, damaged = threading.Event(), "", None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_set_at_end, stop)
+        try:
+            why = await trio.to_thread.run_sync(_index, load.memory, load.index, stop)
+        except DamagedSnapshot as error:
+            damaged = error  # out of the nursery, which would wrap it in a group
+        nursery.cancel_scope.cancel()
+    if damaged is not None:
+        raise damaged
+    return why
+
+
+async def _set_at_end(event: threading.Event) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        event.set()
+
+
+def _index(memory: FileRecord, path: str, stop: threading.Event) -> str:
+    """Make the index where it is not there, or not of this file; return why there can be none.
+
+    Raises:
+        DamagedSnapshot: the memory file is not what was saved.
+    """
     with suppress(OSError, ValueError, LookupError):
         found = index.load(path)
         if (found.size, found.checksum) == (memory.size, memory.checksum):
             return ""
     try:
-        made = index.build(memory.path)
-        if (made.size, made.checksum) != (memory.size, memory.checksum):
-            return f"{memory.path} is not what was saved"
+        made = index.build(memory.path, memory.checksum, stop.is_set)
         remove(path)
         index.save(made, path)
+    except index.OtherFile as error:
+        raise DamagedSnapshot(str(error), memory.path) from None
     except index.NotUnderstood as error:
         return f"its memory file cannot be read by page: {error}"
     except OSError as error:
@@ -145,6 +178,7 @@ def _make_status(path: str) -> None:
 
 async def _serve(qmp: QMP, load: LazyLoad, how: str) -> None:
     """Start a server, and give QEMU its end of the connection."""
+    seconds = READY_SECONDS + os.path.getsize(load.index) / INDEX_RATE
     _make_status(load.status)
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -164,7 +198,7 @@ async def _serve(qmp: QMP, load: LazyLoad, how: str) -> None:
         said = b""
         if server.stdout is not None:
             async with server.stdout as output:
-                with trio.move_on_after(READY_SECONDS):
+                with trio.move_on_after(seconds):
                     said = bytes(await output.receive_some())
         if said.strip() != pages.READY:
             words = said.decode(errors="replace").strip().splitlines() or [_said(load.status).error]
@@ -183,7 +217,7 @@ async def begin(qmp: QMP, load: LazyLoad) -> None:
     """
     await _serve(qmp, load, pages.BEGIN)
     await qmp.execute("migrate-incoming", {"uri": f"fd:{_FD}"})
-    with trio.move_on_after(BEGIN_SECONDS):
+    with _damage_first(load), trio.move_on_after(BEGIN_SECONDS):
         while (await qmp.execute("query-status"))["status"] != "paused":
             _check(load)
             await _check_migration(qmp)
@@ -202,6 +236,17 @@ def _check(load: LazyLoad) -> _Said:
     return said
 
 
+@contextmanager
+def _damage_first(load: LazyLoad) -> Iterator[None]:
+    """Say that the file is damaged where that is why QEMU does not answer: it waits for a page itself."""
+    try:
+        yield
+    except HypervisorError:
+        if _said(load.status).state == pages.DAMAGED:
+            _check(load)
+        raise
+
+
 async def _check_migration(qmp: QMP) -> str:
     info: dict[str, Any] = await qmp.execute("query-migrate")
     if (status := str(info.get("status", "none"))) in {"failed", "cancelled"}:
@@ -217,6 +262,15 @@ async def finish(qmp: QMP, load: LazyLoad, progress: Progress) -> None:
         OperationFailed: the memory file is not what was saved, or cannot be read.
         HypervisorError: QEMU has no use for it any more.
     """
+    with _damage_first(load):
+        await _all_sent(qmp, load, progress)
+    total = _said(load.status).total
+    progress(total, total)
+    await _set_capabilities(qmp, "events")
+    await end(load.status)
+
+
+async def _all_sent(qmp: QMP, load: LazyLoad, progress: Progress) -> None:
     most, beat, heard, attempts = -1, -1, trio.current_time(), 0
     while await _check_migration(qmp) != "completed":
         said = _check(load)
@@ -233,10 +287,6 @@ async def finish(qmp: QMP, load: LazyLoad, progress: Progress) -> None:
             await _replace(qmp, load)
             beat, heard = -1, trio.current_time()
         await trio.sleep(LOOK_SECONDS)
-    total = _said(load.status).total
-    progress(total, total)
-    await _set_capabilities(qmp, "events")
-    await end(load.status)
 
 
 def _lives(status: str) -> bool:

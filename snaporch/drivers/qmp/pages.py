@@ -218,6 +218,7 @@ class Server:
             there = f"{bitmap:0{pages}b}"[::-1]
             at = there.find("1")
             while 0 <= at < pages:
+                self.status.beat()
                 end = there.find("0", at)
                 end = pages if end < 0 else min(end, pages)
                 self._mark(ram, at, end - at)
