@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from snaporch.drivers.qmp import index
 from snaporch.engine.states import State
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import Strategy
@@ -53,9 +54,12 @@ async def test_late_stop(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(create, "LEAD_SECONDS", 60.0)  # at once
     soon = await taken(world, "soon")
     assert soon.timings.foreseen is not None
-    monkeypatch.setattr(create, "LEAD_SECONDS", -1.0)
+    monkeypatch.setattr(create, "LEAD_SECONDS", -4.0)  # the stream has come to its end
+    monkeypatch.setattr(create, "HOLD_SECONDS", -60.0)
     missed = await taken(world, "missed")
     assert missed.timings.missed
+    assert missed.memory is not None
+    assert index.load(missed.index).checksum == missed.memory.checksum
     for record in (soon, missed):
         await world.revert(record.name)
         await world.check_consistent()

@@ -237,6 +237,7 @@ class QemuStream(Stream):
 
     async def _begin_anew(self) -> None:
         """End a stream whose point may be before the guest was stopped, let the guest run, and open another one."""
+        await self.hold(0)  # a migration that waits for room in the pipe cannot be cancelled
         await self._end_migration()
         await self._qmp.execute("cont")
         await self._end_sink()
@@ -245,6 +246,8 @@ class QemuStream(Stream):
             while True:
                 self._events.receive_nowait()
         os.truncate(self._plan.path, 0)
+        if self._plan.index:  # of a stream that had come to its end; the next sink makes none where one is
+            await trio.to_thread.run_sync(remove, self._plan.index)
         await self.open()
 
     def setup_seconds(self) -> float | None:
