@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 
 from snaporch.drivers.base import Capabilities, OverlayPlace, Trait
 from snaporch.errors import InvalidInput, Refused, Unsupported
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainRecord, DomainState
-from snaporch.model.record import SnapshotRecord
+from snaporch.model.record import PastCheckpoint, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
+from snaporch.model.way import Way
+from snaporch.operations.choosing import one_after_the_other
 from snaporch.operations.create_plan import CreatePlan, Scene, at_one_point, plan_create
 from snaporch.operations.revert_plan import plan_revert
 
@@ -214,6 +218,19 @@ def test_a_disk_that_the_snapshot_does_not_hold_cannot_be_had_by_two_guests() ->
     assert idle.way == "beside"
 
 
+@pytest.mark.parametrize("force", [True, False])
+async def test_a_lazy_revert_that_has_to_go_another_way_says_why(*, force: bool) -> None:
+    """What was asked for is not what was done."""
+    target = attrs.evolve(record(plan()), domain_state=DomainState.RUNNING)
+    lazy = attrs.evolve(
+        plan_revert(DOMAIN, DomainState.RUNNING, target, RevertFlag.LAZY, directory="/r", operation="1"),
+        way=Way.LAZY,
+    )
+    nothing: Any = None
+    found = await one_after_the_other(nothing, nothing, lazy, None, "a port is taken", force=force)
+    assert (found.way, found.eager) == (Way.DISPLACE if force else Way.PROVEN, "a port is taken")
+
+
 @pytest.mark.parametrize(
     ("lacking", "state", "snapshot", "flags"),
     [
@@ -249,6 +266,19 @@ def test_a_stream_that_stops_the_guest_begins_while_it_runs() -> None:
         at_one_point([made, plan(attrs.evolve(scene, directory="/root/web2"))])
     with pytest.raises(Unsupported, match="--quiesce would keep the file systems"):
         plan(scene, flags=CreateFlag.QUIESCE)
+
+
+def test_no_late_stop_of_several() -> None:
+    """All are paused first; the records say so."""
+    past = PastCheckpoint(Strategy.BACKGROUND, 2**20, 1.0, 0.05, setup=0.05)
+    scene = attrs.evolve(RUNNING, earlier=(past,))
+    options = CreateOptions(late_stop=True)
+    alone = plan(scene, flags=CreateFlag.LIVE, options=options)
+    assert (alone.late, at_one_point([alone])) == (0.05, (alone,))
+    other = plan(attrs.evolve(scene, directory="/root/web2"), flags=CreateFlag.LIVE)
+    both = at_one_point([alone, other])
+    assert [each.late for each in both] == [None, None]
+    assert ["no late stop: several" in each.reason for each in both] == [True, False]
 
 
 def test_a_stream_that_keeps_to_no_bandwidth_is_given_none() -> None:

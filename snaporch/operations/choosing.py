@@ -101,6 +101,8 @@ async def one_after_the_other(
         Unsupported: it cannot be kept.
         NotEnoughSpace: there is no room for that.
     """
+    if plan.way is Way.LAZY:
+        plan = attrs.evolve(plan, eager=why)
     if force:
         return attrs.evolve(plan, way=Way.DISPLACE, reason=why)
     if old is None:

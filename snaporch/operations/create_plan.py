@@ -464,7 +464,7 @@ def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
     if len(set(paths)) < len(paths):
         raise InvalidInput("two domains cannot have the same file: a group's files are named by snaporch")
     live = any(plan.strategy is Strategy.BACKGROUND for plan in plans)
-    plans = [attrs.evolve(_as_background(plan) if live else plan, late=None) for plan in plans]
+    plans = [_stopped_first(_as_background(plan) if live else plan) for plan in plans]
     chosen = {plan.order for plan in plans}
     if len(chosen) > 1 or chosen & {Strategy.PRECOPY, Strategy.INTERNAL}:
         each = "; ".join(f"{plan.domain.name}: {plan.strategy}, {plan.reason}" for plan in plans)
@@ -473,6 +473,12 @@ def at_one_point(plans: Sequence[CreatePlan]) -> tuple[CreatePlan, ...]:
             "all are paused until their memory is saved"
         )
     return tuple(plans)
+
+
+def _stopped_first(plan: CreatePlan) -> CreatePlan:
+    if plan.late is None:
+        return plan
+    return attrs.evolve(plan, late=None, reason=f"{plan.reason}; no late stop: several are taken at one point")
 
 
 def _as_background(plan: CreatePlan) -> CreatePlan:
