@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -15,6 +16,7 @@ from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
 from snaporch.model.way import Way
 from snaporch.operations.choosing import one_after_the_other
+from snaporch.operations.create_checks import _needs
 from snaporch.operations.create_plan import CreatePlan, Scene, at_one_point, plan_create
 from snaporch.operations.revert_plan import plan_revert
 
@@ -266,6 +268,16 @@ def test_a_stream_that_stops_the_guest_begins_while_it_runs() -> None:
         at_one_point([made, plan(attrs.evolve(scene, directory="/root/web2"))])
     with pytest.raises(Unsupported, match="--quiesce would keep the file systems"):
         plan(scene, flags=CreateFlag.QUIESCE)
+
+
+def test_an_index_has_room() -> None:
+    """Nine bytes a page: of a large machine that is more than what a stream takes beside RAM."""
+    needs = []
+    for traits in (ALL - {Trait.LOADS_LAZILY}, ALL):
+        made = plan(attrs.evolve(RUNNING, traits=traits))
+        participant: Any = SimpleNamespace(plan=made, machine=SimpleNamespace(capabilities=CAPABLE))
+        needs.append(_needs(participant)[made.memory_place])
+    assert 9 * CAPABLE.ram // 4096 < needs[1] - needs[0] < CAPABLE.ram // 200
 
 
 def test_no_late_stop_of_several() -> None:

@@ -11,6 +11,8 @@ from snaporch.operations.checks import OVERLAY_BYTES, STREAM_BYTES, check_space
 from snaporch.operations.create_undo import CreateUndo
 from snaporch.operations.places import check_directory
 
+INDEX_PART = 400  # of the RAM is what the index takes, at most
+
 
 async def check_create(participants: Sequence[CreateUndo]) -> None:
     """Refuse what can be seen to fail, before anything is touched.
@@ -54,4 +56,6 @@ def _needs(participant: CreateUndo) -> dict[str, int]:
     needs = {overlay.path: OVERLAY_BYTES for overlay in plan.overlays}
     if machine is not None and plan.memory_place:
         needs[plan.memory_place] = machine.capabilities.ram + STREAM_BYTES
+        if plan.extra:
+            needs[plan.memory_place] += machine.capabilities.ram // INDEX_PART
     return needs
