@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -133,6 +135,20 @@ def test_it_is_killed(place: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     thread.join()
     assert failed
+
+
+def test_nobody_waits_any_more(place: Path) -> None:
+    """Whoever has asked is killed before the process has begun: nothing is done, as recovery may be over."""
+    place.chmod(0o777)
+    ours, theirs = socket.socketpair()
+    request = {"do": f"{filework.__name__}:make_directory", "arguments": [str(place / "made")], "options": {}}
+    with ours:
+        ours.sendall(json.dumps(request).encode() + b"\n")
+    words = [sys.executable, "-I", servant.__file__, str(NOBODY), str(NOBODY), ""]
+    with theirs:
+        done = subprocess.run(words, stdin=theirs.fileno(), capture_output=True, check=True)
+    assert not done.stderr
+    assert not (place / "made").exists()
 
 
 async def test_it_is_stopped(place: Path, storage: UsersStorage) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import resource
+import select
 import socket
 import sys
 from contextlib import suppress
@@ -71,6 +72,13 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": kinds[0] if kinds else "", "words": str(error), "path": getattr(error, "path", "")}
 
 
+def is_over(connection: socket.socket) -> bool:
+    """Return whether whoever has asked is gone, or no longer wants it: recovery may have undone it by now."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
 def main() -> None:
     """See the module."""
     uid, gid, groups = sys.argv[1:]
@@ -85,10 +93,11 @@ def main() -> None:
     become(int(uid), int(gid), tuple(int(each) for each in groups.split(",") if each))
     os.umask(0o077)
     os.chdir("/")
-    with socket.socket(fileno=0) as connection, connection.makefile("rwb") as lines:
+    with socket.socket(fileno=0) as connection, connection.makefile("rb") as lines, suppress(BrokenPipeError):
         for line in lines:
-            lines.write(json.dumps(_answer(json.loads(line))).encode() + b"\n")
-            lines.flush()
+            if is_over(connection):
+                return
+            connection.sendall(json.dumps(_answer(json.loads(line))).encode() + b"\n")
 
 
 if __name__ == "__main__":
