@@ -12,16 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snaporch.library import *  # noqa: F403
-    from snaporch.library import __all__ as __all__
+    from snaporch.facade import *  # noqa: F403
+    from snaporch.facade import __all__ as __all__
 
 
 def __getattr__(name: str) -> Any:
-    """Give a name of the library, which is imported with the first: what needs but a part of it starts sooner."""
-    library = import_module("snaporch.library")
-    return globals()[name] if name in globals() else getattr(library, name)
+    """Give a name of the facade, which is imported with the first: what needs but a part of it starts sooner."""
+    facade = import_module("snaporch.facade")
+    return globals()[name] if name in globals() else getattr(facade, name)
 
 
 def __dir__() -> list[str]:
-    """Return the names of the library."""
+    """Return the names of the facade."""
     return [*__getattr__("__all__")]

@@ -22,7 +22,7 @@ UNUSED = [
     "snaporch.drivers.registry",
     "snaporch.engine.run",
     "snaporch.images",
-    "snaporch.library",
+    "snaporch.facade",
     "snaporch.operations",
     "snaporch.orchestrator",
     "asyncio",
