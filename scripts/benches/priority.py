@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import trio
+from benchlib.busy import busy
 from benchlib.lab import CACHE, DOMAIN, ROOT, Guest, GuestPlan, Qemu, pick, qemus, running_guest, workplace
 
 from snaporch import CreateFlag, DomainSnapshot, open_orchestrator
@@ -37,18 +34,6 @@ async def pauses(guest: Guest, rounds: int) -> Pauses:
                 found[realtime].append(record.timings.pause or 0.0)
                 await orchestrator.delete(DOMAIN, "point")
     return found
-
-
-@contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Have some programs compute beside the body."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()
 
 
 async def measure(options: argparse.Namespace, place: Path, qemu: Qemu) -> list[tuple[int, Pauses]]:

@@ -14,12 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import attrs
+from benchlib.busy import busy
 
 ROOT = Path(__file__).parents[2]
 PYTEST = ("-m", "pytest", "-q", "-m", "window", "-n", "3", "--dist", "loadgroup", "-p", "no:cacheprovider")
@@ -32,18 +31,6 @@ class Tally:
     passed: int = 0
     failed: int = 0
     slowest: float = 0.0
-
-
-@contextmanager
-def busy(loops: int) -> Iterator[None]:
-    """Keep the machine busy meanwhile."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
-    try:
-        yield
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()
 
 
 def one_round(words: list[str], tallies: dict[str, Tally]) -> None:
