@@ -22,6 +22,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from snaporch.drivers.local.durable import sync_parent
 from snaporch.drivers.local.guard import decide
 from snaporch.errors import HypervisorError
 
@@ -61,6 +62,7 @@ class Verdict:
             os.unlink(other)
         decide(other, word)
         os.replace(other, self.path)
+        sync_parent(str(self.path))
 
     def read(self) -> str:
         """Return what is decided, or an empty string."""
@@ -69,9 +71,18 @@ class Verdict:
         return ""
 
     async def forget(self) -> None:
-        """Forget it; there is no guard any more."""
-        await trio.lowlevel.checkpoint()
-        self.path.unlink(missing_ok=True)
+        """Forget it; there is no guard any more. Durable on return.
+
+        The next operation on the disk makes a decision of the same name: one that a power cut brought back would
+        have an overlay removed that holds what the guest has written since.
+        """
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._forget)
+
+    def _forget(self) -> None:
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+            sync_parent(str(self.path))
 
 
 def guard_acted(domain: str) -> str:

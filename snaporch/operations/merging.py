@@ -372,7 +372,7 @@ class Merging:
             try:
                 await self.context.catalog.write(Change(domains=(moves.moved_domain(self.record, step, graph),)))
             except BaseException:
-                await verdict.forget()  # noqa: ASYNC102 - it waits for nothing
+                await verdict.forget()  # noqa: ASYNC102 - it shields itself
                 raise
 
         note = PivotNote(gone_over, verdict.path)
