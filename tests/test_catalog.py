@@ -116,6 +116,24 @@ async def test_nothing_is_changed_under_an_operation_of_the_earlier_version(tmp_
         pass
 
 
+async def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
+    """Also where a process that is just being started has a copy of all open files."""
+    reader, writer = os.pipe()
+    async with domain_lock(tmp_path, "web", "0123abcd", "pause"):
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the test is over
+            os._exit(0)
+    os.close(reader)
+    try:
+        async with domain_lock(tmp_path, "web", "4567abcd", "delete nightly"):
+            pass
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)  # noqa: ASYNC222 - it ends at once
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_newer_catalog_is_refused_untouched(tmp_path: Path, version: str) -> None:
     """With words; no file is written to or made."""

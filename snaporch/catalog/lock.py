@@ -28,6 +28,16 @@ def _try(fd: int) -> bool:
     return True
 
 
+def release(fd: int) -> None:
+    """Release a lock and close its file.
+
+    Closing alone is too late: a process that is just being started has a copy of all open files until it runs its
+    program.
+    """
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
 def holder(path: Path) -> tuple[str, str]:
     """Return the id of the operation that holds a lock and what it is, as far as it has said so."""
     with suppress(OSError, ValueError):
@@ -91,4 +101,4 @@ async def domain_lock(
                 with suppress(OSError):
                     path.unlink()
     finally:
-        os.close(fd)
+        release(fd)

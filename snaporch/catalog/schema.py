@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from snaporch.catalog.copied import in_memory
-from snaporch.catalog.lock import holder
+from snaporch.catalog.lock import holder, release
 from snaporch.drivers.local.durable import sync_parent, sync_path
 from snaporch.errors import Busy, Refused, SnaporchError
 
@@ -373,11 +373,13 @@ def _check_nobody_works(root: Path) -> None:
         Busy: it does.
     """
     for lock in sorted(root.glob("locks/*.lock")):
-        with closing(lock.open("rb")) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(lock.stem, *holder(lock)) from None
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(lock.stem, *holder(lock)) from None
+        finally:
+            release(fd)
 
 
 def images_behind(path: Path, root: str, above: str) -> frozenset[str]:

@@ -100,7 +100,7 @@ class Context:
         """
         for name in operation.domains:
             check_name(name, "domain")  # it becomes part of a path, before anybody knows it
-        running = f"{operation.kind} {operation.subject}"
+        running = operation.what
         only_looks = only_looks or self.catalog.read_only
         at_work.add(operation.id)
         try:
@@ -115,7 +115,7 @@ class Context:
                         await stack.enter_async_context(self._telling(operation))
                 yield
         except OSError as error:
-            what = f"{running} of {operation.who} failed".replace("  ", " ")
+            what = f"{running} of {operation.who} failed"
             words = (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
             raise OperationFailed(f"{what}: {words}; nothing was touched") from error
         finally:

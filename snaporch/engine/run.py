@@ -100,6 +100,11 @@ class Operation:
         """The names of the domains, for people."""
         return ", ".join(self.domains)
 
+    @property
+    def what(self) -> str:
+        """What it is, for people: ``create nightly``, or ``pause``, which has no subject."""
+        return f"{self.kind} {self.subject}".strip()
+
     def record(self, *, ended: bool = False, error: str = "") -> OperationRecord:
         """Return what the catalog is to say of it now."""
         return OperationRecord(
@@ -191,7 +196,7 @@ class Engine:
             finally:
                 self._left.discard(scope)
         if scope.cancelled_caught:
-            what = f"{operation.kind} {operation.subject} of {operation.who}"
+            what = f"{operation.what} of {operation.who}"
             raise Left(f"{what} goes on without snaporch, and is completed at the next start")
 
     async def run(
@@ -379,11 +384,9 @@ class Engine:
                 _log.warning("cannot write to the catalog", operation=operation.id, error=str(failure))
         self.events.publish(operation.event(text=told))
         if remains:
-            raise Stranded(
-                f"{operation.kind} {operation.subject} failed: {why}", operation.id, tuple(remains)
-            ) from error
+            raise Stranded(f"{operation.what} failed: {why}", operation.id, tuple(remains)) from error
         if found:
-            what = f"{operation.kind} {operation.subject} of {operation.who} failed: {why}"
+            what = f"{operation.what} of {operation.who} failed: {why}"
             raise Changed(f"{what}; it was rolled back, but {'; '.join(found)}") from error
 
 
@@ -398,7 +401,7 @@ def _translated(operation: Operation, cause: Exception) -> Exception:
         return cause
     words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
     where = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
-    what = f"{operation.kind} {operation.subject} of {operation.who} failed: {words}{where}"
+    what = f"{operation.what} of {operation.who} failed: {words}{where}"
     return OperationFailed(f"{what}; everything is as it was before")
 
 

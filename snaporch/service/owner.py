@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 
+from snaporch.catalog.lock import release
 from snaporch.errors import Refused
 
 LOCK = "service.lock"
@@ -38,7 +39,7 @@ def owner(root: Path) -> Owner | None:
             said = json.loads(os.pread(fd, 4096, 0))
             return Owner(int(said["pid"]), str(said["socket"]))
     finally:
-        os.close(fd)
+        release(fd)
     return None
 
 
@@ -58,7 +59,7 @@ def owned(root: Path) -> Iterator[int]:
         os.truncate(fd, 0)
         yield fd
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def tell(lock: int, socket: str) -> None:

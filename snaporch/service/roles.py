@@ -18,6 +18,7 @@ from pathlib import Path
 import attrs
 import cattrs
 
+from snaporch.catalog.lock import release
 from snaporch.drivers.local.durable import sync_parent
 from snaporch.drivers.local.sockets import Peer
 from snaporch.errors import Forbidden, InvalidInput, NotFound, TargetExists, Unauthenticated, Unavailable
@@ -158,7 +159,7 @@ class Tokens:
             yield tokens
             self._write(tokens)
         finally:
-            os.close(lock)
+            release(lock)
 
     def _read(self) -> tuple[Token, ...]:
         try:
