@@ -74,6 +74,15 @@ class AnyOrchestrator(Protocol):
     async def resume(self, name: str) -> DomainInfo:
         """See `Orchestrator.resume`."""
 
+    async def reset(self, name: str) -> DomainInfo:
+        """See `Orchestrator.reset`."""
+
+    async def reboot(self, name: str, *, timeout: float = ...) -> DomainInfo:
+        """See `Orchestrator.reboot`."""
+
+    async def screenshot(self, name: str) -> bytes:
+        """See `Orchestrator.screenshot`."""
+
     async def domains(self, after: str = "", limit: int | None = None) -> tuple[DomainInfo, ...]:
         """See `Orchestrator.domains`."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cyclopts import App
 
 from snaporch.cli.session import Answer, Here
-from snaporch.errors import HypervisorError, InvalidInput, Refused
+from snaporch.errors import HypervisorError, InvalidInput, Refused, TargetExists
 from snaporch.model import documents
 from snaporch.model.domain import DomainInfo
 from snaporch.model.limits import SHUTDOWN_SECONDS
@@ -140,6 +140,54 @@ async def resume(name: str, /, *, session: Here) -> Answer:
     """Let the CPUs of a paused domain run."""
     async with session.open() as orchestrator:
         return _state(await orchestrator.resume(name))
+
+
+@app.command
+async def reset(name: str, /, *, session: Here) -> Answer:
+    """Boot the guest of a running domain anew, as the reset button does: what it has not written yet is lost."""
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.reset(name))
+
+
+@app.command
+async def reboot(name: str, /, *, timeout: float = SHUTDOWN_SECONDS, session: Here) -> Answer:
+    """Ask the guest to power off, wait until it has, and start it on the same disks.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    timeout
+        Seconds to wait; a guest that has not powered off by then runs on, and the exit status is 1.
+    """
+    if not 0 < timeout < float("inf"):
+        raise InvalidInput("--timeout: seconds, more than 0")
+    async with session.open() as orchestrator:
+        return _state(await orchestrator.reboot(name, timeout=timeout))
+
+
+@app.command
+async def screenshot(name: str, file: Path, /, *, session: Here) -> Answer:
+    """Take a picture of the screen of a running domain.
+
+    Parameters
+    ----------
+    name
+        The domain.
+    file
+        Where it goes, as a PNG; there must be nothing.
+    """
+    if os.path.lexists(file):
+        raise TargetExists(f"{file} is there already; name another file")
+    async with session.open() as orchestrator:
+        picture = await orchestrator.screenshot(name)
+    try:
+        with file.open("xb") as made:
+            made.write(picture)
+    except FileExistsError:
+        raise TargetExists(f"{file} is there already; name another file") from None
+    document = {"domain": name, "file": str(file), "bytes": len(picture)}
+    return Answer(document, lambda human: human.line(f"{file}: {len(picture):,} bytes"))
 
 
 @app.command

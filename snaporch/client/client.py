@@ -16,6 +16,7 @@ A method returns and raises what the orchestrator's does. What differs:
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, St
 from snaporch.model.rfc import CreateFlag, DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.service.owner import owner
-from snaporch.service.shapes import OperationStatus, flag_names
+from snaporch.service.shapes import OperationStatus, Screenshot, flag_names
 
 T = TypeVar("T")
 
@@ -119,6 +120,20 @@ class Client:
     async def resume(self, name: str) -> DomainInfo:
         """See `Orchestrator.resume`."""
         return await self._act(name, "resume")
+
+    async def reset(self, name: str) -> DomainInfo:
+        """See `Orchestrator.reset`."""
+        return await self._act(name, "reset")
+
+    async def reboot(self, name: str, *, timeout: float = 60.0) -> DomainInfo:
+        """See `Orchestrator.reboot`."""
+        await self.shutdown(name, timeout=timeout)
+        return await self.start(name)
+
+    async def screenshot(self, name: str) -> bytes:
+        """See `Orchestrator.screenshot`."""
+        taken = await self._service.post(Screenshot, f"{_domain(name)}/screenshot")
+        return b64decode(taken.png)
 
     async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
         """See `Orchestrator.tag`."""

@@ -379,6 +379,8 @@ class OperationKind(enum.StrEnum):
     DESTROY = "destroy"
     PAUSE = "pause"
     RESUME = "resume"
+    RESET = "reset"
+    SCREENSHOT = "screenshot"
     DEFINE = "define"
     UNDEFINE = "undefine"
     ATTACH = "attach"

@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from snaporch.catalog import Change
-from snaporch.drivers.base import GuestAgent, GuestVerb, KeepsRecords, Launch, Machine, has, need
+from snaporch.drivers.base import GuestAgent, GuestVerb, KeepsRecords, Launch, Machine, Resets, Screens, has, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import Busy, HypervisorError, Refused, SnaporchError
@@ -174,6 +174,36 @@ async def set_running(context: Context, name: str, *, running: bool) -> None:
             await _thaw(context, record, machine)
         elif state is DomainState.RUNNING:
             await machine.pause()
+
+
+async def reset(context: Context, name: str) -> None:
+    """See `snaporch.Orchestrator.reset`; a guest that something else than its user has stopped runs afterwards."""
+    async with (
+        context.locked(Operation(OperationKind.RESET, name, "")),
+        context.machine_of(name) as (record, machine),
+    ):
+        if machine is None:
+            raise Refused(f"{name} is inactive; `snaporch domain start {name}` starts it")
+        resets = need(machine, Resets, name)
+        await check_verb(name, machine, GuestVerb.RESET)
+        paused = not await machine.refusal(GuestVerb.PAUSE) and await machine.state() is DomainState.PAUSED
+        await resets.reset()
+        await context.catalog.write(
+            Change(domains=(attrs.evolve(record, frozen=False, clock_behind_seconds=None),))
+        )
+        if not paused and await machine.state() is DomainState.PAUSED:
+            await machine.resume()
+
+
+async def screenshot(context: Context, name: str) -> bytes:
+    """See `snaporch.Orchestrator.screenshot`."""
+    async with (
+        context.locked(Operation(OperationKind.SCREENSHOT, name, "")),
+        context.machine_of(name) as (_, machine),
+    ):
+        if machine is None:
+            raise Refused(f"{name} is inactive: it has no screen")
+        return await need(machine, Screens, name).screenshot()
 
 
 async def _thaw(context: Context, record: DomainRecord, machine: Machine) -> None:

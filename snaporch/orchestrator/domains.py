@@ -223,6 +223,38 @@ class Domains(Looking):
         await power.set_running(self._context, name, running=True)
         return await self.domain_info(name)
 
+    async def reset(self, name: str) -> DomainInfo:
+        """Boot the guest of a running domain anew, as the reset button does; its process and its disks stay.
+
+        What the guest has not written to its disks is lost. A guest that its user has paused is paused before its
+        first instruction; one that has powered off, panicked or met an error runs.
+
+        Raises:
+            Refused: the domain is not running, or its hypervisor cannot reset it in its present state.
+            Unsupported: its hypervisor resets no guests.
+        """
+        await power.reset(self._context, name)
+        return await self.domain_info(name)
+
+    async def reboot(self, name: str, *, timeout: float = SHUTDOWN_SECONDS) -> DomainInfo:
+        """Ask the guest to power off, wait until it has, and start it on the same disks.
+
+        Raises:
+            Refused: the domain is not running, or was shut down and cannot be started: the words say which.
+            HypervisorError: the guest did not power off within `timeout` seconds; it runs on.
+        """
+        await self.shutdown(name, timeout=timeout)
+        return await self.start(name)
+
+    async def screenshot(self, name: str) -> bytes:
+        """Return a picture of the screen of a running domain, as a PNG.
+
+        Raises:
+            Refused: the domain is not running.
+            Unsupported: it has no screen.
+        """
+        return await power.screenshot(self._context, name)
+
     async def tag(self, name: str, tags: Collection[str]) -> DomainInfo:
         """Give a domain these tags, in place of those that it has: batches select domains by them."""
         for each in tags:

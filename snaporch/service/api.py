@@ -6,6 +6,7 @@ who asks: the table says what that takes.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -142,6 +143,17 @@ async def pause(call: Call) -> DomainInfo:
 async def resume(call: Call) -> DomainInfo:
     """Let the CPUs of a paused domain run."""
     return await call.service.orchestrator.resume(call.domain)
+
+
+async def reset(call: Call) -> DomainInfo:
+    """Boot the guest of a running domain anew, as the reset button does."""
+    return await call.service.orchestrator.reset(call.domain)
+
+
+async def screenshot(call: Call) -> shapes.Screenshot:
+    """Take a picture of the screen of a running domain."""
+    taken = await call.service.orchestrator.screenshot(call.domain)
+    return shapes.Screenshot(b64encode(taken).decode())
 
 
 async def tag(call: Call) -> DomainInfo:
@@ -292,6 +304,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{_DOMAIN}/destroy", O, destroy, answer=DomainInfo),
     Route("POST", f"{_DOMAIN}/pause", O, pause, answer=DomainInfo),
     Route("POST", f"{_DOMAIN}/resume", O, resume, answer=DomainInfo),
+    Route("POST", f"{_DOMAIN}/reset", O, reset, answer=DomainInfo),
+    Route("POST", f"{_DOMAIN}/screenshot", O, screenshot, answer=shapes.Screenshot),
     Route("PUT", f"{_DOMAIN}/tags", O, tag, shapes.Tags, DomainInfo),
     Route("GET", f"{_DOMAIN}/snapshots", V, snapshots, answer=SnapshotRecord, page=True, query=_PAGED, long=True),
     Route("POST", f"{_DOMAIN}/snapshots", O, create, shapes.Create, OperationStatus, status=202, query=("wait",)),

@@ -82,6 +82,14 @@ class Shutdown:
     ends_with_client: bool = False
 
 
+@versioned("screenshot")
+@attrs.frozen
+class Screenshot:
+    """A picture of a screen: `png` is the file, in base64."""
+
+    png: str
+
+
 @versioned("tags-request")
 @attrs.frozen
 class Tags:

@@ -241,6 +241,31 @@ class DirtyRate(Protocol):
         """
 
 
+@runtime_checkable
+class Resets(Protocol):
+    """The guest can be reset, as by the button of a computer."""
+
+    @abc.abstractmethod
+    async def reset(self) -> None:
+        """Have the guest boot anew in the same machine, on the images that its disks are on, once it runs.
+
+        A machine that runs goes on running; one that does not is PAUSED afterwards, before its first instruction.
+        """
+
+
+@runtime_checkable
+class Screens(Protocol):
+    """There may be a screen that can be looked at."""
+
+    @abc.abstractmethod
+    async def screenshot(self) -> bytes:
+        """Return a picture of the guest's screen, as a PNG.
+
+        Raises:
+            Unsupported: it has no screen.
+        """
+
+
 # --- of drivers ---------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +353,8 @@ TRAITS: Mapping[type, tuple[Trait, str]] = {
         Trait.GUEST_AGENT,
         "has no channel to a guest agent; `guest_agent = true` in a definition makes one",
     ),
+    Resets: (Trait.RESETS, "cannot reset a guest; `domain destroy` and `domain start` boot it anew"),
+    Screens: (Trait.SCREENS, "takes no pictures of a screen"),
     DirtyRate: (Trait.DIRTY_RATE, "cannot tell how quickly a guest writes"),
     StartsBeside: (Trait.STARTS_BESIDE, "runs one machine of a name: no other starts beside it"),
     Discovers: (Trait.DISCOVERS, "cannot list what could be attached to"),

@@ -51,6 +51,10 @@ class Trait(enum.StrEnum):
     """Of a machine: there is a channel to a guest agent; whether one answers is another question."""
     DIRTY_RATE = "dirty-rate"
     """Of a machine: it can be told how quickly the guest writes to its memory."""
+    RESETS = "resets"
+    """Of a machine: its guest can be reset."""
+    SCREENS = "screens"
+    """Of a machine: a picture of its screen can be taken."""
     STARTS_BESIDE = "starts-beside"
     """Of a driver: a second machine of a domain can be started beside the first; else a name is one machine."""
     DISCOVERS = "discovers"
@@ -85,6 +89,7 @@ class GuestVerb(enum.StrEnum):
     PAUSE = "domain pause"
     RESUME = "domain resume"
     SHUTDOWN = "domain shutdown"
+    RESET = "domain reset"
 
 
 @attrs.frozen

@@ -31,6 +31,7 @@ from snaporch.drivers.local.process import wait_gone
 from snaporch.drivers.qmp import agent, flash, internal
 from snaporch.drivers.qmp.blockjob import PREFIX
 from snaporch.drivers.qmp.blocks import Blocks, chain_of, names_of
+from snaporch.drivers.qmp.console import Console
 from snaporch.drivers.qmp.guards import Reach, whose
 from snaporch.drivers.qmp.lazy import LoadsPages
 from snaporch.drivers.qmp.oddities import oddity
@@ -72,11 +73,13 @@ MACHINE_TRAITS = frozenset(
         Trait.LIVE_COPIES,
         Trait.POINTS_INSIDE,
         Trait.DIRTY_RATE,
+        Trait.RESETS,
+        Trait.SCREENS,
     ]
 )
 
 
-class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, GuestAgent, DirtyRate):
+class QemuMachine(Blocks, MemoryStreams, LoadsMemory, LoadsPages, PointsInside, GuestAgent, DirtyRate, Console):
     """See Machine."""
 
     def __init__(self, qmp: QMP, process: QemuProcess, agent: str = "", aside: str = "") -> None:

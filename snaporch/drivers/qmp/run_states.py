@@ -34,6 +34,7 @@ def _state(words: str, done: Collection[GuestVerb] = ()) -> RunState:
 
 _ALL = frozenset(GuestVerb)
 _STILL = _ALL - {GuestVerb.QUIESCE, GuestVerb.SHUTDOWN}  # nobody inside would answer
+_ANEW = {GuestVerb.RESUME, GuestVerb.RESET}
 _STANDS = {GuestVerb.REVERT, GuestVerb.MERGE}  # its CPUs stand, and its images are its own
 
 RUN_STATES: Mapping[str, RunState] = {
@@ -49,20 +50,25 @@ RUN_STATES: Mapping[str, RunState] = {
         {*_STANDS, GuestVerb.PAUSE, GuestVerb.RESUME},
     ),
     "suspended": _state("the guest sleeps (ACPI S3); wake it first (system_wakeup)", _STANDS),
-    "shutdown": _state("the guest has powered off; end it (`domain destroy`), and its disks can be kept", _STANDS),
+    "shutdown": _state(
+        "the guest has powered off; boot it anew (`domain reset`) or end it (`domain destroy`)",
+        {*_STANDS, GuestVerb.RESET},
+    ),
     "watchdog": _state(
-        "a watchdog has stopped the guest; let it run (`domain resume`) or end it first (`domain destroy`)",
-        {*_STANDS, GuestVerb.RESUME},
+        "a watchdog has stopped the guest; let it run (`domain resume`) or boot it anew (`domain reset`)",
+        {*_STANDS, *_ANEW},
     ),
     "guest-panicked": _state(
-        "the guest has panicked; end it (`domain destroy`), and its disks can be kept", {*_STANDS, GuestVerb.RESUME}
+        "the guest has panicked; boot it anew (`domain reset`) or end it (`domain destroy`)", {*_STANDS, *_ANEW}
     ),
     "io-error": _state(
         "a disk has failed and the guest waits; mend that (make room), and let it run (`domain resume`)",
-        {*_STANDS, GuestVerb.RESUME},
+        {*_STANDS, *_ANEW},
     ),
     "internal-error": _state(
-        "QEMU has met an error in the guest and cannot go on with it; end it (`domain destroy`)", _STANDS
+        "QEMU has met an error in the guest and cannot go on with it; boot it anew (`domain reset`) or end it "
+        "(`domain destroy`)",
+        {*_STANDS, GuestVerb.RESET},
     ),
     "debug": _state("a debugger has stopped the guest; let it go on there first", _STANDS),
     "inmigrate": _state("it waits for memory from elsewhere: there is none yet"),
