@@ -205,6 +205,7 @@ class AnyOrchestrator(Protocol):
         *,
         new_name: str = "",
         description: str | None = None,
+        expires_in: float | None = None,
         ids: Collection[str] = (),
     ) -> SnapshotRecord:
         """See `Orchestrator.edit`."""

@@ -48,6 +48,30 @@ async def prune(
     """
     known = {domain: {record.name: record for record in await orch.list(domain)} for domain in domains}
     found = {domain: await _verdict(orch, policy, known[domain].values(), taken, now) for domain in domains}
+    return await _carry_out(orch, known, found, dry_run=dry_run)
+
+
+async def prune_expired(
+    orch: Orchestrator, domains: Sequence[str], *, now: float, dry_run: bool = False
+) -> dict[str, Verdict]:
+    """As `prune`, but only what has expired goes, whoever has taken it."""
+    known = {domain: {record.name: record for record in await orch.list(domain)} for domain in domains}
+    found = {}
+    for domain, records in known.items():
+        kept = await orch.clones(domain)
+        there = [_candidate(record, kept, good=True) for record in records.values()]
+        gone = {one.name: "expired" for one in there if one.has_expired(now)}
+        found[domain] = Verdict({name: "not expired" for name in reversed(records) if name not in gone}, gone)
+    return await _carry_out(orch, known, found, dry_run=dry_run)
+
+
+async def _carry_out(
+    orch: Orchestrator,
+    known: Mapping[str, Mapping[str, SnapshotRecord]],
+    found: Mapping[str, Verdict],
+    *,
+    dry_run: bool,
+) -> dict[str, Verdict]:
     verdicts, going = {}, dict[tuple[str, ...], dict[str, None]]()
     for domain, verdict in found.items():
         verdicts[domain] = verdict
@@ -80,10 +104,13 @@ async def _verdict(
         if record.name in mine or policy.everything or taken is None or record.saved_by_revert:
             found_good = record.name not in mine or mine[record.name].verified is not False
             good = found_good and not record.deleting and await orch.intact(record.domain, record.name)
-            candidates.append(
-                Candidate(record.name, record.point, record.size, good, record.pinned or record.name in pinned)
-            )
+            candidates.append(_candidate(record, pinned, good=good))
     return plan_retention(candidates, policy, now)
+
+
+def _candidate(record: SnapshotRecord, pinned: Collection[str], *, good: bool) -> Candidate:
+    stays = record.pinned or record.name in pinned
+    return Candidate(record.name, record.point, record.size, good, stays, record.expires)
 
 
 def _is(record: SnapshotRecord, item: ItemRecord) -> bool:

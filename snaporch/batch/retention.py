@@ -31,6 +31,7 @@ class Candidate:
         bytes: what its own files hold.
         good: it can be gone back to.
         pinned: it is to stay.
+        expires: the instant from which on it is needed no longer, or None.
     """
 
     name: str
@@ -38,6 +39,11 @@ class Candidate:
     bytes: int = 0
     good: bool = True
     pinned: bool = False
+    expires: float | None = None
+
+    def has_expired(self, now: float) -> bool:
+        """Whether it is to go, whatever other rules keep it."""
+        return self.expires is not None and self.expires <= now and not self.pinned
 
 
 @attrs.frozen
@@ -91,14 +97,15 @@ def _kept(newest_first: Sequence[Candidate], policy: Retention, now: float) -> d
 
 
 def plan_retention(candidates: Iterable[Candidate], policy: Retention, now: float) -> Verdict:
-    """Decide.
+    """Decide. What has expired goes, unless it is pinned.
 
     Args:
         candidates: all snapshots of one domain that the policy is about.
         policy: a plan's.
         now: seconds since the epoch.
     """
-    newest_first = sorted(candidates, key=lambda each: (each.point, each.name), reverse=True)
+    every = sorted(candidates, key=lambda each: (each.point, each.name), reverse=True)
+    newest_first = [each for each in every if not each.has_expired(now)]
     fixed = {each.name: "pinned" for each in newest_first if each.pinned or _matches(each.name, policy.pin)}
     if only := next((each.name for each in newest_first if each.good), None):
         fixed.setdefault(only, "the newest good one")
@@ -112,7 +119,7 @@ def plan_retention(candidates: Iterable[Candidate], policy: Retention, now: floa
                 why[each.name] = f"over max_bytes ({keep.pop(each.name)} had kept it)"
     return Verdict(
         {each.name: keep[each.name] for each in newest_first if each.name in keep},
-        {each.name: why[each.name] for each in reversed(newest_first) if each.name not in keep},
+        {each.name: why.get(each.name, "expired") for each in reversed(every) if each.name not in keep},
     )
 
 

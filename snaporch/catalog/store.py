@@ -216,6 +216,17 @@ class Catalog:
         row = await self.read(lambda connection: connection.execute(query, (domain,)).fetchone())
         return float(row[0] or 0.0) if row else 0.0
 
+    async def expired(self, now: float) -> dict[str, list[str]]:
+        """Return the snapshots that are needed no longer at an instant, by domain; also those that are pinned."""
+        query = """
+            SELECT domain, name FROM snapshot
+            WHERE CASE WHEN json_valid(record) THEN json_extract(record, '$.expires') END <= ? ORDER BY id
+        """
+        found = dict[str, list[str]]()
+        for domain, name in await self._rows(query, now):
+            found.setdefault(domain, []).append(name)
+        return found
+
     async def checkpoints(self, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
         """Return how the last few of a domain's snapshots went that have memory, oldest first."""
         return await self.read(lambda connection: past_checkpoints(connection, domain, limit))

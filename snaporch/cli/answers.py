@@ -123,6 +123,7 @@ _CREATED = _named(
         disks=_list(_table(target=TEXT, frozen=TEXT, active=TEXT, inside=_or_null(TEXT))),
         phases=_by_name(NUMBER),
         expected=_or_null(_classes.of(Estimate)),
+        expires=_or_null(NUMBER),
         **_WAY_BACK,
     ),
 )
@@ -183,6 +184,7 @@ _LISTED = {
     "deleting": FLAG,
     "pinned": FLAG,
     "group": _or_null(_NAMES),
+    "expires": _or_null(NUMBER),
 }
 _NOTHING = {key: {"type": "null"} for key in _LISTED}
 _LINK = _answer(

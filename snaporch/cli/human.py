@@ -67,6 +67,12 @@ def age(instant: float) -> str:
     return "just now"
 
 
+def _time_left(instant: float) -> str:
+    """Return for example ``5 h``."""
+    seconds = max(0.0, instant - time.time())
+    return next((f"{int(seconds // unit)} {name}" for unit, name in _AGES if seconds >= unit), "0 s")
+
+
 def _text(words: str, style: str = "") -> Text:
     """Return text without control characters, which could move a terminal's cursor."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words), style)
@@ -343,7 +349,8 @@ def _lost(each: Unreadable) -> str:
 
 def _marks(record: SnapshotRecord) -> str:
     group = " (group)" if record.group is not None else ""
-    return group + (" (deleting)" if record.deleting else "") + (" (pinned)" if record.pinned else "")
+    end = "" if record.expires is None else f" (expires in {_time_left(record.expires)})"
+    return group + (" (deleting)" if record.deleting else "") + (" (pinned)" if record.pinned else "") + end
 
 
 def _what(record: SnapshotRecord) -> str:

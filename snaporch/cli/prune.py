@@ -6,6 +6,7 @@ import time
 
 from snaporch.catalog.known import catalog_of
 from snaporch.cli.session import Answer, Here
+from snaporch.errors import InvalidInput
 
 
 async def prune(
@@ -19,12 +20,13 @@ async def prune(
     max_bytes: str = "",
     pin: str = "",
     zone: str = "UTC",
+    expired: bool = False,
     dry_run: bool = False,
     session: Here,
 ) -> Answer:
     """Delete the snapshots of domains that no rule keeps; of each domain in one operation.
 
-    A snapshot stays if any rule keeps it. Pinned ones stay, and so does the newest good one.
+    A snapshot stays if any rule keeps it. Pinned ones stay, and so does the newest good one. What has expired goes.
 
     Parameters
     ----------
@@ -48,19 +50,28 @@ async def prune(
         Keep those whose names match this, for example 'golden*'.
     zone
         The time zone in which hours and days begin.
+    expired
+        Delete only what has expired (`create --expires`); without rules.
     dry_run
         Only say what would go.
     """
     session.only_reads = dry_run
     from snaporch.batch.plan import retention_from  # noqa: PLC0415 - other verbs do without it, and start sooner
     from snaporch.batch.prune import prune as prune_them  # noqa: PLC0415
+    from snaporch.batch.prune import prune_expired  # noqa: PLC0415
 
     counts = {"last": last, "hourly": hourly, "daily": daily, "weekly": weekly, "monthly": monthly}
     sizes = {"max_bytes": max_bytes} if max_bytes else {}
-    policy = retention_from({**counts, "within": within, "zone": zone, "pin": [pin] if pin else [], **sizes})
+    rules = {**counts, "within": within, "zone": zone, "pin": [pin] if pin else [], **sizes}
+    if expired and (any(counts.values()) or within != "0s" or pin or sizes):
+        raise InvalidInput("--expired, and rules: choose one; what has expired goes by rules, too")
+    policy = None if expired else retention_from(rules)
     async with session.open_here() as orchestrator:
         names = domains or tuple(record.name for record in await catalog_of(orchestrator).domains())
-        verdicts = await prune_them(orchestrator, policy, names, now=time.time(), dry_run=dry_run)
+        if policy is None:
+            verdicts = await prune_expired(orchestrator, names, now=time.time(), dry_run=dry_run)
+        else:
+            verdicts = await prune_them(orchestrator, policy, names, now=time.time(), dry_run=dry_run)
     document = [{"domain": name, "keep": v.keep, "delete": v.delete} for name, v in verdicts.items()]
     did = "would delete" if dry_run else "deleted"
     lines = [f"{name}: {did} {each} ({why})" for name, v in verdicts.items() for each, why in v.delete.items()]

@@ -19,6 +19,7 @@ from snaporch.model.names import in_order
 from snaporch.model.record import Boot
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import DeleteFlag, DomainSnapshot, RevertFlag
+from snaporch.model.units import parse_duration
 
 if TYPE_CHECKING:
     from snaporch.protocol import AnyOrchestrator
@@ -44,6 +45,7 @@ async def create(
     wait: bool = False,
     even_if_no_way_back: Annotated[bool, Parameter(negative=())] = False,
     late_stop: bool = False,
+    expires: str = "",
     session: Here,
 ) -> Answer:
     """Take a snapshot of a domain: its memory and all its disks, at one point in time.
@@ -86,6 +88,9 @@ async def create(
         Take a checkpoint also where `domain show` says that the domain could never go back to it.
     late_stop
         With --live: let the guest run through most of what QEMU reads before the point, where that is worth it.
+    expires
+        How long it is needed, for example 12h or 7d. Then a service deletes it, and so does `prune`, unless it is
+        pinned or has clones; by default it never expires.
     """
     flags = create_flags(live=live, disk_only=disk_only, quiesce=quiesce, memory_file=memory_file)
     seconds, end = limits(max_seconds, on_timeout)
@@ -99,6 +104,7 @@ async def create(
         wait=wait,
         even_if_no_way_back=even_if_no_way_back,
         late_stop=late_stop,
+        expires=parse_duration(expires) if expires else None,
     )
     members, name = subject("create", domain, name, group)
     if group and internal:
@@ -457,9 +463,10 @@ async def edit(
     *,
     name: str = "",
     description: str | None = None,
+    expires: str = "",
     session: Here,
 ) -> Answer:
-    """Give a snapshot another name, or another description; its files stay as they are.
+    """Give a snapshot another name, another description, or another end; its files stay as they are.
 
     Parameters
     ----------
@@ -471,12 +478,16 @@ async def edit(
         The name that it is to have.
     description
         Free text, in place of what is there.
+    expires
+        How long it is needed from now on, for example 7d; or never. See `create --expires`.
     """
+    life = None if not expires else 0.0 if expires == "never" else parse_duration(expires)
     async with session.open() as orchestrator:
         known = (await orchestrator.show(domain, old)).id
-        record = await orchestrator.edit(domain, old, new_name=name, description=description, ids=[known])
+        record = await orchestrator.edit(
+            domain, old, new_name=name, description=description, expires_in=life, ids=[known]
+        )
         current = await orchestrator.current(domain)
-    said = (
-        f"{old} of {domain} is {record.name} now" if record.name != old else f"{old} of {domain} is described anew"
-    )
+    changed = "is described anew" if description is not None else "has another end"
+    said = f"{old} of {domain} {f'is {record.name} now' if record.name != old else changed}"
     return Answer(documents.shown(record, current), lambda human: human.line(said))

@@ -323,10 +323,12 @@ class Client:
         *,
         new_name: str = "",
         description: str | None = None,
+        expires_in: float | None = None,
         ids: Collection[str] = (),
     ) -> SnapshotRecord:
         """See `Orchestrator.edit`."""
         body: dict[str, Any] = {"name": new_name, "description": description, "ids": list(ids)}
+        body["expires_in"] = expires_in
         return await self._service.post(SnapshotRecord, f"{_snapshot(domain, name)}/edit", **body)
 
     async def list(self, domain: str) -> tuple[SnapshotRecord, ...]:

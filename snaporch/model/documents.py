@@ -59,6 +59,7 @@ def created(record: SnapshotRecord) -> dict[str, Any]:
         ],
         "phases": timings.phases,
         "expected": record.expected,
+        "expires": record.expires,
     }
 
 
@@ -244,6 +245,7 @@ def listed(
             "deleting": record.deleting,
             "pinned": record.pinned,
             "group": record.group.members if record.group else None,
+            "expires": record.expires,
         }
         for record in records
     ]

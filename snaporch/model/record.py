@@ -168,6 +168,8 @@ class SnapshotRecord:
         saved_by_revert: a revert has taken it, of what it was about to replace; retention is about it, too.
         tpm: a copy of the state of the machine's TPM; None: it has none, had never been started, or the state is
             in the memory.
+        expires: the instant from which on it is needed no longer, by the host's clock: a service deletes it then,
+            and so does ``prune``, unless it is pinned or has clones. None: never.
     """
 
     domain: str
@@ -198,6 +200,7 @@ class SnapshotRecord:
     clock_behind_seconds: float | None = None
     saved_by_revert: bool = False
     tpm: FileRecord | None = None
+    expires: float | None = None
 
     @property
     def name(self) -> str:

@@ -61,6 +61,7 @@ class CreateOptions:
         even_if_no_way_back: take a checkpoint also where it is known that the domain could never go back to it.
         late_stop: with BACKGROUND, let the guest run through most of what its hypervisor has to do before the
             point; not done where that would gain nothing, or cannot be done: the record says what was done.
+        expires: seconds after its point from which on it is needed no longer: see `SnapshotRecord.expires`.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -71,6 +72,7 @@ class CreateOptions:
     wait: bool = False
     even_if_no_way_back: bool = False
     late_stop: bool = False
+    expires: float | None = attrs.field(default=None, validator=within(0, MOST_SECONDS))
 
 
 @attrs.frozen

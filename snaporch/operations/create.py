@@ -380,6 +380,10 @@ class Participant(CreateUndo):
 
     def _record(self) -> SnapshotRecord:
         plan, held = self.plan, self.held
+        point, life = (
+            held.pause[0] if held.pause else held.point or plan.snapshot.creation_time,
+            plan.options.expires,
+        )
         return SnapshotRecord(
             domain=self.name,
             snapshot=plan.snapshot,
@@ -387,7 +391,7 @@ class Participant(CreateUndo):
             domain_state=plan.state,
             strategy=plan.strategy,
             reason=plan.reason,
-            point=held.pause[0] if held.pause else held.point or plan.snapshot.creation_time,
+            point=point,
             memory=held.memory,
             images={disk.disk.target: held.images[disk.disk.target] for disk in plan.snapshot.disks},
             inside={point.target: held.inside[point.target] for point in plan.inside},
@@ -412,6 +416,7 @@ class Participant(CreateUndo):
             clock_behind_seconds=plan.domain.clock_behind_seconds if plan.snapshot.memory else None,
             saved_by_revert=plan.saves,
             tpm=held.tpm,
+            expires=None if life is None else point + life,
         )
 
 

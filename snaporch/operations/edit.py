@@ -5,6 +5,7 @@ A point inside an image keeps the name that it has there, which the record says.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
 import attrs
@@ -13,6 +14,7 @@ from snaporch.catalog import Change
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.errors import InvalidInput, TargetExists, Unsupported
+from snaporch.model.limits import MOST_SECONDS
 from snaporch.model.names import check_name
 from snaporch.model.record import OperationKind, SnapshotRecord
 from snaporch.operations.group import check_ids, siblings
@@ -25,17 +27,22 @@ async def edit(
     *,
     new_name: str = "",
     description: str | None = None,
+    expires_in: float | None = None,
     ids: Collection[str] = (),
 ) -> SnapshotRecord:
     """See `Orchestrator.edit`."""
-    if not new_name and description is None:
-        raise InvalidInput(f"edit {domain} {name}: nothing is to change; give --name or --description")
+    if not new_name and description is None and expires_in is None:
+        raise InvalidInput(f"edit {domain} {name}: nothing is to change; give --name, --description or --expires")
+    if expires_in is not None and not 0 <= expires_in <= MOST_SECONDS:
+        raise InvalidInput(f"edit {domain} {name}: it may expire in up to {MOST_SECONDS:,.0f} seconds from now")
     new_name = check_name(new_name or name)
     async with context.locked(Operation(OperationKind.EDIT, domain, name)):
         record = await context.catalog.snapshot(domain, name)
         check_ids([record], ids)
         told = record.snapshot.description if description is None else description
         edited = attrs.evolve(record, snapshot=attrs.evolve(record.snapshot, name=new_name, description=told))
+        if expires_in is not None:
+            edited = attrs.evolve(edited, expires=time.time() + expires_in if expires_in else None)
         change = Change(updated=(edited,))
         if new_name != name:
             await _check_free(context, record, new_name)

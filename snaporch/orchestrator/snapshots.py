@@ -340,9 +340,10 @@ class Snapshots(Looking):
         *,
         new_name: str = "",
         description: str | None = None,
+        expires_in: float | None = None,
         ids: Collection[str] = (),
     ) -> SnapshotRecord:
-        """Give a snapshot another name, another description, or both; its files stay as they are.
+        """Give a snapshot another name, another description, or another end; its files stay as they are.
 
         It gets its new name wherever the old one is, in one transaction: in its children, and in the domain whose
         current snapshot it is. Its id stays.
@@ -352,6 +353,7 @@ class Snapshots(Looking):
             name: the snapshot's.
             new_name: the one that it is to have; by default it keeps its name.
             description: free text; None: it keeps the one that it has.
+            expires_in: seconds from now until it expires, see `SnapshotRecord.expires`; 0: never; None: as it is.
             ids: see `revert`.
 
         Returns:
@@ -366,4 +368,6 @@ class Snapshots(Looking):
             Stranded: one that was cut short, and names the snapshot perhaps, cannot be mended.
         """
         await self._mended(domain)
-        return await edit(self._context, domain, name, new_name=new_name, description=description, ids=ids)
+        return await edit(
+            self._context, domain, name, new_name=new_name, description=description, expires_in=expires_in, ids=ids
+        )

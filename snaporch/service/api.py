@@ -208,7 +208,12 @@ async def edit(call: Call) -> SnapshotRecord:
     """Give a snapshot another name, or another description; its files stay as they are."""
     asked: shapes.Edit = call.body
     return await call.service.orchestrator.edit(
-        call.domain, call.name, new_name=asked.name, description=asked.description, ids=asked.ids
+        call.domain,
+        call.name,
+        new_name=asked.name,
+        description=asked.description,
+        expires_in=asked.expires_in,
+        ids=asked.ids,
     )
 
 

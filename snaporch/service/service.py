@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
@@ -12,6 +14,7 @@ import attrs
 import structlog
 import trio
 
+from snaporch.batch.prune import prune_expired
 from snaporch.batch.schedule import Scheduler
 from snaporch.catalog.schema import images_behind
 from snaporch.catalog.store import PRUNED_AT_ONCE
@@ -30,6 +33,8 @@ from snaporch.service.webhooks import Alert, Webhooks
 PLANS = "plans"
 TURNS = 4  # of a caller's requests that take long; root's and our own user's are not counted
 JOURNAL_EVERY_SECONDS = 3_600.0
+EXPIRY_EVERY_SECONDS = 60.0
+CLOCK_SECONDS = 3_600.0
 
 _log = structlog.get_logger("snaporch.service")
 _audit = structlog.get_logger("snaporch.audit")
@@ -142,8 +147,10 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
                 stack.enter_context(orchestrator.broadcast.tapped(hear))
             service = Service(orchestrator, config, jobs, feed, quiet, tokens, metrics, nursery)
             orchestrator.confine(service.confinement)
-            for task in (metrics.run, hooks.run, partial(_keep_journal, orchestrator, quiet)):
+            for task in (metrics.run, hooks.run):
                 nursery.start_soon(task)
+            for keep in (_keep_journal, _expire):
+                nursery.start_soon(keep, orchestrator, quiet)
             scheduler = Scheduler(orchestrator, Path(config.plans or orchestrator.root / PLANS))
             scheduler.min_free = lambda: service.config.min_free
             scheduler.failed = lambda plan, why: hooks.tell(Alert("plan-failed", plan, why))
@@ -153,6 +160,36 @@ async def open_service(orchestrator: Orchestrator, config: Config | None = None)
                 service.scheduler = scheduler
             yield service
             nursery.cancel_scope.cancel()
+
+
+async def _expire(orchestrator: Orchestrator, quiet: Quiet) -> None:
+    """Delete snapshots that have expired, for ever; what is in the way is in the log, and is tried again.
+
+    A clock that is set ahead makes nothing expire for an hour: there is time to set it right.
+    """
+    ahead, until = time.time() - time.monotonic(), -math.inf
+    while True:
+        before, ahead = ahead, time.time() - time.monotonic()
+        if ahead - before > CLOCK_SECONDS:
+            until = time.monotonic() + CLOCK_SECONDS
+            _log.warning("the clock was set ahead: no snapshot expires for an hour", seconds=round(ahead - before))
+        if time.monotonic() >= until:
+            await _delete_expired(orchestrator, quiet)
+        await trio.sleep(EXPIRY_EVERY_SECONDS)
+
+
+async def _delete_expired(orchestrator: Orchestrator, quiet: Quiet) -> None:
+    await quiet.wait()
+    try:
+        due = await catalog_of(orchestrator).expired(time.time())
+    except SnaporchError as error:
+        _log.warning("it was not looked whether snapshots have expired", error=str(error))
+        return
+    for domain in due:
+        try:
+            await prune_expired(orchestrator, [domain], now=time.time())
+        except (SnaporchError, OSError) as error:  # busy, say
+            _log.warning("what has expired was not deleted", domain=domain, error=str(error))
 
 
 async def _keep_journal(orchestrator: Orchestrator, quiet: Quiet) -> None:

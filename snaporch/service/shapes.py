@@ -110,10 +110,14 @@ class Pin:
 @versioned("edit-request")
 @attrs.frozen
 class Edit:
-    """What a snapshot is to be called and described as: what is left out stays; `ids`: what it must be."""
+    """What a snapshot is to be called and described as: what is left out stays; `ids`: what it must be.
+
+    `expires_in` is in seconds from now; 0: it never expires.
+    """
 
     name: str = ""
     description: str | None = None
+    expires_in: float | None = None
     ids: tuple[str, ...] = ()
 
 
