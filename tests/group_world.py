@@ -71,10 +71,17 @@ class Group:
             assert self.host.consistent(process), name
 
     async def check_undone(self, before: dict[str, list[object]], files: tuple[str, ...]) -> None:
-        """Assert that everything is as before, but for members that have died, whose disks hold their last word."""
+        """Assert that everything is as before, but for members that have died.
+
+        The disks of such a one hold its last word, or what a revert had kept of it was put back, in a new process.
+        """
         assert self.host.files() == files
         for name in self.names:
-            if self.host.processes(name):
+            processes, *states = before[name]
+            if (there := self.host.processes(name)) and there != processes:
+                assert [self.host.guest(process).running for process in there] == states[-1], name
+                self.check_consistent([name])
+            elif there:
                 assert self.picture([name]) == before[name], name
             else:
                 info = await self.orch.domain_info(name)

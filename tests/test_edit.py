@@ -94,7 +94,9 @@ REFUSALS: dict[str, tuple[type[SnaporchError], str, Callable[[Orchestrator], Awa
 }
 
 
-async def test_what_is_refused(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_what_is_refused(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
     """With words, and nothing has changed; a group's description can be changed, one domain's at a time."""
     async with open_estate(tmp_path, 2) as estate:
         orch = estate.orch
@@ -125,7 +127,9 @@ async def test_it_waits_for_nobody(
                 await orch.edit("web1", "one", new_name="x")
 
 
-async def test_what_a_batch_has_taken_is_still_its_own(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_what_a_batch_has_taken_is_still_its_own(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
     """Retention finds it under its new name."""
     one: Plan = plan(snapshot={"name": "a"})
     async with open_estate(tmp_path, 2) as estate:

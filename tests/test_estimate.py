@@ -13,7 +13,7 @@ from snaporch.model.record import PastCheckpoint
 from snaporch.model.request import Strategy
 from snaporch.operations.estimate import ASSUMED_RATE, COMMANDS_SECONDS, DOWNTIME_SECONDS, estimate
 from snaporch.orchestrator import catalog_of
-from snaporch.testing import open_simulated_world
+from snaporch.testing import ThreadsHoldTime, open_simulated_world
 
 GIB = 2**30
 
@@ -68,7 +68,9 @@ def test_an_unmeasured_precopy_goes_by_precopies() -> None:
     assert estimate(Strategy.BACKGROUND, GIB, past).bytes == int(1e8)
 
 
-async def test_how_the_last_ones_went(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_how_the_last_ones_went(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
     """The catalog tells it of the last few that have memory, in files of its own or inside the images."""
     inside = tuple(DiskSnapshot(DeviceDisk(target), external=False) for target in ("vda", "vdb"))
     async with open_simulated_world(tmp_path / "root") as world:

@@ -1,4 +1,5 @@
 """The guest runs through the hypervisor's set-up: in time, too late, and where that would gain nothing."""
+# ruff: noqa: ARG001 - pytest-trio runs a test on the clock and with the instruments that it finds among the arguments
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ from pathlib import Path
 
 import attrs
 import pytest
+from trio.testing import MockClock
 
 from snaporch import CreateFlag, CreateOptions, DomainSnapshot, SnapshotRecord
 from snaporch.operations import create
-from snaporch.testing import SimulatedHost, SimulatedSpeed, SimulatedWorld, open_simulated_world
+from snaporch.testing import SimulatedHost, SimulatedSpeed, SimulatedWorld, ThreadsHoldTime, open_simulated_world
 
 LATE = CreateOptions(late_stop=True)
 
@@ -24,9 +26,8 @@ async def taken(world: SimulatedWorld, name: str, options: CreateOptions = LATE)
     return record
 
 
-async def test_in_time(tmp_path: Path, autojump_clock: object) -> None:
+async def test_in_time(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
     """It takes an earlier checkpoint to know for how long; then the pause is shorter by what the guest ran."""
-    del autojump_clock
     async with open_simulated_world(tmp_path) as world:
         first = await taken(world, "first")
         assert (first.timings.foreseen, first.timings.missed) == (None, False)
@@ -40,9 +41,10 @@ async def test_in_time(tmp_path: Path, autojump_clock: object) -> None:
         assert (await taken(world, "plain", CreateOptions())).timings.foreseen is None
 
 
-async def test_too_late(tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_late(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The point lay before the pause: all is done once more, and the account of the pause is that of the last."""
-    del autojump_clock
     async with open_simulated_world(tmp_path) as world:
         first = await taken(world, "first")
         monkeypatch.setattr(create, "LEAD_SECONDS", -1.0)
@@ -53,9 +55,8 @@ async def test_too_late(tmp_path: Path, autojump_clock: object, monkeypatch: pyt
         await world.check_consistent()
 
 
-async def test_worth_nothing(tmp_path: Path, autojump_clock: object) -> None:
+async def test_worth_nothing(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:
     """A guest with little memory is paused first."""
-    del autojump_clock
     host = SimulatedHost(speed=attrs.evolve(SimulatedSpeed(), arm_rate=1e12))
     async with open_simulated_world(tmp_path, host=host) as world:
         await taken(world, "first")
