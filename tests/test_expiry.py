@@ -17,6 +17,7 @@ from snaporch.batch.retention import Candidate, plan_retention
 from snaporch.orchestrator import catalog_of
 from snaporch.service.service import open_service
 from snaporch.testing import SimulatedWorld, ThreadsHoldTime, open_simulated_world
+from tests.group_world import open_group
 
 DAY = 86_400.0
 
@@ -59,6 +60,24 @@ async def test_what_has_expired_goes(
         for name in ("pinned", "always"):
             await orch.revert(web, name)
             await world.check_consistent()
+
+
+async def test_a_group_goes_as_one(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime
+) -> None:
+    """Whichever of its domains is asked about; none goes where one stays."""
+    async with open_group(tmp_path, 2) as group:
+        orch, web0, web1 = group.orch, *group.names
+        for name in ("both", "one"):
+            options = CreateOptions(expires=DAY)
+            taken = await orch.create_group(group.names, DomainSnapshot(name), CreateFlag.LIVE, options)
+        end = max(record.expires or 0.0 for record in taken)
+        await orch.edit(web1, "one", expires_in=0)
+        verdicts = await prune_expired(orch, [web0], now=end)
+        assert verdicts[web0].delete == verdicts[web1].delete == {"both": "expired"}
+        assert verdicts[web0].keep == {"one": "one point with that of web1, which stays"}
+        for name in group.names:
+            assert [record.name for record in await orch.list(name)] == ["one"]
 
 
 async def test_another_end(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:

@@ -54,14 +54,23 @@ async def prune(
 async def prune_expired(
     orch: Orchestrator, domains: Sequence[str], *, now: float, dry_run: bool = False
 ) -> dict[str, Verdict]:
-    """As `prune`, but only what has expired goes, whoever has taken it."""
-    known = {domain: {record.name: record for record in await orch.list(domain)} for domain in domains}
-    found = {}
-    for domain, records in known.items():
+    """As `prune`, but only what has expired goes, whoever has taken it.
+
+    A group's snapshots go together, so the domains of its other members are looked at, too.
+    """
+    known, found = dict[str, dict[str, SnapshotRecord]](), dict[str, Verdict]()
+    left = list(domains)
+    while left:
+        if (domain := left.pop()) in known:
+            continue
+        known[domain] = {record.name: record for record in await orch.list(domain)}
         kept = await orch.clones(domain)
-        there = [_candidate(record, kept, good=True) for record in records.values()]
-        gone = {one.name: "expired" for one in there if one.has_expired(now)}
-        found[domain] = Verdict({name: "not expired" for name in reversed(records) if name not in gone}, gone)
+        there = [_candidate(record, kept, good=True) for record in known[domain].values()]
+        gone = {each.name: "expired" for each in there if each.has_expired(now)}
+        stays = {each.name: "pinned" if each.pinned else "not expired" for each in reversed(there)}
+        found[domain] = Verdict({name: why for name, why in stays.items() if name not in gone}, gone)
+        for name in gone:
+            left += [other.domain for other in await siblings(catalog_of(orch), known[domain][name])]
     return await _carry_out(orch, known, found, dry_run=dry_run)
 
 

@@ -217,10 +217,12 @@ class Catalog:
         return float(row[0] or 0.0) if row else 0.0
 
     async def expired(self, now: float) -> dict[str, list[str]]:
-        """Return the snapshots that are needed no longer at an instant, by domain; also those that are pinned."""
+        """Return the snapshots that are needed no longer at an instant, and are not pinned, by domain."""
         query = """
             SELECT domain, name FROM snapshot
-            WHERE CASE WHEN json_valid(record) THEN json_extract(record, '$.expires') END <= ? ORDER BY id
+            WHERE CASE WHEN json_valid(record) THEN json_extract(record, '$.expires') END <= ?
+                AND NOT json_extract(record, '$.pinned')
+            ORDER BY id
         """
         found = dict[str, list[str]]()
         for domain, name in await self._rows(query, now):
