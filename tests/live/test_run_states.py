@@ -73,24 +73,35 @@ async def test_states_that_a_guest_gets_into(lab: Lab) -> None:
     async def shutdown() -> object:
         return await orch.shutdown(NAME)
 
+    async def reset() -> object:
+        return await orch.reset(NAME)
+
     async def create() -> object:
         return await orch.create(NAME, DomainSnapshot("c2"))
 
     await resume()
     await get_into(lab, "suspended", SLEEP)
-    await check_refused(lab, "the guest sleeps", create, pause, resume, shutdown)
+    await check_refused(lab, "the guest sleeps", create, pause, resume, shutdown, reset)
     await ask(lab, "system_wakeup")
     await wait_until(lab, "running")
     await get_into(lab, "guest-panicked", PANIC)
     await check_refused(lab, "has panicked", create, pause, shutdown)
+    await reset()
+    assert await status(lab) == "running"
+    await get_into(lab, "guest-panicked", PANIC)
     await resume()
     await get_into(lab, "watchdog", HANG)
     await check_refused(lab, "a watchdog", create, pause, shutdown)
+    await reset()
+    assert await status(lab) == "running"
+    await get_into(lab, "watchdog", HANG)
     await resume()
     await get_into(lab, "shutdown", OFF)
     await check_refused(lab, "has powered off", create, pause, resume, shutdown)
     await orch.delete(NAME, "c1")
     assert await status(lab) == "shutdown"
+    await reset()
+    assert await status(lab) == "running"
 
 
 async def test_back_from_sleep(lab: Lab) -> None:
