@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from snaporch.drivers.local.durable import sync_parent
+from snaporch.drivers.local.filework import remove
 from snaporch.drivers.local.guard import decide
 from snaporch.errors import HypervisorError
 
@@ -77,12 +78,7 @@ class Verdict:
         have an overlay removed that holds what the guest has written since.
         """
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._forget)
-
-    def _forget(self) -> None:
-        with suppress(FileNotFoundError):
-            self.path.unlink()
-            sync_parent(str(self.path))
+            await trio.to_thread.run_sync(remove, str(self.path))
 
 
 def guard_acted(domain: str) -> str:

@@ -33,3 +33,8 @@ async def test_a_verdict(outlet: Outlet) -> None:
     await verdict.forget()
     blackout()
     assert verdict.read() == ""
+    assert await verdict.decide(STAY) == STAY
+    verdict.path.unlink()  # by one who was killed before that was durable
+    await verdict.forget()
+    blackout()
+    assert verdict.read() == ""
