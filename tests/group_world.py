@@ -70,7 +70,9 @@ class Group:
             assert self.host.guest(process).running
             assert self.host.consistent(process), name
 
-    async def check_undone(self, before: dict[str, list[object]], files: tuple[str, ...]) -> None:
+    async def check_undone(
+        self, before: dict[str, list[object]], files: tuple[str, ...], *, reverted: bool
+    ) -> None:
         """Assert that everything is as before, but for members that have died.
 
         The disks of such a one hold its last word, or what a revert had kept of it was put back, in a new process.
@@ -78,7 +80,7 @@ class Group:
         assert self.host.files() == files
         for name in self.names:
             processes, *states = before[name]
-            if (there := self.host.processes(name)) and there != processes:
+            if (there := self.host.processes(name)) and reverted and there != processes:
                 assert [self.host.guest(process).running for process in there] == states[-1], name
                 self.check_consistent([name])
             elif there:

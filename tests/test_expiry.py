@@ -46,7 +46,7 @@ async def test_what_has_expired_goes(
         await orch.pin(web, "pinned")
         await orch.clone(web, "cloned", "copy")
 
-        assert not await catalog_of(orch).expired(end - DAY)
+        assert not await catalog_of(orch).domains_with_expired(end - DAY)
         verdict = (await prune_expired(orch, [web], now=end, dry_run=True))[web]
         assert verdict.delete == {"old": "expired"}
         assert len(await names(world)) == 5

@@ -79,7 +79,7 @@ async def tell(verb: str, failures: list[Failure], root: Path) -> None:
         done = (await group.orch.operations("web0"))[-1]
         assert done.state in {State.COMPLETE, State.ROLLED_BACK}
         if done.state == State.ROLLED_BACK:
-            await group.check_undone(before, files)
+            await group.check_undone(before, files, reverted=verb == "revert")
             assert {len(await group.orch.list(name)) for name in group.names} == {1}
         for name in group.names:
             if not group.host.processes(name):  # it died when all was done
@@ -180,7 +180,7 @@ async def tell_cut(verb: str, cuts: Sequence[Cut], root: Path) -> None:
         names = [[record.name for record in await group.orch.list(name)] for name in NAMES]
         assert names == [["g0", "g1"] if done and verb.startswith("create") else ["g0"]] * len(NAMES)
         if not done:
-            await group.check_undone(before, files)
+            await group.check_undone(before, files, reverted=verb.startswith("revert"))
         elif verb.startswith("revert"):
             assert not any(set(old[name]) & set(group.host.processes(name)) for name in NAMES)
         for name in NAMES:

@@ -216,18 +216,15 @@ class Catalog:
         row = await self.read(lambda connection: connection.execute(query, (domain,)).fetchone())
         return float(row[0] or 0.0) if row else 0.0
 
-    async def expired(self, now: float) -> dict[str, list[str]]:
-        """Return the snapshots that are needed no longer at an instant, and are not pinned, by domain."""
+    async def domains_with_expired(self, now: float) -> tuple[str, ...]:
+        """Return the domains that have snapshots which are needed no longer at an instant, and are not pinned."""
         query = """
-            SELECT domain, name FROM snapshot
+            SELECT DISTINCT domain FROM snapshot
             WHERE CASE WHEN json_valid(record) THEN json_extract(record, '$.expires') END <= ?
                 AND NOT json_extract(record, '$.pinned')
-            ORDER BY id
+            ORDER BY domain
         """
-        found = dict[str, list[str]]()
-        for domain, name in await self._rows(query, now):
-            found.setdefault(domain, []).append(name)
-        return found
+        return tuple(domain for (domain,) in await self._rows(query, now))
 
     async def checkpoints(self, domain: str, limit: int) -> tuple[PastCheckpoint, ...]:
         """Return how the last few of a domain's snapshots went that have memory, oldest first."""

@@ -177,8 +177,6 @@ async def screenshot(name: str, file: Path, /, *, session: Here) -> Answer:
     file
         Where it goes, as a PNG; there must be nothing.
     """
-    if os.path.lexists(file):
-        raise TargetExists(f"{file} is there already; name another file")
     async with session.open() as orchestrator:
         picture = await orchestrator.screenshot(name)
     try:

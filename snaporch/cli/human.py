@@ -60,17 +60,18 @@ def human_duration(seconds: float | None) -> str:
 
 def age(instant: float) -> str:
     """Return for example ``5 min ago``."""
-    seconds = max(0.0, time.time() - instant)
-    for unit, name in _AGES:
-        if seconds >= unit:
-            return f"{int(seconds // unit)} {name} ago"
-    return "just now"
+    words = _rounded(time.time() - instant)
+    return f"{words} ago" if words else "just now"
 
 
 def _time_left(instant: float) -> str:
     """Return for example ``5 h``."""
-    seconds = max(0.0, instant - time.time())
-    return next((f"{int(seconds // unit)} {name}" for unit, name in _AGES if seconds >= unit), "0 s")
+    return _rounded(instant - time.time()) or "0 s"
+
+
+def _rounded(seconds: float) -> str:
+    """Return seconds in the largest unit that there is one of, or an empty string."""
+    return next((f"{int(seconds // unit)} {name}" for unit, name in _AGES if seconds >= unit), "")
 
 
 def _text(words: str, style: str = "") -> Text:

@@ -488,6 +488,9 @@ async def edit(
             domain, old, new_name=name, description=description, expires_in=life, ids=[known]
         )
         current = await orchestrator.current(domain)
-    changed = "is described anew" if description is not None else "has another end"
-    said = f"{old} of {domain} {f'is {record.name} now' if record.name != old else changed}"
+    if record.name != old:
+        did = f"is {record.name} now"
+    else:
+        did = "is described anew" if description is not None else "has another end"
+    said = f"{old} of {domain} {did}"
     return Answer(documents.shown(record, current), lambda human: human.line(said))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
@@ -157,15 +158,26 @@ async def _forget_machine(context: Context, record: DomainRecord) -> None:
     await context.catalog.write(Change(domains=(attrs.evolve(record, handle=None),)))
 
 
+@asynccontextmanager
+async def _active(context: Context, kind: OperationKind, name: str) -> AsyncIterator[tuple[DomainRecord, Machine]]:
+    """Hold the lock of a domain that has a process, with a connection to that.
+
+    Raises:
+        Refused: it has none.
+    """
+    async with context.locked(Operation(kind, name, "")), context.machine_of(name) as (record, machine):
+        if machine is None:
+            raise Refused(f"{name} is inactive; `snaporch domain start {name}` starts it")
+        yield record, machine
+
+
 async def set_running(context: Context, name: str, *, running: bool) -> None:
     """Let the CPUs of a domain that has a process run, or stop them.
 
     One that goes on from a point at which its file systems were frozen has them thawed.
     """
-    operation = Operation(OperationKind.RESUME if running else OperationKind.PAUSE, name, "")
-    async with context.locked(operation), context.machine_of(name) as (record, machine):
-        if machine is None:
-            raise Refused(f"{name} is inactive; `snaporch domain start {name}` starts it")
+    kind = OperationKind.RESUME if running else OperationKind.PAUSE
+    async with _active(context, kind, name) as (record, machine):
         await check_verb(name, machine, GuestVerb.RESUME if running else GuestVerb.PAUSE)
         state = await machine.state()
         if running and state is DomainState.PAUSED:
@@ -178,12 +190,7 @@ async def set_running(context: Context, name: str, *, running: bool) -> None:
 
 async def reset(context: Context, name: str) -> None:
     """See `snaporch.Orchestrator.reset`; a guest that something else than its user has stopped runs afterwards."""
-    async with (
-        context.locked(Operation(OperationKind.RESET, name, "")),
-        context.machine_of(name) as (record, machine),
-    ):
-        if machine is None:
-            raise Refused(f"{name} is inactive; `snaporch domain start {name}` starts it")
+    async with _active(context, OperationKind.RESET, name) as (record, machine):
         resets = need(machine, Resets, name)
         await check_verb(name, machine, GuestVerb.RESET)
         paused = not await machine.refusal(GuestVerb.PAUSE) and await machine.state() is DomainState.PAUSED

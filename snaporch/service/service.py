@@ -181,7 +181,7 @@ async def _expire(orchestrator: Orchestrator, quiet: Quiet) -> None:
 async def _delete_expired(orchestrator: Orchestrator, quiet: Quiet) -> None:
     await quiet.wait()
     try:
-        due = await catalog_of(orchestrator).expired(time.time())
+        due = await catalog_of(orchestrator).domains_with_expired(time.time())
     except SnaporchError as error:
         _log.warning("it was not looked whether snapshots have expired", error=str(error))
         return
