@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from snaporch import CreateFlag, CreateOptions, DomainSnapshot, InvalidInput
+from snaporch import (
+    CreateFlag,
+    CreateOptions,
+    DomainSnapshot,
+    InvalidInput,
+    MergePlan,
+    Orchestrator,
+    Refused,
+    SnapshotRecord,
+)
 from snaporch.batch.plan import Retention
 from snaporch.batch.prune import prune, prune_expired
 from snaporch.batch.retention import Candidate, plan_retention
@@ -78,6 +88,54 @@ async def test_a_group_goes_as_one(
         assert verdicts[web0].keep == {"one": "one point with that of web1, which stays"}
         for name in group.names:
             assert [record.name for record in await orch.list(name)] == ["one"]
+
+
+@pytest.mark.parametrize("change", ["pin", "edit"])
+async def test_a_change_just_before(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    threads_hold_time: ThreadsHoldTime,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    """What is pinned, or is to stay longer, after it was decided that it goes, stays; the others go."""
+    async with open_simulated_world(tmp_path) as world:
+        orch, web = world.orchestrator, world.domain
+        end = max([await take(world, name, 1) for name in ("first", "dear", "last")])
+        retire = Orchestrator.retire
+
+        async def late(orch: Orchestrator, records: Sequence[SnapshotRecord]) -> Mapping[str, MergePlan]:
+            monkeypatch.setattr(Orchestrator, "retire", retire)
+            await (orch.pin(web, "dear") if change == "pin" else orch.edit(web, "dear", expires_in=0))
+            return await orch.retire(records)
+
+        monkeypatch.setattr(Orchestrator, "retire", late)
+        with pytest.raises(Refused, match=r"dear of .* was .* just now: it stays"):
+            await prune_expired(orch, [web], now=end)
+        assert await names(world) == ["dear"]
+        await orch.revert(web, "dear")
+        await world.check_consistent()
+
+
+async def test_what_cannot_go_holds_up_nothing(
+    tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused for one snapshot is told, and the others go; one that is gone by then is no error."""
+    async with open_simulated_world(tmp_path) as world:
+        orch, web = world.orchestrator, world.domain
+        end = max([await take(world, name, 1) for name in ("first", "cloned", "gone", "last")])
+        retire = Orchestrator.retire
+
+        async def late(orch: Orchestrator, records: Sequence[SnapshotRecord]) -> Mapping[str, MergePlan]:
+            monkeypatch.setattr(Orchestrator, "retire", retire)
+            await orch.clone(web, "cloned", "copy")
+            await orch.delete(web, "gone")
+            return await orch.retire(records)
+
+        monkeypatch.setattr(Orchestrator, "retire", late)
+        with pytest.raises(Refused, match=r"cloned of .* is pinned"):
+            await prune_expired(orch, [web], now=end)
+        assert await names(world) == ["cloned"]
 
 
 async def test_another_end(tmp_path: Path, autojump_clock: MockClock, threads_hold_time: ThreadsHoldTime) -> None:

@@ -10,6 +10,7 @@ from snaporch.batch import store
 from snaporch.batch.plan import Plan, Retention
 from snaporch.batch.retention import Candidate, Verdict, plan_retention
 from snaporch.batch.store import ItemRecord
+from snaporch.errors import NotFound, Refused
 from snaporch.model.names import in_order
 from snaporch.model.record import SnapshotRecord
 from snaporch.operations.group import siblings
@@ -44,7 +45,7 @@ async def prune(
         What becomes of each domain's snapshots.
 
     Raises:
-        SnaporchError: as `Orchestrator.delete`.
+        SnaporchError: as `Orchestrator.retire`. What can go is gone, though it is raised for another snapshot.
     """
     known = {domain: {record.name: record for record in await orch.list(domain)} for domain in domains}
     found = {domain: await _verdict(orch, policy, known[domain].values(), taken, now) for domain in domains}
@@ -91,10 +92,29 @@ async def _carry_out(
                 verdicts[domain] = _kept(verdicts[domain], name, f"one point with that of {keeper}, which stays")
             else:
                 going.setdefault(in_order([domain, *others]), {})[name] = None
+    refused: Refused | None = None
     for together, names in going.items() if not dry_run else ():
-        ids = [record.id for domain in together for record in known.get(domain, {}).values()]
-        await orch.delete_group(together, tuple(names), ids=ids)
+        records = [known[domain][name] for domain in together for name in names]
+        refused = await _delete(orch, records) or refused
+    if refused is not None:
+        raise refused
     return verdicts
+
+
+async def _delete(orch: Orchestrator, records: Sequence[SnapshotRecord]) -> Refused | None:
+    """Delete snapshots as one; where that is refused, each by its name that can go. Return why one cannot."""
+    names = dict.fromkeys(record.name for record in records)
+    try:
+        await orch.retire(records)
+    except (Refused, NotFound) as error:
+        if len(names) == 1:
+            return error if isinstance(error, Refused) else None  # it is gone: somebody was quicker
+    else:
+        return None
+    refused = None
+    for name in names:
+        refused = await _delete(orch, [each for each in records if each.name == name]) or refused
+    return refused
 
 
 async def _verdict(
@@ -147,7 +167,7 @@ async def prune_by_plan(
         dry_run: only decide.
 
     Raises:
-        SnaporchError: as `Orchestrator.delete`.
+        SnaporchError: as `prune`.
     """
     if plan.retention is None:
         return {}

@@ -27,7 +27,7 @@ from snaporch.drivers.base import Storage
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.states import OperationState, Signal, State
-from snaporch.errors import NotEnoughSpace, SnaporchError, Stranded
+from snaporch.errors import NotEnoughSpace, Refused, SnaporchError, Stranded
 from snaporch.images.chain import Graph, doomed_by, heir
 from snaporch.images.merge import plan_delete
 from snaporch.model.convert import dumps
@@ -153,9 +153,13 @@ async def delete(
     options: MergeOptions,
     *,
     ids: Collection[str] = (),
+    decided: Collection[SnapshotRecord] = (),
     dry_run: bool = False,
 ) -> dict[str, MergePlan]:
-    """Delete snapshots, chosen by domain; see `snaporch.Orchestrator.delete_group`."""
+    """Delete snapshots, chosen by domain; see `snaporch.Orchestrator.delete_group`.
+
+    With `decided`, only those go that still are what somebody has looked at before: see `_check_as_decided`.
+    """
     subject = ", ".join(dict.fromkeys(chain.from_iterable(chosen.values())))
     operation = Operation(OperationKind.DELETE, in_order(chosen), subject)
     async with context.locked(operation, only_looks=dry_run):
@@ -164,6 +168,7 @@ async def delete(
         if DeleteFlag.ALONE not in flags:
             await check_alone(context.catalog, marked, "delete")
         await check_unpinned(context, marked)
+        _check_as_decided(marked, decided)
         journals = [_journal(name, going, options) for name, going in doomed.items() if going]
         plans = dict.fromkeys(doomed, MergePlan())
         for journal in journals:
@@ -178,6 +183,20 @@ async def delete(
         await context.catalog.write(begun)
         context.events.publish(operation.event())
         return plans | await _forward(context, operation, journal)
+
+
+def _check_as_decided(snapshots: Iterable[SnapshotRecord], decided: Collection[SnapshotRecord]) -> None:
+    """Refuse what was pinned, or was given another end, between the decision to delete it and the lock.
+
+    Raises:
+        Refused: one was.
+    """
+    before = {each.id: each for each in decided}
+    for each in snapshots if decided else ():
+        known = before.get(each.id, each)
+        if (each.pinned, each.expires) != (known.pinned, known.expires):
+            what = "pinned" if each.pinned else "given another end"
+            raise Refused(f"{each.name} of {each.domain} was {what} just now: it stays")
 
 
 def _journal(domain: str, going: Sequence[SnapshotRecord], options: MergeOptions) -> MergeJournal:

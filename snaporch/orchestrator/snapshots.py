@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 import attrs
@@ -267,12 +267,33 @@ class Snapshots(Looking):
         in_order(domains)  # each once
         for domain in domains if not dry_run else ():
             await self._mended(domain)
-        names = (name,) if isinstance(name, str) else tuple(name)
-        chosen: dict[str, list[str]] = {domain: [] for domain in domains}
-        for each in names:
-            for record in await those_left(self._context.catalog, domains, each):
-                chosen[record.domain].append(each)
+        chosen = await self._left(domains, (name,) if isinstance(name, str) else name)
         return await delete(self._context, chosen, flags, options or MergeOptions(), ids=ids, dry_run=dry_run)
+
+    async def retire(self, records: Sequence[SnapshotRecord]) -> dict[str, MergePlan]:
+        """Delete snapshots that retention has decided about, in one operation; else as `delete_group`.
+
+        Args:
+            records: as they were when that was decided: of one domain, or of several that have each of them.
+
+        Raises:
+            Refused: as `delete_group`; also when one was pinned or given another end since, or is another by now.
+            NotFound: one is gone.
+        """
+        domains = in_order({record.domain for record in records})
+        for domain in domains:
+            await self._mended(domain)
+        chosen = await self._left(domains, dict.fromkeys(record.name for record in records))
+        ids = [record.id for record in records]
+        return await delete(self._context, chosen, DeleteFlag(0), MergeOptions(), ids=ids, decided=records)
+
+    async def _left(self, domains: Sequence[str], names: Iterable[str]) -> dict[str, list[str]]:
+        """Return, by domain, those of the names that it still has a snapshot of."""
+        chosen: dict[str, list[str]] = {domain: [] for domain in domains}
+        for name in names:
+            for record in await those_left(self._context.catalog, domains, name):
+                chosen[record.domain].append(name)
+        return chosen
 
     async def flatten(
         self,
