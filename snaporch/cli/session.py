@@ -139,9 +139,14 @@ class Session:
         with suppress(OSError):  # it is a remark: what cannot be seen is said by the answer
             print(text, flush=True)  # noqa: T201 - the command line's own words
 
+    @property
+    def asks(self) -> bool:
+        """Whether somebody sits at the terminal who can be asked: not with ``--json``."""
+        return not self.as_json and bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
+
     async def agrees(self, question: str) -> bool:
-        """Ask whoever sits at the terminal, yes or no; where nobody does, or with ``--json``, the answer is yes."""
-        if self.as_json or not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
+        """Ask whoever sits at the terminal, yes or no; where nobody does, the answer is yes."""
+        if not self.asks:
             return True
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201 - the command line's own words
         answer = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from snaporch.cli import progress
 from snaporch.cli.asked import all_internal, create_flags, in_sequence, known, limits, parse_disks, rate, subject
 from snaporch.cli.asked import columns as asked_columns
+from snaporch.cli.questions import long_pause, loss
 from snaporch.cli.session import Answer, Here
 from snaporch.errors import InvalidInput, Refused
 from snaporch.model import documents
@@ -20,9 +21,6 @@ from snaporch.model.record import Boot
 from snaporch.model.request import CloneOptions, CreateOptions, MergeOptions, OnTimeout, Strategy
 from snaporch.model.rfc import DeleteFlag, DomainSnapshot, RevertFlag
 from snaporch.model.units import parse_duration
-
-if TYPE_CHECKING:
-    from snaporch.protocol import AnyOrchestrator
 
 
 async def create(
@@ -46,6 +44,7 @@ async def create(
     even_if_no_way_back: Annotated[bool, Parameter(negative=())] = False,
     late_stop: bool = False,
     expires: str = "",
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative=())] = False,
     session: Here,
 ) -> Answer:
     """Take a snapshot of a domain: its memory and all its disks, at one point in time.
@@ -91,6 +90,8 @@ async def create(
     expires
         How long it is needed, for example 12h or 7d. Then a service deletes it, and so does `prune`, unless it is
         pinned or has clones; by default it never expires.
+    yes
+        Do not ask on a terminal whether the guest may be paused for long.
     """
     flags = create_flags(live=live, disk_only=disk_only, quiesce=quiesce, memory_file=memory_file)
     seconds, end = limits(max_seconds, on_timeout)
@@ -109,29 +110,25 @@ async def create(
     members, name = subject("create", domain, name, group)
     if group and internal:
         raise InvalidInput("--group, and --internal: choose one")
-    session.about(members, name)
-    async with session.open() as orchestrator, progress.shown(orchestrator, in_order(members)):
-        if internal:
-            request = all_internal(request, await orchestrator.domain_info(domain))
-        file = os.path.abspath(memory_file) if memory_file else ""
-        snapshot = DomainSnapshot(name, description, memory_file=file, disks=request.disks)
-        if group:
-            records = await orchestrator.create_group(members, snapshot, flags, options)
-        else:
-            records = (await orchestrator.create(domain, snapshot, flags, options),)
+    session.interrupted = "nothing was touched"
+    async with session.open() as orchestrator:
+        if session.asks and not (yes or live or disk_only):
+            how = Strategy.INTERNAL if internal else Strategy.PAUSED
+            question = await long_pause(orchestrator, members, how)
+            if question and not await session.agrees(question):
+                raise Refused("nothing was touched; with --live the guest runs while its memory is saved")
+        session.about(members, name)
+        async with progress.shown(orchestrator, in_order(members)):
+            if internal:
+                request = all_internal(request, await orchestrator.domain_info(domain))
+            file = os.path.abspath(memory_file) if memory_file else ""
+            snapshot = DomainSnapshot(name, description, memory_file=file, disks=request.disks)
+            if group:
+                records = await orchestrator.create_group(members, snapshot, flags, options)
+            else:
+                records = (await orchestrator.create(domain, snapshot, flags, options),)
     document = documents.created_group(records) if group else documents.created(records[0])
     return Answer(document, lambda human: human.created(records))
-
-
-async def _loss(orchestrator: AnyOrchestrator, domain: str, name: str) -> str:
-    """Return what a revert would lose, as a question; raises as `revert` does where there is no such snapshot."""
-    await orchestrator.show(domain, name)
-    info = await orchestrator.domain_info(domain)
-    since = f"since {info.current}" if info.current else "so far"
-    lost = (
-        f"{domain} is {info.state}, and what it has become {since} is in no snapshot: --save-current NAME keeps it"
-    )
-    return f"{lost}. Lose it, and go back to {name}?"
 
 
 async def revert(
@@ -191,7 +188,7 @@ async def revert(
     session.interrupted = "nothing was touched"
     async with session.open() as orchestrator:
         for member in () if yes or save_current else members:
-            if not await session.agrees(await _loss(orchestrator, member, name)):
+            if not await session.agrees(await loss(orchestrator, member, name)):
                 raise Refused("nothing was touched; --save-current NAME keeps what a revert would lose")
         session.about(members, name)
         async with progress.shown(orchestrator, in_order(members)):

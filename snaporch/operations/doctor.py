@@ -38,7 +38,8 @@ async def foretell(context: Context, domain: str, strategy: Strategy) -> Estimat
     ):
         if machine is None:
             raise Refused(f"{domain} is inactive: there is no memory to save")
-        return (await _estimates(context, record, machine, strategy))[0]
+        paused = strategy in {Strategy.PAUSED, Strategy.INTERNAL}  # nothing is written meanwhile
+        return (await _estimates(context, record, machine, strategy, measure=not paused))[0]
 
 
 async def _estimates(

@@ -115,7 +115,7 @@ class Looking(Known):
     async def estimate(self, domain: str, strategy: Strategy = Strategy.BACKGROUND) -> Estimate:
         """Predict what a checkpoint would take, by the last ones and by how much the guest writes just now.
 
-        A running guest is watched for a second. Nothing is changed.
+        A running guest is watched for a second, unless it would be paused all the while. Nothing is changed.
 
         Args:
             domain: the domain's name; it must be active.

@@ -1,4 +1,4 @@
-"""A revert asks whoever sits at a terminal, and nobody else."""
+"""A revert, and a create that takes long, ask whoever sits at a terminal, and nobody else."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from snaporch.drivers.local.files import LocalStorage
 from tests.cli.conftest import Program, _environment
+
+BIG = """
+name = "big"
+memory = "2GiB"
+accel = "tcg"
+kernel = "{kernel}"
+append = "dirty=0 ram=1"
+disks = [{{target = "vda", path = "vda.qcow2"}}]
+"""
 
 
 @pytest.fixture
@@ -70,3 +80,35 @@ def test_what_is_not_there_is_no_question(program: Program) -> None:
     status, said = at_a_terminal(program, "", "revert", "web", "three")
     assert status == 3
     assert "Lose it" not in said
+
+
+@pytest.fixture
+def big(tmp_path: Path, kernel: Path) -> Iterator[Program]:
+    """A program on a root with a guest that has much memory, and uses little of it."""
+    program = Program(tmp_path)
+    subprocess.run(
+        [LocalStorage().qemu_img, "create", "-q", "-f", "qcow2", tmp_path / "vda.qcow2", "8M"], check=True
+    )
+    (tmp_path / "big.toml").write_text(BIG.format(kernel=kernel))
+    program.look("domain", "define", str(tmp_path / "big.toml"))
+    program.look("domain", "start", "big")
+    try:
+        yield program
+    finally:
+        program.run("domain", "destroy", "big")
+
+
+@pytest.mark.live
+def test_a_long_pause(big: Program) -> None:
+    """It is asked about, by what is expected; what is answered counts, and so does an option that asks nothing."""
+    status, said = at_a_terminal(big, "n\n", "create", "big", "one")
+    assert status == 2
+    assert "big would be paused for about 11 s, until its memory (2.0 GiB) is saved; with --live" in said
+    assert "nothing was touched; with --live" in said
+    assert big.look("list", "big") == []
+    for answer, words in (("y\n", ("two",)), ("", ("three", "--live")), ("", ("four", "--yes"))):
+        status, said = at_a_terminal(big, answer, "create", "big", *words)
+        assert status == 0, said
+        assert ("Pause it?" in said) == bool(answer)
+    at_a_terminal(big, "", "create", "big", "five")  # by what those before took: no time to speak of
+    assert [each["name"] for each in big.look("list", "big")] == ["two", "three", "four", "five"]

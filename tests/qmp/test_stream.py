@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from snaporch.drivers.base import StreamPlan, untold
-from snaporch.drivers.qmp.stream import QemuStream, Source
+from snaporch.drivers.qmp.stream import QemuStream, Source, foreseen
 from snaporch.model.request import Strategy
 from tests.qmp.conftest import Connect, Peer
 
@@ -78,3 +78,19 @@ async def test_a_cancelled_precopy_stands(connect: Connect, states: list[str], a
     assert commands[: len(asked)] == asked
     assert commands[-1] == last
     assert "migrate_cancel" not in commands[len(asked) :]
+
+
+@pytest.mark.parametrize(
+    ("total", "left", "sent", "expected"),
+    [
+        (100, 100, 0, (0, 0)),  # nothing was looked at
+        (100, 50, 0, (0, 0)),
+        (100, 50, 10, (10, 20)),  # as much of the rest is zero
+        (100, 0, 20, (20, 20)),
+        (100, 10, 300, (300, 310)),  # of what is sent again nothing is
+    ],
+)
+def test_what_will_be_sent(total: int, left: int, sent: int, expected: tuple[int, int]) -> None:
+    """Not all of RAM: pages that are zero take nothing."""
+    assert foreseen({"total": total, "remaining": left, "transferred": sent}) == expected
+    assert foreseen({}) == (0, 0)

@@ -29,6 +29,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,22 @@ def _sinks(path: str) -> list[int]:
     return [
         pid for pid in find_processes(path) if any(os.path.basename(word) == name for word in command_line(pid))
     ]
+
+
+def foreseen(ram: Mapping[str, int]) -> tuple[int, int]:
+    """Return the bytes that were sent, and that will have been sent in the end; 0 of these: nobody knows yet.
+
+    A page that is all zero takes next to nothing. Of what is left, as many pages are taken to be so as of what was
+    looked at.
+
+    Args:
+        ram: what ``query-migrate`` says of it.
+    """
+    total, left, sent = (ram.get(key, 0) for key in ("total", "remaining", "transferred"))
+    looked = total - left
+    if sent <= 0 or looked <= 0:
+        return max(0, sent), 0
+    return sent, sent + round(left * min(1.0, sent / looked))
 
 
 @attrs.frozen
@@ -296,8 +313,7 @@ class QemuStream(Stream):
         """See Stream."""
         while (info := await self._query())["status"] != "completed":
             self._check_sink()
-            ram = info.get("ram", {})
-            progress(ram.get("transferred", 0), ram.get("total", 0))
+            progress(*foreseen(info.get("ram", {})))
             await self._check_stores()
             with trio.move_on_after(PROGRESS_SECONDS):
                 await self._events.receive()
