@@ -42,6 +42,8 @@ class Interrupted(SnaporchError):
 
 def run(session: Session, work: Work) -> int:
     """Run a verb, print its answer or its error, and return the exit status."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # before there was nothing to be rolled back
     try:
         answer = trio.run(_supervised, session, work)
     except ANYTHING as error:

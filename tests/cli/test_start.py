@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -48,3 +50,15 @@ def test_a_verb_that_reads_the_catalog_imports_no_more(verb: tuple[str, ...], tm
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(ran.stderr) == [0, []]
     assert ran.stdout
+
+
+def test_an_interrupt_while_it_is_imported(tmp_path: Path) -> None:
+    """One line, and no traceback: here of an import that never ends."""
+    (tmp_path / "cyclopts.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(600)\n")
+    command, path = [sys.executable, "-m", "snaporch", "list", "web"], {"PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=os.environ | path, text=True, **pipes) as program:  # type: ignore[call-overload]
+        assert program.stdout.readline() == "importing\n"
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=60)
+    assert (program.returncode, said) == (130, "snaporch: interrupted; nothing was touched\n")
