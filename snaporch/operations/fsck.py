@@ -21,6 +21,7 @@ from snaporch.errors import Busy, DamagedSnapshot, HypervisorError, Refused, Sna
 from snaporch.model.domain import DomainRecord, Handle
 from snaporch.model.finding import Finding, Trouble, Unreadable
 from snaporch.model.record import FileRecord, OperationKind, SnapshotRecord
+from snaporch.operations.places import paths_of
 from snaporch.operations.readers import kept_for, processes_of, tips
 from snaporch.operations.recover import recover, sweep
 from snaporch.operations.unchanged import check_below
@@ -51,8 +52,10 @@ class Examined:
         return {file.path: file for snapshot in self.snapshots for file in snapshot.frozen}
 
     async def needed(self) -> set[str]:
-        """Return the files that the domain and its snapshots are made of, as far as their chains can be read."""
+        """Return the files of the domain, its machine and its snapshots, as far as their chains can be read."""
         paths = set(await self.context.catalog.paths_of_snapshots(self.record.name))
+        paths |= set(paths_of(self.record.definition).values())
+        paths |= set(self.record.origin.files) if self.record.origin is not None else set()
         paths |= {snapshot.index for snapshot in self.snapshots if snapshot.memory is not None}
         for disk in tips(self.record):
             paths.add(disk.path)

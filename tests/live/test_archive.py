@@ -77,6 +77,8 @@ async def test_a_running_guest_moves(world: World, monkeypatch: pytest.MonkeyPat
                 await World(world.directory, world.qemu, orch, world.definition, log).check_consistent()
                 first = await orch._context.catalog.domain(name)
                 assert first.uuid != (await world.orch._context.catalog.domain(NAME)).uuid
+                assert not await orch.fsck(name, repair=True)  # its kernel and its log are needed, too
+                assert Path(first.definition.kernel).exists()
             finally:
                 await orch.destroy(name)  # noqa: ASYNC102 - a test that is cancelled has lost its world, too
         moved.unlink()
