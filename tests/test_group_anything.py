@@ -26,7 +26,7 @@ from snaporch.engine.states import State
 from snaporch.model.domain import Handle
 from snaporch.orchestrator import Orchestrator
 from snaporch.testing import ThreadsHoldTime
-from tests.conformance.test_any_crash import Cut, perform_on, run
+from tests.conformance.test_any_crash import Cut, Place, perform_on, run
 from tests.conformance.test_any_fault import CALLS, steps_of
 from tests.group_world import NO_ROOM, REVERT_FAILURES, Group, open_group
 
@@ -197,7 +197,7 @@ async def die_between_members(root: Path, place: str) -> None:
     async with open_group(root, len(NAMES)) as group:
         await group.create(name="g0")
         old = {name: group.host.processes(name) for name in NAMES}
-        await perform_on(group.host, root, revert_to_g0, "us", place=place)
+        await perform_on(group.host, root, revert_to_g0, "us", place=Place(place))
         await check_all_old_or_new(group, old)
 
 
@@ -205,6 +205,32 @@ async def die_between_members(root: Path, place: str) -> None:
 def test_die_between_members(place: str, tmp_path: Path) -> None:
     """Killed when the first member of a group stands, is taken over or has no guard any more, and the other not."""
     run(die_between_members, tmp_path, place)
+
+
+async def die_between_ends(root: Path, calls: int) -> None:
+    """Tell the story of the test below."""
+    async with open_group(root, len(NAMES)) as group:
+        await group.create(name="g0")
+        await trio.sleep(1000)
+        old = {name: group.host.processes(name) for name in NAMES}
+        ticks = [group.host.guest(old[name][0]).ticks for name in NAMES]
+        group.host.alone = True
+        await perform_on(group.host, root, revert_to_g0, "us", place=Place("driver.kill", nth=calls))
+        left = [name for name in NAMES if group.host.processes(name) == old[name]]
+        assert len(left) == 4 - calls
+        assert all(group.host.guest(old[name][0]).running for name in left)
+        await group.orch.recover()
+        group.check_consistent(NAMES)
+        for name, before in zip(NAMES, ticks, strict=True):
+            (process,) = group.host.processes(name)
+            assert (process in old[name]) == (name in left)
+            assert group.host.guest(process).ticks >= before
+
+
+@pytest.mark.parametrize("calls", [3, 4])  # the first two end the copies that were the proof
+def test_die_between_ends(calls: int, tmp_path: Path) -> None:
+    """Killed when one old guest, or each, has ended and is kept in a file: that is put back, the other runs on."""
+    run(die_between_ends, tmp_path, calls)
 
 
 @settings(max_examples=int(os.environ.get("SNAPORCH_CRASHES", "60")), deadline=None)

@@ -7,6 +7,8 @@ operation's process is dead or stopped. The second of the two obeys the first, a
 - ``load``: the point inside the images may have begun to load (a revert).
 - ``put-back``: the state that the guest had before was loaded inside its images, and is to be loaded again (a
   revert that fails).
+- ``end``: the old guest, which is kept in a file, is being ended and stays paused until then (a revert). Its guard
+  replaces that by ``undone`` where snaporch is dead and the old guest is still there.
 - ``undone``: the old guest runs on, whatever happens afterwards (a revert).
 - ``stay``: a disk stays on the image that it is on (a merge); any other word is the image that it moves to.
 
@@ -22,14 +24,14 @@ from pathlib import Path
 import attrs
 import trio
 
-from snaporch.drivers.local.durable import sync_parent
 from snaporch.drivers.local.filework import remove
-from snaporch.drivers.local.guard import decide
+from snaporch.drivers.local.guard import decide, revise
 from snaporch.errors import HypervisorError
 
 COMPLETE = "complete"
 LOAD = "load"
 PUT_BACK = "put-back"
+END = "end"
 UNDONE = "undone"
 STAY = "stay"
 
@@ -55,15 +57,7 @@ class Verdict:
 
     async def revise(self, word: str) -> None:
         """Replace the decision; only for the process that made it, when it cannot carry it out."""
-        await trio.to_thread.run_sync(self._revise, word)
-
-    def _revise(self, word: str) -> None:
-        other = f"{self.path}.new"
-        with suppress(FileNotFoundError):
-            os.unlink(other)
-        decide(other, word)
-        os.replace(other, self.path)
-        sync_parent(str(self.path))
+        await trio.to_thread.run_sync(revise, str(self.path), word)
 
     def read(self) -> str:
         """Return what is decided, or an empty string."""

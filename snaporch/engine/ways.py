@@ -65,7 +65,8 @@ _ROLLBACK: tuple[Undo, ...] = (
     Undo(Step.REMOVE_OVERLAY, Step.MAKE_OVERLAY),
 )
 
-# What is kept goes before the old guest may run again, see `snaporch.operations.keeping`: so no guard is posted.
+# What is kept goes before the old guest may run again, see `snaporch.operations.keeping`: so no guard is posted
+# anew; one that is there says by the verdict that it has let the guest run.
 _ROLLBACK_PROVEN: tuple[Undo, ...] = (
     Undo(Step.END_PROOF, Step.PROVE),
     Undo(Step.END_NEW, Step.LAUNCH),
@@ -117,7 +118,7 @@ WAYS: dict[Way, Row] = {
         (
             _PREPARE,
             Phase(Signal.PROVE, Step.PROVE),
-            Phase(Signal.KEEP, Step.POST_GUARD, Step.STAND_STILL, Step.KEEP_OLD, Step.DISMISS_GUARD),
+            Phase(Signal.KEEP, Step.POST_GUARD, Step.STAND_STILL, Step.KEEP_OLD),
             _END_OLD,
             _LOAD,
             Phase(Signal.SWAP, Step.TAKE_OVER),

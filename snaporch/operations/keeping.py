@@ -4,10 +4,10 @@
     put_back        a machine like the old one, on the old one's disks, loads it and runs
     remove_kept     the new guest is there, or the old one is back
 
-Rule: a guest never runs while the journal and the file say that it is to be put back: its disks would then be newer
-than its memory. So the guard, which lets it run when snaporch dies, is dismissed before the journal says that the
-file is whole; and before the guest runs again, wherever it is, the file is removed. A machine that is found with
-the file is ended and put back again; one without has loaded it, and may have run.
+Rule: a guest is never put back once it has run on: its disks would then be newer than its memory. So before the
+guest runs again, wherever it is, the file is removed, or its guard, which lets it run when snaporch dies, says by
+the verdict that it does. The guard is there until the old machine has ended, so no guest stays paused. A new one
+that is found with the file is ended and put back again; one without has loaded it, and may have run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import attrs
 from snaporch.catalog import Change
 from snaporch.drivers.base import Launch, Machine, MemoryStreams, Stream, StreamPlan, need
 from snaporch.engine.gone import unless_gone
+from snaporch.engine.verdict import UNDONE, guard_acted
 from snaporch.errors import HypervisorError, OperationFailed
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState, Handle
@@ -92,6 +93,8 @@ class Keeping(Restoring):
         """
         if self.kept.memory is None or self.old is None or self.plan.was is not DomainState.RUNNING:
             return
+        if self.verdict.read() == UNDONE:
+            raise HypervisorError(guard_acted(self.name))
         running = await self.old.state() is DomainState.RUNNING  # asked first: all earlier events are there then
         if running or self.old.run_changes() > 1:
             raise HypervisorError(
@@ -117,7 +120,7 @@ class Keeping(Restoring):
 
     async def put_back(self) -> None:
         """Bring up what was kept, where the old machine was ended; then the domain is as it was before."""
-        if self.plan.keep is None or self.kept.memory is None:
+        if self.plan.keep is None or self.kept.memory is None or self.verdict.read() == UNDONE:
             return
         if self.old is not None and await unless_gone(self.driver, self.plan.domain.handle, self.old.state):
             return

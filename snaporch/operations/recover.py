@@ -230,7 +230,8 @@ async def _revert(context: Context, operation: Operation, text: str) -> None:
                 await context.engine.go_on(operation, phases, rollback, reverters, commit=commit, finish=finish)
         else:
             await context.engine.undo(operation, phases, rollback, reverters)
-        await verdict.forget()
+        for each in reverters:
+            await each.verdict.forget()
 
 
 async def _reverter(

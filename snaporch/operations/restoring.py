@@ -26,6 +26,7 @@ from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
 from snaporch.engine.steps import Lane
 from snaporch.engine.verdict import COMPLETE, UNDONE, Verdict
+from snaporch.engine.ways import WAYS, Keeps
 from snaporch.errors import HypervisorError
 from snaporch.model.domain import DomainState, Handle
 from snaporch.operations.revert_plan import RevertPlan
@@ -86,8 +87,9 @@ class Restoring(Actor):
 
     @property
     def verdict(self) -> Verdict:
-        """What is decided of the operation."""
-        return self.context.verdict(self.plan.operation)
+        """What is decided of the operation, or of this domain alone where each old guest is kept in a file."""
+        own = f".{self.name}" if WAYS[self.plan.way].keeps is Keeps.FILE else ""
+        return self.context.verdict(f"{self.plan.operation}{own}")
 
     async def dismiss_guard(self) -> None:
         """The old guest runs on, or nobody is to let it run."""

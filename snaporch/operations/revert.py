@@ -36,7 +36,7 @@ from snaporch.catalog import Change, merged
 from snaporch.drivers.base import GuestAgent, GuestVerb, Machine, PointsInside, check_versions, need
 from snaporch.engine.context import Context
 from snaporch.engine.run import Operation
-from snaporch.engine.verdict import COMPLETE, LOAD
+from snaporch.engine.verdict import COMPLETE, END, LOAD
 from snaporch.engine.ways import REVERTS, WAYS, performed
 from snaporch.errors import (
     CommandRefused,
@@ -143,7 +143,10 @@ class Reverter(Loading):
         await self.check_stood()
         if self.plan.was is DomainState.RUNNING and self.kept.stopped is None:
             self.note(stopped=time.time())
+        if self.guard is not None:
+            await self.verdict.insist(END, self.name)
         await self.driver.kill(self.plan.domain.handle)
+        await self.send_guard_away()  # only now: until here the guest could be left paused
 
     # The new one is there.
 
@@ -479,7 +482,7 @@ async def clean_up(reverters: Sequence[Restoring]) -> None:
     """Clean up after all of them; the revert is complete already."""
     for each in reverters:
         await each.send_guard_away()
-    await reverters[0].verdict.forget()
+        await each.verdict.forget()
     for each in reverters:
         await each.clean_up()
     async with trio.open_nursery() as nursery:

@@ -40,6 +40,7 @@ from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import QMPClient
 from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.engine import events
+from snaporch.engine.verdict import Verdict
 from snaporch.errors import OperationFailed, SnaporchError
 from snaporch.model.record import Event, EventKind
 from snaporch.model.request import CreateOptions, Strategy
@@ -60,6 +61,7 @@ WATCHED: dict[type, Collection[str]] = {
     Participant: Participant.performs,
     Reverter: Reverter.performs,
     Catalog: {"write"},
+    Verdict: {"insist"},
     # A delete's plan is made of these.
     QemuMachine: {"settle_merges", "commit_image", "stream_image", "delete_inside"},
     LocalStorage: {"commit_image", "rebase", "seal", "remove", "delete_inside"},

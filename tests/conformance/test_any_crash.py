@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -42,7 +42,8 @@ from snaporch import (
 from snaporch.catalog import Catalog
 from snaporch.drivers.local.guard import SILENCE
 from snaporch.engine.states import State
-from snaporch.engine.verdict import Verdict
+from snaporch.engine.verdict import END, Verdict
+from snaporch.model.domain import Handle
 from snaporch.operations import create
 from snaporch.testing import (
     GuestModel,
@@ -179,12 +180,21 @@ KINDS |= {
 
 @attrs.define(eq=False)
 class Steps(trio.abc.Instrument):
-    """Counts steps of tasks, and kills at one of them."""
+    """Counts steps of tasks, and kills at one of them.
+
+    Attributes:
+        at: which.
+        kill: kills.
+        count: how many there were.
+        stood: a program was stopped, and its guest paused meanwhile.
+        ends: it has said that the old guest is about to end.
+    """
 
     at: float = float("inf")
     kill: Callable[[], None] = lambda: None
     count: int = 0
     stood: bool = False
+    ends: bool = False
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - it is the same for all
         """Kill, or not."""
@@ -201,6 +211,34 @@ class Cut:
     how: str
 
 
+@attrs.define
+class Place:
+    """Where somebody is killed: a call of the simulated driver; before it has an effect, or with that.
+
+    Attributes:
+        call: its name.
+        before: it has none.
+        nth: of how many calls it is the last.
+    """
+
+    call: str
+    before: bool = False
+    nth: int = 1
+
+    def watch(self, host: SimulatedHost, kill: Callable[[], None]) -> None:
+        """Kill there."""
+
+        def come(call: str, _domain: str) -> None:
+            self.nth -= call == self.call
+            if call == self.call and self.nth == 0:
+                kill()
+
+        if self.before:
+            host.on_call = come
+        else:
+            host.on_effect = come
+
+
 async def go_on_later(host: SimulatedHost, driver: SimulatedDriver, steps: Steps) -> None:
     """Have a program that is stopped go on, long after the guards have seen to it that its guests run."""
     await trio.sleep(SILENCE + 1)
@@ -215,9 +253,9 @@ async def go_on_later(host: SimulatedHost, driver: SimulatedDriver, steps: Steps
 
 @contextmanager
 def cut_short(
-    host: SimulatedHost, driver: SimulatedDriver, how: str, at: float, place: str = ""
+    host: SimulatedHost, driver: SimulatedDriver, how: str, at: float, place: Place | None = None
 ) -> Iterator[Steps]:
-    """Have the body cut at a step, or by the effect of a call; a dead program's catalog takes nothing any more."""
+    """Have the body cut at a step, or at a call; a dead program's catalog takes nothing any more."""
     scope, transact, decide = trio.CancelScope(), Catalog.transact, Verdict.decide
 
     def kill() -> None:
@@ -235,12 +273,14 @@ def cut_short(
 
     async def decides(verdict: Verdict, word: str) -> str:
         await driver._client.check_works()
-        return await decide(verdict, word)
+        decided = await decide(verdict, word)
+        steps.ends |= decided == END
+        return decided
 
     steps = Steps(at, scope.cancel if how == "cancel" else kill)
     trio.lowlevel.add_instrument(steps)
-    if place:
-        host.on_effect = lambda call, _domain: steps.kill() if call == place else None
+    if place is not None:
+        place.watch(host, steps.kill)
     with pytest.MonkeyPatch.context() as patch, scope:
         patch.setattr(Catalog, "transact", alive)
         patch.setattr(Verdict, "decide", decides)
@@ -248,8 +288,8 @@ def cut_short(
             yield steps
         finally:
             trio.lowlevel.remove_instrument(steps)
-            if place:
-                host.on_effect = lambda _call, _domain: None
+            if place is not None:
+                host.on_call = host.on_effect = lambda _call, _domain: None
 
 
 async def perform(
@@ -258,7 +298,7 @@ async def perform(
     how: str,
     at: float = float("inf"),
     *,
-    place: str = "",
+    place: Place | None = None,
     strands: bool = False,
 ) -> int:
     """Run a program that does one thing to the world's domain and is cut; return how many steps there were."""
@@ -277,7 +317,7 @@ async def perform_on(
     how: str,
     at: float = float("inf"),
     *,
-    place: str = "",
+    place: Place | None = None,
     strands: bool = False,
 ) -> int:
     """As `perform`, on whatever there is on a host."""
@@ -291,8 +331,8 @@ async def perform_on(
     except* (Stranded, OperationFailed, Refused):
         if not strands and how != "stop":
             raise
-    # One guest after the other: between the end of the old one and the beginning of the new one none runs.
-    assert host.alone or not steps.stood, "its guest was paused while it was stopped"
+    # From when its end is decided until then, a moment later, a guest stays paused: what is kept may be put back.
+    assert steps.ends or not steps.stood, "its guest was paused while it was stopped"
     return steps.count
 
 
@@ -357,13 +397,14 @@ async def tell(story: Story, root: Path, steps: int) -> None:
     async with new_world(root) as world:
         await prepare(world, kind)
         before, points, orch = await world.everything(), await numbers(world), world.orchestrator
-        (was,) = [world.host.guest(process).ticks for process in world.host.processes()] or [0]
+        old = tuple(world.host.processes())
+        (was,) = [world.host.guest(process).ticks for process in old] or [0]
         done = len(await orch.operations(world.domain))
         for number, cut in enumerate(story.cuts):
             operation = recover if number else kind.run
             await perform(world, operation, cut.how, 1 + int(cut.share * steps), strands=kind.strands)
             world.host.faults.clear()
-            await check_goes_on(world, kind)
+            await check_goes_on(world, kind, old)
         assert {record.state for record in await orch.recover()} <= {State.COMPLETE, State.ROLLED_BACK}
         assert not await orch.recover()
         begun = (await orch.operations(world.domain))[done:]
@@ -396,15 +437,20 @@ async def check_clones(world: SimulatedWorld, *, complete: bool) -> None:
         await orch.undefine(name, discard=True)
 
 
-async def check_goes_on(world: SimulatedWorld, kind: Kind) -> None:
-    """Check that a guest that is there comes further, with nobody's help."""
+async def check_goes_on(world: SimulatedWorld, kind: Kind, old: Sequence[Handle] = ()) -> None:
+    """Check that a guest that is there comes further, with nobody's help.
+
+    Where old and new guests cannot be there at one time, that is the old one, until it has ended.
+    """
     await trio.sleep(1)  # by then it has gone back, where it is to
-    guests = [world.host.guest(process) for process in world.host.processes()]
+    processes = world.host.processes()
+    if kind.alone:
+        processes = tuple(process for process in processes if process in old)
+    guests = [world.host.guest(process) for process in processes]
     before = [guest.ticks for guest in guests]
     await trio.sleep(1)
     assert (
         kind.first == "hung"
-        or kind.alone
         or not guests
         or any(guest.ticks > was for guest, was in zip(guests, before, strict=True))
     )
@@ -429,6 +475,7 @@ async def numbers(world: SimulatedWorld) -> dict[str, int]:
 async def check(world: SimulatedWorld, before: Mapping[str, Any], *, complete: bool) -> None:
     """Check that an operation is complete or undone, and that no guest has lost anything."""
     orch, after = world.orchestrator, await world.everything()
+    assert not list((world.root / "locks").glob("*.verdict*"))
     if not complete:
         assert after["files"] == before["files"]
     processes = world.host.processes()
@@ -484,14 +531,44 @@ def test_every_step(kind: str, how: str, tmp_path: Path) -> None:
 async def die_while_recovery_merges_back(root: Path, place: str, how: str) -> None:
     """Tell the story of the test below."""
     async with new_world(root) as world:
-        await perform(world, KINDS["create background"].run, "us", place="machine.switch")
+        await perform(world, KINDS["create background"].run, "us", place=Place("machine.switch"))
         await trio.sleep(1)
-        await perform(world, recover, how, place=place)
+        await perform(world, recover, how, place=Place(place))
         await trio.sleep(1)
         await world.orchestrator.recover()
         if how == "both":
             await world.start()
         await world.check_consistent()
+
+
+async def die_about_the_end_of_the_old_guest(root: Path, place: Place, how: str) -> None:
+    """Tell the story of the tests below."""
+    kind = KINDS["revert one after the other"]
+    async with new_world(root) as world:
+        await prepare(world, kind)
+        old = world.host.processes()
+        await perform(world, kind.run, how, place=place, strands=True)
+        await check_goes_on(world, kind, old)
+        if place.before:
+            world.host.crash(old[0])
+            await world.orchestrator.recover()
+            assert not world.host.processes(), "it was put back, and had run on"
+            await world.start()
+        await world.orchestrator.recover()
+        await world.check_consistent()
+
+
+@pytest.mark.parametrize("how", ["us", "stop"])
+@pytest.mark.parametrize("place", ["stream.forget", "guard.dismiss"])
+def test_die_about_the_end_of_the_old_guest(place: str, how: str, tmp_path: Path) -> None:
+    """No old guest is left paused: it has ended, or its guard lets it run."""
+    run(die_about_the_end_of_the_old_guest, tmp_path, Place(place), how)
+
+
+def test_die_just_before_the_end_of_the_old_guest(tmp_path: Path) -> None:
+    """The old guest runs on, and is not put back once it has ended by itself: its disks are newer than its file."""
+    place = Place("driver.kill", before=True, nth=2)  # the first ends the copy that was the proof
+    run(die_about_the_end_of_the_old_guest, tmp_path, place, "us")
 
 
 @pytest.mark.parametrize("how", ["us", "both"])

@@ -19,7 +19,7 @@ from snaporch.engine.ways import WAYS
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
-from tests.live.world import LOSES_PAGES, NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld, World
+from tests.live.world import LOSES_PAGES, NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld, World, port_for_itself
 
 pytestmark = pytest.mark.live
 
@@ -211,6 +211,24 @@ async def test_revert(make_world: MakeWorld) -> None:
             await world.check_same(before, place)
         await world.check_runs(3)
         await world.check_no_orphans()
+
+
+async def test_the_end_of_the_old_guest(make_world: MakeWorld) -> None:
+    """Killed when what the old guest holds is in a file, and when its end is decided: it runs on, nobody waits."""
+    world = await make_world(extra_args=port_for_itself())
+    await world.create("point")
+    before = await world.everything()
+    for place in ("before:end_old#1", "after:insist#1"):
+        async with watched(world) as (qmp, events):
+            died = await killed(world, place, "revert", "point")
+            assert await stood(qmp, events, died) < STANDS_SECONDS, place
+        await world.check_runs(3)
+        (ended,) = await world.orch.recover()
+        assert ended.state == State.ROLLED_BACK, place
+        await world.check_same(before, place)
+        await world.check_runs(3)
+        await world.check_no_orphans()
+        assert not list((world.root / "locks").glob("*.verdict*"))
 
 
 async def test_paused_by_its_user(make_world: MakeWorld) -> None:

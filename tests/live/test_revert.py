@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +32,7 @@ from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.rfc import CreateFlag, RevertFlag
-from tests.live.world import NAME, MakeWorld, World, descriptors
+from tests.live.world import NAME, MakeWorld, World, descriptors, port_for_itself
 
 pytestmark = pytest.mark.live
 
@@ -198,16 +197,6 @@ async def test_other_machine(world: World) -> None:
     async with undisturbed(world):
         with pytest.raises(Unsupported, match="pc-i440fx-2"):
             await world.revert("a")
-
-
-def port_for_itself() -> tuple[str, str]:
-    """Return options by which no second QEMU can be there.
-
-    No network card: the tiny guest's loader would boot from it. The user network holds the port all the same.
-    """
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{taken.getsockname()[1]}-:22"
 
 
 async def test_port(make_world: MakeWorld) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -372,6 +373,16 @@ async def assert_nothing_runs(directory: Path) -> None:
 def make_image(qemu: Qemu, path: Path, format_: str = "qcow2", size: str = "16M") -> None:
     """Make an empty image."""
     subprocess.run([qemu.img, "create", "-q", "-f", format_, str(path), size], check=True)
+
+
+def port_for_itself() -> tuple[str, str]:
+    """Return options by which no second QEMU can be there.
+
+    No network card: the tiny guest's loader would boot from it. The user network holds the port all the same.
+    """
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{taken.getsockname()[1]}-:22"
 
 
 @asynccontextmanager

@@ -178,8 +178,9 @@ class PauseNote:
         keep_stream: a memory stream that is under way when snaporch dies goes on; else the stream is ended, because
             it would pause the guest again at its end.
         rival: a machine that was to take the guest's place; it is ended before the guest runs again.
-        verdict: a file; where it says ``complete``, the rival has taken the place, else it says ``undone`` from
-            then on.
+        verdict: a file. Where it says ``complete``, the rival has taken the place. Where it says ``end``, snaporch
+            is about to end the guest: the guard lets it run only if snaporch is dead. Else, and before it lets the
+            guest run, the guard makes that ``undone``.
         thaw: have the guest's file systems thawed as well.
     """
 

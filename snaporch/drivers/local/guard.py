@@ -12,7 +12,7 @@ reads).
 
 Then the guest goes on. ACTION says how: the path of a Python file of a driver with a function
 
-    act(arguments: Sequence[str], *, dead: bool, decide: Callable[[str, str], str]) -> bool
+    act(arguments: Sequence[str], *, dead: bool, decide: Callable[..., str]) -> bool
 
 (`decide` is the function below). It returns whether all is done; where it is not (there is nothing to do yet, or a
 daemon does not answer), it is called again a second later. An OSError or a ValueError means that the hypervisor is
@@ -43,20 +43,42 @@ SILENCE = 5  # seconds; a machine that is busy delays a heartbeat by less
 Act = Callable[..., bool]
 
 
-def decide(path: str, word: str) -> str:
+def decide(path: str, word: str, *, over: str = "") -> str:
     """Decide something by a word, unless it is decided already; return the word that holds, durable.
 
     The decision is a symbolic link that nobody follows: it is made at once, with its word in it, and only once,
     also where two processes try to, and takes no space on a full disk.
+
+    Args:
+        path: of the link.
+        word: the decision.
+        over: a word that `word` replaces, where that is what is decided.
     """
-    with contextlib.suppress(FileExistsError):
+    try:
         os.symlink(word, path)
+    except FileExistsError:
+        if over and os.readlink(path) == over:
+            revise(path, word)
+    _sync_parent(path)
+    return os.readlink(path)
+
+
+def revise(path: str, word: str) -> None:
+    """Replace a decision; durable on return. Whoever reads it meanwhile finds the old word or the new one."""
+    other = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(other)
+    os.symlink(word, other)
+    os.replace(other, path)
+    _sync_parent(path)
+
+
+def _sync_parent(path: str) -> None:
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return os.readlink(path)
 
 
 def _action(path: str) -> Act:

@@ -14,7 +14,8 @@ QEMU's events what has happened; where that is not there, or taken, the connecti
 ``pause``: the guest is paused.
 
 1. Where VERDICT (unless it is ``-``) says ``complete``, the process RIVAL has taken the guest's place, and nothing
-   is done; else it is ``undone`` from now on, and RIVAL (``PID:START``, or ``-``) is ended: never two of them.
+   is done. Where it says ``end``, snaporch is about to end the guest: nothing is done as long as snaporch is only
+   stopped. Else VERDICT is ``undone`` from now on, and RIVAL (``PID:START``, or ``-``) is ended: never two of them.
 2. With STREAM ``cancel`` a memory stream is ended that would stop the guest once more at its end, where nobody
    would be left to let it run; ``keep`` leaves it alone: a background stream stops nothing later, and QEMU 7.2 must
    not lose it.
@@ -52,7 +53,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-Decide = Callable[[str, str], str]
+Decide = Callable[..., str]
 
 SECONDS = 30.0  # for a QEMU that is busy; one that does not answer for longer is not helped by waiting
 RETRY_SECONDS = 0.005  # a stream that is ending passes through states in which nothing can run
@@ -63,6 +64,8 @@ _OVER = frozenset({"completed", "failed", "cancelled", "none"})
 ASIDE_SECONDS = 3.0  # a second monitor may be somebody else's
 STAY = "stay"
 UNDONE = "undone"
+COMPLETE = "complete"
+END = "end"
 
 
 def _connected(place: str, seconds: float = SECONDS) -> socket.socket:
@@ -241,11 +244,17 @@ def _end_pause(
     to: Sequence[str], stream: str, agent: str, rival: str, verdict: str, *, dead: bool, decide: Decide
 ) -> bool:
     """See the head of this file."""
-    if verdict != "-" and decide(verdict, UNDONE) == "complete":
+    word = decide(verdict, UNDONE) if verdict != "-" else UNDONE
+    if word == COMPLETE:
         return True
+    if word == END and not dead:
+        return False
     _end_rival(rival)
     with contextlib.suppress(OSError, ValueError):  # the QEMU is gone, and with it what was guarded
-        _run_again(reach(*to, dead=dead), cancel=stream == "cancel")
+        monitor = reach(*to, dead=dead)
+        if word == END:
+            decide(verdict, UNDONE, over=END)
+        _run_again(monitor, cancel=stream == "cancel")
     if agent != "-":
         with contextlib.suppress(OSError):
             _thaw(agent)
