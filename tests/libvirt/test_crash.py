@@ -47,6 +47,21 @@ async def test_killed_in_the_pause(world: LibvirtWorld, step: str) -> None:
 
 
 @pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
+async def test_killed_before_the_old_guest_ends(world: LibvirtWorld) -> None:
+    """Its end was decided, and what it holds is in a file: it runs on, and recovery removes that."""
+    await world.create("point")
+    before = await active(world)
+    await killed(world, "after:insist#1", "revert", "point")
+    await runs_again(world)
+    await world.check_runs(3)
+    (ended,) = await world.orch.recover()
+    assert ended.state == State.ROLLED_BACK
+    assert world.libvirt_disks() == await active(world) == before
+    await world.check_runs(3)
+    await check_records(world)
+
+
+@pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_killed_while_memory_streams(world: LibvirtWorld) -> None:
     """The guest runs on, and recovery completes the checkpoint."""
     await killed(world, State.STREAMING, "create", "point", Strategy.BACKGROUND)
