@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import attrs
 import pytest
 
-from snaporch.errors import DamagedSnapshot, Refused
+from snaporch.drivers.local import filework
+from snaporch.errors import DamagedSnapshot, OperationFailed, Refused
 from snaporch.model.finding import Trouble
 from tests.image_place import MIB, Place, content, opened, tool, write
 
@@ -131,3 +133,22 @@ async def test_other_names_are_no_change(chain: Chain) -> None:
     mine = content(chain.active)
     await chain.place.snapshot("one", "s3")
     assert content(await chain.place.active("one")) == mine
+
+
+@pytest.mark.parametrize("when", ["open", "close"])
+def test_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A checksum is of the file that its identity is of, or there is none."""
+    path, other = tmp_path / "image", tmp_path / "other"
+    path.write_bytes(b"first")
+    other.write_bytes(b"later")
+    act = getattr(os, when)
+
+    def replaced(*arguments: int) -> int:
+        done: int = act(*arguments)
+        if other.exists():
+            other.replace(path)
+        return done
+
+    monkeypatch.setattr(f"snaporch.drivers.local.filework.os.{when}", replaced)
+    with pytest.raises(OperationFailed, match="changed while its checksum"):
+        filework.checksum(str(path), sync=False)

@@ -124,9 +124,10 @@ def unpack(path: str, members: Iterable[tuple[Member, str]], moved: Moved) -> li
                     left -= len(chunk)
                     moved(len(chunk))
                 os.fsync(file.fileno())
+                written = identity(file.fileno())
             if f"xxh3-128:{digest.hexdigest()}" != member.checksum:
                 raise DamagedSnapshot(f"{path} is damaged: {member.name} is not what was saved", path)
-            sealed.append(FileRecord(target, member.size, member.checksum, identity(target)))
+            sealed.append(FileRecord(target, member.size, member.checksum, written))
             _exactly(archive, len(_padding(member.size)), path)
         if any(_exactly(archive, tarfile.BLOCKSIZE, path)):
             raise DamagedSnapshot(f"{path} has more in it than its manifest says", path)

@@ -21,10 +21,11 @@ def sync_parent(path: str) -> None:
     sync_path(str(Path(path).parent))
 
 
-def identity(path: str) -> tuple[int, ...]:
+def identity(path: str | int) -> tuple[int, ...]:
     """Return what changes whenever a file is written to: device, inode, size, mtime and ctime in nanoseconds.
 
-    Nothing at all for a block device: it can be written to by many ways that leave no trace, so it is always read.
+    Of what a path names, or of an open file. Nothing at all for a block device: it can be written to by many ways
+    that leave no trace, so it is always read.
     """
     status = os.stat(path)
     if stat.S_ISBLK(status.st_mode):

@@ -141,7 +141,7 @@ def checksum(path: str, *, sync: bool) -> FileRecord:
     try:
         if sync:
             os.fsync(fd)
-        before, bytes_ = identity(path), os.lseek(fd, 0, os.SEEK_END)
+        before, bytes_ = identity(fd), os.lseek(fd, 0, os.SEEK_END)
         os.lseek(fd, 0, os.SEEK_SET)
         digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
         view = memoryview(buffer)
