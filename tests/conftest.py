@@ -15,7 +15,9 @@ from trio.testing import MockClock
 from snaporch.guest.build import build_tiny
 from snaporch.testing import ThreadsHoldTime
 
-pytest.register_assert_rewrite("tests.live.world")  # before it is imported
+pytest.register_assert_rewrite(
+    "tests.conformance.cutting", "tests.live.lab", "tests.live.world"
+)  # before they are imported
 
 from tests.live.world import MakeWorld, Qemu, World, assert_nothing_runs, open_world  # noqa: E402
 

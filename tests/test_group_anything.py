@@ -26,7 +26,7 @@ from snaporch.engine.states import State
 from snaporch.model.domain import Handle
 from snaporch.orchestrator import Orchestrator
 from snaporch.testing import ThreadsHoldTime
-from tests.conformance.test_any_crash import Cut, Place, perform_on, run
+from tests.conformance.cutting import Cut, Place, perform_on, run
 from tests.conformance.test_any_fault import CALLS, steps_of
 from tests.group_world import NO_ROOM, REVERT_FAILURES, Group, open_group
 

@@ -9,7 +9,8 @@ import pytest
 
 from snaporch.drivers.base import Machine
 from snaporch.drivers.qemu.driver import QemuDriver
-from snaporch.drivers.qemu.hostside import follow, holds, isolate, refusal, stand_ins, wants_network
+from snaporch.drivers.qemu.hostside import follow, holds, refusal
+from snaporch.drivers.qemu.isolation import isolate, stand_ins, wants_network
 from snaporch.drivers.qemu.options import Keys, Option, parse
 from snaporch.errors import Unsupported
 from snaporch.model.domain import DomainDefinition, DomainRecord

@@ -27,6 +27,7 @@ PURE = [
     "snaporch.drivers.qemu.blocks",
     "snaporch.drivers.qemu.options",
     "snaporch.drivers.qemu.hostside",
+    "snaporch.drivers.qemu.isolation",
     "snaporch.operations.shape",
 ]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 import attrs
@@ -34,7 +34,6 @@ from snaporch.catalog import Catalog, domain_lock
 from snaporch.errors import (
     Busy,
     HypervisorError,
-    InvalidInput,
     NotEnoughSpace,
     NotFound,
     OperationFailed,
@@ -42,7 +41,6 @@ from snaporch.errors import (
     SnaporchError,
     Stranded,
 )
-from snaporch.model.names import check_name
 from snaporch.model.record import SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DomainSnapshot
@@ -424,29 +422,6 @@ def _with(record: ItemRecord, made: Sequence[SnapshotRecord]) -> ItemRecord:
     size = sum(each.memory_size for each in made)
     ids = tuple(each.id for each in made)
     return attrs.evolve(record, taken=True, pause=max(pauses, default=None), bytes=size, ids=ids)
-
-
-async def adopt(orch: Orchestrator, old: str, new: str) -> int:
-    """Give what batches of a plan have taken to another plan: its retention is about it from now on.
-
-    Returns:
-        How many batches there were.
-
-    Raises:
-        InvalidInput: a name is none, or both are the same.
-        NotFound: there is no batch of the old one.
-        Busy: one of the two runs.
-    """
-    for name in (old, new):
-        check_name(name, "plan")
-    if old == new:
-        raise InvalidInput(f"{old} has its snapshots already: name another plan")
-    async with AsyncExitStack() as stack:
-        for name in sorted((old, new)):
-            await stack.enter_async_context(plan_lock(orch, name))
-        if not (count := await store.adopt(catalog_of(orch), old, new)):
-            raise NotFound(f"no batch of a plan {old!r}; `snaporch batch list` lists all")
-    return count
 
 
 def plan_lock(orch: Orchestrator, name: str) -> AbstractAsyncContextManager[object]:

@@ -222,10 +222,10 @@ async def adopt(old: str, new: str, /, *, session: Here) -> Answer:
     new
         The plan whose retention is about them from now on.
     """
-    from snaporch.batch import runner  # noqa: PLC0415 - as in `_load`
+    from snaporch.batch import adoption  # noqa: PLC0415 - as in `_load`
 
     async with session.open_here() as orchestrator:
-        count = await runner.adopt(orchestrator, old, new)
+        count = await adoption.adopt(orchestrator, old, new)
     return Answer(
         {"plan": new, "batches": count}, lambda human: human.line(f"{count} batch(es) of {old} are {new}'s")
     )

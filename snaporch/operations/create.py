@@ -1,5 +1,6 @@
 """Create: the story of a live checkpoint, from the request to the record. Read downwards.
 
+    look            (create_scene) finds out all that is decided by
     plan_create     (create_plan) decides everything, or refuses; no I/O
     at_one_point    (create_plan) the same for several domains that are to be taken together
     check_create    (create_checks) looks whether it can be done here: files, directories, space
@@ -22,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 import trio
@@ -32,12 +33,9 @@ from snaporch.drivers.base import (
     Guard,
     GuestAgent,
     GuestVerb,
-    Machine,
-    MemoryStreams,
     Overlays,
     PauseNote,
     PointsInside,
-    has,
     need,
 )
 from snaporch.engine.context import Context
@@ -56,11 +54,10 @@ from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.bandwidth import SharedBandwidth
 from snaporch.operations.checks import check_verb, unlike
 from snaporch.operations.create_checks import check_create
-from snaporch.operations.create_plan import Scene, at_one_point, check_way_back, plan_create
+from snaporch.operations.create_plan import at_one_point, check_way_back, plan_create
+from snaporch.operations.create_scene import look
 from snaporch.operations.create_undo import CreateUndo
 from snaporch.operations.disks import check_taken
-from snaporch.operations.estimate import LOOK_BACK
-from snaporch.operations.records import check_records
 from snaporch.operations.unchanged import check_current, left_on
 
 # While guests are paused, streams that have begun already would take the CPUs by which the others are armed.
@@ -440,7 +437,7 @@ async def create(
         options = attrs.evolve(options, bandwidth=bandwidth.next_share)
     operation = Operation(OperationKind.CREATE, in_order(domains), snapshot.name or "snapshot")
     async with context.locked(operation, wait=options.wait), AsyncExitStack() as stack:
-        scenes = [await _scene(context, name, operation, stack) for name in operation.domains]
+        scenes = [await look(context, name, operation, stack) for name in operation.domains]
         for scene, machine in scenes:
             verb = GuestVerb.QUIESCE if CreateFlag.QUIESCE in flags else GuestVerb.CREATE
             await check_verb(scene.domain.name, machine, verb)
@@ -473,41 +470,6 @@ async def create(
         )
     made = {each.name: each.result for each in participants}
     return tuple(record for name in domains if (record := made[name]) is not None)
-
-
-async def _scene(
-    context: Context, name: str, operation: Operation, stack: AsyncExitStack
-) -> tuple[Scene, Machine | None]:
-    """Look at a domain; its machine stays connected for as long as `stack` is open."""
-    record, machine = await stack.enter_async_context(context.machine_of(name))
-    await check_records(context, record)
-    shape = await machine.shape() if machine else None
-    disks = shape.disks if shape else await context.disks_of(record, None)
-    driver, directory = context.driver(record), context.directory(name)
-    images = [DeviceDisk(disk.target, disk.active, disk.format) for disk in disks]
-    scene = Scene(
-        domain=record,
-        state=await machine.state() if machine else DomainState.INACTIVE,
-        disks=disks,
-        capabilities=machine.capabilities if machine else None,
-        settings=await _settings(machine, name),
-        directory=directory,
-        operation=operation.id,
-        now=operation.begun,
-        earlier=await context.catalog.checkpoints(name, LOOK_BACK),
-        shape=shape,
-        traits=driver.traits,
-        places={image.target: await driver.overlay_place(record, image, directory) for image in images},
-        way_back=await driver.way_back(record, machine) if machine else None,
-        renamed=await context.catalog.is_own(f"{directory}/{operation.subject}.mem"),
-    )
-    return scene, machine
-
-
-async def _settings(machine: Machine | None, name: str) -> dict[str, Any]:
-    if machine is None or not has(machine, MemoryStreams):
-        return {}
-    return await need(machine, MemoryStreams, name).settings()
 
 
 async def commit(participants: Sequence[Participant]) -> Change:

@@ -60,13 +60,13 @@ from snaporch.model.way import Way
 from snaporch.operations.checks import check_verb, unlike
 from snaporch.operations.choosing import check_room_for_proofs, one_after_the_other, with_lazy, with_way
 from snaporch.operations.create import create
-from snaporch.operations.disks import check_no_jobs, check_same_rights, claim_snapshot
+from snaporch.operations.disks import check_same_rights, claim_snapshot
 from snaporch.operations.group import check_ids
 from snaporch.operations.loading import Loading
 from snaporch.operations.readers import kept_for
 from snaporch.operations.records import check_ours, check_records
 from snaporch.operations.restoring import Restoring, in_their_places
-from snaporch.operations.revert_checks import check_free, check_revert, state_before
+from snaporch.operations.revert_checks import check_free, check_jobs_of_others, check_revert, state_before
 from snaporch.operations.revert_plan import plan_revert, renamed, wanted_state
 from snaporch.operations.unchanged import left_on
 
@@ -403,7 +403,7 @@ async def _reverter(
     if not force:
         await check_verb(name, old, GuestVerb.REVERT)
     if old is not None:
-        await _check_jobs(context, operation, name, old, force=force)
+        await check_jobs_of_others(context, operation, name, old, force=force)
     was = await state_before(old, force=force)
     if old is None and record.handle is not None:
         was = DomainState.RUNNING
@@ -418,21 +418,6 @@ async def _reverter(
         await check_verb(name, old, GuestVerb.REVERT_INSIDE)
     before = await old.condition() if old is not None and not force else ""
     return Reverter(plan, operation, context, driver, old, before=before)
-
-
-async def _check_jobs(context: Context, operation: Operation, name: str, old: Machine, *, force: bool) -> None:
-    """Refuse to end what another program has the old machine do; FORCE ends it, and says so."""
-    try:
-        await check_no_jobs(name, old, ending=True)
-    except Refused as error:
-        if not force:
-            raise
-        text = f"{error}; --force ends that, and what it was to copy is not whole"
-        context.events.publish(operation.event(EventKind.NOTE, text=text))
-        _log.warning("another program's work ends with the old guest", domain=name, why=str(error))
-    except HypervisorError:
-        if not force:
-            raise
 
 
 async def _alike(reverters: Sequence[Reverter], *, force: bool) -> list[Reverter]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 
+import structlog
+
 from snaporch.drivers.base import Driver, ImagePoints, Machine, need
 from snaporch.engine.context import Context
+from snaporch.engine.run import Operation
 from snaporch.engine.ways import WAYS
-from snaporch.errors import DamagedSnapshot, HypervisorError, Unsupported
+from snaporch.errors import DamagedSnapshot, HypervisorError, Refused, Unsupported
 from snaporch.images.kinds import Verb
 from snaporch.model.domain import DomainState
-from snaporch.model.record import SnapshotRecord
+from snaporch.model.record import EventKind, SnapshotRecord
 from snaporch.model.way import Way
 from snaporch.operations.checks import EMPTY_OVERLAY_BYTES, STREAM_BYTES, chain_problem, check_space
-from snaporch.operations.disks import check_fresh
+from snaporch.operations.disks import check_fresh, check_no_jobs
 from snaporch.operations.readers import read_by_others
 from snaporch.operations.revert_plan import RevertPlan, inside_blocker
+
+_log = structlog.get_logger("snaporch")
 
 
 async def check_revert(driver: Driver, plan: RevertPlan) -> None:
@@ -71,3 +76,20 @@ async def check_free(context: Context, snapshot: SnapshotRecord) -> None:
     needed = await read_by_others(context, snapshot.domain, {file.path for file in snapshot.inside.values()})
     if why := inside_blocker(snapshot, others, needed):
         raise Unsupported(f"{snapshot.domain} cannot go back to {snapshot.name}, which is inside an image: {why}")
+
+
+async def check_jobs_of_others(
+    context: Context, operation: Operation, name: str, old: Machine, *, force: bool
+) -> None:
+    """Refuse to end what another program has the old machine do; FORCE ends it, and says so."""
+    try:
+        await check_no_jobs(name, old, ending=True)
+    except Refused as error:
+        if not force:
+            raise
+        text = f"{error}; --force ends that, and what it was to copy is not whole"
+        context.events.publish(operation.event(EventKind.NOTE, text=text))
+        _log.warning("another program's work ends with the old guest", domain=name, why=str(error))
+    except HypervisorError:
+        if not force:
+            raise

@@ -39,7 +39,7 @@ from snaporch.catalog import Catalog, Change
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import QMPClient
 from snaporch.drivers.qmp.machine import QemuMachine
-from snaporch.engine import events
+from snaporch.engine import events, gone
 from snaporch.engine.verdict import Verdict
 from snaporch.errors import OperationFailed, SnaporchError
 from snaporch.model.record import Event, EventKind
@@ -90,6 +90,8 @@ class Death:
         self._root, self._domain, self._where, self._victim = root, domain, where, victim
         self.came = where == "trace"
         self._calls: Counter[str] = Counter()
+        if victim == "stop":
+            gone.DYING_SECONDS = 0.2  # nothing dies, so nothing is waited for
 
     def strike(self) -> None:
         """Let it happen."""

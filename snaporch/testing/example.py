@@ -39,10 +39,11 @@ from snaporch.drivers.base import (
     Writer,
 )
 from snaporch.drivers.simulated.client import Client
+from snaporch.drivers.simulated.drive import Pivot
 from snaporch.drivers.simulated.guard import pause_guard
 from snaporch.drivers.simulated.host import SimulatedHost
 from snaporch.drivers.simulated.migration import Phase
-from snaporch.drivers.simulated.process import Pivot, SimulatedProcess
+from snaporch.drivers.simulated.process import SimulatedProcess
 from snaporch.drivers.simulated.storage import SimulatedStorage
 from snaporch.errors import ConnectionGone, HypervisorError, InvalidInput, Refused, Unsupported
 from snaporch.model.domain import DiskStatus, DomainDefinition, DomainState, Handle

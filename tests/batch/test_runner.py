@@ -15,8 +15,8 @@ from trio.testing import MockClock
 
 from snaporch import Busy, CreateFlag, DomainSnapshot, HypervisorError, InvalidInput, NotFound
 from snaporch.batch import store
+from snaporch.batch.adoption import adopt
 from snaporch.batch.prune import prune_by_plan
-from snaporch.batch.runner import adopt
 from snaporch.batch.store import End, Stage
 from snaporch.catalog import Change, domain_lock
 from snaporch.drivers.local.process import process_of

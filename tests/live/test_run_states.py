@@ -12,7 +12,7 @@ import trio
 from snaporch.drivers.qmp import open_qmp
 from snaporch.errors import Refused
 from snaporch.model.rfc import DomainSnapshot, RevertFlag
-from tests.live.test_machines import NAME, SECONDS, Lab, lab
+from tests.live.lab import NAME, SECONDS, Lab, lab
 
 pytestmark = pytest.mark.live
 

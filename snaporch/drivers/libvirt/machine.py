@@ -38,8 +38,8 @@ from snaporch.drivers.libvirt.qmp import LibvirtQMP
 from snaporch.drivers.libvirt.save_image import LENGTH, OFFSET, read_header
 from snaporch.drivers.libvirt.stream import LibvirtStream
 from snaporch.drivers.local.leash import GuardProcess
+from snaporch.drivers.qmp.able import MACHINE_TRAITS as QEMU_TRAITS
 from snaporch.drivers.qmp.blocks import image_file
-from snaporch.drivers.qmp.machine import MACHINE_TRAITS as QEMU_TRAITS
 from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.errors import (

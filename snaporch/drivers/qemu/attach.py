@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from snaporch.drivers.qemu import hostside
+from snaporch.drivers.qemu import hostside, isolation
 from snaporch.drivers.qemu.blocks import Blocks
 from snaporch.drivers.qemu.command import AGENT_PORT, control_arguments
 from snaporch.drivers.qemu.options import Keys, Option, Tree, parse
@@ -87,15 +87,15 @@ def relaunch(
     followed = hostside.follow(moved, process.cwd, process.socket, suffix, listens=bool(mark) and not isolated)
     chosen, renames = list(followed.options), followed.renames
     if isolated:
-        chosen, renames = [*hostside.isolate(chosen), Option("display", "none")], ()
+        chosen, renames = [*isolation.isolate(chosen), Option("display", "none")], ()
     words = [process.argv[0], *(word for option in chosen for word in option.words())]
     words += ["-S", *control_arguments(fds, pidfile), *mark, *(["-incoming", "defer"] if incoming else [])]
-    return Relaunch(tuple(words), renames, isolated and hostside.wants_network(chosen))
+    return Relaunch(tuple(words), renames, isolated and isolation.wants_network(chosen))
 
 
 def isolated_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return QEMU arguments with network, character devices, monitors and displays cut off, the devices kept."""
-    return tuple(word for option in hostside.isolate(parse(("", *arguments))) for word in option.words())
+    return tuple(word for option in isolation.isolate(parse(("", *arguments))) for word in option.words())
 
 
 def isolated_definition(definition: DomainDefinition) -> DomainDefinition:

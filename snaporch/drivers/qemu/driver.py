@@ -39,7 +39,7 @@ from snaporch.drivers.local.look import looked_at
 from snaporch.drivers.local.memory import free_ram
 from snaporch.drivers.local.trace import is_block_device
 from snaporch.drivers.local.users_storage import UsersStorage
-from snaporch.drivers.qemu import attach, attaching, clones, firmware, hostside, kvm, surroundings, tpm
+from snaporch.drivers.qemu import attach, attaching, clones, firmware, hostside, isolation, kvm, surroundings, tpm
 from snaporch.drivers.qemu.command import command_line, mark
 from snaporch.drivers.qemu.discover import discover
 from snaporch.drivers.qemu.host import default_emulator, doctor
@@ -48,7 +48,8 @@ from snaporch.drivers.qemu.spawn import PID, check_user, free_ports, like, liste
 from snaporch.drivers.qemu.surroundings import replaced
 from snaporch.drivers.qemu.tpm import Tpms
 from snaporch.drivers.qmp import lazy, open_qmp
-from snaporch.drivers.qmp.machine import MACHINE_TRAITS, QemuMachine
+from snaporch.drivers.qmp.able import MACHINE_TRAITS
+from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import (
@@ -371,7 +372,7 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
         """See Driver."""
         template = QemuProcess.of(launch.template) if launch.template else None
         held = attach.held(template) if template else attach.held_by_definition(launch.definition)
-        return tuple(hostside.stand_ins(held))
+        return tuple(isolation.stand_ins(held))
 
     async def beside_blocker(self, launch: Launch) -> str:
         """See StartsBeside: what both would hold.

@@ -11,8 +11,8 @@ import attrs
 import trio
 
 from snaporch.drivers.base import PivotNote, Progress
+from snaporch.drivers.simulated.drive import Pivot
 from snaporch.drivers.simulated.guard import pivot_guard
-from snaporch.drivers.simulated.process import Pivot
 from snaporch.errors import NotConverging
 from snaporch.model.request import MergeOptions, OnTimeout
 

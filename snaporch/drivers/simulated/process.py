@@ -17,6 +17,7 @@ import trio
 
 from snaporch.drivers.base import GuestVerb, Launch, Overlay, StreamPlan
 from snaporch.drivers.qmp.run_states import refusal
+from snaporch.drivers.simulated.drive import Drive, Pivot
 from snaporch.drivers.simulated.files import Files, Image, Inside, MemoryFile
 from snaporch.drivers.simulated.guest import Guest, SimulatedSpeed
 from snaporch.drivers.simulated.locks import Locks
@@ -25,36 +26,6 @@ from snaporch.errors import CommandRefused
 from snaporch.model.domain import DiskStatus, Handle
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import DeviceDisk
-
-
-@attrs.define(eq=False)
-class Drive:
-    """A disk of a running domain: the image it is on, and the name of that image's block node."""
-
-    target: str
-    image: Image
-    node: str
-    readonly: bool = False
-
-
-@attrs.define(eq=False)
-class Pivot:
-    """A disk that is about to go over from the first image of `run`, where it is active, to the last.
-
-    Both hold the same by then; the first may have been removed.
-
-    Attributes:
-        noted: the disk is to go over.
-    """
-
-    drive: Drive
-    run: Sequence[Image]
-    noted: bool = False
-
-    @property
-    def top(self) -> str:
-        """The path of the upper image."""
-        return self.run[0].path
 
 
 @attrs.define(eq=False)
