@@ -74,7 +74,6 @@ async def test_undo_all(make_world: MakeWorld) -> None:
     await world.check_no_orphans()
 
 
-@pytest.mark.window("it kills at random, and whatever it meets is right")
 @pytest.mark.parametrize("qemu", ["10.0"], indirect=True)
 def test_killed(qemu: Qemu) -> None:
     """A short run of scripts/proof batch-kill: killed and gone on with, each domain has exactly what it should."""

@@ -52,13 +52,11 @@ async def check_ended(world: World, prepare: Callable[[], End]) -> None:
     await world.check_runs(3)
 
 
-@pytest.mark.window("it is tried again and again")
 async def test_abort(make_world: MakeWorld) -> None:
     """As of a create that is cancelled, fails or takes too long."""
     await check_ended(await make_world(append=HEAVY), lambda: Stream.abort)
 
 
-@pytest.mark.window("it is tried again and again")
 async def test_guard(make_world: MakeWorld) -> None:
     """By the guard, as when snaporch dies."""
     world = await make_world(append=HEAVY)
