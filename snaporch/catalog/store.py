@@ -328,6 +328,10 @@ class Catalog:
         rows = await self._rows("SELECT path FROM file WHERE domain = ?", domain)
         return frozenset(path for (path,) in rows)
 
+    async def newest_files(self, limit: int) -> list[tuple[str, ...]]:
+        """Return files that snaporch made last, each with its domain."""
+        return await self._rows("SELECT path, domain FROM file ORDER BY rowid DESC LIMIT ?", limit)
+
     # --- operations ---
 
     async def operations(self, domain: str | None = None) -> tuple[OperationRecord, ...]:

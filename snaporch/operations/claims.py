@@ -15,49 +15,18 @@ interrupted operation keeps its images until it is recovered or given up.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Mapping
 
+from snaporch.catalog.claims import Claimer, take_claims
 from snaporch.drivers.local.process import boot, started
 from snaporch.engine.context import Context, at_work
 from snaporch.engine.run import Operation
-from snaporch.errors import Busy
-
-_UNFINISHED = "SELECT 1 FROM operation WHERE id = ? AND ended IS NULL"
 
 
 def _dead(operation: str, pid: int, began: int, booted: str) -> bool:
     if pid == os.getpid() and booted == boot():
         return operation not in at_work
     return booted != boot() or started(pid) != began
-
-
-def _drop_dead(connection: sqlite3.Connection) -> None:
-    rows = connection.execute("SELECT DISTINCT operation, pid, started, boot FROM claim").fetchall()
-    for operation, *process in rows:
-        if _dead(operation, *process) and connection.execute(_UNFINISHED, (operation,)).fetchone() is None:
-            connection.execute("DELETE FROM claim WHERE operation = ?", (operation,))
-
-
-def _take(connection: sqlite3.Connection, operation: Operation, images: Mapping[str, str], *, write: bool) -> None:
-    _drop_dead(connection)
-    query = "SELECT operation, running, domain FROM claim WHERE image = ? AND operation <> ? AND (written OR ?)"
-    for identity in images:
-        found = connection.execute(query, (identity, operation.id, write)).fetchone()
-        if found is not None:
-            other, running, domain = found
-            raise Busy(domain, other, f"{running}, which needs {images[identity]} as it is,")
-    what = f"{operation.kind} {operation.subject}".strip()
-    rows = [
-        (operation.id, identity, path, write, operation.who, what, os.getpid(), started(os.getpid()), boot())
-        for identity, path in images.items()
-    ]
-    connection.executemany(
-        "INSERT INTO claim VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-        "written = written OR excluded.written, pid = excluded.pid, started = excluded.started, boot = "
-        "excluded.boot",
-        rows,
-    )
 
 
 async def claim(context: Context, operation: Operation, images: Mapping[str, str], *, write: bool) -> None:
@@ -72,5 +41,10 @@ async def claim(context: Context, operation: Operation, images: Mapping[str, str
     Raises:
         Busy: another operation has claimed one, and one of the two writes; nothing more is then claimed.
     """
-    if images:
-        await context.catalog.transact(lambda connection: _take(connection, operation, images, write=write))
+    if not images:
+        return
+    pid, what = os.getpid(), f"{operation.kind} {operation.subject}".strip()
+    claimer = Claimer(operation.id, operation.who, what, pid, started(pid), boot())
+    await context.catalog.transact(
+        lambda connection: take_claims(connection, claimer, images, write=write, dead=_dead)
+    )

@@ -68,8 +68,7 @@ def _make_root(root: Path, *, parents: bool) -> None:
 
 async def _known_as(catalog: Catalog, root: Path) -> Path:
     """Return the root by the name under which its newest files are known: it may be mounted at several places."""
-    query = "SELECT path, domain FROM file ORDER BY rowid DESC LIMIT 20"
-    for path, domain in await catalog.read(lambda connection: connection.execute(query).fetchall()):
+    for path, domain in await catalog.newest_files(20):
         name = Path(path.partition(f"/{domain}/")[0])
         with suppress(OSError):
             if name.is_absolute() and name.samefile(root):
