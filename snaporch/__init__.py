@@ -1,9 +1,11 @@
 """snaporch: live whole-system snapshots of virtual machines, orchestrated with structured concurrency.
 
-async with snaporch.open_orchestrator("/srv/snapshots") as orch:
-await orch.create("web1", DomainSnapshot("before-upgrade"), CreateFlag.LIVE)
-...
-await orch.revert("web1", "before-upgrade")
+    async with snaporch.open_orchestrator("/srv/snapshots") as orch:
+        await orch.create("web1", DomainSnapshot("before-upgrade"), CreateFlag.LIVE)
+        ...
+        await orch.revert("web1", "before-upgrade")
+
+All public names are here; each is described where it is defined.
 """
 
 from __future__ import annotations

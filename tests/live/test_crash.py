@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from snaporch.engine.ways import WAYS
 from snaporch.model.domain import DomainState
 from snaporch.model.request import Strategy
 from snaporch.model.way import Way
+from snaporch.testing.dying import Mortals
 from tests.live.world import LOSES_PAGES, NAME, SECONDS, SLOW, SLOW_BANDWIDTH, MakeWorld, World, port_for_itself
 
 pytestmark = pytest.mark.live
@@ -27,13 +28,29 @@ pytestmark = pytest.mark.live
 STANDS_SECONDS = 1.0
 
 
+_mortals: list[Mortals] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mortals() -> Iterator[None]:
+    """Have the programs that are killed here forked by one: most of what each costs is its imports."""
+    _mortals.append(Mortals())
+    yield
+    _mortals.pop().close()
+
+
 async def killed(world: World, where: str, *arguments: object, who: str = "us") -> float:
     """Have another process operate on the world and be killed; return when it was, in seconds since the epoch."""
-    module = [sys.executable, "-m", "snaporch.testing.dying"]
-    words = [*module, str(world.root), NAME, where, who, *map(str, arguments)]
-    done = await trio.run_process(words, capture_stdout=True, check=False)
-    assert done.returncode < 0, f"it was never {where}"
-    return float(done.stdout.splitlines()[-1])
+    words = [str(world.root), NAME, where, who, *map(str, arguments)]
+    if _mortals:
+        await _mortals[0].start(*words)
+        status, said = await _mortals[0].ended()
+    else:
+        program = [sys.executable, "-m", "snaporch.testing.dying"]
+        done = await trio.run_process([*program, *words], capture_stdout=True, check=False)
+        status, said = done.returncode, done.stdout.decode()
+    assert status < 0, f"it was never {where}"
+    return float(said.splitlines()[-1])
 
 
 @asynccontextmanager

@@ -96,7 +96,8 @@ async def test_qemu_killed(make_world: MakeWorld, strategy: Strategy, state: Sta
     world = await make_world(append=SLOW)
     try:
         pid = await world.pid()
-        call = world.create("killed", strategy, bandwidth=0 if state is State.SEALING else HELD_BANDWIDTH)
+        ends = strategy is Strategy.PRECOPY  # these states come when its stream has ended
+        call = world.create("killed", strategy, bandwidth=0 if ends else HELD_BANDWIDTH)
         await world.during(state, lambda: os.kill(pid, signal.SIGKILL), call)
         complete = True
     except OperationFailed:
