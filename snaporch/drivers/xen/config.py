@@ -40,7 +40,7 @@ def from_definition(definition: DomainDefinition, disks: Iterable[DeviceDisk]) -
     kind = definition.xen.kind if definition.xen is not None else PV
     if kind != PV:
         raise Unsupported(
-            f'{definition.name}: snaporch has never seen a checkpoint of a {kind} guest go back; take `kind = "pv"`'
+            f'{definition.name}: no test shows that a checkpoint of a {kind} guest goes back; take `kind = "pv"`'
         )
     if not definition.kernel:
         raise Unsupported(f"{definition.name}: a {kind} guest needs a `kernel` in its definition")
