@@ -140,7 +140,9 @@ async def test_qemu_quits(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.window("the rate of the stream")
 @pytest.mark.parametrize("strategy", [Strategy.BACKGROUND, Strategy.PRECOPY])
-async def test_guest_powers_off(make_world: MakeWorld, tmp_path: Path, strategy: Strategy) -> None:
+async def test_guest_powers_off(
+    make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+) -> None:
     """A guest that powers off in mid-stream: complete or rolled back, and all that it wrote is on its disks.
 
     Once a QEMU 7.2 answered nothing any more after that: it is stranded then, and mended when that QEMU is killed.
@@ -148,6 +150,9 @@ async def test_guest_powers_off(make_world: MakeWorld, tmp_path: Path, strategy:
     path, log = tmp_path / "serial.sock", tmp_path / "serial.log"
     serial = f"socket,id=serial0,path={path},server=on,wait=off,logfile={log}"
     world = await make_world(append=SLOW, serial="", extra_args=("-chardev", serial, "-serial", "chardev:serial0"))
+    if world.qemu.old:
+        monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", 5.0)
+        monkeypatch.setattr(snaporch.engine.gone, "DYING_SECONDS", 0.2)
 
     async def power_off() -> None:
         async with await trio.open_unix_socket(path) as stream:
