@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import trio
 
 from snaporch.drivers.qmp import open_qmp
 from snaporch.errors import Refused
-from snaporch.model.rfc import DomainSnapshot, RevertFlag
+from snaporch.model.rfc import CreateFlag, DomainSnapshot, RevertFlag
+from snaporch.orchestrator import open_orchestrator
 from tests.live.lab import NAME, SECONDS, Lab, lab
 
 pytestmark = pytest.mark.live
@@ -144,3 +146,49 @@ async def test_a_disk_that_fails(lab: Lab, kernel: Path) -> None:
     await lab.orch.resume(NAME)
     assert await status(lab) == "running"
     await lab.create()
+
+
+@pytest.mark.parametrize("format_", ["qcow2", "raw"])
+async def test_a_guest_that_has_migrated_away(lab: Lab, format_: str) -> None:
+    """After a save of ours it goes on here; once it runs elsewhere, nothing is done with what is left of it."""
+    image, incoming = lab.image("a.img", format_), lab.place / "incoming.sock"
+    guest = ("-drive", f"if=virtio,file={image},format={format_}")
+    await lab.start(*guest)
+    await lab.attach()
+    await lab.orch.create(NAME, DomainSnapshot("c1"))
+    assert await status(lab) == "postmigrate"
+    await lab.orch.resume(NAME)
+    await lab.orch.pause(NAME)
+    await lab.create("c2")
+    (disk,) = (await lab.shape()).disks
+    place, lab.place = lab.place, lab.place / "elsewhere"
+    lab.place.mkdir()
+    there = ("-drive", f"if=virtio,file={disk.chain[0]},format=qcow2")
+    await lab.start(*there, "-incoming", f"unix:{incoming}")
+    lab.place = place
+    await lab.orch.resume(NAME)
+    await ask(lab, "migrate", uri=f"unix:{incoming}")
+    await wait_until(lab, "postmigrate")
+
+    async def create() -> object:
+        return await lab.orch.create(NAME, DomainSnapshot("c3"))
+
+    async def disks() -> object:
+        return await lab.orch.create(NAME, DomainSnapshot("c3"), CreateFlag.DISK_ONLY)
+
+    async def named(verb: Callable[[str], Awaitable[object]]) -> object:
+        return await verb(NAME)
+
+    async def revert() -> object:
+        return await lab.orch.revert(NAME, "c1")
+
+    async def delete() -> object:
+        return await lab.orch.delete(NAME, "c1")
+
+    orch = lab.orch
+    verbs = [partial(named, verb) for verb in (orch.pause, orch.resume, orch.shutdown, orch.reset, orch.flatten)]
+    await check_refused(lab, "its guest is gone from here", *verbs, create, disks, revert, delete)
+    async with open_orchestrator(lab.place / "second") as second:
+        with pytest.raises(Refused, match="its guest is gone from here"):
+            await second.attach(NAME, str(lab.socket))
+    assert (await orch.verify(NAME, "c1")).ok

@@ -34,7 +34,7 @@ async def test_the_run_state_comes_later(connect: Connect, how: str) -> None:
         with client.subscribe("MIGRATION") as events:
             stream = QemuStream(Source(client, 0, events, cancellable=True), plan)
             await (stream.finished(untold) if how == "finished" else stream.abort())
-        assert asked.count("query-status") == 3
+        assert asked.count("query-status") == (3 if how == "finished" else 4)  # and once for its images
         nursery.cancel_scope.cancel()
 
 
@@ -43,15 +43,17 @@ STANDING = ["query-status", "stop", "query-status", "migrate_cancel"]
 
 
 @pytest.mark.parametrize(
-    ("states", "asked", "last"),
+    ("states", "asked", "goes_on"),
     [
-        (["running", "paused"], STANDING, "cont"),
-        (["running", "finish-migrate"], STANDING[:3], "cont"),
-        (["finish-migrate", "finish-migrate"], STANDING[:1] * 2, "query-status"),
-        (["paused", "paused"], [*STANDING[:1] * 2, "migrate_cancel"], "query-status"),
+        (["running", "paused"], STANDING, True),
+        (["running", "finish-migrate"], STANDING[:3], True),
+        (["finish-migrate", "finish-migrate"], STANDING[:1] * 2, False),
+        (["paused", "paused"], [*STANDING[:1] * 2, "migrate_cancel"], False),
     ],
 )
-async def test_a_cancelled_precopy_stands(connect: Connect, states: list[str], asked: list[str], last: str) -> None:
+async def test_a_cancelled_precopy_stands(
+    connect: Connect, states: list[str], asked: list[str], *, goes_on: bool
+) -> None:
     """No precopy is cancelled while its guest runs, nor when its end has begun: QEMU 7.2 aborts then."""
     left = [*states, "postmigrate"]
     commands: list[str] = []
@@ -76,7 +78,7 @@ async def test_a_cancelled_precopy_stands(connect: Connect, states: list[str], a
             await QemuStream(Source(client, 0, events, cancellable=True), plan).abort()
         nursery.cancel_scope.cancel()
     assert commands[: len(asked)] == asked
-    assert commands[-1] == last
+    assert ("cont" in commands) == goes_on
     assert "migrate_cancel" not in commands[len(asked) :]
 
 

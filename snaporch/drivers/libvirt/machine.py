@@ -105,6 +105,10 @@ class LibvirtMachine(QemuMachine):
             copies_into_middle=False,
         )
 
+    async def _gave_up(self) -> bool:
+        """See QemuMachine: libvirt ends a QEMU whose guest has migrated."""
+        return False
+
     async def _jobs_of_others(self) -> str:
         """See QemuMachine: libvirt's own words are in `_job_blocker`."""
         return ""

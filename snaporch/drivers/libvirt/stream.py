@@ -16,3 +16,6 @@ class LibvirtStream(QemuStream):
 
     def _prologue(self) -> bytes:
         return self._header
+
+    async def _take_back(self) -> None:
+        """Leave that to libvirt, which takes disk leases again only with its own resume."""

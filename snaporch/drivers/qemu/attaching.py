@@ -17,6 +17,7 @@ from snaporch.drivers.qmp import open_qmp
 from snaporch.drivers.qmp.blocks import image_file
 from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.drivers.qmp.process import QemuProcess
+from snaporch.drivers.qmp.run_states import GONE, RUN_STATES
 from snaporch.errors import OperationFailed, Refused
 from snaporch.model.domain import DomainDefinition
 from snaporch.model.rfc import DeviceDisk
@@ -71,6 +72,8 @@ async def look(name: str, path: str, seconds: float) -> tuple[DomainDefinition, 
             surroundings=known,
         )
         async with QemuMachine(qmp, made).opened() as machine:
+            if await machine.condition() == GONE:
+                raise Refused(f"{name}: {RUN_STATES[GONE].words}")
             disks = tuple(
                 DeviceDisk(disk.target, disk.active, disk.format, disk.readonly) for disk in await machine.disks()
             )

@@ -12,9 +12,10 @@ import trio
 from snaporch.drivers.base import Capabilities, GuestVerb, Trait
 from snaporch.drivers.qmp import flash
 from snaporch.drivers.qmp.blocks import names_of
+from snaporch.drivers.qmp.given_up import STANDS, gave_up
 from snaporch.drivers.qmp.process import QemuProcess
 from snaporch.drivers.qmp.protocol import QMP
-from snaporch.drivers.qmp.run_states import refusal
+from snaporch.drivers.qmp.run_states import GONE, refusal
 from snaporch.errors import CommandRefused
 
 # Seen on 7.2.22 on a busy host, with a bare `migrate` to a file too; never on 10.0 (docs/explanation/point.md).
@@ -59,7 +60,7 @@ class Able:
         if flash.stores(blocks):
             caveat = flash.UNWATCHED
         version = ".".join(map(str, self.qmp.greeting.version))
-        status = (await self.qmp.execute("query-status"))["status"]
+        status = await self._run_state()
         # Since 9.0 QEMU leaves the guest as it was before `migrate`; that release also brought mapped-ram, which
         # can be asked for, while the behaviour cannot.
         return Capabilities(
@@ -79,6 +80,14 @@ class Able:
             | ({Trait.LATE_STOPS} if not blocker and "blockdev-set-active" in commands else set()),  # both: 10.0
             features=tuple(sorted(names | ({"blockdev-set-active"} & commands))),
         )
+
+    async def _run_state(self) -> str:
+        """Return QEMU's word for what the guest does, or ours for one that runs elsewhere."""
+        status = str((await self.qmp.execute("query-status"))["status"])
+        return GONE if status == STANDS and await self._gave_up() else status
+
+    async def _gave_up(self) -> bool:
+        return await gave_up(self.qmp)
 
     async def _memory_blocker(self, *, aborts: bool) -> str:
         """Return why QEMU cannot save this machine's memory now, in its words, or an empty string.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
-import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -31,6 +29,7 @@ from snaporch.drivers.qmp.able import Able
 from snaporch.drivers.qmp.blockjob import PREFIX
 from snaporch.drivers.qmp.blocks import Blocks, chain_of
 from snaporch.drivers.qmp.console import Console
+from snaporch.drivers.qmp.given_up import STANDS, take_back
 from snaporch.drivers.qmp.guards import Reach, whose
 from snaporch.drivers.qmp.lazy import LoadsPages
 from snaporch.drivers.qmp.oddities import oddity
@@ -113,12 +112,9 @@ class QemuMachine(
         words = ", ".join(f"{job['type']} {job['id']}" for job in jobs if not job["id"].startswith(PREFIX))
         return f"another program has QEMU work on its disks ({words}): wait for the end of that" if words else ""
 
-    async def _run_state(self) -> str:
-        return str((await self.qmp.execute("query-status"))["status"])
-
     async def condition(self) -> str:
         """See Machine; a paused guest whose memory was saved is paused, as it was."""
-        return "paused" if (status := await self._run_state()) == "postmigrate" else status
+        return "paused" if (status := await self._run_state()) == STANDS else status
 
     async def disks(self) -> tuple[DiskStatus, ...]:
         """See Machine."""
@@ -285,31 +281,7 @@ class QemuMachine(
 
     async def activate(self) -> None:
         """See Blocks."""
-        nodes = await self.qmp.execute("query-named-block-nodes", {"flat": True})
-        status = await self.qmp.execute("query-status")
-        if "blockdev-set-active" in self.capabilities.features:
-            if not all(node.get("active", True) for node in nodes):
-                await self.qmp.execute("blockdev-set-active", {"active": True})
-        elif status["status"] == "postmigrate":
-            await self._activate_by_export(node["node-name"] for node in nodes if node["drv"] == "qcow2")
-
-    async def _activate_by_export(self, nodes: Iterable[str]) -> None:
-        """Before 10.0 only an NBD export activates a node of a guest that stands (docs/explanation/point.md)."""
-        with (
-            tempfile.TemporaryDirectory(prefix="snaporch-") as directory,
-            socket.socket(socket.AF_UNIX) as listener,
-        ):
-            listener.bind(f"{directory}/nbd.sock")  # QEMU may run as another user, who gets at nothing there
-            listener.listen(1)
-            await self.qmp.execute("getfd", {"fdname": "snaporch-nbd"}, fds=(listener.fileno(),))
-            address = {"type": "fd", "data": {"str": "snaporch-nbd"}}
-            await self.qmp.execute("nbd-server-start", {"addr": address})
-            for node in nodes:
-                export = {"type": "nbd", "id": "snaporch", "node-name": node, "name": "snaporch"}
-                with suppress(CommandRefused):  # a read-only node of another disk
-                    await self.qmp.execute("block-export-add", export)
-                    await self.qmp.execute("block-export-del", {"id": "snaporch", "mode": "hard"})
-            await self.qmp.execute("nbd-server-stop")
+        await take_back(self.qmp)
 
     def is_ours(self, node: str) -> bool:
         """See Blocks."""

@@ -12,7 +12,7 @@ import attrs
 
 from snaporch.drivers.base import GuestVerb
 
-__all__ = ["RUN_STATES", "RunState", "refusal", "table"]
+__all__ = ["GONE", "RUN_STATES", "RunState", "refusal", "table"]
 
 
 @attrs.frozen
@@ -37,6 +37,8 @@ _STILL = _ALL - {GuestVerb.QUIESCE, GuestVerb.SHUTDOWN}  # nobody inside would a
 _ANEW = {GuestVerb.RESUME, GuestVerb.RESET}
 _STANDS = {GuestVerb.REVERT, GuestVerb.MERGE}  # its CPUs stand, and its images are its own
 
+GONE = "postmigrate, without its images"  # no word of QEMU's, which has one for this and for a guest that was saved
+
 RUN_STATES: Mapping[str, RunState] = {
     "running": _state("the guest runs", _ALL),
     "paused": _state("the guest is paused; let it run first (`domain resume`)", _STILL),
@@ -48,6 +50,11 @@ RUN_STATES: Mapping[str, RunState] = {
         "the guest has not run since its last checkpoint, and this QEMU cannot save its memory again before that: "
         "let it run (`domain resume`)",
         {*_STANDS, GuestVerb.PAUSE, GuestVerb.RESUME},
+    ),
+    GONE: _state(
+        "its guest is gone from here: another program has migrated it, and may have it run elsewhere. Work with it "
+        "there, and end what is left here (`domain destroy`). One that was only saved goes on by `cont` at QEMU's "
+        "monitor"
     ),
     "suspended": _state("the guest sleeps (ACPI S3); wake it first (system_wakeup)", _STANDS),
     "shutdown": _state(

@@ -44,6 +44,7 @@ from snaporch.drivers.local.hugepages import collapse
 from snaporch.drivers.local.process import command_line, find_processes, kill, process_of, wait_gone
 from snaporch.drivers.qmp import sink
 from snaporch.drivers.qmp.flash import stores, written
+from snaporch.drivers.qmp.given_up import STANDS, take_back
 from snaporch.drivers.qmp.protocol import QMP
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.errors import (
@@ -373,7 +374,7 @@ class QemuStream(Stream):
 
     async def seal(self) -> FileRecord:
         """See Stream."""
-        await self._restore_settings()
+        await self._give_back()
         await self._close()
         stop = threading.Event()
         try:
@@ -396,6 +397,16 @@ class QemuStream(Stream):
     async def forget(self) -> None:
         """See Stream."""
         await trio.to_thread.run_sync(remove, str(self._result))
+
+    async def _give_back(self) -> None:
+        """Leave QEMU as it was: its settings, and the images that a save of a guest that stands has it give up."""
+        await self._restore_settings()
+        if (await self._run_state())["status"] == STANDS:
+            await self._take_back()
+
+    async def _take_back(self) -> None:
+        with suppress(CommandRefused):  # another process has one of them: the next verb says what that means
+            await take_back(self._qmp)
 
     async def _restore_settings(self) -> None:
         settings = self._plan.settings
@@ -420,7 +431,7 @@ class QemuStream(Stream):
         await self._end_sink()
         try:
             await self._drain_and_end()
-            await self._restore_settings()
+            await self._give_back()
             await self._close()
         except ConnectionGone:
             return  # with QEMU gone there is nothing of it to end
