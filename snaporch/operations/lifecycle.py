@@ -93,6 +93,8 @@ async def _launch(context: Context, record: DomainRecord, *, paused: bool) -> No
             await check_drives(record, machine, driver.storage)
             check_shape(record.name, await _wanted(context, record), None, await machine.shape())
             record = attrs.evolve(record, way_back=await driver.way_back(record, machine))
+            if record.template is not None:
+                handle = await driver.come_back(record.template, handle)
             await context.catalog.write(Change(domains=(attrs.evolve(record, handle=handle),)))
             if not paused:
                 await machine.resume()

@@ -250,6 +250,8 @@ class Reverter(Loading):
             await self.driver.kill(old)
             await self._take_place(domain, old)
             await self.driver.forget(old)
+        elif old is None and domain.handle is not None and domain.template is not None:
+            await self._moved(domain, await self.driver.come_back(domain.template, domain.handle))
         await self.remove_kept()
         if plan.domain.tpm and plan.domain.tpm != domain.tpm:
             await self.driver.remove_tpm(plan.domain.tpm)
@@ -329,9 +331,12 @@ class Reverter(Loading):
 
     async def _take_place(self, domain: DomainRecord, old: Handle) -> None:
         """Put the new machine where others look for the old one."""
-        new = domain.handle
-        if new is not None and (moved := await self.driver.take_place(old, new)) is not new:
-            await self.context.catalog.write(Change(domains=(attrs.evolve(domain, handle=moved),)))
+        if domain.handle is not None:
+            await self._moved(domain, await self.driver.take_place(old, domain.handle))
+
+    async def _moved(self, domain: DomainRecord, handle: Handle) -> None:
+        if handle is not domain.handle:
+            await self.context.catalog.write(Change(domains=(attrs.evolve(domain, handle=handle),)))
 
 
 async def revert(

@@ -230,6 +230,16 @@ class Driver(abc.ABC):
         """
         return new
 
+    async def come_back(self, template: Handle, new: Handle) -> Handle:  # noqa: ARG002 - as above
+        """Put a machine that was started where none was in the place of the one that was attached to.
+
+        Where something else has that place by now, it keeps it.
+
+        Returns:
+            The handle of the new machine from now on.
+        """
+        return new
+
     async def publish(  # noqa: B027 - where nobody else manages domains
         self, record: DomainRecord, snapshots: Sequence[SnapshotRecord]
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -234,6 +235,40 @@ def rename(pairs: tuple[tuple[str, str], ...]) -> None:
     for made, final in pairs:
         if os.path.lexists(made):
             os.replace(made, final)
+
+
+def listens(path: str) -> bool:
+    """Return whether a process listens at a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
+        try:
+            client.connect(path)
+        except OSError as error:
+            return error.errno == errno.EAGAIN  # many wait there already
+    return True
+
+
+def put_socket(made: str, place: str) -> None:
+    """Let a socket be found at another place, too, instead of the one that was there; idempotent.
+
+    Raises:
+        OSError: it cannot be; all is as it was.
+        FileExistsError: what is there is no socket.
+    """
+    with suppress(FileNotFoundError):
+        if os.path.samefile(made, place):
+            return
+        if not stat.S_ISSOCK(os.stat(place).st_mode):
+            raise FileExistsError(errno.EEXIST, "it is no socket", place)
+    aside = f"{place}.{os.path.basename(os.path.dirname(made))}"
+    with suppress(FileNotFoundError):
+        os.unlink(aside)
+    try:
+        os.link(made, aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        os.symlink(made, aside)  # on another file system
+    os.replace(aside, place)
 
 
 def read_text(path: str) -> str:

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
+import structlog
 import trio
 
 from snaporch.drivers.base import (
@@ -63,6 +64,9 @@ from snaporch.model.domain import NVRAM, Discovered, DomainDefinition, DomainRec
 from snaporch.model.rfc import DeviceDisk
 from snaporch.model.way import Way, WayBack
 
+T = TypeVar("T")
+_log = structlog.get_logger("snaporch")
+
 GREETING_SECONDS = 20.0  # of a QEMU that is just starting, on a busy host
 CONNECT_SECONDS = 20.0  # also each command: `stop` waits for every disk request in flight
 QUERY_SECONDS = 2.0
@@ -71,8 +75,20 @@ QUERY, AGENT = "query.sock", "agent.sock"
 MADE = "made.json"  # files elsewhere that the process makes, and that take other names with another one's place
 
 
-def _called(work: Callable[..., None], *arguments: Any) -> None:
-    work(*arguments)
+def _called(work: Callable[..., T], *arguments: Any) -> T:
+    return work(*arguments)
+
+
+def _put(process: QemuProcess, old: QemuProcess) -> bool:
+    """Return whether a process is found at the socket of another one from now on."""
+    if os.path.dirname(old.socket) == old.directory:
+        return False  # that was in no place that others know, and its own directory goes with it
+    try:
+        filework.put_socket(process.socket, old.socket)
+    except OSError as error:  # its directory is gone, perhaps
+        _log.warning("not in its old place", place=old.socket, socket=process.socket, error=str(error))
+        return False
+    return True
 
 
 INFO = Info(
@@ -299,10 +315,10 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
         before, after = QemuProcess.of(old), QemuProcess.of(new)
         if not before.attached or not after.attached:
             return new
-        call: Callable[..., None] = _called
         if self._user is None:
-            moved = (after.socket, before.socket)
-            after = attrs.evolve(after, socket=before.socket, renames=(moved, *after.renames))
+            if await trio.to_thread.run_sync(_put, after, before):
+                after = attrs.evolve(after, socket=before.socket)
+            call: Callable[..., None] = _called
         else:
             call = as_user(self._user).call
         # What is not there any more was renamed before a crash of snaporch.
@@ -310,6 +326,15 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
         if path := attach.pidfile(before):
             await trio.to_thread.run_sync(call, process.renew_pidfile, path, before.local.pid, after.local.pid)
         return attrs.evolve(after, renames=()).handle(self.name)
+
+    async def come_back(self, template: Handle, new: Handle) -> Handle:
+        """See Driver: to the socket that others know it by; not where another process listens there by now."""
+        place = QemuProcess.of(template).socket
+        call: Callable[..., bool] = _called if self._user is None else as_user(self._user).call
+        if await trio.to_thread.run_sync(call, filework.listens, place):
+            _log.warning("another process listens in its old place", place=place, socket=QemuProcess.of(new).socket)
+            return new
+        return await self.take_place(template, new)
 
     async def alive(self, handle: Handle) -> bool:
         """See Driver."""

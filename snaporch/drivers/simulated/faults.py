@@ -37,7 +37,10 @@ _FACES: dict[str, tuple[type, ...]] = {
 }
 # They wait for nothing and ask nobody, or are made of others: nothing can happen in them.
 _SILENT = (
-    {f"driver.{name}" for name in ("alive", "pid", "present", "restore", "take_place", "forget", "overlay_place")}
+    {
+        f"driver.{name}"
+        for name in ("alive", "pid", "present", "restore", "take_place", "come_back", "forget", "overlay_place")
+    }
     | {"machine.refusal"}
     | {
         f"machine.{name}"
