@@ -294,6 +294,16 @@ async def test_a_machine_that_waits_for_memory(lab: Lab) -> None:
         assert (await qmp.execute("query-status"))["status"] == "inmigrate"
 
 
+async def test_what_is_no_machine(lab: Lab) -> None:
+    """A machine that is not built yet, and a monitor for people: refused at attach, and nothing is left."""
+    people = lab.place / "people.sock"
+    await lab.start("-preconfig", "-monitor", f"unix:{people},server=on,wait=off")
+    for place in (lab.socket, people):
+        with pytest.raises(Refused, match="whose machine is built"):
+            await lab.orch.attach(NAME, str(place))
+    assert not await lab.orch.domains()
+
+
 async def test_a_device_that_cannot_be_saved(lab: Lab) -> None:
     """QEMU knows it, so it is asked before anything is touched."""
     await lab.start(*("-drive", f"if=none,id=d,file={lab.image('a.qcow2')}", "-device", "nvme,serial=x,drive=d"))

@@ -54,10 +54,13 @@ from snaporch.drivers.qmp.machine import QemuMachine
 from snaporch.drivers.qmp.process import CONTROL, LOG, QemuProcess, last_words
 from snaporch.drivers.qmp.stream import end_sinks
 from snaporch.errors import (
+    CommandRefused,
     ConnectionGone,
     HypervisorError,
     InvalidInput,
     OtherMachine,
+    ProtocolError,
+    Refused,
     Unsupported,
 )
 from snaporch.model.domain import NVRAM, Discovered, DomainDefinition, DomainRecord, Handle
@@ -364,7 +367,13 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
             raise InvalidInput(
                 f"{name}: a QEMU is attached to by its QMP socket (--qmp SOCKET), and by nothing else"
             )
-        definition, made = await attaching.look(name, os.path.abspath(address.qmp), CONNECT_SECONDS)
+        try:
+            definition, made = await attaching.look(name, os.path.abspath(address.qmp), CONNECT_SECONDS)
+        except (CommandRefused, ProtocolError) as error:
+            raise Refused(
+                f"{error}; attach to the QMP socket of a QEMU whose machine is built: to no monitor for people, "
+                "and with -preconfig after `x-exit-preconfig`"
+            ) from error
         return definition, made.handle(self.name)
 
     async def discover(self, known: Mapping[str, Handle]) -> Sequence[Discovered]:
