@@ -190,3 +190,36 @@ async def test_a_loop_device_and_its_file(place: Place, first: str) -> None:
         assert (await place.orch.delete("one", "s1")).kept == ((mine, "domain two needs it"),)
     finally:
         tool("losetup", "-d", loop)
+
+
+NODE = '{"driver": "qcow2", "node-name": "n0", "file": {"driver": "file", "filename": "/x.qcow2"}}'
+ON_IT = ("-device", "virtio-blk-pci,drive=n0")
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (("-drive", "if=virtio,file=/x.qcow2"), True),
+        (("-drive", "if=none,id=d,format=raw,file.driver=file,file.filename=/x.qcow2"), True),
+        (("-hda", "/x.qcow2"), True),
+        (("-pflash", "/x.qcow2"), True),
+        (("-drive", "if=pflash,format=raw,file=/x.qcow2"), True),
+        (("-blockdev", NODE, *ON_IT), True),
+        (("-blockdev", "qcow2,node-name=n0,file.driver=file,file.filename=/x.qcow2", *ON_IT), True),
+        (("-blockdev", NODE.replace('"n0"', '"n1"'), "-blockdev", "throttle,node-name=n0,file=n1", *ON_IT), True),
+        (("-blockdev", NODE), False),
+        (("-blockdev", NODE.replace("{", '{"read-only": true, ', 1), *ON_IT), False),
+        (("-drive", "if=virtio,file=/x.qcow2,readonly=on"), False),
+        (("-cdrom", "/x.qcow2"), False),
+        (("-drive", "if=none,id=d"), False),
+    ],
+)
+async def test_a_drive_in_extra_args(place: Place, words: tuple[str, ...], *, refused: bool) -> None:
+    """One that the guest would write to is refused when it is defined, in every spelling; nothing is left of it."""
+    definition = DomainDefinition("one", disks=(), extra_args=words)
+    if not refused:
+        await place.orch.define(definition)
+        return
+    with pytest.raises(InvalidInput, match=r"extra_args: .* write to /x.qcow2 .*: name it under \[\[disks\]\]"):
+        await place.orch.define(definition)
+    assert not await place.orch.domains()

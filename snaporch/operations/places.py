@@ -103,7 +103,11 @@ async def _check_there(context: Context, definition: DomainDefinition) -> None:
     checks += [partial(storage.check_given, path, what) for what, path in given.items() if path]
     if definition.serial:
         checks.append(partial(check_directory, context, storage, definition.name, definition.serial, "serial"))
-    wrong = []
+    wrong = [
+        f"{definition.name}: extra_args: the guest would write to {path} ({word}), which would be in no snapshot: "
+        "name it under [[disks]], or let it only be read (readonly=on)"
+        for path, word in context.driver(DomainRecord(definition)).drives_beside(definition).items()
+    ]
     for check in checks:
         try:
             await check()

@@ -57,6 +57,10 @@ class Driver(abc.ABC):
         """Return the files that a definition names beside its disks, in words of the hypervisor."""
         return ()
 
+    def drives_beside(self, definition: DomainDefinition) -> Mapping[str, str]:  # noqa: ARG002 - as above
+        """Return the files that a guest would write to beside its disks, each with the word that says so."""
+        return {}
+
     @abc.abstractmethod
     async def launch(self, launch: Launch) -> Handle:
         """Start a machine, CPUs stopped; it outlives snaporch. If this raises, no machine is left.

@@ -149,6 +149,15 @@ def held_by_definition(definition: DomainDefinition) -> list[hostside.Held]:
     return [*hostside.holds(taken, "/", ""), *hostside.shared_memory(options)]
 
 
+def written(words: Sequence[str]) -> dict[str, str]:
+    """Return the files that a guest may write to by the drives of a command line, each with the drive's option."""
+    try:
+        drives = Blocks(list(parse(("", *words))), "/").drives
+    except Unsupported:  # what is not understood is seen when the machine is there
+        return {}
+    return {drive.path: drive.text for drive in drives if drive.writes and drive.path and not drive.problem}
+
+
 def no_way_back(
     process: QemuProcess, disks: Sequence[DeviceDisk], devices: Iterable[str], *, of_another: bool = False
 ) -> str:

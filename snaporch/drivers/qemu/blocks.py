@@ -32,6 +32,7 @@ _GENERIC = frozenset(
 )
 _OF_FILE = _GENERIC | {"locking", "aio", "aio-max-batch", "drop-cache"}
 _CHILDREN = ("file", "backing", "data-file")
+_ON = frozenset({"on", "true", "yes"})
 _UNFOLLOWED = {
     "encrypt": "is encrypted, and what the guest writes from then on would not be",
     "data-file": "keeps its data in another file",
@@ -61,12 +62,14 @@ class Drive:
         path: the image that it opens, absolute; empty where there is none, or none that can be followed.
         problem: why it cannot be put on another image, or empty.
         removable: its medium can be taken out: without an image it is an empty drive.
+        writes: the guest may write to it.
     """
 
     text: str
     path: str = ""
     problem: str = ""
     removable: bool = False
+    writes: bool = False
 
     def put_on(self, disk: DeviceDisk) -> None:
         """Open another image.
@@ -155,11 +158,17 @@ class Blocks:
             elif option.name == "drive" or option.name in _SHORT:
                 self._keyed[number] = self._drive(option)
         self._referred = set(self._references())
+        used = self._used()
         for number, option in enumerate(self.options):
             if number in self._keyed:
-                self.drives.append(self._keyed[number])
+                drive: Drive = self._keyed[number]
             elif number in self._trees and self._trees[number].get("node-name") not in self._referred:
-                self.drives.append(self._node(option, self._trees[number].options))
+                top = self._trees[number]
+                drive = self._node(option, top.options)
+                drive.writes = top.get("node-name") in used and top.get("read-only") not in _ON
+            else:
+                continue
+            self.drives.append(drive)
 
     # --- what there is
 
@@ -171,6 +180,10 @@ class Blocks:
             for node in _nodes(tree.options)
             if "node-name" in node
         }
+
+    def _used(self) -> set[str]:
+        """Return all words of what is no -blockdev: a device among them names the node that it is on."""
+        return {word for option in self.options if option.name != "blockdev" for word in _words(option)}
 
     def _references(self) -> Iterator[str]:
         """Yield the names of the nodes that another -blockdev has under it."""
@@ -215,6 +228,7 @@ class Blocks:
         drive = _Keyed(option.text, keys=keys, removable=keys.get("media") == "cdrom" or keys.get("if") == "floppy")
         name, drive.problem = _file_of(keys)
         drive.path = self._path(name)
+        drive.writes = not (keys.is_on("readonly") or keys.is_on("read-only") or keys.get("media") == "cdrom")
         return drive
 
     # --- on other images
@@ -270,7 +284,7 @@ class Blocks:
     def _unreferred(self) -> set[int]:
         """Return the -blockdevs that were under others and are no longer under any, nor given to a device."""
         gone: set[int] = set()
-        used = {word for option in self.options if option.name != "blockdev" for word in _words(option)}
+        used = self._used()
         while True:
             left = {number: tree for number, tree in self._trees.items() if number not in gone}
             under = {

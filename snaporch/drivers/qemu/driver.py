@@ -143,6 +143,10 @@ class QemuDriver(Tpms, StartsBeside, Discovers, Clones):
         """See Driver: in `extra_args`, where a drive may be that is only read."""
         return hostside.named_files(definition.extra_args)
 
+    def drives_beside(self, definition: DomainDefinition) -> Mapping[str, str]:
+        """See Driver: in `extra_args`."""
+        return attach.written(definition.extra_args)
+
     async def make_nvram(self, definition: DomainDefinition, store: DeviceDisk) -> str:
         """See Driver."""
         if await self.storage.exists(store.path):
