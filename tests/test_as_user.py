@@ -37,7 +37,7 @@ from snaporch.model.record import FileRecord, OperationKind
 from snaporch.model.request import MergeOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DomainSnapshot
 from snaporch.operations.disks import reattached
-from snaporch.orchestrator import open_orchestrator
+from snaporch.orchestrator import catalog_of, open_orchestrator
 
 NOBODY = 65534
 USER = User(NOBODY, NOBODY, ())
@@ -232,7 +232,7 @@ async def test_whose_files_they_are(place: Path, tmp_path: Path) -> None:
     process = QemuProcess(LocalProcess(2**22 + 1, 1), "/q", attached=True, argv=("q",), surroundings=surroundings)
     record = DomainRecord(DomainDefinition("web", disks=(base,)), template=process.handle("qemu"))
     async with open_orchestrator(tmp_path / "root") as orch:
-        catalog = orch._context.catalog
+        catalog = catalog_of(orch)
         await catalog.write(Change(domains=(record,)))
         await orch.create("web", DomainSnapshot("point"), CreateFlag.DISK_ONLY)
         theirs = await catalog.domain("web")

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from snaporch import CreateFlag, DeviceDisk, DomainDefinition, DomainSnapshot, Orchestrator, open_orchestrator
 from snaporch.catalog import Catalog, Change
 from snaporch.model.domain import DomainRecord
+from snaporch.orchestrator import catalog_of
 from snaporch.testing import SimulatedDriver, SimulatedHost, ThreadsHoldTime
 
 MORE = 40
@@ -52,7 +53,7 @@ async def test_the_catalog_is_asked_for_no_more_than_it_takes(
     """A create among forty domains with their snapshots costs SQLite what it costs the second of two."""
     host, counter = SimulatedHost(), Counter()
     async with open_orchestrator(tmp_path, drivers={"simulated": SimulatedDriver(host)}) as orch:
-        catalog = orch._context.catalog
+        catalog = catalog_of(orch)
         await catalog.write(Change(domains=tuple(booted(host, f"vm{i}") for i in range(MORE))))
         counter.watch(catalog)
         await cost(orch, counter, "vm0")

@@ -22,7 +22,7 @@ from snaporch.guest import build
 from snaporch.model.domain import DomainDefinition, TpmOptions
 from snaporch.model.request import CloneOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 from tests.live.world import MIB, NAME, Qemu, make_image
 
 SECONDS = 60.0  # for anything; a second or two, when nobody else works on the host
@@ -229,7 +229,7 @@ async def copies(orch: Orchestrator, directory: Path, off: int) -> None:
 async def refused(orch: Orchestrator) -> None:
     """To start with a state that is damaged, or gone; no swtpm stays that has no QEMU."""
     await orch.destroy(NAME)
-    definition = (await orch._context.catalog.domain(NAME)).definition
+    definition = (await catalog_of(orch).domain(NAME)).definition
     await orch.define(attrs.evolve(definition, extra_args=("-nonsense",)))
     with pytest.raises(Unsupported, match="nonsense"):
         await orch.start(NAME)
@@ -257,7 +257,7 @@ async def gone(orch: Orchestrator) -> None:
     for snapshot in ("run", "paused", "off"):
         await orch.delete(NAME, snapshot)
     assert {path.name for path in Path(orch.root, NAME).glob("*.state")} == set()
-    record = (await orch._context.catalog.domain(NAME)).disks[0]
-    await orch.define(attrs.evolve((await orch._context.catalog.domain(NAME)).definition, disks=(record,)))
+    record = (await catalog_of(orch).domain(NAME)).disks[0]
+    await orch.define(attrs.evolve((await catalog_of(orch).domain(NAME)).definition, disks=(record,)))
     await orch.undefine(NAME)
     assert not list(Path(orch.root, NAME).glob("tpm*"))

@@ -20,7 +20,7 @@ from snaporch.errors import OperationFailed
 from snaporch.model.domain import DomainDefinition, DomainState, TpmOptions
 from snaporch.model.request import CloneOptions
 from snaporch.model.rfc import CreateFlag, DeviceDisk, RevertFlag
-from snaporch.orchestrator import open_orchestrator
+from snaporch.orchestrator import catalog_of, open_orchestrator
 from tests.live.world import MIB, NAME, Qemu, World, make_image
 
 RAM = 128 * MIB
@@ -31,7 +31,7 @@ BOOT_SECONDS = 120.0  # a few, when nobody else works on the host
 
 async def ask(world: World, name: str, command: str, **arguments: Any) -> Any:
     """Have the QEMU of a domain carry out a command."""
-    handle = (await world.orch._context.catalog.domain(name)).handle
+    handle = (await catalog_of(world.orch).domain(name)).handle
     assert handle is not None
     path = Path(handle.data["socket"]).with_name("query.sock")
     async with open_qmp(path, label=name, timeout=BOOT_SECONDS) as client:

@@ -24,7 +24,7 @@ from snaporch.model.domain import DomainState
 from snaporch.model.record import OperationKind
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot
 from snaporch.operations.made import MadePlan
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 from tests.live.world import NAME, MakeWorld, World
 
 pytestmark = pytest.mark.live
@@ -75,8 +75,8 @@ async def test_a_running_guest_moves(world: World, monkeypatch: pytest.MonkeyPat
             try:
                 log = world.directory / f"other/{name}/serial.log"
                 await World(world.directory, world.qemu, orch, world.definition, log).check_consistent()
-                first = await orch._context.catalog.domain(name)
-                assert first.uuid != (await world.orch._context.catalog.domain(NAME)).uuid
+                first = await catalog_of(orch).domain(name)
+                assert first.uuid != (await catalog_of(world.orch).domain(NAME)).uuid
                 assert not await orch.fsck(name, repair=True)  # its kernel and its log are needed, too
                 assert Path(first.definition.kernel).exists()
             finally:
@@ -176,9 +176,9 @@ async def test_memory_that_cannot_load_here(make_world: MakeWorld) -> None:
             await orch.import_archive(without, trust=True)
         assert there(world) == set()
         assert await orch.domains() == ()
-        uuid = (await world.orch._context.catalog.domain(NAME)).uuid
+        uuid = (await catalog_of(world.orch).domain(NAME)).uuid
         await orch.import_archive(archive, trust=True, same_identity=True)
-        assert (await orch._context.catalog.domain(NAME)).uuid == uuid
+        assert (await catalog_of(orch).domain(NAME)).uuid == uuid
         with pytest.raises(TargetExists, match="--as"):
             await orch.import_archive(archive, trust=True)
         with pytest.raises(TargetExists, match="--same-identity"):
@@ -285,7 +285,7 @@ async def test_hostile(world: World, tmp_path: Path) -> None:
 async def test_snaporch_dies(world: World) -> None:
     """While an archive is written, or taken over: the next start removes what was made, and nothing else."""
     await world.orch.destroy(NAME)
-    catalog = world.orch._context.catalog
+    catalog = catalog_of(world.orch)
     place, mine = world.root / "new", world.directory / "mine"
     for kind, domain in ((OperationKind.EXPORT, NAME), (OperationKind.IMPORT, "new")):
         before = world.files()

@@ -18,6 +18,7 @@ from snaporch.model.finding import Trouble
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import CreateFlag
 from snaporch.operations.create import Participant
+from snaporch.orchestrator import catalog_of
 from tests.live.test_crash import killed
 from tests.live.world import NAME, SECONDS, SLOW, MakeWorld, World
 
@@ -158,7 +159,7 @@ async def test_orphans(world: World) -> None:
     theirs = world.root / NAME / "notes.txt"
     theirs.write_text("mine")
     # A start that was killed when nobody knew its process yet.
-    driver, record = world.orch._context.drivers["qemu"], await world.orch._context.catalog.domain(NAME)
+    driver, record = world.orch._context.drivers["qemu"], await catalog_of(world.orch).domain(NAME)
     launched = await driver.launch(Launch(record.definition, (), world.root / NAME / "run-00000000"))
     found = await world.orch.fsck(NAME, repair=True)
     assert {(f.trouble, f.repaired) for f in found} == {

@@ -21,6 +21,7 @@ from snaporch.errors import DamagedSnapshot, OperationFailed
 from snaporch.model.finding import Trouble
 from snaporch.model.record import OperationKind, RevertRecord, SnapshotRecord
 from snaporch.model.rfc import RevertFlag
+from snaporch.orchestrator import catalog_of
 from tests.live.test_crash import killed
 from tests.live.world import NAME, SECONDS, MakeWorld, World, processes
 
@@ -210,12 +211,12 @@ async def test_damaged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     record = rot(record)
     aside = shutil.copy(record.index, world.directory / "aside")
     os.unlink(record.index)
-    await world.orch._context.catalog.write(Change(updated=(record,)))
+    await catalog_of(world.orch).write(Change(updated=(record,)))
     with pytest.raises(DamagedSnapshot):
         await world.revert("point", RevertFlag.LAZY)
     await world.check_runs()
     shutil.move(aside, record.index)
-    await world.orch._context.catalog.write(Change(updated=(record,)))
+    await catalog_of(world.orch).write(Change(updated=(record,)))
     before = await world.everything()
     async with held(world, monkeypatch) as story:
         await story.server()

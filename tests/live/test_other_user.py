@@ -22,6 +22,7 @@ from snaporch.errors import Refused, SnaporchError
 from snaporch.model.record import Boot
 from snaporch.model.request import Strategy
 from snaporch.model.rfc import CreateFlag, DeleteFlag
+from snaporch.orchestrator import catalog_of
 from tests.live.test_crash import killed
 from tests.live.world import NAME, RAM_MIB, SECONDS, MakeWorld, World, make_image
 
@@ -151,7 +152,7 @@ async def test_attacked(theirs: World, place: Path) -> None:
 async def test_another_program(theirs: World, place: Path) -> None:
     """Its owner puts another program in the place of QEMU, and ends the guest: what starts is not root's."""
     world = theirs
-    record = await world.orch._context.catalog.domain(NAME)
+    record = await catalog_of(world.orch).domain(NAME)
     assert record.template is not None
     program = place / "qemu-mine"
     program.write_text(f"#!/bin/sh\nid -u > {place}/who\n")
@@ -159,8 +160,8 @@ async def test_another_program(theirs: World, place: Path) -> None:
     os.chown(program, NOBODY, NOBODY)
     record.template.data["surroundings"]["program"] = str(program)
     await world.orch.destroy(NAME)
-    record = attrs.evolve(await world.orch._context.catalog.domain(NAME), template=record.template)
-    await world.orch._context.catalog.write(Change(domains=(record,)))
+    record = attrs.evolve(await catalog_of(world.orch).domain(NAME), template=record.template)
+    await catalog_of(world.orch).write(Change(domains=(record,)))
     with pytest.raises(Refused, match="QEMU does not start"):
         await world.orch.start(NAME)
     assert (place / "who").read_text() == "65534\n"

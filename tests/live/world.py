@@ -26,7 +26,7 @@ from snaporch.model.domain import DomainDefinition, DomainState
 from snaporch.model.record import Event, RevertRecord, SnapshotRecord
 from snaporch.model.request import CreateOptions, Strategy
 from snaporch.model.rfc import CreateFlag, DeviceDisk, DiskSnapshot, DomainSnapshot, RevertFlag
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 
 T = TypeVar("T")
 
@@ -202,7 +202,7 @@ class World:
 
     async def socket(self) -> str:
         """Return the path of the domain's control socket."""
-        handle = (await self.orch._context.catalog.domain(NAME)).handle
+        handle = (await catalog_of(self.orch).domain(NAME)).handle
         assert handle is not None
         return str(handle.data["socket"])
 
@@ -237,7 +237,7 @@ class World:
 
     async def everything(self) -> dict[str, Any]:
         """Return all that a rollback must leave as it was; the operation's row in the catalog is not in it."""
-        catalog = self.orch._context.catalog
+        catalog = catalog_of(self.orch)
         info = await self.orch.domain_info(NAME)
         found: dict[str, Any] = {
             "files": self.files(),

@@ -16,7 +16,7 @@ import trio
 
 from snaporch import CreateFlag, DomainDefinition, DomainSnapshot, DomainState
 from snaporch.drivers.xen.client import HelperClient, open_helper
-from snaporch.orchestrator import open_orchestrator
+from snaporch.orchestrator import catalog_of, open_orchestrator
 from tests.xen.in_dom0.proof import judged, said
 from tests.xen.in_dom0.world import MIB, NAME, PLACE, WORKLOAD, World, destroy_all, make_disks, open_world
 
@@ -148,7 +148,7 @@ async def group(found: dict[str, Any]) -> None:
         orch, other = world.orch, "guest-b"  # its log is among the first one's, which is looked at by positions
         place = PLACE / "b"
         place.mkdir()
-        definition = (await orch._context.catalog.domain(NAME)).definition
+        definition = (await catalog_of(orch).domain(NAME)).definition
         assert isinstance(definition, DomainDefinition)
         await orch.define(attrs.evolve(definition, name=other, memory=96 * MIB, disks=make_disks(place)))
         await orch.start(other)

@@ -19,7 +19,7 @@ from snaporch.drivers.xen.xenstore import open_xenstore
 from snaporch.guest.report import Report, count_starts, parse, parse_errors
 from snaporch.model.domain import DomainDefinition, DomainState
 from snaporch.model.rfc import DeviceDisk
-from snaporch.orchestrator import Orchestrator, open_orchestrator
+from snaporch.orchestrator import Orchestrator, catalog_of, open_orchestrator
 
 NAME = "guest"
 MIB = 2**20
@@ -94,7 +94,7 @@ class World:
 
     async def domain(self) -> XenDomain:
         """Return the domain as the catalog knows it."""
-        record = await self.orch._context.catalog.domain(NAME)
+        record = await catalog_of(self.orch).domain(NAME)
         assert record.handle is not None
         return XenDomain.of(record.handle)
 
