@@ -92,7 +92,8 @@ class Session:
         if make or os.path.lexists(root):
             yield self.root
             return
-        self.say(f"snaporch: there is no root {root} yet: `domain define`, `domain attach` and `serve` make it")
+        makers = "`domain define`, `domain attach`, `import` and `serve`"
+        self.say(f"snaporch: there is no root {root} yet: {makers} make it")
         with TemporaryDirectory(prefix="snaporch-") as nothing:
             yield Path(nothing)
 

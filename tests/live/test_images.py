@@ -175,6 +175,17 @@ async def test_started_again_on_a_frozen_image(world: World, begin: Begin) -> No
     assert (await world.orch.verify(NAME, "s1")).ok
 
 
+async def test_started_again_on_its_newest_images(world: World, begin: Begin) -> None:
+    """A guest whose owner starts it on the images that `domain show` names is taken charge of again."""
+    await world.create("s1")
+    disks = (await world.orch.domain_info(NAME)).disks
+    await world.orch.destroy(NAME)
+    drives = [("-drive", f"if=virtio,format=qcow2,file={disk.active}") for disk in disks]
+    await attach(world, NAME, begin(*(word for drive in drives for word in drive)))
+    assert [disk.active for disk in (await world.orch.domain_info(NAME)).disks] == [disk.active for disk in disks]
+    assert (await world.orch.verify(NAME, "s1")).ok
+
+
 @pytest.mark.parametrize("how", ["other image", "rebased", "written to"])
 async def test_started_again_on_something_else(
     world: World, begin: Begin, tmp_path: Path, qemu: Qemu, how: str
