@@ -15,7 +15,7 @@ from snaporch.errors import UnreadableRecord
 from snaporch.model.convert import loads
 from snaporch.model.domain import DomainRecord
 from snaporch.model.finding import Unreadable
-from snaporch.model.record import OperationRecord, PastCheckpoint, SnapshotRecord
+from snaporch.model.record import OperationRecord, PastCheckpoint
 from snaporch.model.request import Strategy
 
 T = TypeVar("T")
@@ -66,10 +66,8 @@ def readable(rows: Iterable[tuple[str, ...]], kind: type[T]) -> tuple[T, ...]:
     return tuple(found)
 
 
-NO_JSON = "SELECT domain, name, record FROM snapshot WHERE NOT json_valid(record)"
-_NAMED = {  # what has records: the domains that they are of, and their names
+_NAMED = {  # what has records, beside snapshots: the domains that they are of, and their names
     "domain": (DomainRecord, "SELECT name AS owner, name, record FROM domain"),
-    "snapshot": (SnapshotRecord, "SELECT domain AS owner, name, record FROM snapshot"),
     "operation": (
         OperationRecord,
         "SELECT domain AS owner, id AS name, record FROM operation_member JOIN operation ON operation = id",
@@ -104,14 +102,6 @@ async def in_turns(found: Iterable[Iterable[T]]) -> tuple[T, ...]:
         everything += piece
         await trio.lowlevel.checkpoint()
     return tuple(everything)
-
-
-def paths_of(text: str) -> Iterable[str]:
-    """Return the files that a snapshot is in; of a record that cannot be read, all that it names."""
-    try:
-        return loads(text, SnapshotRecord).paths
-    except UnreadableRecord:
-        return paths_in(text)
 
 
 def paths_in(text: str) -> Iterator[str]:

@@ -179,6 +179,19 @@ _MIGRATIONS = (
     ALTER TABLE idempotency ADD COLUMN status INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE idempotency ADD COLUMN answer TEXT NOT NULL DEFAULT ''
     """,
+    # Chains of images, each link once: see snaporch.catalog.links.
+    """
+    CREATE TABLE link (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, below INTEGER NOT NULL, record TEXT NOT NULL, UNIQUE (below, record)
+    );
+    CREATE TABLE image (
+        snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+        target TEXT NOT NULL,
+        link INTEGER NOT NULL,
+        PRIMARY KEY (snapshot, target)
+    ) WITHOUT ROWID;
+    CREATE INDEX image_link ON image (link)
+    """,
 )
 
 # What batches have taken is needed for as long as it is there, by retention; and of each plan the last batches, by

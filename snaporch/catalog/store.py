@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -25,23 +25,21 @@ from typing import TypeVar
 import attrs
 import trio
 
+from snaporch.catalog.links import Found, file_record, find, frozen
 from snaporch.catalog.page import Page
 from snaporch.catalog.reading import (
-    NO_JSON,
     PAGE_BYTES,
     all_records,
     failing,
     in_turns,
     past_checkpoints,
-    paths_in,
-    paths_of,
     read_record,
     readable,
 )
 from snaporch.catalog.reserve import give_up_reserve, make_reserve
 from snaporch.catalog.schema import OLD_BATCHES, connect, connect_read_only, connect_reader
 from snaporch.catalog.writing import Change, apply, release_claims
-from snaporch.errors import InvalidInput, NotFound, SnaporchError, TargetExists
+from snaporch.errors import InvalidInput, NotFound, SnaporchError, TargetExists, UnreadableRecord
 from snaporch.model.domain import DomainRecord
 from snaporch.model.finding import Unreadable
 from snaporch.model.record import FileRecord, OperationRecord, PastCheckpoint, SnapshotRecord
@@ -187,16 +185,16 @@ class Catalog:
         Raises:
             UnreadableRecord: one's record cannot be read: what depends on which image is not known then.
         """
-        rows = await self._rows("SELECT name, record FROM snapshot WHERE domain = ? ORDER BY id", domain)
-        what = "the record of snapshot {} of {}"
-        return await in_turns(
-            (read_record(text, SnapshotRecord, what.format(name, domain)),) for name, text in rows
-        )
+        found = await self._find("domain = ?", domain)
+        return await in_turns((_whole(found, *row),) for row in found.rows)
 
     async def readable_snapshots(self, domain: str) -> tuple[SnapshotRecord, ...]:
         """Return those of a domain's snapshots that can be read, oldest first: to be shown."""
-        rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? ORDER BY id", domain)
-        return await in_turns(readable([row], SnapshotRecord) for row in rows)
+        found = await self._find("domain = ?", domain)
+        return await in_turns(_readable(found, text) for *_, text in found.rows)
+
+    async def _find(self, where: str, *values: object) -> Found:
+        return await self.read(lambda connection: find(connection, where, *values))
 
     async def has_snapshot(self, domain: str, name: str) -> bool:
         """Return whether a domain has a snapshot of a name, though its record may be one that cannot be read."""
@@ -204,8 +202,8 @@ class Catalog:
 
     async def paths_of_snapshots(self, domain: str) -> frozenset[str]:
         """Return all files that a domain's snapshots are in; of records that cannot be read, all that they name."""
-        rows = await self._rows("SELECT record FROM snapshot WHERE domain = ?", domain)
-        return frozenset(path for (text,) in rows for path in paths_of(text))
+        found = await self._find("domain = ?", domain)
+        return frozenset(path for row in found.rows for path in _paths(found, *row))
 
     async def newest_point(self, domain: str) -> float:
         """Return the point of a domain's newest snapshot that can be read; 0: it has none."""
@@ -246,13 +244,14 @@ class Catalog:
             last = (0,) if name is None else connection.execute(query, (domain, name)).fetchone()
             if last is None:
                 return None
-            query = "SELECT name, record FROM snapshot WHERE domain = ? AND id > ? ORDER BY id LIMIT ?"
-            rows, found, size = connection.execute(query, (domain, last[0], limit + 1)), list[tuple[str, str]](), 0
-            for row in rows:
+            where = "id IN (SELECT id FROM snapshot WHERE domain = ? AND id > ? ORDER BY id LIMIT ?)"
+            rows = find(connection, where, domain, last[0], limit + 1)
+            found, size = list[tuple[str, str]](), 0
+            for _, _, each, text in rows.rows:
                 if len(found) == limit or size >= PAGE_BYTES:
                     return found, True
-                found.append(row)
-                size += len(row[1])
+                found.append((each, rows.whole(text)))
+                size += len(found[-1][1])
             return found, False
 
         return await self.read(work)
@@ -265,13 +264,13 @@ class Catalog:
             UnreadableRecord: its record cannot be read.
         """
         await self.domain(domain)
-        rows = await self._rows("SELECT record FROM snapshot WHERE domain = ? AND name = ?", domain, name)
-        if not rows:
+        found = await self._find("domain = ? AND name = ?", domain, name)
+        if not found.rows:
             meant = await self._meant(name, "SELECT name FROM snapshot WHERE domain = ?", domain)
             raise NotFound(
                 f"{domain} has no snapshot {name!r}; {meant}`snaporch list {domain}` lists its snapshots"
             )
-        return read_record(rows[0][0], SnapshotRecord, f"the record of snapshot {name} of {domain}")
+        return _whole(found, *found.rows[0])
 
     # --- files ---
 
@@ -279,40 +278,22 @@ class Catalog:
         """Return the records of those of `paths` that were sealed, by path: what need not be read again."""
 
         def work(connection: sqlite3.Connection) -> dict[str, FileRecord]:
-            query = "SELECT record FROM sealed WHERE path = ?"
-            found = ((path, connection.execute(query, (path,)).fetchone()) for path in set(paths))
-            return {
-                path: record for path, row in found if row is not None for record in readable([row], FileRecord)
-            }
+            found = {}
+            for path in set(paths):
+                for (text,) in connection.execute("SELECT record FROM sealed WHERE path = ?", (path,)):
+                    with suppress(UnreadableRecord):
+                        found[path] = file_record(text)
+            return found
 
         return await self.read(work)
 
     async def frozen_but(self, domains: Collection[str]) -> dict[str, list[tuple[str, str, int]]]:
         """Return, by domain, the files that snapshots of all domains but these are in.
 
-        Each with the snapshot's name, and the inode that it had when it was sealed (0: not known).
+        Each with the name of one of these snapshots, and the inode that it had when it was sealed (0: not known).
         """
-        query = """
-            WITH s AS MATERIALIZED (SELECT domain, name, record FROM snapshot WHERE json_valid(record))
-            SELECT DISTINCT s.domain, s.name, json_extract(image.value, '$.path'),
-                coalesce(json_extract(image.value, '$.identity[1]'), 0)
-            FROM s, json_each(s.record, '$.images') AS chain, json_each(chain.value) AS image
-            WHERE s.domain NOT IN (SELECT value FROM json_each(?1))
-            UNION SELECT s.domain, s.name, json_extract(image.value, '$.path'), 0
-            FROM s, json_each(s.record, '$.inside') AS image
-            WHERE s.domain NOT IN (SELECT value FROM json_each(?1))
-        """
-
-        def work(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str, int]]]:
-            found: dict[str, list[tuple[str, str, int]]] = {}
-            for domain, *row in connection.execute(query, (json.dumps(list(domains)),)):
-                found.setdefault(domain, []).append((row[0], row[1], row[2]))
-            for domain, name, text in connection.execute(NO_JSON):
-                if domain not in domains:
-                    found.setdefault(domain, []).extend((name, path, 0) for path in paths_in(text))
-            return found
-
-        return await self.read(work)
+        found = await self._find("domain NOT IN (SELECT value FROM json_each(?))", json.dumps(list(domains)))
+        return frozen(found)
 
     async def release_claims(self, operation: str) -> None:
         """Give up the claims of an operation, unless it is in the journal and has not ended."""
@@ -419,7 +400,44 @@ class Catalog:
     async def unreadable(self, domain: str | None = None, kind: str | None = None) -> tuple[Unreadable, ...]:
         """Return what there is of one domain, or of all, whose record cannot be read; see `Unreadable.kind`."""
         rows = await self.read(lambda connection: list(all_records(connection, domain, kind)))
-        return await in_turns(failing(*row) for row in rows)
+        found = await in_turns(failing(*row) for row in rows)
+        if kind not in {None, "snapshot"}:
+            return found
+        there = await self._find("?1 IS NULL OR domain = ?1", domain)
+        return found + await in_turns(_failing(there, *row) for row in there.rows)
+
+
+def _whole(found: Found, _: int, domain: str, name: str, text: str) -> SnapshotRecord:
+    """Return a snapshot of those that were found.
+
+    Raises:
+        UnreadableRecord: it is none that can be read.
+    """
+    try:
+        return found.snapshot(text)
+    except UnreadableRecord as error:
+        what = f"the record of snapshot {name} of {domain}"
+        raise UnreadableRecord(f"{what} cannot be read: {error}; nothing was touched") from None
+
+
+def _readable(found: Found, text: str) -> Iterator[SnapshotRecord]:
+    with suppress(UnreadableRecord):
+        yield found.snapshot(text)
+
+
+def _paths(found: Found, number: int, _domain: str, _name: str, text: str) -> Iterable[str]:
+    """Return the files that a snapshot is in; of a record that cannot be read, all that it names."""
+    try:
+        return found.snapshot(text).paths
+    except UnreadableRecord:
+        return found.paths(number, text)
+
+
+def _failing(found: Found, number: int, domain: str, name: str, text: str) -> Iterator[Unreadable]:
+    try:
+        found.snapshot(text)
+    except UnreadableRecord as error:
+        yield Unreadable("snapshot", domain, name, str(error), tuple(sorted(found.paths(number, text))))
 
 
 def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:

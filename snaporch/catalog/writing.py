@@ -8,6 +8,7 @@ from itertools import chain
 
 import attrs
 
+from snaporch.catalog.links import Writing
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainRecord
 from snaporch.model.names import new_id, new_uuid
@@ -61,20 +62,30 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
     for domain in change.domains:
         run("INSERT OR IGNORE INTO domain VALUES (?, '')", (domain.name,))
         run("UPDATE domain SET record = ? WHERE name = ?", (dumps(_with_uuid(connection, domain)), domain.name))
+    writing = Writing(connection)
     for snapshot in change.snapshots:
         whole = attrs.evolve(snapshot, id=snapshot.id or new_id())
+        text, heads = writing.packed(whole)
         run(
             "INSERT INTO snapshot (domain, name, record, uid) VALUES (?, ?, ?, ?)",
-            (snapshot.domain, snapshot.name, dumps(whole), whole.id),
+            (snapshot.domain, snapshot.name, text, whole.id),
         )
+        writing.hold(snapshot.domain, snapshot.name, heads)
+    left = list[int]()
     for record in change.updated:
-        run(
-            "UPDATE snapshot SET record = json_set(?, '$.id', uid) WHERE domain = ? AND name = ?",
-            (dumps(record), record.domain, record.name),
-        )
-    seals = [(file.path, dumps(file)) for file in files_of((*change.snapshots, *change.updated))]
+        text, heads = writing.packed(record)
+        key = (record.domain, record.name)
+        query = "UPDATE snapshot SET record = json_set(?, '$.id', uid) WHERE domain = ? AND name = ?"
+        if run(query, (text, *key)).rowcount:
+            left += writing.heads(*key)
+            writing.hold(*key, heads)
+        else:
+            left += heads.values()
+    seals = [(file.path, dumps(file)) for file in dict.fromkeys(files_of((*change.snapshots, *change.updated)))]
     connection.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?)", seals)
+    left += [head for each in change.dropped for head in writing.heads(*each)]
     connection.executemany("DELETE FROM snapshot WHERE domain = ? AND name = ?", change.dropped)
+    writing.drop(left)
     if (op := change.operation) is not None:
         _put_operation(connection, op, change.plan, begins=change.begins)
     by = op.id if op is not None else ""

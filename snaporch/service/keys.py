@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import zlib
 
 import attrs
 
@@ -11,6 +12,7 @@ from snaporch.catalog import Catalog
 from snaporch.errors import InvalidInput
 
 KEPT_SECONDS = 30 * 86_400.0  # a client that has not asked again by then has given up
+LONG = 4_096  # characters of an answer, from which on it is compressed: it names all images under its disks
 
 
 def check_same(key: str, first: str, request: str) -> None:
@@ -47,7 +49,8 @@ async def keep(catalog: Catalog, caller: str, key: str, request: str, operation:
 async def keep_answer(catalog: Catalog, operation: str, status: int, answer: str) -> None:
     """Note, durably, what is answered to the request that has begun an operation, now that this has ended."""
     query = "UPDATE idempotency SET status = ?, answer = ? WHERE operation = ?"
-    await catalog.transact(lambda connection: connection.execute(query, (status, answer, operation)))
+    stored = zlib.compress(answer.encode()) if len(answer) > LONG else answer
+    await catalog.transact(lambda connection: connection.execute(query, (status, stored, operation)))
 
 
 async def kept(catalog: Catalog, caller: str, key: str, request: str) -> Kept | None:
@@ -57,16 +60,17 @@ async def kept(catalog: Catalog, caller: str, key: str, request: str) -> Kept | 
         InvalidInput: the key was used for something else.
     """
 
-    def work(connection: sqlite3.Connection) -> tuple[str, str, int, str] | None:
+    def work(connection: sqlite3.Connection) -> tuple[str, str, int, str | bytes] | None:
         query = (
             "SELECT request, operation, status, answer FROM idempotency WHERE caller = ? AND key = ? AND used >= ?"
         )
-        row: tuple[str, str, int, str] | None = connection.execute(
+        row: tuple[str, str, int, str | bytes] | None = connection.execute(
             query, (caller, key, time.time() - KEPT_SECONDS)
         ).fetchone()
         return row
 
     if (found := await catalog.read(work)) is None:
         return None
-    check_same(key, found[0], request)
-    return Kept(*found[1:])
+    said, operation, status, answer = found
+    check_same(key, said, request)
+    return Kept(operation, status, answer if isinstance(answer, str) else zlib.decompress(answer).decode())
