@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import structlog
 from trio.testing import MockClock
 
 from snaporch.guest.build import build_tiny
@@ -89,3 +90,10 @@ async def make_world(tmp_path: Path, qemu: Qemu, kernel: Path) -> AsyncIterator[
 async def world(make_world: MakeWorld) -> World:
     """A world with a running guest of two qcow2 disks, under moderate writes."""
     return await make_world()
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Undo what a run of the program in this process says of its log: other tests look at theirs."""
+    yield
+    structlog.reset_defaults()

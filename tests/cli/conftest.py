@@ -19,7 +19,6 @@ from urllib.parse import quote
 import attrs
 import jsonschema
 import pytest
-import structlog
 
 from snaporch.cli import answers, execute
 from snaporch.drivers.local.files import LocalStorage
@@ -165,8 +164,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory, kernel: Path) -> Iterator[Pr
 
 @pytest.fixture(autouse=True)
 def _as_in_a_shell() -> Iterator[None]:
-    """Undo what a run in this process sets up; and let Ctrl-C reach it, also where pytest is in the background."""
+    """Let Ctrl-C reach it, also where pytest is in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-    structlog.reset_defaults()

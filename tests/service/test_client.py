@@ -56,6 +56,7 @@ HERE_ONLY = {
     "leave",
     "confine",
     "prune_journal",
+    "retire",
     "room_for",
     "import_archive",
     "export",
