@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from snaporch.drivers.qemu import attaching, surroundings
 from snaporch.drivers.qmp.process import last_words
 from snaporch.errors import Refused
+from snaporch.orchestrator import open_orchestrator
 
 PROGRAM = """
 import json, os, signal, socket, sys
@@ -35,9 +38,9 @@ while True:
 
 async def test_it_becomes_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two looks it runs another program, which may have other rights: nothing is known of it."""
-    socket = str(tmp_path / "qmp.sock")
+    path = str(tmp_path / "qmp.sock")
     process = subprocess.Popen(
-        ["qemu-fake", "-c", PROGRAM, socket], executable=sys.executable, stdout=subprocess.PIPE
+        ["qemu-fake", "-c", PROGRAM, path], executable=sys.executable, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -52,11 +55,36 @@ async def test_it_becomes_another_program(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(surroundings, "foreign", becomes_another)
     try:
         with pytest.raises(Refused, match="has become another program"):
-            await attaching.look("web", socket, 10.0)
+            await attaching.look("web", path, 10.0)
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "says", [b"QEMU 10.0 monitor - type 'help'\r\n(qemu) ", b""], ids=["a monitor for people", "nothing"]
+)
+async def test_no_machine_is_there(says: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, and not failed: it was only looked at."""
+    monkeypatch.setattr("snaporch.drivers.qemu.driver.CONNECT_SECONDS", 0.5)
+    path = str(tmp_path / "monitor.sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen(1)
+
+        async def answer() -> None:
+            peer, _ = await trio.socket.from_stdlib_socket(listening).accept()
+            with peer:
+                await peer.send(says)
+                await trio.sleep_forever()
+
+        async with open_orchestrator(tmp_path / "root") as orch, trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            with pytest.raises(Refused, match=r"discover|attach to the QMP socket"):
+                await orch.attach("web", path)
+            assert not await orch.domains()
+            nursery.cancel_scope.cancel()
 
 
 def test_a_log_of_any_size(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import trio
 from snaporch.catalog import Change
 from snaporch.drivers.base import Address
 from snaporch.engine.run import Operation
-from snaporch.errors import ConnectionGone, NotFound, Refused, TargetExists
+from snaporch.errors import DeadlineExceeded, HypervisorError, NotFound, Refused, TargetExists
 from snaporch.model.convert import load_definition
 from snaporch.model.domain import DomainDefinition, DomainInfo, DomainRecord
 from snaporch.model.limits import SHUTDOWN_SECONDS
@@ -128,7 +128,7 @@ class Domains(Looking):
             InvalidInput: there is no such driver, it takes no such address, or the socket is one of the root's
                 own, or no path of a unix socket.
             TargetExists: there is a domain of that name, and it runs.
-            HypervisorError: nothing answers there.
+            Refused: nothing answers there, or nothing that could be a hypervisor.
         """
         check_socket(socket)
         address = Address(socket, uri, of)
@@ -145,7 +145,7 @@ class Domains(Looking):
                         raise TargetExists(f"there is a running domain {name!r} already; choose another name")
             try:
                 definition, handle = await chosen.attach(name, address)
-            except ConnectionGone as error:  # nothing was lost: nothing was there
+            except (HypervisorError, DeadlineExceeded) as error:  # nothing was lost: it was only looked at
                 raise Refused(f"{error}; `snaporch domain discover` lists what can be attached to") from error
             snapshots = await self._context.catalog.snapshots(name)
             current = snapshots[-1].name if snapshots else None
