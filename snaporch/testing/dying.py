@@ -4,8 +4,9 @@
 
 WHERE is a state, at whose beginning it happens, or a point: `before:NAME#N` or `after:NAME#N`, the N-th call of a
 step of the tables, of a compensation, of what a delete is made of, or of a command to QEMU in the midst of a step
-that sends several. `trace` says all points that there are, one to a line, and nothing happens. VICTIM is `us`,
-`qemu` or `both`, `stop` (SIGSTOP of this program, which goes on at a SIGCONT), or `power:OUTER`, which cuts the
+that sends several, or of a call to libvirt that changes something. `trace` says all points that there are, one to a
+line, and nothing happens. VICTIM is `us`, `qemu`, the id of a process, several of these with a `+` between them, or
+`both` (`us+qemu`), `stop` (SIGSTOP of this program, which goes on at a SIGCONT), or `power:OUTER`, which cuts the
 power (`snaporch.testing.outage`) and then kills both. The moment (seconds since the epoch) is the last line that it
 says. Its status is 0 when the operation was complete, 1 when it
 failed, and 3 when WHERE never came.
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ from typing import Any
 import trio
 
 from snaporch.catalog import Catalog, Change
+from snaporch.drivers.libvirt.connection import Connection
+from snaporch.drivers.libvirt.driver import NOTE
+from snaporch.drivers.libvirt.machine import LibvirtMachine
 from snaporch.drivers.local.files import LocalStorage
 from snaporch.drivers.qmp import QMPClient
 from snaporch.drivers.qmp.machine import QemuMachine
@@ -53,6 +57,7 @@ from snaporch.orchestrator import Orchestrator, open_orchestrator
 from snaporch.testing import outage
 
 NEVER = 3
+BOTH = "us+qemu"
 FAILING = "failing-"
 POWER = "power:"
 
@@ -64,21 +69,36 @@ WATCHED: dict[type, Collection[str]] = {
     Verdict: {"insist"},
     # A delete's plan is made of these.
     QemuMachine: {"settle_merges", "commit_image", "stream_image", "delete_inside"},
+    LibvirtMachine: {"settle_merges", "commit_image", "stream_image"},
     LocalStorage: {"commit_image", "rebase", "seal", "remove", "delete_inside"},
 }
 
 # Those that are not alone in their step.
 COMMANDS = {"getfd", "closefd", "migrate-incoming", "blockdev-del"}
 COMMANDS |= {"block-commit", "block-stream", "job-complete", "job-finalize"}
+# What is called of libvirt, and changes something.
+COMMANDS |= {"virDomainBlockCommit", "virDomainBlockJobAbort", "virDomainBlockRebase", "virDomainCreateWithFlags"}
+COMMANDS |= {"virDomainCreateXML", "virDomainDefineXML", "virDomainDestroy", "virDomainRestoreFlags"}
+COMMANDS |= {"virDomainResume", "virDomainSetMetadata", "virDomainSnapshotCreateXML", "virDomainSnapshotDelete"}
+COMMANDS |= {"virDomainSuspend"}
 
 
-def hypervisors(root: str, domain: str) -> list[int]:
-    """Return the processes that run a domain: those that were launched for it under the root."""
-    found = []
+def hypervisors(root: str, domain: str, uuid: str = "") -> list[int]:
+    """Return the processes that run a domain: those that were launched for it under the root.
+
+    Args:
+        root: the orchestrator's.
+        domain: its name.
+        uuid: what libvirt knows it by, which tells its processes; those of its copies say theirs in notes.
+    """
+    found, uuids = [], {uuid} - {""}
+    for note in Path(root, domain).glob(f"run-*/{NOTE}"):
+        with suppress(OSError, ValueError):  # it is just being written, or removed
+            uuids.add(json.loads(note.read_text())["uuid"])
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             words = (entry / "cmdline").read_text(errors="replace").split("\0")
-            if "qemu" in words[0] and any(f"{root}/{domain}/run-" in word for word in words[1:]):
+            if "qemu" in words[0] and any(f"{root}/{domain}/run-" in word or word in uuids for word in words[1:]):
                 found.append(int(entry.name))
     return found
 
@@ -86,8 +106,9 @@ def hypervisors(root: str, domain: str) -> list[int]:
 class Death:
     """What happens, where, and whether it has."""
 
-    def __init__(self, root: str, domain: str, where: str, victim: str) -> None:
-        self._root, self._domain, self._where, self._victim = root, domain, where, victim
+    def __init__(self, root: str, domain: str, where: str, victim: str, uuids: Mapping[str, str]) -> None:
+        self._root, self._domain, self._where, self._uuids = root, domain, where, uuids
+        self._victim = BOTH if victim == "both" else victim
         self.came = where == "trace"
         self._calls: Counter[str] = Counter()
         if victim == "stop":
@@ -97,16 +118,18 @@ class Death:
         """Let it happen."""
         self.came = True
         members, power = self._domain.split(","), self._victim.startswith(POWER)
-        struck = () if self._victim in {"us", "stop"} else members if power else members[:1]
-        doomed = [pid for name in struck for pid in hypervisors(self._root, name)]
+        victims = [] if power else self._victim.split("+")
+        struck = members if power else members[:1] if "qemu" in victims else ()
+        doomed = [pid for name in struck for pid in hypervisors(self._root, name, self._uuids.get(name, ""))]
+        doomed += [int(word) for word in victims if word.isdecimal()]
         if power:
             outage.cut(Path(self._victim.removeprefix(POWER)), doomed)
         for pid in doomed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os.write(1, f"{time.time():.6f}\n".encode())
-        if self._victim != "qemu":
-            os.kill(os.getpid(), signal.SIGSTOP if self._victim == "stop" else signal.SIGKILL)
+        if power or {"us", "stop"}.intersection(victims):
+            os.kill(os.getpid(), signal.SIGSTOP if "stop" in victims else signal.SIGKILL)
 
     def reach(self, place: str) -> None:
         """Be at a place: a state or a point."""
@@ -134,6 +157,13 @@ class Death:
             return await call(client, command, *arguments, **options)
 
         QMPClient.execute = executed  # type: ignore[assignment,method-assign]
+        libvirt_call = Connection.call
+
+        async def called(connection: Connection, what: str, *arguments: Any, **options: Any) -> Any:
+            call = self._watched(what, libvirt_call) if what in COMMANDS else libvirt_call
+            return await call(connection, what, *arguments, **options)
+
+        Connection.call = called  # type: ignore[assignment,method-assign]
 
     def _watched(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def watched(*arguments: Any, **options: Any) -> Any:
@@ -194,11 +224,21 @@ async def create(
     await orch.create_group(domains, DomainSnapshot(name, disks=inside), flags, options)
 
 
+async def _uuids(orch: Orchestrator, domains: Sequence[str]) -> dict[str, str]:
+    """Return what libvirt knows domains by."""
+    found = {}
+    for name in domains:
+        record = await orch._context.catalog.domain(name)  # noqa: SLF001 - no user needs to know
+        if (last := record.handle or record.template) is not None:
+            found[name] = last.data.get("uuid", "")
+    return found
+
+
 async def main(*command: str) -> int:
     """Operate until dead."""
     root, domain, where, victim, *arguments = command
-    death = Death(root, domain, where, victim)
     async with open_orchestrator(root, recover=False) as orch:
+        death = Death(root, domain, where, victim, await _uuids(orch, domain.split(",")))
         death.watch()
         try:
             await operate(orch, domain, *arguments)

@@ -46,6 +46,21 @@ async def test_killed_in_the_pause(world: LibvirtWorld, step: str) -> None:
     await world.check_runs(3)
 
 
+@pytest.mark.parametrize("daemon", ["11.3"], indirect=True)
+@pytest.mark.parametrize("who", ["qemu", "both"])
+async def test_qemu_killed_on_its_overlays(world: LibvirtWorld, who: str) -> None:
+    """Libvirt's definition is back on the images that are there, and the domain starts, by virsh too."""
+    before = await active(world)
+    await killed(world, "after:switch#1", "create", "point", Strategy.BACKGROUND, who=who)
+    await world.orch.recover()
+    assert world.libvirt_disks("--inactive") == await active(world) == before
+    since = world.position()
+    world.virsh("start")
+    await world.wait_report(lambda report: report.checked > 0, since=since)
+    await world.check_runs(3)
+    await check_records(world)
+
+
 @pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_killed_before_the_old_guest_ends(world: LibvirtWorld) -> None:
     """Its end was decided, and what it holds is in a file: it runs on, and recovery removes that."""

@@ -225,7 +225,8 @@ def with_disks(text: str, images: Iterable[DeviceDisk]) -> str:
     """
     root, wanted = parse(text), {image.target: image for image in images}
     for disk in _devices(root).findall("disk"):
-        if (image := wanted.pop(_target(disk), None)) is not None and image.path not in set(_sources(disk)):
+        image = wanted.pop(_target(disk), None)
+        if image is not None and path_of(disk.find("source")) != image.path:
             _put(disk, image)
     if wanted:
         raise Unsupported(f"{name(root)} has no disk {', '.join(sorted(wanted))} in libvirt's definition")

@@ -124,6 +124,8 @@ class LibvirtDriver(Driver, Discovers, KeepsRecords):
             if not await connection.call("virDomainIsActive", domain.isActive):
                 return None
             now = await _known(connection, domain, running_now=True)
+            if now.local == NONE:  # it has just ended, and libvirt does not know
+                return None
             text = await connection.call("virDomainGetXMLDesc", domain.XMLDesc, 0)
         _check_left(record, domain_xml.disks(domain_xml.parse(text)))
         return now.handle()
@@ -148,7 +150,7 @@ class LibvirtDriver(Driver, Discovers, KeepsRecords):
         async with open_connection(known.uri, label) as connection:
             domain = await connection.domain(known.uuid)
             async with (
-                open_libvirt_qmp(connection, domain) as qmp,
+                open_libvirt_qmp(connection, domain, known.local) as qmp,
                 LibvirtMachine(qmp, known).opened(looking=looking) as machine,
             ):
                 yield machine
@@ -279,13 +281,15 @@ class LibvirtDriver(Driver, Discovers, KeepsRecords):
         async with self._theirs(record) as (connection, domain):
             if domain is None:
                 return
-            if record.handle is None and await connection.call("virDomainIsPersistent", domain.isPersistent):
+            # What has ended since the catalog was written to runs no more, whatever libvirt knows by now.
+            ended = await self.present(record) is None
+            if ended and await connection.call("virDomainIsPersistent", domain.isPersistent):
                 flags = connection.libvirt.VIR_DOMAIN_XML_INACTIVE | connection.libvirt.VIR_DOMAIN_XML_SECURE
                 text = await connection.call("virDomainGetXMLDesc", domain.XMLDesc, flags)
                 now = {disk.target: disk.chain[0] for disk in domain_xml.disks(domain_xml.parse(text))}
                 if now != {disk.target: disk.path for disk in record.disks}:
                     await _define(connection, domain_xml.with_disks(text, record.disks))
-            if record.handle is not None:
+            if not ended:
                 text = await connection.call("virDomainGetXMLDesc", domain.XMLDesc, 0)
                 _check_left(record, domain_xml.disks(domain_xml.parse(text)))
             await records.write(connection, domain, record, snapshots)

@@ -71,6 +71,7 @@ class LibvirtMachine(QemuMachine):
     def __init__(self, qmp: LibvirtQMP, domain: LibvirtDomain) -> None:
         super().__init__(qmp, QemuProcess(domain.local, "", attached=True))
         self._known = domain
+        self._session = qmp
         self._connection: Connection = qmp.connection
         self._domain = qmp.domain
         self._libvirt = qmp.connection.libvirt
@@ -86,7 +87,7 @@ class LibvirtMachine(QemuMachine):
 
     async def _call(self, what: str, function: Any, *arguments: Any, timeout: float | None = None) -> Any:
         options = {} if timeout is None else {"timeout": timeout}
-        return await self._connection.call(what, function, *arguments, **options)
+        return await self._session.call(what, function, *arguments, **options)
 
     async def _ask_capabilities(self, *, looking: bool) -> Capabilities:
         found = await super()._ask_capabilities(looking=looking)
@@ -181,7 +182,8 @@ class LibvirtMachine(QemuMachine):
     async def _resume(self, connection: Connection, domain: Any) -> None:
         try:
             await connection.call("virDomainResume", domain.resume)
-        except CommandRefused:
+        except CommandRefused as error:
+            self._session.check_lost(error)
             # It runs already: QEMU before 9.0 starts it by itself when it has taken the point.
             state, _ = await connection.call("virDomainGetState", domain.state)  # noqa: ASYNC120 - re-raised
             if state != self._libvirt.VIR_DOMAIN_RUNNING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import trio
 
 from snaporch.drivers.libvirt.connection import Connection
+from snaporch.drivers.local import process
+from snaporch.drivers.local.process import LocalProcess
 from snaporch.drivers.qmp.subscription import Subscription
 from snaporch.drivers.qmp.wire import Event, Greeting
-from snaporch.errors import CommandRefused, HypervisorError, ProtocolError
+from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, ProtocolError
 
 COMMAND_SECONDS = 20.0  # also `stop`, which waits for every disk request in flight
+# What libvirt says before the end of the process is seen: QEMU closes its monitor first.
+_LOST = re.compile(r"(end of file|unable to (read|write)|closed the).* monitor|domain is (not|no longer) running", re.I)
 
 
 class LibvirtQMP:
@@ -23,9 +28,12 @@ class LibvirtQMP:
     It taints the domain (``custom-monitor``), which libvirt says once in the domain's log.
     """
 
-    def __init__(self, connection: Connection, domain: Any, version: tuple[int, int, int]) -> None:
+    def __init__(
+        self, connection: Connection, domain: Any, version: tuple[int, int, int], local: LocalProcess
+    ) -> None:
         self.connection = connection
         self.domain = domain
+        self._local = local
         self.check: Callable[[str, str, Any], None] | None = None
         self._greeting = Greeting(version, "", ())
         self._subscriptions: list[Subscription] = []
@@ -57,11 +65,32 @@ class LibvirtQMP:
         text, qemu = json.dumps(document), self.connection.qemu
         function = qemu.qemuMonitorCommandWithFiles if fds else qemu.qemuMonitorCommand
         words = (self.domain, text, list(fds), 0) if fds else (self.domain, text, 0)
-        answer = await self.connection.call(command, function, *words, timeout=timeout or COMMAND_SECONDS)
+        answer = await self.call(command, function, *words, timeout=timeout or COMMAND_SECONDS)
         value = _value(self.label, command, answer[0] if fds else answer)
         if self.check is not None:
             self.check(self.label, command, value)
         return value
+
+    async def call(self, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a function of libvirt's that is about this domain; see `Connection.call`.
+
+        Raises:
+            ConnectionGone: libvirt said no, as it has lost the domain's QEMU.
+        """
+        try:
+            return await self.connection.call(what, function, *arguments, **options)
+        except CommandRefused as error:
+            self.check_lost(error)
+            raise
+
+    def check_lost(self, error: CommandRefused) -> None:
+        """Tell a refusal that is about the domain from one because libvirt has lost its QEMU.
+
+        Raises:
+            ConnectionGone: it has.
+        """
+        if process.ending(self._local) or _LOST.search(error.description):
+            raise ConnectionGone(f"{self.label}: its QEMU is gone: {error.description}") from None
 
     @contextmanager
     def subscribe(self, *names: str) -> Iterator[Subscription]:
@@ -97,13 +126,15 @@ def _value(label: str, command: str, text: str) -> Any:
 
 
 @asynccontextmanager
-async def open_libvirt_qmp(connection: Connection, domain: Any) -> AsyncIterator[LibvirtQMP]:
+async def open_libvirt_qmp(
+    connection: Connection, domain: Any, local: LocalProcess
+) -> AsyncIterator[LibvirtQMP]:
     """Speak QMP with the QEMU of a domain that is running."""
     text = await connection.call(
         "query-version", connection.qemu.qemuMonitorCommand, domain, '{"execute": "query-version"}', 0
     )
     version = _value(connection.label, "query-version", text)["qemu"]
-    qmp = LibvirtQMP(connection, domain, (version["major"], version["minor"], version["micro"]))
+    qmp = LibvirtQMP(connection, domain, (version["major"], version["minor"], version["micro"]), local)
 
     def heard(_connection: Any, _domain: Any, name: str, seconds: int, micros: int, details: str, _: Any) -> None:
         event = Event(name, json.loads(details) if details else {}, seconds + micros * 1e-6)

@@ -17,6 +17,8 @@ from pathlib import Path
 import attrs
 import trio
 
+_PF_EXITING = 0x4  # of the kernel's flags of a task
+
 
 @attrs.frozen
 class LocalProcess:
@@ -42,13 +44,17 @@ def process_of(pid: int) -> LocalProcess | None:
 def started(pid: int) -> int | None:
     """Return a live process's start time in the kernel's clock ticks; None when it is gone or a zombie."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        fields = _fields(pid)
     except OSError:
         return None
-    fields = text[text.rindex(")") + 2 :].split()  # the name, in parentheses, may hold anything
     # A first thread that has ended looks like a zombie while others still hold files, and their locks.
     gone = fields[0] in "ZX" and int(fields[17]) <= 1
     return None if gone else int(fields[19])
+
+
+def _fields(pid: int) -> list[str]:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2 :].split()  # the name, in parentheses, may hold anything
 
 
 @cache
@@ -65,6 +71,16 @@ def alive(process: LocalProcess) -> bool:
     """Return whether exactly this process still runs."""
     _reap(process.pid)
     return _is_there(process)
+
+
+def ending(process: LocalProcess) -> bool:
+    """Return whether exactly this process is gone, or on its way: the kernel is closing its files."""
+    if not _is_there(process):
+        return True
+    try:
+        return bool(int(_fields(process.pid)[6]) & _PF_EXITING)
+    except OSError:
+        return True
 
 
 def transferred(process: LocalProcess) -> int | None:
