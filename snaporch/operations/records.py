@@ -1,6 +1,7 @@
 """The list of snapshots that a domain's manager has, and ours: kept the same, both ways.
 
-    check_records   before anything is begun: others have not taken, deleted or gone back to snapshots meanwhile
+    check_records   before anything is begun: others have not taken, deleted or gone back to snapshots meanwhile,
+                    nor put the domain to sleep
     sync            follows what others have done, takes over snapshots that they have made, repairs their list
 
 What an operation here changes is told to the manager at its end, by `snaporch.engine.context`.
@@ -27,10 +28,10 @@ from snaporch.model.rfc import DeviceDisk, DomainSnapshot
 
 
 async def check_records(context: Context, record: DomainRecord) -> None:
-    """Refuse to begin where others have taken, deleted or gone back to snapshots of the domain.
+    """Refuse to begin where others have taken, deleted or gone back to snapshots of the domain, or put it to sleep.
 
     Raises:
-        Refused: with the names.
+        Refused: with the names, or the reason.
     """
     driver = context.driver(record)
     if not has(driver, KeepsRecords):
@@ -40,6 +41,8 @@ async def check_records(context: Context, record: DomainRecord) -> None:
     theirs = await keeper.theirs(record, known={each.id for each in snapshots})
     if theirs is None:
         return
+    if theirs.blocker:
+        raise Refused(f"{record.name}: {theirs.blocker}")
     mend = f"`snaporch domain sync {record.name}` takes that over"
     if moved := [disk.target for disk in _moved(record, theirs)]:
         raise Refused(f"others have put disks of {record.name} on other images: {', '.join(moved)}; {mend}")

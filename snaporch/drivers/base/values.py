@@ -455,9 +455,11 @@ class Theirs:
         current: the name of the snapshot that the present state descends from, or None.
         snapshots: oldest first.
         running: it has a machine.
+        blocker: why nothing of it may be changed at present, and what ends that; or empty.
     """
 
     disks: tuple[DeviceDisk, ...]
     current: str | None
     snapshots: tuple[Foreign, ...]
     running: bool
+    blocker: str = ""

@@ -417,11 +417,8 @@ async def _check_managed_save(connection: Connection, domain: Any, name: str) ->
     Raises:
         Refused: it is.
     """
-    if await connection.call("virDomainHasManagedSaveImage", domain.hasManagedSaveImage, 0):
-        raise Refused(
-            f"{name}: libvirt has saved its memory (managed save), and its disks belong to that; `virsh start` "
-            "goes on from it, `virsh managedsave-remove` gives that memory up"
-        )
+    if why := await records.asleep(connection, domain):
+        raise Refused(f"{name}: {why}")
 
 
 def _check_versions(saved: SaveImage, versions: Mapping[str, str] | None, name: str) -> None:

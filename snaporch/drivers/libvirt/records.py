@@ -194,7 +194,18 @@ async def look(connection: Connection, domain: Any, known: Collection[str]) -> T
         current=next((name for name, each in there.items() if each.current), None),
         snapshots=tuple([await _foreign(each.xml, known) for each in _by_age(there)]),
         running=active,
+        blocker=await asleep(connection, domain),
     )
+
+
+async def asleep(connection: Connection, domain: Any) -> str:
+    """Return why nothing may be done to a domain that libvirt has put to sleep, or an empty string."""
+    if await connection.call("virDomainHasManagedSaveImage", domain.hasManagedSaveImage, 0):
+        return (
+            "libvirt has saved its memory (managed save), and its disks belong to that; `virsh start` goes on from "
+            "it, `virsh managedsave-remove` gives that memory up"
+        )
+    return ""
 
 
 def _by_age(found: Mapping[str, Listed]) -> list[Listed]:
