@@ -43,7 +43,7 @@ from snaporch.engine.run import Operation
 from snaporch.engine.states import State
 from snaporch.engine.steps import CREATE, QUIESCED, ROLLBACK_CREATE, all_steps, create_phases
 from snaporch.engine.verdict import guard_acted
-from snaporch.errors import DeadlineExceeded, HypervisorError, OperationFailed
+from snaporch.errors import DamagedSnapshot, DeadlineExceeded, HypervisorError, OperationFailed
 from snaporch.images.kinds import Verb
 from snaporch.model.convert import dumps
 from snaporch.model.domain import DomainState
@@ -359,7 +359,12 @@ class Participant(CreateUndo):
     # The record.
 
     async def commit(self) -> Change:
-        """Return what the catalog is to know: the snapshot, and the domain on its overlays."""
+        """Return what the catalog is to know: the snapshot, and the domain on its overlays.
+
+        Raises:
+            HypervisorError: somebody has written to a frozen image while memory streamed.
+        """
+        await self._check_still()
         record, domain = self._record(), self.plan.domain
         self.result = record
         overlays = {disk.disk.target: disk.external_sn for disk in record.snapshot.disks if disk.external_sn}
@@ -374,6 +379,15 @@ class Participant(CreateUndo):
             domains=(left_on(domain, {each.path: each.base.chain for each in self.plan.overlays}),),
             files={self.name: tuple(sorted(self.made))},
         )
+
+    async def _check_still(self) -> None:
+        """Look at the frozen images once more: another program may have merged an overlay into one meanwhile."""
+        for file in {file.path: file for chain in self.held.images.values() for file in chain}.values():
+            if file.identity:  # block devices would have to be read in full
+                try:
+                    await self.storage.check(file)
+                except DamagedSnapshot as error:
+                    raise HypervisorError(f"another program has changed what {self.name} was on: {error}") from None
 
     def _record(self) -> SnapshotRecord:
         plan, held = self.plan, self.held

@@ -161,7 +161,6 @@ def _problem(disk: Element, chain: tuple[str, ...]) -> str:
         "it is encrypted; an overlay over it would not be": disk.find(".//encryption") is not None,
         "it is a slice of its file": disk.find("source/slices") is not None,
         "it is transient": disk.find("transient") is not None,
-        "a block copy of it is under way": disk.find("mirror") is not None,
     }
     return next((words for words, there in problems.items() if there), "")
 
