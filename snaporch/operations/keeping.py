@@ -135,6 +135,7 @@ class Keeping(Restoring):
                 await machine.resume()
         if self.plan.domain.handle is not None:
             back = await self.driver.take_place(self.plan.domain.handle, back)
+            await self.driver.forget(self.plan.domain.handle)  # before nobody knows it any more
         domain = await self.context.catalog.domain(self.name)
         await self.context.catalog.write(Change(domains=(attrs.evolve(domain, handle=back),)))
 

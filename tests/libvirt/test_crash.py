@@ -77,6 +77,19 @@ async def test_killed_before_the_old_guest_ends(world: LibvirtWorld) -> None:
 
 
 @pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
+async def test_qemu_killed_when_its_memory_is_kept(world: LibvirtWorld) -> None:
+    """The guest is brought back from what was kept, and nothing is left of the process before."""
+    await world.create("one")
+    await world.revert("one")
+    await killed(world, "after:keep_old#1", "revert", "one", who="qemu")
+    await world.check_runs(3)
+    assert not await world.orch.recover()
+    assert world.libvirt_disks() == world.libvirt_disks("--inactive") == await active(world)
+    assert len(list((world.root / NAME).glob("run-*"))) == 1
+    await check_records(world)
+
+
+@pytest.mark.parametrize("daemon", ["9.0"], indirect=True)
 async def test_killed_while_memory_streams(world: LibvirtWorld) -> None:
     """The guest runs on, and recovery completes the checkpoint."""
     await killed(world, State.STREAMING, "create", "point", Strategy.BACKGROUND)
