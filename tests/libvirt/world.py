@@ -123,9 +123,19 @@ async def open_libvirt_world(
                 await orch.attach(NAME, driver="libvirt", uri=daemon.uri, of=theirs)
             yield world
     finally:
-        with suppress(libvirt.libvirtError):
-            domain.destroy()
-        with suppress(libvirt.libvirtError):
-            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
         connection.close()
+        _end(daemon, theirs)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _end(daemon: Libvirt, name: str) -> None:
+    """End a domain and forget it, over a new connection: libvirtd may be another one by now."""
+    connection = libvirt.open(daemon.uri)
+    try:
+        with suppress(libvirt.libvirtError):
+            connection.lookupByName(name).destroy()
+        with suppress(libvirt.libvirtError):
+            flags = libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            connection.lookupByName(name).undefineFlags(flags)
+    finally:
+        connection.close()
