@@ -3,14 +3,14 @@
     scripts/proof libvirt-kills [--pair 11.3] [--kind NAME]… [--victim us|libvirtd|…]… [--every N]
                                 [--record FILE [--minutes N]] [--out FILE]
 
-The points of an operation are found by doing it once: those of `scripts/proof faults`, and each call to libvirt that
-changes something. libvirtd is started again half a second after it was killed, as systemd does it; meanwhile
+The points of an operation are found by doing it once: those of `scripts/proof faults`, and each call to libvirt
+that changes something. libvirtd is started again half a second after it was killed, as systemd does it; meanwhile
 snaporch, where it lives, goes on. After the kill: the guest runs again with nobody's help, unless its QEMU was
 killed; recovery; the operation is complete or undone; the guest runs with memory equal to disks (where QEMU was
-killed libvirt has it inactive, and `domain start` boots it with all on its disks that it had said it wrote); libvirt
-has the disks, in the running domain and in its definition, and the snapshots that snaporch has; nothing is left of
-jobs, capabilities, copies and guards; each snapshot verifies, those that the operation was about are reverted to;
-each file has an owner.
+killed libvirt has it inactive, and `domain start` boots it with all on its disks that it had said it wrote);
+libvirt has the disks, in the running domain and in its definition, and the snapshots that snaporch has; nothing is
+left of jobs, capabilities, copies and guards; each snapshot verifies, those that the operation was about are
+reverted to; each file has an owner.
 
 With --every N it is only every N-th point. With --record every kill is noted in a file, and not done again. The
 table is Markdown. It takes root, and what scripts/setup unpacks.
@@ -41,7 +41,6 @@ from benchlib.tree import files_known
 from proofs.faults import Kill, Record
 
 from snaporch import SnaporchError
-from snaporch.drivers.libvirt.process import LibvirtDomain
 from snaporch.drivers.local.process import LocalProcess, process_of, wait_gone
 from snaporch.guest.build import build_tiny
 from snaporch.testing.dying import FAILING, NEVER, Mortals, hypervisors
@@ -160,12 +159,14 @@ class LibvirtBench(Bench):
 
     async def _is_back(self, old: int) -> None:
         with trio.fail_after(SECONDS):
-            while (new := self.world.daemon.process) is None or new.pid == old or not _answers(self.world):
+            while not self._answers(old):  # noqa: ASYNC110 - another process
                 await trio.sleep(0.05)
 
-
-def _answers(world: LibvirtWorld) -> bool:
-    return world.daemon.run("virsh", "-q", "-c", "qemu:///system", "domstate", world.theirs).returncode == 0
+    def _answers(self, old: int) -> bool:
+        """Return whether another daemon than the one of before does."""
+        daemon, words = self.world.daemon, ("-q", "-c", "qemu:///system", "domstate", self.world.theirs)
+        there = daemon.process is not None and daemon.process.pid != old
+        return there and daemon.run("virsh", *words).returncode == 0
 
 
 @asynccontextmanager

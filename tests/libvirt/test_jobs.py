@@ -43,7 +43,7 @@ async def test_refused(world: LibvirtWorld, tmp_path: Path) -> None:
             lambda: world.orch.flatten(NAME),
             lambda: world.revert("one"),
         ):
-            with pytest.raises(Refused, match="job|copy|work on its images"):
+            with pytest.raises(Refused, match=r"job|copy|work on its images"):
                 await verb()
         assert (world.files(), await active(world), world.libvirt_disks()) == (files, disks, disks)
         await world.check_runs(3)

@@ -19,7 +19,9 @@ from snaporch.errors import CommandRefused, ConnectionGone, HypervisorError, Pro
 
 COMMAND_SECONDS = 20.0  # also `stop`, which waits for every disk request in flight
 # What libvirt says before the end of the process is seen: QEMU closes its monitor first.
-_LOST = re.compile(r"(end of file|unable to (read|write)|closed the).* monitor|domain is (not|no longer) running", re.I)
+_LOST = re.compile(
+    r"(end of file|unable to (read|write)|closed the).* monitor|domain is (not|no longer) running", re.IGNORECASE
+)
 
 
 class LibvirtQMP:
@@ -126,9 +128,7 @@ def _value(label: str, command: str, text: str) -> Any:
 
 
 @asynccontextmanager
-async def open_libvirt_qmp(
-    connection: Connection, domain: Any, local: LocalProcess
-) -> AsyncIterator[LibvirtQMP]:
+async def open_libvirt_qmp(connection: Connection, domain: Any, local: LocalProcess) -> AsyncIterator[LibvirtQMP]:
     """Speak QMP with the QEMU of a domain that is running."""
     text = await connection.call(
         "query-version", connection.qemu.qemuMonitorCommand, domain, '{"execute": "query-version"}', 0
