@@ -22,7 +22,6 @@ from snaporch.errors import (
     ConnectionGone,
     HypervisorError,
     OperationFailed,
-    ProtocolError,
     Refused,
     Stranded,
 )
@@ -308,11 +307,11 @@ async def impostor(path: Path, *lines: bytes, answers: int = 0) -> AsyncIterator
 
 
 IMPOSTORS = {
-    "silent": ((), 0, Refused, r"web1: no greeting within 0\.5 s.*domain discover"),
-    "falls-silent": ((json.dumps(GREETING).encode() + b"\n",), 0, Refused, r"web1: .*0\.5 s.*domain discover"),
-    "no-qemu": ((json.dumps(GREETING).encode() + b"\n",), 1, Refused, "web1: .* is no QEMU"),
-    "garbage": ((b"SSH-2.0-OpenSSH_9.2\r\n",), 0, ProtocolError, "web1: what came is not QMP"),
-    "100-mib-line": ((b'{"QMP": "' + b"x" * 100 * MIB,), 0, ProtocolError, "web1: what came is not QMP"),
+    "silent": ((), 0, r"web1: no greeting within 0\.5 s.*domain discover"),
+    "falls-silent": ((json.dumps(GREETING).encode() + b"\n",), 0, r"web1: .*0\.5 s.*domain discover"),
+    "no-qemu": ((json.dumps(GREETING).encode() + b"\n",), 1, "web1: .* is no QEMU"),
+    "garbage": ((b"SSH-2.0-OpenSSH_9.2\r\n",), 0, r"web1: what came is not QMP.*QMP socket"),
+    "100-mib-line": ((b'{"QMP": "' + b"x" * 100 * MIB,), 0, r"web1: what came is not QMP.*QMP socket"),
 }
 
 
@@ -324,10 +323,10 @@ async def test_impostor(
     seconds = 10.0 if kind == "100-mib-line" else 0.5
     monkeypatch.setattr(snaporch.drivers.qemu.driver, "CONNECT_SECONDS", seconds)
     world = await make_world(start=False)
-    lines, answers, error, words = IMPOSTORS[kind]
+    lines, answers, words = IMPOSTORS[kind]
     path = tmp_path / f"{qemu.version}.sock"
     async with impostor(path, *lines, answers=answers):
-        with trio.fail_after(20), pytest.raises(error, match=words):
+        with trio.fail_after(20), pytest.raises(Refused, match=words):
             await world.orch.attach("web1", str(path))
     assert [info.name for info in await world.orch.domains()] == [NAME]
     assert (await world.orch.domains())[0].state is DomainState.INACTIVE

@@ -51,7 +51,12 @@ class Guide:
 
 GUIDES = {
     "archives": Guide(),
-    "attach": Guide(("another's",), (), instead={"domain shutdown web": "domain destroy web"}),
+    "attach": Guide(
+        ("another's",),
+        (),
+        between={"domain start web": "domain destroy web"},
+        instead={"domain shutdown web": "domain destroy web"},
+    ),
     "before-an-upgrade": Guide(before=()),
     "clones": Guide(("web1",), ("create web1 before-upgrade --live",)),
     "disk-full": Guide(
