@@ -135,9 +135,11 @@ def test_sink_that_is_held(tmp_path: Path, *, release: bool) -> None:
 def test_a_sink_of_another_installation_is_known(tmp_path: Path) -> None:
     """After an upgrade the program is elsewhere, and what wrote before it still writes."""
     program, memory = tmp_path / "sink.py", str(tmp_path / "one.mem")
-    program.write_text("input()")
-    with subprocess.Popen([sys.executable, str(program), memory], stdin=subprocess.PIPE) as process:
+    program.write_text("print(flush=True); input()")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, str(program), memory], **pipes) as process:  # type: ignore[call-overload]
         try:
+            process.stdout.readline()  # before it runs, the kernel may not know its arguments yet
             assert stream._sinks(memory) == [process.pid]
             assert not stream._sinks(memory + "2")
         finally:

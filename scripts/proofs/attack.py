@@ -128,10 +128,19 @@ def requests(count: int, root: str, rng: random.Random) -> Iterator[tuple[str, s
 async def ask(url: str, secret: str, made: list[tuple[str, str, bytes]], tally: Tally) -> None:
     """Send requests, one after the other."""
     headers = {"authorization": f"Bearer {secret}"}
+
+    async def answered(method: str, path: str, body: bytes) -> httpx2.Response:
+        try:
+            return await http.request(method, path, content=body)
+        except httpx2.RemoteProtocolError:
+            # An answer to half a request is the last one of its connection, which may end just as it is used again.
+            async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=SECONDS) as another:
+                return await another.request(method, path, content=body)
+
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=SECONDS) as http:
         for method, path, body in made:
             try:
-                answer = await http.request(method, path, content=body)
+                answer = await answered(method, path, body)
             except httpx2.TransportError as error:
                 tally.wrong.append(f"{method} {path}: {error!r}")
                 continue
